@@ -1,0 +1,49 @@
+"""Small, fast audio-tagging CNNs for SpeechBrain, and the distillation behind them.
+
+A file is a stage, a folder is a slot whose members are interchangeable::
+
+    row --data.rows--> waveform --features--> log-mel --students--> StudentOutput
+     clip_id            [B, N]               [B, 1, F, T]               |    \\
+       \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
+
+Between stages travel the named tuples of ``contracts``. Axes: **B** batch,
+**N** samples, **F** mel bins, **T** mel frames, **C** channels, **K** classes,
+**D** embedding. SpeechBrain's features are ``[B, T, F]``; a student takes
+``[B, 1, F, T]``.
+
+Names below are imported when they are first used, so importing the package loads
+neither torch nor datasets.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Clips": "data.rows",
+    "DistillationBrain": "brain",
+    "DistillationLoss": "losses",
+    "DyMN": "students.dymn",
+    "LogMel": "features",
+    "LogitsStore": "teachers.store",
+    "MN": "students.mn",
+    "SpecMask": "features",
+    "StudentOutput": "contracts",
+    "TaggingStats": "metrics",
+    "list_students": "students.weights",
+    "load_rows": "data.rows",
+    "load_student": "students.weights",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,287 @@
+"""The SpeechBrain hooks of distillation, and nothing else."""
+
+import json
+import logging
+import os
+from typing import Any
+
+import numpy as np
+import speechbrain as sb
+import torch
+from speechbrain.nnet.schedulers import update_learning_rate
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from efficientat_plugin.contracts import ClipBatch, Mix, StudentOutput
+from efficientat_plugin.data.rows import collate
+from efficientat_plugin.data.skipped import SkippedClips
+from efficientat_plugin.losses import SoftTarget
+from efficientat_plugin.metrics import TaggingScores, TaggingStats
+
+logger = logging.getLogger(__name__)
+
+TRAIN, VALID = sb.Stage.TRAIN, sb.Stage.VALID
+
+
+@register_checkpoint_hooks
+class History:
+    """What each epoch came to; travels with the checkpoints.
+
+    Example
+    -------
+    >>> history = History()
+    >>> history.epochs.append({"epoch": 1, "mAP": 0.5})
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    @mark_as_saver
+    def save(self, path: str) -> None:
+        """Writes the epochs as JSON."""
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(self.epochs, file)
+
+    @mark_as_loader
+    def load(self, path: str, end_of_epoch: bool) -> None:
+        """Reads what ``save`` wrote."""
+        del end_of_epoch
+        with open(path, encoding="utf-8") as file:
+            self.epochs = json.load(file)
+
+
+class DistillationBrain(sb.Brain):
+    """Trains a student on labels and on a teacher's stored logits.
+
+    Everything random in a step comes from torch's global generator, seeded with
+    (seed, epoch, step, rank), so a run that is killed and started again ends like one
+    left alone, without stored generator state.
+
+    Its ``modules`` are ``log_mel``, ``spec_mask`` and ``student``; its ``hparams``:
+
+    - ``student`` and ``loss`` (a ``DistillationLoss``);
+    - ``teacher_store``: a ``LogitsStore``, or None for the plain label loss. It stays
+      out of ``modules``, where it would be trained and checkpointed;
+    - ``mixup``: a ``Mixup`` or None;
+    - ``lr_schedule`` and ``temperature_schedule`` (or None): functions of the epoch;
+    - ``history``, ``train_logger``, ``seed`` and ``max_unreadable_share``.
+
+    Batches are ``ClipBatch``. See ``hparams/quickstart.yaml`` for all of it together.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Of ``speechbrain.Brain``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.skipped = SkippedClips(self.hparams.max_unreadable_share)
+        self.train_stream: IterableDataset | None = None
+        self.scores: TaggingScores | None = None
+
+    # --- What happens to a batch ------------------------------------------------
+
+    def compute_forward(
+        self, batch: ClipBatch, stage: sb.Stage
+    ) -> tuple[StudentOutput, Mix | None]:
+        """Waveforms to the student's output, and how they were mixed."""
+        log_mel = self.modules.log_mel(batch.waveform.to(self.device))  # [B, F, T]
+        mix = None
+        if stage == TRAIN:
+            log_mel = self.modules.spec_mask(log_mel)
+            if self.hparams.mixup is not None:
+                log_mel, mix = self.hparams.mixup(log_mel)
+        return self._student(stage)(log_mel.unsqueeze(1)), mix
+
+    def compute_objectives(
+        self,
+        predictions: tuple[StudentOutput, Mix | None],
+        batch: ClipBatch,
+        stage: sb.Stage,
+    ) -> Tensor:
+        """The distillation loss in training, the label loss in evaluation."""
+        output, mix = predictions
+        labels = SoftTarget(
+            batch.labels.to(self.device), batch.labelled.to(self.device)
+        )
+        if stage != TRAIN:
+            self._append_scores(batch, output)
+            return self.hparams.loss(output.logits, labels)
+        teacher = self._teacher_target(batch)
+        return self.hparams.loss(output.logits, labels, teacher, mix)
+
+    def _student(self, stage: sb.Stage) -> torch.nn.Module:
+        student = self.modules.student
+        if stage != TRAIN and isinstance(student, DistributedDataParallel):
+            # Processes evaluate unequal numbers of batches, and DDP's forward would
+            # wait for the others'.
+            return student.module
+        return student
+
+    def _teacher_target(self, batch: ClipBatch) -> SoftTarget | None:
+        if self.hparams.teacher_store is None:
+            return None
+        target = self._look_up(batch.clip_id)
+        if batch.partner_share.any():
+            share = 1 - batch.partner_share.to(self.device)
+            target = target.mixed(self._look_up(batch.partner_id), share)
+        return target
+
+    def _look_up(self, clip_ids: list[str]) -> SoftTarget:
+        target = self.hparams.teacher_store.lookup(clip_ids)
+        moved = type(target)(*(field.to(self.device) for field in target))
+        return self.hparams.loss.soft_target(moved)
+
+    def _append_scores(self, batch: ClipBatch, output: StudentOutput) -> None:
+        known = batch.labelled > 0
+        ids = [
+            clip
+            for clip, labelled in zip(batch.clip_id, known, strict=True)
+            if labelled
+        ]
+        self.stats.append(
+            ids, output.logits[known.to(self.device)], batch.labels[known]
+        )
+
+    def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
+        """Seeds what this step draws at random."""
+        rank = int(os.environ.get("RANK", 0))
+        entropy = [self.hparams.seed, self.epoch, self.step, rank]
+        seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(seed))
+
+    def fit_batch(self, batch: ClipBatch) -> Tensor:
+        """One training step; a batch of unreadable clips is none."""
+        self.skipped.add(batch.skipped, len(batch.clip_id))
+        if not batch.clip_id:
+            return torch.tensor(float("nan"))  # which the running average leaves out
+        return super().fit_batch(batch)
+
+    def evaluate_batch(self, batch: ClipBatch, stage: sb.Stage) -> Tensor:
+        """One evaluation step; a batch of unreadable clips is none."""
+        self.skipped.add(batch.skipped, len(batch.clip_id))
+        if not batch.clip_id:
+            return torch.tensor(float("nan"))
+        return super().evaluate_batch(batch, stage)
+
+    # --- What happens to an epoch -----------------------------------------------
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """Sets what depends on the epoch alone, so that a resume needs no state."""
+        self.stats = TaggingStats()
+        if stage != TRAIN:
+            self._agree_on_buffers()
+            return
+        assert epoch is not None  # SpeechBrain counts training epochs from 1
+        self.epoch = epoch
+        update_learning_rate(self.optimizer, self.hparams.lr_schedule(epoch - 1))
+        if self.hparams.temperature_schedule is not None:
+            temperature = self.hparams.temperature_schedule(epoch - 1)
+            self.hparams.student.set_temperature(temperature)
+        if self.train_stream is not None:
+            self.train_stream.set_epoch(epoch)
+
+    def on_stage_end(
+        self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """Scores an evaluation; logs and saves a finished epoch."""
+        self.skipped.finish_pass()
+        if stage == TRAIN:
+            self.train_loss = stage_loss
+            return
+        self.stats.gather()
+        self.scores = self.stats.summarize()
+        if stage == VALID:
+            self._finish_epoch(epoch, stage_loss, self.scores)
+        elif if_main_process():
+            self.hparams.train_logger.log_stats(
+                stats_meta={"evaluated": str(self.scores)},
+                test_stats={"loss": stage_loss},
+            )
+
+    def _finish_epoch(
+        self, epoch: int | None, valid_loss: float, scores: TaggingScores
+    ) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        summary = {
+            "epoch": epoch,
+            "lr": lr,
+            "train_loss": self.train_loss,
+            "valid_loss": valid_loss,
+            "mAP": scores.mAP,
+            "AUC": scores.AUC,
+            "d_prime": scores.d_prime,
+        }
+        self.hparams.history.epochs.append(summary)
+        if if_main_process():
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch": epoch, "lr": lr, "valid": str(scores)},
+                train_stats={"loss": self.train_loss},
+                valid_stats={"loss": valid_loss},
+            )
+        if self.checkpointer is not None:
+            meta = {"epoch": epoch, "mAP": scores.mAP}
+            self.checkpointer.save_and_keep_only(meta=meta, max_keys=["mAP"])
+
+    # --- Loaders and processes --------------------------------------------------
+
+    def make_dataloader(
+        self,
+        dataset: Dataset,
+        stage: sb.Stage,
+        ckpt_prefix: str | None = "dataloader-",
+        **loader_kwargs: Any,
+    ) -> DataLoader:
+        """SpeechBrain's loader, for clips; evaluation is shared by the processes."""
+        loader_kwargs.setdefault("collate_fn", collate)
+        streaming = isinstance(dataset, IterableDataset)
+        if stage == TRAIN:
+            if streaming:
+                self.train_stream = dataset
+                self._keep_to_whole_epochs()
+            elif not self.distributed_launch:
+                # SpeechBrain calls set_epoch only on samplers it made itself.
+                self.train_sampler = loader_kwargs["sampler"]
+        elif self.distributed_launch and not streaming:
+            world_size = torch.distributed.get_world_size()
+            share = range(self.rank, len(dataset), world_size)
+            dataset = Subset(dataset, share)
+        return super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
+
+    def _keep_to_whole_epochs(self) -> None:
+        self.ckpt_interval_minutes = self.ckpt_interval_steps = 0
+        logger.warning(
+            "The training data is a stream, whose position is not saved: a run that "
+            "is interrupted resumes at the start of the interrupted epoch"
+        )
+
+    def _should_save_intra_epoch_ckpt(self, *args: Any) -> bool:
+        # Gradients under accumulation are in no checkpoint.
+        if self.step % self.grad_accumulation_factor:
+            return False
+        return super()._should_save_intra_epoch_ckpt(*args)
+
+    def _wrap_distributed(self) -> None:
+        if not self.distributed_launch or self.device != "cpu":
+            super()._wrap_distributed()
+            return
+        # SpeechBrain's would make the batch norms synchronous, which only GPUs can.
+        for name, module in self.modules.items():
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                self.modules[name] = DistributedDataParallel(
+                    module, find_unused_parameters=self.find_unused_parameters
+                )
+
+    def _agree_on_buffers(self) -> None:
+        """Gives every process the batch-norm statistics that the first one saves."""
+        if self.distributed_launch:
+            for buffer in self.hparams.student.buffers():
+                torch.distributed.broadcast(buffer, src=0)

@@ -1,0 +1,119 @@
+"""Checkpoints that a kill at any moment cannot leave half-written.
+
+SpeechBrain's ``Checkpointer`` writes the file that marks a folder as a checkpoint
+before the parameters, in place, and deletes file by file.
+"""
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint, Checkpointer
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED_PREFIX = "UNFINISHED"
+CONTENTS = "contents.json"
+
+
+class AtomicCheckpointer(Checkpointer):
+    """SpeechBrain's checkpointer, writing aside and renaming.
+
+    A checkpoint is written in a folder of another name, with a list of its files and
+    their sizes, and renamed when all of it is on the disk. Folders that lack a file
+    of their list, as a deletion cut short leaves them, do not count as checkpoints.
+    Checkpoints are listed oldest first, so that of equally good ones the oldest is
+    found, on every file system.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Of ``speechbrain.utils.checkpoints.Checkpointer``.
+
+    Example
+    -------
+    >>> import tempfile, torch
+    >>> model = torch.nn.Linear(2, 2)
+    >>> folder = tempfile.mkdtemp()
+    >>> checkpointer = AtomicCheckpointer(folder, {"model": model})
+    >>> checkpointer.save_checkpoint().path.name[:4]
+    'CKPT'
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if if_main_process():
+            for leftover in self.checkpoints_dir.glob(f"{UNFINISHED_PREFIX}*"):
+                logger.warning("Removing %s, which a kill left unfinished", leftover)
+                shutil.rmtree(leftover)
+
+    def save_checkpoint(
+        self,
+        meta: dict[str, Any] | None = None,
+        end_of_epoch: bool = True,
+        name: str | None = None,
+        verbosity: int = logging.INFO,
+    ) -> Checkpoint | None:
+        """Saves a checkpoint, entirely or not at all; as SpeechBrain's otherwise."""
+        unfinished = super().save_checkpoint(
+            meta or {}, end_of_epoch, name, verbosity=logging.DEBUG
+        )
+        ddp_barrier()  # every process has written its part
+        finished = None
+        if unfinished is not None:
+            final = self._finish(unfinished.path)
+            paramfiles = {
+                name: final / path.name for name, path in unfinished.paramfiles.items()
+            }
+            finished = Checkpoint(final, unfinished.meta, paramfiles)
+            logger.log(verbosity, "Saved a checkpoint in %s", final)
+        ddp_barrier()  # nobody lists the folder before it has its name
+        return finished
+
+    def _finish(self, unfinished: Path) -> Path:
+        files = sorted(path for path in unfinished.iterdir() if path.is_file())
+        contents = unfinished / CONTENTS
+        contents.write_text(json.dumps({f.name: f.stat().st_size for f in files}))
+        for path in [*files, contents, unfinished]:
+            _to_disk(path)
+        stamp = unfinished.name.removeprefix(UNFINISHED_PREFIX)
+        final = unfinished.with_name(CKPT_PREFIX + stamp)
+        if final.exists():  # a named checkpoint that is saved again
+            shutil.rmtree(final)
+        os.replace(unfinished, final)
+        _to_disk(self.checkpoints_dir)
+        return final
+
+    def _new_checkpoint_dirpath(self) -> Path:
+        return _aside(super()._new_checkpoint_dirpath())
+
+    def _custom_checkpoint_dirpath(self, name: str) -> Path:
+        return _aside(super()._custom_checkpoint_dirpath(name))
+
+    def _list_checkpoint_dirs(self) -> list[Path]:
+        return sorted(filter(_is_complete, super()._list_checkpoint_dirs()))
+
+
+def _aside(final: Path) -> Path:
+    return final.with_name(final.name.replace(CKPT_PREFIX, UNFINISHED_PREFIX, 1))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        contents = json.loads((checkpoint / CONTENTS).read_text())
+        sizes = {name: (checkpoint / name).stat().st_size for name in contents}
+    except (OSError, ValueError):
+        return False
+    return sizes == contents
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""How the rows of a data set become batches of waveforms, labels and clip ids."""

@@ -1,0 +1,83 @@
+"""Clips that could not be read: each named once, all counted, too many an error."""
+
+import logging
+from collections.abc import Iterable
+
+from efficientat_plugin.contracts import Skipped
+
+logger = logging.getLogger(__name__)
+
+# A share of fewer clips says little while a pass is under way.
+ENOUGH_TO_JUDGE = 1000
+NAMED_IN_ERROR = 20
+
+
+class SkippedClips:
+    """Keeps count of skipped clips over the passes through the data.
+
+    Arguments
+    ---------
+    max_share : float
+        More of a pass than this, from 0 to 1, fails the run.
+
+    Example
+    -------
+    >>> skipped = SkippedClips(max_share=0.01)
+    >>> skipped.add([Skipped("a", "it has no samples")], num_read=99)
+    >>> skipped.finish_pass()
+    >>> skipped.reasons
+    {'a': 'it has no samples'}
+    """
+
+    def __init__(self, max_share: float = 0.01) -> None:
+        if not 0 <= max_share <= 1:
+            raise ValueError(f"max_share={max_share} must be from 0 to 1")
+        self.max_share = max_share
+        self.reasons: dict[str, str] = {}
+        self._start_pass()
+
+    def add(self, skipped: Iterable[Skipped], num_read: int) -> None:
+        """Counts a batch: ``num_read`` good clips and those skipped on the way."""
+        self.num_read += num_read
+        for clip_id, reason in skipped:
+            if clip_id not in self.reasons:
+                logger.warning("Skipping clip %s: %s", clip_id, reason)
+            self.reasons[clip_id] = reason
+            self.in_pass.add(clip_id)
+        if self.num_read + len(self.in_pass) >= ENOUGH_TO_JUDGE:
+            self._judge()
+
+    def finish_pass(self) -> None:
+        """Judges the pass and starts the next one.
+
+        Raises
+        ------
+        RuntimeError
+            If more than the allowed share was skipped; names the clips.
+        """
+        self._judge()
+        if self.in_pass:
+            logger.warning(
+                "%d of %d clips were skipped as unreadable",
+                len(self.in_pass),
+                self.num_read + len(self.in_pass),
+            )
+        self._start_pass()
+
+    def _start_pass(self) -> None:
+        self.num_read = 0
+        self.in_pass: set[str] = set()
+
+    def _judge(self) -> None:
+        tried = self.num_read + len(self.in_pass)
+        if len(self.in_pass) <= self.max_share * tried:
+            return
+        named = [f"{clip}: {self.reasons[clip]}" for clip in sorted(self.in_pass)]
+        more = f"\n... and {len(named) - NAMED_IN_ERROR} more"
+        raise RuntimeError(
+            f"{len(named)} of {tried} clips could not be read, more than the allowed "
+            f"share of {self.max_share:g}; mend the data or raise "
+            "max_unreadable_share:\n"
+            + "\n".join(named[:NAMED_IN_ERROR])
+            + (more if len(named) > NAMED_IN_ERROR else "")
+        )

@@ -1,0 +1,249 @@
+"""From waveform to log-mel: ``LogMel`` is what every model hears, ``SpecMask``
+what training hides from it.
+
+``LogMel`` gives ``[B, F, T]``; a student takes ``[B, 1, F, T]``, and SpeechBrain's
+own features are ``[B, T, F]``.
+"""
+
+import torch
+import torchaudio
+from speechbrain.utils.autocast import fwd_default_precision
+from torch import Tensor
+
+PRE_EMPHASIS = 0.97
+# The log-mel of AudioSet is roughly centred and scaled by these.
+LOG_MEL_OFFSET, LOG_MEL_SCALE = 4.5, 5.0
+MASKED = (0.0 + LOG_MEL_OFFSET) / LOG_MEL_SCALE  # what the published masks leave
+
+
+class LogMel(torch.nn.Module):
+    """Log-mel spectrogram as the published taggers and PaSST hear it.
+
+    Pre-emphasis, short-time Fourier transform with a Hann window, power, Kaldi mel
+    bank, logarithm, and ``(x + 4.5) / 5``. In training the band edges jitter, one
+    draw for the batch, from torch's global generator; in evaluation they are fixed
+    and the mel bank is a buffer. Always computed in float32, inside autocast too.
+
+    Source: Schmid et al., "Efficient Large-Scale Audio Tagging via
+    Transformer-to-CNN Knowledge Distillation", ICASSP 2023, section 3, and its code.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Of the waveform, Hz.
+    n_mels : int
+        Mel bins F.
+    win_length : int
+        Window, samples; at most ``n_fft``.
+    hop_length : int
+        Hop, samples.
+    n_fft : int
+        Length of the transform, samples.
+    f_min : float
+        Lower edge of the mel bank, Hz.
+    f_max : float
+        Upper edge of the mel bank in evaluation, Hz; at most half the sample rate.
+    f_min_jitter : int
+        In training the lower edge is raised by 0 to ``f_min_jitter - 1`` Hz.
+    f_max_jitter : int
+        In training the upper edge is ``f_max + f_max_jitter // 2`` less 0 to
+        ``f_max_jitter - 1`` Hz.
+    log_floor : float
+        What keeps the logarithm finite, in units of power.
+    log_floor_mode : str
+        "add": ``log(mel + log_floor)``; "clamp": ``log(max(mel, log_floor))``.
+    periodic_window : bool
+        Periodic instead of symmetric Hann window.
+
+    Shape
+    -----
+    waveform : [B, N]
+    log-mel : [B, n_mels, T] with ``T = 1 + (N - 1) // hop_length``
+
+    Raises
+    ------
+    ValueError
+        For settings or waveforms that no spectrogram can be made of.
+
+    Example
+    -------
+    >>> log_mel = LogMel().eval()
+    >>> log_mel(torch.zeros(2, 320000)).shape
+    torch.Size([2, 128, 1000])
+    """
+
+    mel_bank: Tensor
+    window: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int = 32000,
+        n_mels: int = 128,
+        win_length: int = 800,
+        hop_length: int = 320,
+        n_fft: int = 1024,
+        f_min: float = 0.0,
+        f_max: float = 15000.0,
+        f_min_jitter: int = 10,
+        f_max_jitter: int = 2000,
+        log_floor: float = 1e-5,
+        log_floor_mode: str = "add",
+        periodic_window: bool = False,
+    ) -> None:
+        super().__init__()
+        if log_floor_mode not in ("add", "clamp"):
+            raise ValueError(
+                f"log_floor_mode={log_floor_mode!r}; it is 'add' or 'clamp'"
+            )
+        if not 0 < win_length <= n_fft:
+            raise ValueError(
+                f"win_length={win_length} must be from 1 to n_fft={n_fft} samples"
+            )
+        if hop_length < 1 or n_mels < 1:
+            raise ValueError(
+                f"hop_length={hop_length} and n_mels={n_mels} must be 1 or more"
+            )
+        if f_min_jitter < 0 or f_max_jitter < 0:
+            raise ValueError(
+                f"f_min_jitter={f_min_jitter} and f_max_jitter={f_max_jitter} Hz must "
+                "be 0 or more; 0 is no jitter"
+            )
+        if f_min + f_min_jitter >= f_max - f_max_jitter / 2:
+            raise ValueError(
+                f"jitter can move f_min={f_min} Hz past f_max={f_max} Hz; lower "
+                f"f_min_jitter={f_min_jitter} or f_max_jitter={f_max_jitter} Hz"
+            )
+        if not 0 <= f_min < f_max <= sample_rate / 2:
+            raise ValueError(
+                f"f_min={f_min} Hz and f_max={f_max} Hz must rise within 0 and half "
+                f"the sample rate, {sample_rate / 2:g} Hz; lower f_max"
+            )
+        self.sample_rate = sample_rate
+        self.n_mels = n_mels
+        self.win_length = win_length
+        self.hop_length = hop_length
+        self.n_fft = n_fft
+        self.f_min = f_min
+        self.f_max = f_max
+        self.f_min_jitter = f_min_jitter
+        self.f_max_jitter = f_max_jitter
+        self.log_floor = log_floor
+        self.log_floor_mode = log_floor_mode
+        # Window and mel bank follow from the settings: not for a checkpoint.
+        self.register_buffer("mel_bank", self._mel_bank(f_min, f_max), persistent=False)
+        window = torch.hann_window(win_length, periodic=periodic_window)
+        left = (n_fft - win_length) // 2
+        window = torch.nn.functional.pad(window, (left, n_fft - win_length - left))
+        self.register_buffer("window", window, persistent=False)
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def forward(self, waveform: Tensor) -> Tensor:
+        """[B, N] -> [B, F, T]"""
+        power = self._power_spectrogram(self._pre_emphasis(waveform))
+        mel = power @ self._current_mel_bank().T  # [B, T, F]
+        if self.log_floor_mode == "add":
+            log_mel = (mel + self.log_floor).log_()
+        else:
+            log_mel = mel.clamp(min=self.log_floor).log_()
+        return log_mel.add_(LOG_MEL_OFFSET).div_(LOG_MEL_SCALE).transpose(1, 2)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames T that a waveform of ``num_samples`` gives."""
+        return 1 + (num_samples - 1) // self.hop_length
+
+    def _pre_emphasis(self, waveform: Tensor) -> Tensor:
+        if waveform.ndim != 2:
+            raise ValueError(
+                f"a waveform of shape {tuple(waveform.shape)} was given; LogMel takes "
+                "[B, N], so add or remove axes"
+            )
+        if waveform.shape[1] < self.n_fft // 2 + 2:
+            raise ValueError(
+                f"{waveform.shape[1]} samples are too few for n_fft={self.n_fft}: at "
+                f"least {self.n_fft // 2 + 2} are needed; pad the waveform"
+            )
+        return waveform[:, 1:] - PRE_EMPHASIS * waveform[:, :-1]
+
+    def _power_spectrogram(self, waveform: Tensor) -> Tensor:
+        """[B, N] -> [B, T, n_fft / 2 + 1]"""
+        # A strided view and a real transform give torch.stft's numbers at a third of
+        # the time, since nothing is transposed and no complex tensor is squared.
+        half = self.n_fft // 2
+        padded = torch.nn.functional.pad(waveform[:, None], (half, half), "reflect")
+        frames = padded[:, 0].unfold(1, self.n_fft, self.hop_length)  # [B, T, n_fft]
+        spectrum = torch.fft.rfft(frames * self.window)
+        return spectrum.real.square() + spectrum.imag.square()
+
+    def _current_mel_bank(self) -> Tensor:
+        if not self.training or not (self.f_min_jitter or self.f_max_jitter):
+            return self.mel_bank
+        f_min, f_max = self.f_min, self.f_max
+        if self.f_min_jitter:
+            f_min += int(torch.randint(self.f_min_jitter, ()))
+        if self.f_max_jitter:
+            # Beyond half the sample rate there is nothing to hear.
+            drawn = int(torch.randint(self.f_max_jitter, ()))
+            f_max += self.f_max_jitter // 2 - drawn
+            f_max = min(f_max, self.sample_rate / 2)
+        return self._mel_bank(f_min, f_max).to(self.mel_bank.device)
+
+    def _mel_bank(self, f_min: float, f_max: float) -> Tensor:
+        bank, _ = torchaudio.compliance.kaldi.get_mel_banks(
+            self.n_mels,
+            self.n_fft,
+            self.sample_rate,
+            f_min,
+            f_max,
+            vtln_low=100.0,
+            vtln_high=-500.0,
+            vtln_warp_factor=1.0,
+        )
+        # Kaldi leaves the bin at half the sample rate out.
+        return torch.nn.functional.pad(bank, (0, 1))
+
+
+class SpecMask(torch.nn.Module):
+    """Hides one band and one stretch of each log-mel; in training only.
+
+    Each example gets its own masks. They act on the normalised log-mel, whose
+    published masks were set to 0 before ``(x + 4.5) / 5``: the fill is 0.9.
+
+    Source: Park et al., "SpecAugment", Interspeech 2019, section 2.
+
+    Arguments
+    ---------
+    max_bins : int
+        Widest frequency mask, mel bins; 0 switches it off.
+    max_frames : int
+        Longest time mask, frames; 0 switches it off.
+
+    Shape
+    -----
+    input and output : [B, F, T]
+
+    Example
+    -------
+    >>> SpecMask(max_bins=48, max_frames=192)(torch.zeros(2, 128, 1000)).shape
+    torch.Size([2, 128, 1000])
+    """
+
+    def __init__(self, max_bins: int = 0, max_frames: int = 0) -> None:
+        super().__init__()
+        if max_bins < 0 or max_frames < 0:
+            raise ValueError(
+                f"max_bins={max_bins} and max_frames={max_frames} must be 0 or more"
+            )
+        self.max_bins = max_bins
+        self.max_frames = max_frames
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """[B, F, T] -> [B, F, T]"""
+        if not self.training:
+            return log_mel
+        mask_along_axis = torchaudio.functional.mask_along_axis_iid
+        examples = log_mel[:, None]  # torchaudio takes [B, C, F, T]
+        if self.max_bins:
+            examples = mask_along_axis(examples, self.max_bins, MASKED, axis=2)
+        if self.max_frames:
+            examples = mask_along_axis(examples, self.max_frames, MASKED, axis=3)
+        return examples[:, 0]

@@ -1,0 +1,115 @@
+"""The distillation loss: what a student owes to the labels and to the teacher."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from efficientat_plugin.contracts import Mix, TeacherTarget
+
+TARGETS = ("multilabel", "multiclass")
+
+
+class SoftTarget(NamedTuple):
+    """What a student should say of each clip, and how much of that is known.
+
+    ``scores`` are times ``weight`` already: a clip of which nothing is known has a
+    row of zeros and weight 0, and a mix of clips is the mix of both fields.
+    """
+
+    scores: Tensor  # [B, K]
+    weight: Tensor  # [B], from 0 to 1
+
+    def mixed(self, partner: "SoftTarget", share: Tensor) -> "SoftTarget":
+        """``share`` [B] of this target and the rest of ``partner``."""
+        scores = share[:, None] * self.scores + (1 - share)[:, None] * partner.scores
+        return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
+
+
+class DistillationLoss(torch.nn.Module):
+    """``(1 - kd_weight) * label loss + kd_weight * teacher loss``.
+
+    A clip without teacher logits adds nothing to the teacher's term and one without
+    labels nothing to the label term, each clip of a mix by its own. Both terms are
+    divided by the whole batch and keep their weights, whoever is missing. Without a
+    teacher the loss is the plain label loss.
+
+    Source: Schmid et al., ICASSP 2023, eq. 1, with their lambda = 1 - ``kd_weight``.
+    Differs from their code where a clip known to the teacher is mixed with one it
+    never heard: there the partner was given another clip's logits.
+
+    Arguments
+    ---------
+    kd_weight : float
+        The teacher's share, from 0 (labels alone) to 1 (teacher alone).
+    kd_temperature : float
+        Divides the teacher's logits, and only these (tau of eq. 1).
+    target : str
+        "multilabel": sigmoid and binary cross-entropy, averaged over classes;
+        "multiclass": softmax and cross-entropy.
+
+    Example
+    -------
+    >>> loss = DistillationLoss(kd_weight=0.9)
+    >>> labels = SoftTarget(torch.eye(10)[:2], weight=torch.ones(2))
+    >>> teacher = TeacherTarget(torch.randn(2, 10), torch.tensor([True, False]))
+    >>> loss(torch.randn(2, 10), labels, loss.soft_target(teacher)).shape
+    torch.Size([])
+    """
+
+    def __init__(
+        self,
+        kd_weight: float = 0.9,
+        kd_temperature: float = 1.0,
+        target: str = "multilabel",
+    ) -> None:
+        super().__init__()
+        if not 0 <= kd_weight <= 1:
+            raise ValueError(
+                f"kd_weight={kd_weight} must be from 0 (labels) to 1 (teacher)"
+            )
+        if kd_temperature <= 0:
+            raise ValueError(f"kd_temperature={kd_temperature} must be above 0")
+        if target not in TARGETS:
+            raise ValueError(f"target={target!r}; it is one of {TARGETS}")
+        self.kd_weight = kd_weight
+        self.kd_temperature = kd_temperature
+        self.target = target
+
+    def forward(
+        self,
+        logits: Tensor,
+        labels: SoftTarget,
+        teacher: SoftTarget | None = None,
+        mix: Mix | None = None,
+    ) -> Tensor:
+        """Loss of a batch: the student's logits [B, K] against labels and teacher.
+
+        Targets are those of the clips before ``mix``, which they follow.
+        """
+        label_loss = self._term(logits, labels, mix)
+        if teacher is None:
+            return label_loss
+        teacher_loss = self._term(logits, teacher, mix)
+        return (1 - self.kd_weight) * label_loss + self.kd_weight * teacher_loss
+
+    def soft_target(self, teacher: TeacherTarget) -> SoftTarget:
+        """What the teacher's logits ask of the student."""
+        logits = teacher.logits.float() / self.kd_temperature
+        multilabel = self.target == "multilabel"
+        scores = logits.sigmoid() if multilabel else logits.softmax(dim=-1)
+        weight = teacher.known.to(scores.dtype)
+        return SoftTarget(scores * weight[:, None], weight)
+
+    def _term(self, logits: Tensor, target: SoftTarget, mix: Mix | None) -> Tensor:
+        # Both losses are linear in the target: the loss of a mix is the loss of the
+        # mixed targets, and a missing target is one whose weight is 0.
+        if mix is not None:
+            partner = SoftTarget(*(field[mix.partner] for field in target))
+            target = target.mixed(partner, mix.weight)
+        logits = logits.float()
+        if self.target == "multiclass":
+            return -(target.scores * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+        known = target.weight[:, None] * functional.softplus(logits)
+        return (known - target.scores * logits).mean()

@@ -1,0 +1,179 @@
+"""How well clips are tagged: average precision, area under the curve, d-prime.
+
+Equal to scikit-learn's, ties included, without depending on it.
+"""
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.float64]
+
+
+class TaggingScores(NamedTuple):
+    """Scores over ``num_clips`` clips and the classes present among them."""
+
+    mAP: float  # macro average precision
+    AUC: float  # macro area under the ROC curve
+    d_prime: float  # sqrt(2) * normal quantile of AUC
+    num_clips: int
+    num_classes: int  # with a positive clip: those the averages are over
+    average_precision: FloatArray  # [K], NaN where the class has no positive
+    area_under_curve: FloatArray  # [K], NaN without a positive or a negative
+
+    def __str__(self) -> str:
+        return (
+            f"mAP {self.mAP:.4f}, AUC {self.AUC:.4f}, d' {self.d_prime:.3f} "
+            f"(N = {self.num_clips} clips, {self.num_classes} classes)"
+        )
+
+
+class TaggingStats:
+    """Collects scores clip by clip and sums them up.
+
+    Follows SpeechBrain's metric statistics: ``append`` for each batch, ``summarize``
+    at the end. Clips are kept by id, so one that two processes scored counts once.
+
+    Example
+    -------
+    >>> stats = TaggingStats()
+    >>> scores = torch.tensor([[0.9, 0.2], [0.1, 0.8]])
+    >>> stats.append(["a", "b"], scores, torch.eye(2))
+    >>> stats.summarize().mAP
+    1.0
+    """
+
+    def __init__(self) -> None:
+        self.clips: dict[str, tuple[NDArray, NDArray]] = {}
+
+    def append(self, ids: Sequence[str], scores: Tensor, labels: Tensor) -> None:
+        """Adds a batch: scores (or logits) and 0/1 labels, both [B, K]."""
+        rows = zip(
+            ids,
+            scores.detach().float().cpu().numpy(),
+            labels.detach().cpu().numpy() > 0.5,
+            strict=True,
+        )
+        for clip_id, score, label in rows:
+            self.clips[clip_id] = (score.copy(), label.copy())
+
+    def gather(self) -> None:
+        """Brings the clips of all processes together, on every one of them."""
+        if not torch.distributed.is_initialized():
+            return
+        parts: list = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self.clips)
+        self.clips = {clip: row for part in parts for clip, row in part.items()}
+
+    def summarize(self) -> TaggingScores:
+        """Scores over all clips appended so far.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or none has a label.
+        """
+        if not self.clips:
+            raise ValueError("no clip was scored; evaluate at least one labelled clip")
+        # In order of the ids, so that the sums do not depend on who scored what.
+        rows = [self.clips[clip_id] for clip_id in sorted(self.clips)]
+        scores = np.stack([score for score, _ in rows])
+        labels = np.stack([label for _, label in rows])
+        return tagging_scores(scores, labels)
+
+
+def tagging_scores(scores: NDArray, labels: NDArray) -> TaggingScores:
+    """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K]."""
+    labels = np.asarray(labels).astype(bool)
+    present = labels.any(axis=0)
+    if not present.any():
+        raise ValueError(
+            f"none of the {len(labels)} clips has a label among the "
+            f"{labels.shape[1]} classes; evaluate on labelled clips"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "some scores are not finite, so clips cannot be ranked; the model that "
+            "gave them has diverged"
+        )
+    per_class = [
+        (average_precision(score, label), area_under_curve(score, label))
+        for score, label in zip(scores.T, labels.T, strict=True)
+    ]
+    precision, area = np.array(per_class, dtype=np.float64).T
+    # A class that every clip has leaves no curve to measure.
+    mean_area = float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
+    return TaggingScores(
+        mAP=float(np.nanmean(precision)),
+        AUC=mean_area,
+        d_prime=d_prime(mean_area),
+        num_clips=len(labels),
+        num_classes=int(present.sum()),
+        average_precision=precision,
+        area_under_curve=area,
+    )
+
+
+def average_precision(scores: NDArray, labels: NDArray) -> float:
+    """Area under the precision-recall steps of one class; NaN without a positive.
+
+    Clips of equal score share one step.
+
+    Example
+    -------
+    >>> average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]) > 0)
+    0.8333333333333333
+    """
+    hits, found = _cumulated(scores, labels)
+    if hits[-1] == 0:
+        return float("nan")
+    precision = hits / found
+    gained = np.diff(hits, prepend=0) / hits[-1]
+    return float((precision * gained).sum())
+
+
+def area_under_curve(scores: NDArray, labels: NDArray) -> float:
+    """Area under the ROC curve of one class; NaN if all labels are alike.
+
+    Example
+    -------
+    >>> area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]) > 0)
+    0.75
+    """
+    hits, found = _cumulated(scores, labels)
+    misses = found - hits
+    if hits[-1] == 0 or misses[-1] == 0:
+        return float("nan")
+    recall = np.concatenate([[0.0], hits / hits[-1]])
+    fall_out = np.concatenate([[0.0], misses / misses[-1]])
+    return float((np.diff(fall_out) * (recall[1:] + recall[:-1]) / 2).sum())
+
+
+def d_prime(area: float) -> float:
+    """Separation of two unit normals whose ROC curve encloses ``area``.
+
+    Example
+    -------
+    >>> round(d_prime(0.975), 3)
+    2.772
+    """
+    if np.isnan(area):
+        return float("nan")
+    # At exactly 0 or 1 the separation is infinite, and NormalDist refuses.
+    if area in (0.0, 1.0):
+        return float("inf") if area else float("-inf")
+    return 2**0.5 * NormalDist().inv_cdf(area)
+
+
+def _cumulated(scores: NDArray, labels: NDArray) -> tuple[FloatArray, FloatArray]:
+    """Positives and clips at or above each distinct score, from the highest down."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, positive = scores[order], labels[order]
+    last_of_tie = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
+    hits = np.cumsum(positive, dtype=np.float64)[last_of_tie]
+    return hits, (last_of_tie + 1).astype(np.float64)

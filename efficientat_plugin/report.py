@@ -1,0 +1,122 @@
+"""What a run leaves to read: scores, results per class, curves, a comparison."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from efficientat_plugin.complexity import Complexity
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.metrics import TaggingScores
+
+
+class RunResult(NamedTuple):
+    """One row of a comparison."""
+
+    name: str
+    scores: TaggingScores
+    complexity: Complexity | None = None
+    epochs: Sequence[dict[str, float]] = ()  # of a ``History``
+
+
+def write_scores(folder: str | Path, scores: TaggingScores, labels: LabelTable) -> None:
+    """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``."""
+    averages = {
+        "mAP": scores.mAP,
+        "AUC": scores.AUC,
+        "d_prime": scores.d_prime,
+        "num_clips": scores.num_clips,
+        "num_classes": scores.num_classes,
+    }
+    _write(
+        Path(folder) / "scores.json",
+        lambda file: json.dump(averages, file, indent=1),
+    )
+
+    def write_classes(file: TextIO) -> None:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["mid", "name", "average_precision", "AUC"])
+        for index in np.flatnonzero(np.isfinite(scores.average_precision)):
+            table.writerow(
+                [
+                    labels.mids[index],
+                    labels.names[index],
+                    f"{scores.average_precision[index]:.6f}",
+                    f"{scores.area_under_curve[index]:.6f}",
+                ]
+            )
+
+    _write(Path(folder) / "per_class.csv", write_classes)
+
+
+def comparison_table(results: Sequence[RunResult]) -> str:
+    """A Markdown table, a run in each row.
+
+    Example
+    -------
+    >>> scores = TaggingScores(0.5, 0.9, 1.8, 150, 20, np.ones(20), np.ones(20))
+    >>> print(comparison_table([RunResult("teacher", scores)]))
+    | run | mAP | AUC | N | classes | parameters | MACs | ms per clip |
+    |---|---|---|---|---|---|---|---|
+    | teacher | 0.500 | 0.900 | 150 | 20 | - | - | - |
+    """
+    lines = [
+        "| run | mAP | AUC | N | classes | parameters | MACs | ms per clip |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, scores, complexity, _ in results:
+        cells = [name, f"{scores.mAP:.3f}", f"{scores.AUC:.3f}"]
+        cells += [str(scores.num_clips), str(scores.num_classes)]
+        if complexity is None:
+            cells += ["-", "-", "-"]
+        else:
+            cells.append(f"{complexity.parameters:,}")
+            cells.append(f"{complexity.macs / 1e6:.1f} M")
+            cells.append(f"{complexity.milliseconds_per_clip:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
+    """Writes ``comparison.md`` and, with matplotlib, ``curves.png`` to ``folder``."""
+    table = comparison_table(results)
+    path = Path(folder) / "comparison.md"
+    _write(path, lambda file: file.write(table + "\n"))
+    return path
+
+
+def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
+    """Draws each run's mAP and training loss by epoch; runs without epochs as a line.
+
+    Needs matplotlib (``pip install efficientat_plugin[plot]``).
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    precision, loss = figure.subplots(1, 2)
+    for name, scores, _, epochs in results:
+        if not epochs:
+            precision.axhline(scores.mAP, linestyle="--", color="grey", label=name)
+            continue
+        steps = [epoch["epoch"] for epoch in epochs]
+        precision.plot(steps, [epoch["mAP"] for epoch in epochs], label=name)
+        loss.plot(steps, [epoch["train_loss"] for epoch in epochs], label=name)
+    num_clips = results[0].scores.num_clips
+    precision.set(xlabel="epoch", ylabel=f"mAP (N = {num_clips} clips)", ylim=(0, 1))
+    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    precision.legend()
+    unfinished = Path(path).with_suffix(".part.png")
+    figure.savefig(unfinished, dpi=120)
+    os.replace(unfinished, path)
+
+
+def _write(path: Path, write: Callable[[TextIO], object]) -> None:
+    """Writes aside and renames, so that no reader meets half a file."""
+    unfinished = path.with_name(path.name + ".part")
+    with open(unfinished, "w", encoding="utf-8", newline="") as file:
+        write(file)
+    os.replace(unfinished, path)

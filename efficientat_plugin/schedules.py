@@ -1,0 +1,104 @@
+"""What changes from epoch to epoch, as pure functions of the epoch.
+
+A schedule holds no state, so a resumed run needs none: the Brain asks at the start
+of every epoch. Epochs count from 0 here, as in the papers.
+"""
+
+import math
+
+
+class WarmupRampDown:
+    """Exponential warm-up, plateau, linear ramp-down of a learning rate, by epoch.
+
+    Source: the published code of Schmid et al., ICASSP 2023, and Koutini et al.,
+    "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
+
+    Arguments
+    ---------
+    lr : float
+        Learning rate of the plateau.
+    warmup_epochs : int
+        Epochs before the plateau; 0 starts on it.
+    ramp_down_start : int
+        Last epoch of the plateau.
+    ramp_down_epochs : int
+        Epochs from there to the last factor.
+    last_factor : float
+        Share of ``lr`` that remains in the end, from 0 to 1.
+
+    Example
+    -------
+    >>> schedule = WarmupRampDown(lr=1.0)
+    >>> [round(schedule(epoch), 4) for epoch in (0, 8, 80, 175, 199)]
+    [0.0123, 1.0, 1.0, 0.01, 0.01]
+    """
+
+    def __init__(
+        self,
+        lr: float,
+        warmup_epochs: int = 8,
+        ramp_down_start: int = 80,
+        ramp_down_epochs: int = 95,
+        last_factor: float = 0.01,
+    ) -> None:
+        if warmup_epochs < 0 or ramp_down_start < 0 or ramp_down_epochs < 1:
+            raise ValueError(
+                f"warmup_epochs={warmup_epochs} and ramp_down_start={ramp_down_start} "
+                f"must be 0 or more and ramp_down_epochs={ramp_down_epochs} at least 1"
+            )
+        if not 0 <= last_factor <= 1:
+            raise ValueError(f"last_factor={last_factor} must be from 0 to 1")
+        self.lr = lr
+        self.warmup_epochs = warmup_epochs
+        self.ramp_down_start = ramp_down_start
+        self.ramp_down_epochs = ramp_down_epochs
+        self.last_factor = last_factor
+
+    def __call__(self, epoch: int) -> float:
+        """Learning rate of ``epoch``, counted from 0."""
+        return self.lr * self._warmup(epoch) * self._ramp_down(epoch)
+
+    def _warmup(self, epoch: int) -> float:
+        if epoch >= self.warmup_epochs:
+            return 1.0
+        # Taken half an epoch late at the start, as the published schedule does.
+        remaining = 1.0 - max(epoch, 0.5) / self.warmup_epochs
+        return math.exp(-5.0 * remaining**2)
+
+    def _ramp_down(self, epoch: int) -> float:
+        done = (epoch - self.ramp_down_start) / self.ramp_down_epochs
+        return 1.0 - (1.0 - self.last_factor) * min(max(done, 0.0), 1.0)
+
+
+class TemperatureRampDown:
+    """Temperature of a DyMN's attention over its kernels, by epoch.
+
+    High at first, so that all kernels learn; falls by ``step`` an epoch to 1.
+
+    Source: Schmid et al., "Dynamic Convolutional Neural Networks as Efficient
+    Pre-trained Audio Models", TASLP 2024, section III. Its second, slower slope
+    never acts with the published constants and is left out.
+
+    Arguments
+    ---------
+    start : float
+        Temperature of the first epoch, at least 1.
+    step : float
+        Fall an epoch.
+
+    Example
+    -------
+    >>> schedule = TemperatureRampDown(start=30.0)
+    >>> [schedule(epoch) for epoch in (0, 10, 29, 100)]
+    [30.0, 20.0, 1.0, 1.0]
+    """
+
+    def __init__(self, start: float = 30.0, step: float = 1.0) -> None:
+        if start < 1 or step < 0:
+            raise ValueError(f"start={start} must be at least 1 and step={step} 0")
+        self.start = start
+        self.step = step
+
+    def __call__(self, epoch: int) -> float:
+        """Temperature of ``epoch``, counted from 0."""
+        return max(self.start - self.step * epoch, 1.0)

@@ -1,0 +1,482 @@
+"""What every student is made of: the table of blocks, convolutions and gates.
+
+MN and DyMN share the table; `mn.py` builds its rows as inverted residuals with
+squeeze-excite, `dymn.py` as dynamic ones (`dynamic.py`). Names of submodules are
+those of the published checkpoints.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, reduce
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from efficientat_plugin.contracts import StudentOutput
+
+DIVISOR = 8  # every number of channels is a multiple of it
+BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+
+
+def round_channels(channels: float) -> int:
+    """The multiple of 8 nearest to ``channels``, at least 8 and 0.9 ``channels``.
+
+    Source: MobileNetV1-V3 ("make_divisible").
+
+    Arguments
+    ---------
+    channels : float
+        A number of channels scaled by a width.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> round_channels(24 * 0.4), round_channels(40 * 0.4), round_channels(9)
+    (16, 16, 16)
+    """
+    rounded = max(DIVISOR, int(channels + DIVISOR / 2) // DIVISOR * DIVISOR)
+    return rounded + DIVISOR if rounded < 0.9 * channels else rounded
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuses an option that is none of ``choices``."""
+    choices = list(choices)
+    if value not in choices:
+        legal = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}={value!r} is not known; choose one of {legal}")
+
+
+def check_integer(name: str, value: object) -> None:
+    """Refuses an option that is no integer of at least 1."""
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_integer or int(value) < 1:  # type: ignore[call-overload]
+        raise ValueError(f"{name}={value!r} is illegal; give an integer of at least 1")
+
+
+def check_positive(name: str, value: object) -> None:
+    """Refuses an option that is no positive finite number."""
+    if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
+        raise ValueError(f"{name}={value!r} is illegal; give a number greater than 0")
+
+
+class BlockRow(NamedTuple):
+    """One row of the published table, in channels at width 1."""
+
+    in_channels: int
+    kernel: int
+    expanded: int
+    out_channels: int
+    squeeze_excite: bool
+    activation: type[nn.Module]
+    strides_index: int | None = None  # which of the four `strides`; none: 1
+    is_tail: bool = False  # may be dilated
+
+
+RE, HS = nn.ReLU, nn.Hardswish
+# Source: MobileNetV3-Large, Howard et al. 2019, table 1. After the stem the maps of
+# ten seconds are 64 x 500; the comments say what leaves a row.
+BLOCK_TABLE = (
+    BlockRow(16, 3, 16, 16, False, RE),  # 64 x 500
+    BlockRow(16, 3, 64, 24, False, RE, 0),  # 32 x 250
+    BlockRow(24, 3, 72, 24, False, RE),
+    BlockRow(24, 5, 72, 40, True, RE, 1),  # 16 x 125
+    BlockRow(40, 5, 120, 40, True, RE),
+    BlockRow(40, 5, 120, 40, True, RE),
+    BlockRow(40, 3, 240, 80, False, HS, 2),  # 8 x 63
+    BlockRow(80, 3, 200, 80, False, HS),
+    BlockRow(80, 3, 184, 80, False, HS),
+    BlockRow(80, 3, 184, 80, False, HS),
+    BlockRow(80, 3, 480, 112, True, HS),
+    BlockRow(112, 3, 672, 112, True, HS),
+    BlockRow(112, 5, 672, 160, True, HS, 3, is_tail=True),  # 4 x 32
+    BlockRow(160, 5, 960, 160, True, HS, is_tail=True),
+    BlockRow(160, 5, 960, 160, True, HS, is_tail=True),
+)
+REDUCED = {160: 80, 960: 480}  # what `reduced_tail` halves in the table
+HIDDEN, REDUCED_HIDDEN = 1280, 640  # of the mlp head
+LAST_EXPANSION = 6  # the last convolution, over the last block's channels
+
+
+class BlockSpec(NamedTuple):
+    """One block as it is built: rounded channels, stride and dilation."""
+
+    in_channels: int
+    kernel: int
+    expanded: int
+    out_channels: int
+    squeeze_excite: bool
+    activation: type[nn.Module]
+    nominal_stride: int
+    dilation: int
+
+    @property
+    def stride(self) -> int:
+        """Of the depthwise convolution: dilation takes the place of striding."""
+        return 1 if self.dilation > 1 else self.nominal_stride
+
+    @property
+    def is_expanding(self) -> bool:
+        """Whether the block begins with an expanding convolution."""
+        return self.expanded != self.in_channels
+
+    @property
+    def has_residual(self) -> bool:
+        """By the nominal stride, as published: a dilated block 13 has none."""
+        return self.nominal_stride == 1 and self.in_channels == self.out_channels
+
+
+def block_specs(
+    width: float, strides: Sequence[int], dilated: bool, reduced_tail: bool
+) -> list[BlockSpec]:
+    """The fifteen blocks of a student.
+
+    Arguments
+    ---------
+    width : float
+        What every number of channels is multiplied by.
+    strides : sequence of int
+        Of the four blocks that may stride.
+    dilated : bool
+        Dilation 2 instead of striding in the last three blocks.
+    reduced_tail : bool
+        Half the channels in the last three blocks.
+
+    Returns
+    -------
+    list of BlockSpec
+
+    Example
+    -------
+    >>> block_specs(0.4, (2, 2, 2, 2), False, False)[3][:4]
+    (16, 5, 32, 16)
+    """
+
+    def scaled(channels: int) -> int:
+        if reduced_tail:
+            channels = REDUCED.get(channels, channels)
+        return round_channels(channels * width)
+
+    return [
+        BlockSpec(
+            scaled(row.in_channels),
+            row.kernel,
+            scaled(row.expanded),
+            scaled(row.out_channels),
+            row.squeeze_excite,
+            row.activation,
+            1 if row.strides_index is None else strides[row.strides_index],
+            2 if dilated and row.is_tail else 1,
+        )
+        for row in BLOCK_TABLE
+    ]
+
+
+def hidden_channels(width: float, reduced_tail: bool) -> int:
+    """Units of the mlp head's hidden layer."""
+    return round_channels((REDUCED_HIDDEN if reduced_tail else HIDDEN) * width)
+
+
+def strided(size: int, stride: int) -> int:
+    """Length of a dimension behind a "same"-padded convolution of odd kernel."""
+    return (size - 1) // stride + 1
+
+
+def nominal_sizes(
+    specs: Sequence[BlockSpec], n_mels: int, n_frames: int
+) -> list[tuple[int, int]]:
+    """Bands and frames behind every block, by the nominal strides."""
+    bands, frames = strided(n_mels, 2), strided(n_frames, 2)
+    sizes = []
+    for spec in specs:
+        bands = strided(bands, spec.nominal_stride)
+        frames = strided(frames, spec.nominal_stride)
+        sizes.append((bands, frames))
+    return sizes
+
+
+class ConvNormActivation(nn.Sequential):
+    """Convolution without bias, batch norm and, where given, an activation.
+
+    Arguments
+    ---------
+    in_channels : int
+    out_channels : int
+    kernel : int
+        Odd; the padding keeps the size but for the stride.
+    stride : int
+    dilation : int
+    groups : int
+    activation : type or None
+
+    Shape
+    -----
+    maps : [B, in_channels, F, T]
+    result : [B, out_channels, 1 + (F - 1) // stride, 1 + (T - 1) // stride]
+
+    Example
+    -------
+    >>> ConvNormActivation(1, 8, 3, stride=2)(torch.zeros(2, 1, 5, 6)).shape
+    torch.Size([2, 8, 3, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        activation: type[nn.Module] | None = None,
+    ) -> None:
+        layers: list[nn.Module] = [
+            nn.Conv2d(
+                in_channels,
+                out_channels,
+                kernel,
+                stride=stride,
+                padding=(kernel - 1) // 2 * dilation,
+                dilation=dilation,
+                groups=groups,
+                bias=False,
+            ),
+            BatchNorm(out_channels),
+        ]
+        if activation is not None:
+            layers.append(activation(inplace=True))
+        super().__init__(*layers)
+
+
+class SqueezeExcite(nn.Module):
+    """A gate in (0, 1) for every entry of one dimension, from its mean.
+
+    Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; differs from
+    MobileNetV3's in the plain sigmoid.
+
+    Arguments
+    ---------
+    size : int
+        Entries of the dimension.
+    squeezed : int
+        Units of the bottleneck.
+    dim : int
+        The dimension of the maps: 1 channels, 2 bands, 3 frames.
+
+    Shape
+    -----
+    maps : [B, C, F, T]
+    gate : as ``maps``, 1 but for the batch and ``dim``
+
+    Example
+    -------
+    >>> SqueezeExcite(8, 8, dim=2)(torch.zeros(2, 3, 8, 5)).shape
+    torch.Size([2, 1, 8, 1])
+    """
+
+    def __init__(self, size: int, squeezed: int, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(size, squeezed)
+        self.fc2 = nn.Linear(squeezed, size)
+        self.other_dims = [other for other in (1, 2, 3) if other != dim]
+        self.gate_shape = [-1 if other == dim else 1 for other in (1, 2, 3)]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        squeezed = torch.relu(self.fc1(maps.mean(self.other_dims)))  # [B, size]
+        gate = torch.sigmoid(self.fc2(squeezed))
+        return gate.unflatten(1, self.gate_shape)
+
+
+SE_DIMS = {"c": 1, "f": 2, "t": 3}
+FUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "max": torch.maximum,
+    "avg": torch.add,  # and a division
+    "add": torch.add,
+    "min": torch.minimum,
+}
+
+
+class ConcurrentSqueezeExcite(nn.Module):
+    """Squeeze-excite over several dimensions at once, the gated maps fused.
+
+    Arguments
+    ---------
+    sizes : dict
+        Letter ("c", "f" or "t") to the size of that dimension, in the order of the
+        layers.
+    se_agg : str
+        "max", "avg", "add" or "min": how the gated maps become one.
+    se_r : int
+        What a size is divided by for its bottleneck.
+
+    Shape
+    -----
+    maps : [B, C, F, T]
+    result : [B, C, F, T]
+
+    Example
+    -------
+    >>> gated = ConcurrentSqueezeExcite({"c": 3, "f": 8}, se_agg="avg", se_r=4)
+    >>> gated(torch.ones(2, 3, 8, 5)).shape
+    torch.Size([2, 3, 8, 5])
+    """
+
+    def __init__(self, sizes: dict[str, int], se_agg: str, se_r: int) -> None:
+        super().__init__()
+        self.conc_se_layers = nn.ModuleList(
+            SqueezeExcite(size, round_channels(size // se_r), SE_DIMS[letter])
+            for letter, size in sizes.items()
+        )
+        self.se_agg = se_agg
+
+    def forward(self, maps: Tensor) -> Tensor:
+        gated = (maps * squeeze_excite(maps) for squeeze_excite in self.conc_se_layers)
+        fused = reduce(FUSIONS[self.se_agg], gated)
+        return fused / len(self.conc_se_layers) if self.se_agg == "avg" else fused
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter depthwise, gate, project; and add the input where it fits.
+
+    Source: MobileNetV3, section 5.3; the gate stands behind the activation.
+
+    Arguments
+    ---------
+    spec : BlockSpec
+    squeeze_excite : torch.nn.Module or None
+
+    Shape
+    -----
+    maps : [B, in_channels, F, T]
+    result : [B, out_channels, F', T']
+
+    Example
+    -------
+    >>> spec = block_specs(0.1, (2, 2, 2, 2), False, False)[1]
+    >>> InvertedResidual(spec)(torch.zeros(1, 8, 64, 10)).shape
+    torch.Size([1, 8, 32, 5])
+    """
+
+    def __init__(
+        self, spec: BlockSpec, squeeze_excite: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if spec.is_expanding:
+            layers.append(
+                ConvNormActivation(
+                    spec.in_channels, spec.expanded, activation=spec.activation
+                )
+            )
+        layers.append(
+            ConvNormActivation(
+                spec.expanded,
+                spec.expanded,
+                spec.kernel,
+                stride=spec.stride,
+                dilation=spec.dilation,
+                groups=spec.expanded,
+                activation=spec.activation,
+            )
+        )
+        if squeeze_excite is not None:
+            layers.append(squeeze_excite)
+        layers.append(ConvNormActivation(spec.expanded, spec.out_channels))
+        self.block = nn.Sequential(*layers)
+        self.has_residual = spec.has_residual
+
+    def forward(self, maps: Tensor) -> Tensor:
+        projected = self.block(maps)
+        return projected + maps if self.has_residual else projected
+
+
+def initialise_(module: nn.Module) -> None:
+    """Fills weights as published: what is no convolution, norm or Linear stays.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out")
+        elif isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+        elif isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, 0.0, 0.01)
+        else:
+            continue
+        if part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+class Student(nn.Module):
+    """What students have in common; a member gives ``maps`` and a ``classifier``.
+
+    Arguments
+    ---------
+    num_classes : int
+        K, at least 1.
+    width : float
+        What every number of channels is multiplied by, greater than 0.
+    strides : sequence of int
+        Four, each 1 or 2.
+    dropout : float
+        Before the last layer of the mlp head, in [0, 1).
+
+    Shape
+    -----
+    log_mel : [B, 1, F, T]
+    logits : [B, num_classes]
+    embedding : [B, D]
+
+    Raises
+    ------
+    ValueError
+        For options or inputs that no student can be made for.
+    """
+
+    classifier: nn.Module
+    front_end: dict[str, Any]  # arguments of LogMel; set where weights are loaded
+
+    def __init__(
+        self, num_classes: int, width: float, strides: Sequence[int], dropout: float
+    ) -> None:
+        super().__init__()
+        check_integer("num_classes", num_classes)
+        check_positive("width", width)
+        if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
+            raise ValueError(
+                f"strides={strides!r} is illegal; give four numbers, each 1 or 2"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(
+                f"dropout={dropout!r} is illegal; give a probability in [0, 1)"
+            )
+        self.num_classes, self.width = num_classes, width
+
+    def maps(self, log_mel: Tensor) -> Tensor:
+        """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
+        raise NotImplementedError
+
+    def check_input(self, log_mel: Tensor) -> None:
+        """Refuses what is no batch of log-mels."""
+        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
+            raise ValueError(
+                f"log_mel has shape {tuple(log_mel.shape)}, a student takes "
+                "[B, 1, F, T]; from [B, F, T] use log_mel.unsqueeze(1)"
+            )
+        if 0 in log_mel.shape:
+            raise ValueError(
+                f"log_mel has shape {tuple(log_mel.shape)}; a student needs at least "
+                "one clip, one band and one frame"
+            )
+
+    def forward(self, log_mel: Tensor) -> StudentOutput:
+        """Logits and embedding of a batch: [B, 1, F, T] -> [B, K], [B, D]."""
+        self.check_input(log_mel)
+        maps = self.maps(log_mel)
+        return StudentOutput(self.classifier(maps), maps.mean((2, 3)))

@@ -1,0 +1,200 @@
+"""MN: MobileNetV3 as an audio tagger."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from efficientat_plugin.students.blocks import (
+    FUSIONS,
+    LAST_EXPANSION,
+    SE_DIMS,
+    BlockSpec,
+    ConcurrentSqueezeExcite,
+    ConvNormActivation,
+    InvertedResidual,
+    Student,
+    block_specs,
+    check_choice,
+    check_integer,
+    hidden_channels,
+    initialise_,
+    nominal_sizes,
+)
+from efficientat_plugin.students.heads import HEADS, HeadOptions
+
+
+def gate_sizes(
+    spec: BlockSpec, bands_frames: tuple[int, int], se_dims: str
+) -> dict[str, int]:
+    """Letter to size of what a block's squeeze-excite gates; empty without it."""
+    if se_dims == "none" or not spec.squeeze_excite:
+        return {}
+    bands, frames = bands_frames
+    sizes = {"c": spec.expanded, "f": bands, "t": frames}
+    return {letter: sizes[letter] for letter in se_dims}
+
+
+class MN(Student):
+    """MobileNetV3-Large with one input channel, as published for audio tagging.
+
+    Source: Schmid et al., "Efficient Large-Scale Audio Tagging via
+    Transformer-to-CNN Knowledge Distillation", ICASSP 2023; differs from its code in
+    that squeeze-excite over bands works, and batches of one and single classes keep
+    their dimensions.
+
+    Arguments
+    ---------
+    num_classes : int
+        K, at least 1.
+    width : float
+        What every number of channels is multiplied by; published: 0.1 to 4.
+    head : str
+        "mlp", "fully_convolutional" or "multihead_attention_pooling".
+    strides : sequence of int
+        Of blocks 2, 4, 7 and 13, each 1 or 2.
+    dilated : bool
+        Dilation 2 instead of striding in the last three blocks.
+    reduced_tail : bool
+        Half the channels in the last three blocks and the hidden layer.
+    se_dims : str
+        What squeeze-excite gates: letters of "cft" (channels, bands, frames), each
+        at most once, in the order of the layers; or "none". "f" fixes the bands to
+        ``n_mels``, "t" the length to ``n_frames``.
+    se_agg : str
+        "max", "avg", "add" or "min": how several gated maps become one.
+    se_r : int
+        What a size is divided by for its squeeze-excite bottleneck.
+    attention_heads : int
+        Of multihead_attention_pooling.
+    n_mels : int
+        F, bands of the input; read where "f" is in ``se_dims``.
+    n_frames : int
+        T, frames of the input; read where "t" is in ``se_dims``.
+    dropout : float
+        Before the class layer of the mlp head, in [0, 1).
+
+    Shape
+    -----
+    log_mel : [B, 1, F, T]
+    logits : [B, num_classes]
+    embedding : [B, D], 960 at width 1
+
+    Raises
+    ------
+    ValueError
+        For illegal options, and inputs that are no log-mels of the fixed size.
+
+    Example
+    -------
+    >>> import torch
+    >>> student = MN(num_classes=50, width=0.1).eval()
+    >>> logits, embedding = student(torch.zeros(2, 1, 128, 100))
+    >>> logits.shape, embedding.shape
+    (torch.Size([2, 50]), torch.Size([2, 96]))
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 527,
+        width: float = 1.0,
+        head: str = "mlp",
+        strides: Sequence[int] = (2, 2, 2, 2),
+        dilated: bool = False,
+        reduced_tail: bool = False,
+        se_dims: str = "c",
+        se_agg: str = "max",
+        se_r: int = 4,
+        attention_heads: int = 4,
+        n_mels: int = 128,
+        n_frames: int = 1000,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(num_classes, width, strides, dropout)
+        check_choice("head", head, HEADS)
+        check_choice("se_agg", se_agg, FUSIONS)
+        check_integer("se_r", se_r)
+        check_integer("attention_heads", attention_heads)
+        check_integer("n_mels", n_mels)
+        check_integer("n_frames", n_frames)
+        check_se_dims(se_dims)
+        specs = block_specs(width, strides, dilated, reduced_tail)
+        sizes = nominal_sizes(specs, n_mels, n_frames)
+        check_dilated_gates(specs, n_mels, n_frames, se_dims)
+        self.se_dims, self.n_mels, self.n_frames = se_dims, n_mels, n_frames
+
+        # Stem, 64 x 500 for ten seconds
+        layers: list[nn.Module] = [
+            ConvNormActivation(
+                1, specs[0].in_channels, 3, stride=2, activation=nn.Hardswish
+            )
+        ]
+        # Blocks, to 4 x 32
+        for spec, size in zip(specs, sizes, strict=True):
+            gated = gate_sizes(spec, size, se_dims)
+            squeeze_excite = (
+                ConcurrentSqueezeExcite(gated, se_agg, se_r) if gated else None
+            )
+            layers.append(InvertedResidual(spec, squeeze_excite))
+        # Last convolution, 4 x 32
+        embedding = LAST_EXPANSION * specs[-1].out_channels
+        layers.append(
+            ConvNormActivation(
+                specs[-1].out_channels, embedding, activation=nn.Hardswish
+            )
+        )
+        self.features = nn.Sequential(*layers)
+        hidden = hidden_channels(width, reduced_tail)
+        self.classifier = HEADS[head](
+            HeadOptions(embedding, num_classes, hidden, dropout, attention_heads)
+        )
+        initialise_(self)
+
+    def check_input(self, log_mel: Tensor) -> None:
+        """Refuses what is no batch of log-mels, or not of the fixed size."""
+        super().check_input(log_mel)
+        bands, frames = log_mel.shape[2:]
+        if "f" in self.se_dims and bands != self.n_mels:
+            raise ValueError(
+                f"log_mel has {bands} bands, but se_dims={self.se_dims!r} fixes them "
+                f"to n_mels={self.n_mels}; build the student with n_mels={bands}"
+            )
+        if "t" in self.se_dims and frames != self.n_frames:
+            raise ValueError(
+                f"log_mel has {frames} frames, but se_dims={self.se_dims!r} fixes "
+                f"them to n_frames={self.n_frames}; build the student with "
+                f"n_frames={frames}, or crop or pad the clips"
+            )
+
+    def maps(self, log_mel: Tensor) -> Tensor:
+        """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
+        return self.features(log_mel)
+
+
+def check_se_dims(se_dims: object) -> None:
+    """Refuses what does not say which dimensions squeeze-excite gates."""
+    is_letters = (
+        isinstance(se_dims, str)
+        and 0 < len(se_dims) == len(set(se_dims))
+        and set(se_dims) <= set(SE_DIMS)
+    )
+    if se_dims != "none" and not is_letters:
+        raise ValueError(
+            f"se_dims={se_dims!r} is illegal; give letters of 'cft', each at most "
+            "once, or 'none'"
+        )
+
+
+def check_dilated_gates(
+    specs: Sequence[BlockSpec], n_mels: int, n_frames: int, se_dims: str
+) -> None:
+    """Refuses gates over sizes that dilation, instead of striding, keeps larger."""
+    actual = [spec._replace(nominal_stride=spec.stride) for spec in specs]
+    nominal_size = nominal_sizes(specs, n_mels, n_frames)[-1]
+    actual_size = nominal_sizes(actual, n_mels, n_frames)[-1]
+    for letter, built, seen in zip("ft", nominal_size, actual_size, strict=True):
+        if se_dims != "none" and letter in se_dims and built != seen:
+            raise ValueError(
+                f"dilated=True leaves {seen} where squeeze-excite over {letter!r} "
+                f"(se_dims={se_dims!r}) is built for {built}; use dilated=False, a "
+                f"last stride of 1, or se_dims without {letter!r}"
+            )

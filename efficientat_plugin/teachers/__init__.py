@@ -1,0 +1,1 @@
+"""Teachers: whatever can say what a clip contains, as a ``TeacherTarget``."""

@@ -1,0 +1,130 @@
+"""Stores what a student, or an ensemble of students, says of every clip of a data set.
+
+> python recipes/dump_teacher_logits.py hparams/dump_teacher_logits.yaml \
+      --dataset PATH --split bal_train --teachers mn40_as_ext --store teacher_logits/mn40
+
+Interrupted, the same command goes on where it stopped; another split or data set is
+appended to the same store by naming it.
+"""
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from torch import Tensor
+from tqdm import tqdm
+
+from efficientat_plugin.data.rows import (
+    ClipReader,
+    Clips,
+    collate,
+    load_rows,
+    summarize_rows,
+)
+from efficientat_plugin.data.sample import sample_digest
+from efficientat_plugin.data.skipped import SkippedClips
+from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.teachers.store import LogitsStore, StoreWriter
+from efficientat_plugin.teachers.verify import verify
+
+
+class Ensemble(torch.nn.Module):
+    """Students that hear through their own front ends; their logits are averaged."""
+
+    def __init__(self, names: Sequence[str], savedir: str | None) -> None:
+        super().__init__()
+        students = [load_student(name, savedir=savedir) for name in names]
+        self.students = torch.nn.ModuleList(students)
+        self.front_ends = torch.nn.ModuleList(
+            LogMel(**student.front_end) for student in students
+        )
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """[B, N] -> [B, K]"""
+        pairs = zip(self.front_ends, self.students, strict=True)
+        logits = [student(log_mel(waveform)[:, None]).logits for log_mel, student in pairs]
+        return torch.stack(logits).mean(dim=0)
+
+    def sha256(self) -> str:
+        """Digest of all weights, names included."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.students.state_dict().items()):
+            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def main(argv: list[str]) -> None:
+    """Fills the store that the YAML names, then verifies it."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    try:
+        rows = load_rows(
+            hparams["dataset"],
+            hparams["split"],
+            config=hparams["dataset_config"],
+            cache_dir=hparams["dataset_cache"],
+        )
+    except FileNotFoundError as error:
+        sys.exit(f"--dataset PATH and --split NAME are needed: {error}")
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    teacher = Ensemble(hparams["teachers"].split("+"), hparams["pretrained_folder"])
+    fill(hparams, rows, teacher.eval().to(device), device)
+    check(hparams["store"], rows)
+
+
+@torch.inference_mode()
+def fill(hparams: dict[str, Any], rows: Any, teacher: Ensemble, device: str) -> None:
+    """Appends the logits of all clips that the store does not know yet."""
+    skipped = SkippedClips(hparams["max_unreadable_share"])
+    labels = audioset_labels()
+    with StoreWriter(
+        hparams["store"],
+        teacher=hparams["teachers"],
+        teacher_sha256=teacher.sha256(),
+        labels_sha256=labels.sha256,
+        num_classes=len(labels),
+        sample_rate=hparams["sample_rate"],
+        clip_seconds=hparams["clip_seconds"],
+    ) as store:
+        ids = rows.select_columns(["video_id"])["video_id"]
+        remaining = [row for row, clip_id in enumerate(ids) if clip_id not in store]
+        print(f"{len(ids) - len(remaining)} of {len(ids)} clips are stored already")
+        reader = ClipReader(labels, hparams["clip_seconds"], hparams["sample_rate"])
+        loader = torch.utils.data.DataLoader(
+            Clips(rows.select(remaining), reader),
+            batch_size=hparams["batch_size"],
+            num_workers=hparams["num_workers"],
+            collate_fn=collate,
+        )
+        with tqdm(total=len(remaining), desc="teacher", unit="clip") as bar:
+            for batch in loader:
+                skipped.add(batch.skipped, len(batch.clip_id))
+                if batch.clip_id:
+                    logits = teacher(batch.waveform.to(device)).float().cpu()
+                    digests = [sample_digest(clip.numpy()) for clip in batch.waveform]
+                    store.append(batch.clip_id, logits, digests)
+                bar.update(len(batch.clip_id) + len(batch.skipped))
+    skipped.finish_pass()
+
+
+def check(path: str, rows: Any) -> None:
+    """Refuses a store that does not fit the data it was made of."""
+    summary = summarize_rows(rows, audioset_labels())
+    store = LogitsStore(path)
+    print(f"{path}: {len(store)} clips")
+    clips = list(zip(summary.clip_ids, summary.indices, strict=True))
+    report = verify(store, clips, labels_sha256=audioset_labels().sha256)
+    print(report)
+    if summary.num_labelled:
+        report.raise_if_bad()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

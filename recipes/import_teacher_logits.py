@@ -1,0 +1,35 @@
+"""Makes a LogitsStore of the published logits of nine PaSST transformers.
+
+> python recipes/import_teacher_logits.py passt_enemble_logits_mAP_495.npy \
+      fname_to_index.pkl teacher_logits/passt_ensemble
+
+Both files are at https://github.com/fschmid56/EfficientAT/releases/tag/v0.0.1
+("enemble" is their spelling).
+"""
+
+import argparse
+
+from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.teachers.published import import_published
+
+
+def main() -> None:
+    """Imports what the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("logits", help="the .npy file")
+    parser.add_argument("index", help="the .pkl file, YouTube id to row")
+    parser.add_argument("store", help="folder to make")
+    arguments = parser.parse_args()
+    store = import_published(
+        arguments.logits,
+        arguments.index,
+        arguments.store,
+        labels_sha256=audioset_labels().sha256,
+    )
+    print(f"{arguments.store}: {len(store)} clips")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""LogMel hears what the published taggers hear; SpecMask hides and nothing more."""
+
+import numpy as np
+import pytest
+import torch
+
+from efficientat_plugin.features import LogMel, SpecMask
+
+VARIANTS = {
+    "default": {},
+    "hop_5": {"hop_length": 160},
+    "hop_20": {"hop_length": 640},
+    "mels_40": {"n_mels": 40},
+    "mels_256": {"n_mels": 256},
+    "fmax_14000": {"f_min": 50.0, "f_max": 14000.0},
+}
+SED = {
+    "sample_rate": 16000,
+    "win_length": 400,
+    "hop_length": 160,
+    "n_fft": 512,
+    "f_max": 7000.0,
+    "log_floor": 1e-7,
+    "log_floor_mode": "clamp",
+}
+
+
+@pytest.fixture
+def waveform() -> torch.Tensor:
+    """Two seconds of a tone in noise, [2, 64000]."""
+    time = torch.arange(64000) / 32000
+    return 0.1 * torch.randn(2, 64000) + torch.sin(2 * torch.pi * 440 * time)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_log_mel_equals_the_published_one(shared, variant):
+    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    log_mel = LogMel(**VARIANTS[variant]).eval()(torch.from_numpy(golden["wave"]))
+    expected = torch.from_numpy(golden[f"logmel/{variant}"])
+    torch.testing.assert_close(log_mel, expected, atol=1e-4, rtol=0)
+
+
+def test_log_mel_equals_the_one_of_event_detection(shared):
+    golden = np.load(shared / "golden" / "sed.npz")
+    log_mel = LogMel(**SED).eval()(torch.from_numpy(golden["wave"]))
+    expected = torch.from_numpy(golden["logmel"])[0]
+    torch.testing.assert_close(log_mel, expected, atol=1e-4, rtol=0)
+
+
+def test_log_mel_is_torch_stft(waveform):
+    log_mel = LogMel(f_min_jitter=0, f_max_jitter=0)
+    emphasised = waveform[:, 1:] - 0.97 * waveform[:, :-1]
+    window = torch.hann_window(800, periodic=False)
+    spectrum = torch.stft(
+        emphasised, 1024, 320, 800, window, center=True, return_complex=True
+    )
+    mel = log_mel.mel_bank @ spectrum.abs().square()
+    torch.testing.assert_close(log_mel(waveform), ((mel + 1e-5).log() + 4.5) / 5)
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp"])
+def test_log_mel_of_silence_is_the_floor(mode):
+    log_mel = LogMel(log_floor_mode=mode).eval()(torch.zeros(1, 32000))
+    assert torch.allclose(log_mel, torch.tensor((np.log(1e-5) + 4.5) / 5).float())
+
+
+@pytest.mark.parametrize("num_samples", [32000, 32001, 64319, 320000])
+def test_log_mel_has_the_promised_frames(num_samples):
+    log_mel = LogMel().eval()
+    frames = log_mel(torch.zeros(1, num_samples)).shape[-1]
+    assert frames == log_mel.num_frames(num_samples)
+
+
+def test_a_periodic_window_is_another_window(waveform):
+    symmetric = LogMel().eval()(waveform)
+    assert not torch.equal(LogMel(periodic_window=True).eval()(waveform), symmetric)
+
+
+def test_jitter_acts_in_training_only(waveform):
+    log_mel = LogMel()
+    fixed = log_mel.eval()(waveform)
+    assert torch.equal(log_mel(waveform), fixed)
+    log_mel.train()
+    torch.manual_seed(1)
+    jittered = log_mel(waveform)
+    assert not torch.equal(jittered, fixed)
+    torch.manual_seed(1)
+    assert torch.equal(log_mel(waveform), jittered)
+
+
+def test_jitter_covers_the_published_range(monkeypatch):
+    edges = []
+    log_mel = LogMel().train()
+    bank = log_mel.mel_bank
+    monkeypatch.setattr(
+        LogMel, "_mel_bank", lambda _, low, high: edges.append((low, high)) or bank
+    )
+    for _ in range(3000):
+        log_mel._current_mel_bank()
+    lowest, highest = zip(*edges, strict=True)
+    assert set(lowest) == set(range(10))
+    assert 14001 <= min(highest) < 14020 and 15980 < max(highest) <= 16000
+
+
+def test_jitter_never_passes_half_the_sample_rate():
+    log_mel = LogMel(f_max=16000.0).train()
+    for _ in range(20):
+        assert torch.isfinite(log_mel(torch.zeros(1, 2000))).all()
+
+
+def test_log_mel_is_float32_inside_autocast(waveform):
+    log_mel = LogMel().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = log_mel(waveform)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, log_mel(waveform))
+
+
+def test_log_mel_has_nothing_to_save():
+    assert not LogMel().state_dict()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"log_floor_mode": "max"}, "log_floor_mode='max'"),
+        ({"win_length": 2048}, "win_length=2048"),
+        ({"hop_length": 0}, "hop_length=0"),
+        ({"f_max": 17000.0}, "16000 Hz; lower f_max"),
+        ({"f_max_jitter": -1}, "f_max_jitter=-1"),
+        ({"f_max": 900.0}, "jitter can move"),
+    ],
+)
+def test_log_mel_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LogMel(**settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [((32000,), "takes \\[B, N\\]"), ((1, 100), "100 samples are too few")],
+)
+def test_log_mel_refuses_the_waveform(shape, message):
+    with pytest.raises(ValueError, match=message):
+        LogMel()(torch.zeros(shape))
+
+
+def test_spec_mask_fills_each_example_with_its_own_bands():
+    masked = SpecMask(max_bins=48)(torch.zeros(16, 128, 50))
+    assert masked.unique().tolist() == pytest.approx([0.0, 0.9])
+    hidden = (masked > 0).all(dim=2)  # [B, F]
+    assert torch.equal(hidden, (masked > 0).any(dim=2))  # whole bands
+    assert hidden.sum(dim=1).max() < 48
+    assert len({tuple(row.tolist()) for row in hidden}) > 8
+
+
+def test_spec_mask_hides_time_as_well():
+    masked = SpecMask(max_frames=20)(torch.zeros(16, 128, 50))
+    hidden = (masked > 0).all(dim=1)  # [B, T]
+    assert torch.equal(hidden, (masked > 0).any(dim=1))
+    assert 0 < hidden.sum(dim=1).max() < 20
+
+
+def test_spec_mask_rests_in_evaluation(waveform):
+    assert SpecMask(48, 192).eval()(waveform) is waveform
+
+
+def test_spec_mask_refuses():
+    with pytest.raises(ValueError, match="max_bins=-1"):
+        SpecMask(max_bins=-1)

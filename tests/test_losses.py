@@ -1,0 +1,117 @@
+"""The distillation loss has the published values, and its laws."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from efficientat_plugin.contracts import Mix, TeacherTarget
+from efficientat_plugin.losses import DistillationLoss, SoftTarget
+
+
+@pytest.fixture
+def golden(shared) -> dict[str, torch.Tensor]:
+    archive = np.load(shared / "golden" / "training_math.npz")
+    return {name: torch.from_numpy(archive[name]) for name in archive.files}
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, SoftTarget, TeacherTarget]:
+    """Logits, labels and a teacher for 4 clips of 7 classes."""
+    labels = SoftTarget((torch.rand(4, 7) > 0.7).float(), torch.ones(4))
+    teacher = TeacherTarget(torch.randn(4, 7), torch.ones(4, dtype=torch.bool))
+    return torch.randn(4, 7), labels, teacher
+
+
+@pytest.mark.parametrize(
+    ("entry", "temperature", "mixed", "missing"),
+    [
+        ("kd_plain", 1.0, False, False),
+        ("kd_mixup", 1.0, True, False),
+        ("kd_mixup_tau2", 2.0, True, False),
+        ("kd_plain_missing", 1.0, False, True),
+        ("kd_mixup_missing", 1.0, True, True),
+    ],
+)
+def test_loss_has_the_published_value(golden, entry, temperature, mixed, missing):
+    known = golden["teacher_known"] if missing else torch.ones(6, dtype=torch.bool)
+    mix = Mix(golden["mixup_lam"], golden["mixup_perm"]) if mixed else None
+    labels = SoftTarget(golden["labels"], torch.ones(6))
+    for kd_weight, expected in zip((0.0, 1.0, 0.9), golden[entry], strict=True):
+        loss = DistillationLoss(kd_weight, temperature)
+        teacher = loss.soft_target(TeacherTarget(golden["teacher_logits"], known))
+        value = loss(golden["student_logits"], labels, teacher, mix)
+        torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_without_teacher_or_weight_it_is_the_label_loss(batch):
+    logits, labels, teacher = batch
+    expected = functional.binary_cross_entropy_with_logits(logits, labels.scores)
+    alone = DistillationLoss(kd_weight=0.9)(logits, labels)
+    torch.testing.assert_close(alone, expected)
+    loss = DistillationLoss(kd_weight=0.0)
+    weightless = loss(logits, labels, loss.soft_target(teacher))
+    torch.testing.assert_close(weightless, expected)
+
+
+def test_cross_entropy_follows_soft_targets(batch):
+    logits, _, teacher = batch
+    labels = SoftTarget(torch.eye(7)[:4], torch.ones(4))
+    loss = DistillationLoss(kd_weight=0.5, target="multiclass")
+    expected = 0.5 * functional.cross_entropy(logits, torch.arange(4))
+    expected += 0.5 * functional.cross_entropy(logits, teacher.logits.softmax(-1))
+    value = loss(logits, labels, loss.soft_target(teacher))
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_a_student_that_agrees_owes_the_teacher_nothing(batch, target):
+    logits = batch[2].logits.clone().requires_grad_()
+    loss = DistillationLoss(kd_weight=1.0, target=target)
+    loss(logits, batch[1], loss.soft_target(batch[2])).backward()
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_an_unlabelled_clip_adds_nothing_to_the_label_term(batch, target):
+    logits = batch[0].clone().requires_grad_()
+    weight = torch.tensor([1.0, 0.0, 1.0, 0.0])
+    labels = SoftTarget(torch.eye(7)[:4] * weight[:, None], weight)
+    DistillationLoss(target=target)(logits, labels).backward()
+    assert (logits.grad[[1, 3]] == 0).all() and (logits.grad[[0, 2]] != 0).any(1).all()
+
+
+def test_an_unknown_partner_adds_nothing_to_the_teacher_term(batch):
+    logits = batch[0].clone().requires_grad_()
+    known = torch.tensor([True, False, True, True])
+    mix = Mix(torch.tensor([1.0, 1.0, 0.6, 1.0]), torch.tensor([0, 1, 1, 3]))
+    loss = DistillationLoss(kd_weight=1.0)
+    target = loss.soft_target(TeacherTarget(batch[2].logits, known))
+    loss(logits, batch[1], target, mix).backward()
+    # Clip 2 keeps 0.6 of its own term, and nothing of clip 1, which nobody heard.
+    own = 0.6 * (logits.detach().sigmoid() - batch[2].logits.sigmoid())[2] / 28
+    torch.testing.assert_close(logits.grad[2], own)
+    assert (logits.grad[1] == 0).all()
+
+
+def test_a_clip_mixed_with_itself_is_itself(batch):
+    logits, labels, teacher = batch
+    loss = DistillationLoss()
+    target = loss.soft_target(teacher)
+    mix = Mix(torch.full((4,), 0.7), torch.arange(4))
+    torch.testing.assert_close(
+        loss(logits, labels, target, mix), loss(logits, labels, target)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kd_weight": 1.1}, "kd_weight=1.1"),
+        ({"kd_temperature": 0.0}, "kd_temperature=0.0"),
+        ({"target": "binary"}, "target='binary'"),
+    ],
+)
+def test_loss_refuses(settings, message):
+    with pytest.raises(ValueError, match=message):
+        DistillationLoss(**settings)

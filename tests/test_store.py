@@ -1,0 +1,709 @@
+"""Stores of logits: what is written is read, what is killed is cut off, and what
+belongs to other clips is found out."""
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from efficientat_plugin.teachers.published import import_published, youtube_id
+from efficientat_plugin.teachers.store import LogitsStore, StoreWriter
+from efficientat_plugin.teachers.verify import verify
+
+ABOUT = {
+    "teacher": "passt",
+    "labels_sha256": "1" * 64,
+    "num_classes": 3,
+    "sample_rate": 32000,
+    "clip_seconds": 10.0,
+    "teacher_sha256": "2" * 64,
+}
+
+
+def rows_of(clip_ids, num_classes=3):
+    """Logits that a clip's id determines: what is read tells whose it is."""
+    return np.stack(
+        [
+            np.random.default_rng(sum(i.encode())).normal(size=num_classes) * 3
+            for i in clip_ids
+        ]
+    ).astype(np.float16)
+
+
+def write(path, clip_ids, digests=None, **about):
+    about = ABOUT | about
+    with StoreWriter(path, **about) as writer:
+        if clip_ids:
+            writer.append(clip_ids, rows_of(clip_ids, about["num_classes"]), digests)
+    return path
+
+
+def check(path, clip_ids):
+    store = LogitsStore(path)
+    assert len(store) == len(clip_ids)
+    if clip_ids:
+        target = store.lookup(clip_ids)
+        assert target.known.all()
+        assert torch.equal(target.logits, torch.from_numpy(rows_of(clip_ids)).float())
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16])
+def test_logits_come_back_in_float16(tmp_path, dtype):
+    logits = torch.randn(4, 3).mul(10).to(dtype)
+    with StoreWriter(tmp_path / "s", **ABOUT) as writer:
+        writer.append(list("dbca"), logits)
+    target = LogitsStore(tmp_path / "s").lookup(list("abcdd"))
+    assert target.logits.dtype == torch.float32
+    assert torch.equal(target.logits, logits.half().float()[[3, 1, 2, 0, 0]])
+
+
+def test_logits_beyond_float16_are_clamped(tmp_path):
+    with StoreWriter(tmp_path / "s", **ABOUT) as writer:
+        writer.append(["a"], torch.tensor([[1e30, -1e300, 1.0]], dtype=torch.float64))
+    logits = LogitsStore(tmp_path / "s").lookup(["a"]).logits
+    assert logits.tolist() == [[65504.0, -65504.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    "clip_id", ["a\0", "ab\0", "abc", "", "ä", "nowhere at all", "\udc80"]
+)
+def test_unknown_clips_are_zero_and_not_known(tmp_path, clip_id):
+    store = LogitsStore(write(tmp_path / "s", ["a", "ab"]))
+    target = store.lookup(["ab", clip_id])
+    assert target.known.tolist() == [True, False]
+    assert not target.logits[1].any()
+    assert clip_id not in store and "ab" in store
+
+
+def test_ids_of_any_script_and_length_are_found(tmp_path):
+    clip_ids = ["x", "Zürich 3/铁.wav", "é" * 100, "-_", "é" * 99 + "e"]
+    check(write(tmp_path / "s", clip_ids), clip_ids)
+
+
+def test_empty_store_knows_nothing(tmp_path):
+    store = LogitsStore(write(tmp_path / "s", []))
+    assert len(store) == 0 and "a" not in store
+    assert store.lookup(["a"]).logits.shape == (1, 3)
+    assert store.lookup([]).known.shape == (0,)
+
+
+def test_digests_are_kept_per_clip(tmp_path):
+    store = LogitsStore(write(tmp_path / "s", ["b", "a"], ["beef", ""]))
+    assert (store.digest("b"), store.digest("a")) == ("beef", "")
+    assert store.clip(0) == ("b", "beef")
+    with pytest.raises(ValueError, match="'c' is not in"):
+        store.digest("c")
+
+
+def test_manifest_says_whose_logits_they_are(tmp_path):
+    manifest = LogitsStore(write(tmp_path / "s", ["a"])).manifest
+    assert vars(manifest).items() >= (ABOUT | {"count": 1}).items()
+
+
+def test_store_pickles_as_its_path(tmp_path, monkeypatch):
+    write(tmp_path / "s", ["a", "b"])
+    monkeypatch.chdir(tmp_path)
+    payload = pickle.dumps(LogitsStore("s"))
+    assert len(payload) < 1000
+    monkeypatch.chdir("/")
+    assert pickle.loads(payload).lookup(["b"]).known.all()
+
+
+def test_null_in_yaml_is_no_store(tmp_path):
+    from hyperpyyaml import load_hyperpyyaml
+
+    yaml = "store: !apply:{}.LogitsStore.open_or_none [{}]"
+    module = "efficientat_plugin.teachers.store"
+    path = write(tmp_path / "s", ["a"])
+    assert load_hyperpyyaml(yaml.format(module, "null"))["store"] is None
+    assert len(load_hyperpyyaml(yaml.format(module, path))["store"]) == 1
+
+
+# Appending and being killed
+
+
+def test_reopened_store_grows(tmp_path):
+    write(tmp_path / "s", ["c", "a"])
+    with StoreWriter(tmp_path / "s", **ABOUT) as writer:
+        assert len(writer) == 2 and "c" in writer and "b" not in writer
+        writer.append(["b"], rows_of(["b"]))
+        check(tmp_path / "s", ["c", "a", "b"])
+        writer.append([], np.empty((0, 3), np.float32))
+        writer.append(["d"], rows_of(["d"]))
+    check(tmp_path / "s", list("cabd"))
+
+
+def test_store_killed_at_any_byte_keeps_what_was_committed(tmp_path):
+    before = {}
+    path = write(tmp_path / "s", ["a", "b"])
+    for file in path.iterdir():
+        before[file.name] = file.read_bytes()
+    write(path, ["c", "dd"])
+    after = {file.name: file.read_bytes() for file in path.iterdir()}
+    draw = random.Random(0)
+    for _ in range(60):
+        path.joinpath("manifest.json").write_bytes(before["manifest.json"])
+        for name in ("logits.f16", "clips.tsv"):
+            length = draw.randint(len(before[name]), len(after[name]))
+            path.joinpath(name).write_bytes(after[name][:length])
+        manifest = after["manifest.json"]
+        aside = path / "manifest.json.partial"
+        aside.write_bytes(manifest[: draw.randint(0, len(manifest))])
+        check(path, ["a", "b"])
+        check(write(path, ["e"]), ["a", "b", "e"])
+
+
+def test_store_killed_before_its_first_commit_can_be_written(tmp_path):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "logits.f16").touch()
+    (tmp_path / "s" / "manifest.json.partial").write_text("{")
+    check(write(tmp_path / "s", ["a"]), ["a"])
+
+
+# In a process of its own, which forks: this one has threads.
+APPEND_AND_BE_KILLED = """
+import os, random, signal, sys, time
+import numpy as np
+from efficientat_plugin.teachers.store import LogitsStore, StoreWriter
+
+def append_for_ever():
+    writer = StoreWriter(sys.argv[1], teacher="t", labels_sha256="l", num_classes=500,
+                         sample_rate=32000, clip_seconds=10.0)
+    while True:
+        numbers = np.arange(len(writer), len(writer) + 50)
+        rows = np.repeat(numbers[:, None] % 1000, 500, axis=1)
+        writer.append([f"clip{i}" for i in numbers], rows)
+
+draw = random.Random(0)
+for _ in range(25):
+    child = os.fork()
+    if not child:
+        append_for_ever()
+    time.sleep(draw.uniform(0.01, 0.05))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    if not os.path.exists(f"{sys.argv[1]}/manifest.json"):
+        continue
+    store = LogitsStore(sys.argv[1])
+    target = store.lookup([f"clip{i}" for i in range(len(store))])
+    expected = np.arange(len(store))[:, None] % 1000
+    assert len(store) % 50 == 0 and target.known.all()
+    assert (target.logits.numpy() == expected).all()
+print(len(store))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which Windows lacks")
+def test_sigkilled_writer_leaves_a_store(tmp_path):
+    child = subprocess.run(
+        [sys.executable, "-c", APPEND_AND_BE_KILLED, tmp_path / "s"],
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    assert int(child.stdout) > 0
+
+
+def test_interrupted_append_closes_the_writer(tmp_path, monkeypatch):
+    writer = StoreWriter(write(tmp_path / "s", ["a"]), **ABOUT)
+
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space"):
+            writer.append(["b"], rows_of(["b"]))
+    with pytest.raises(ValueError, match="is closed"):
+        writer.append(["b"], rows_of(["b"]))
+    check(tmp_path / "s", ["a"])
+    check(write(tmp_path / "s", ["b"]), ["a", "b"])
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"teacher": "beats"},
+        {"labels_sha256": "3" * 64},
+        {"num_classes": 4},
+        {"sample_rate": 16000},
+        {"clip_seconds": 5.0},
+        {"teacher_sha256": None},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_append_to_another_teachers_store_is_refused(tmp_path, other):
+    write(tmp_path / "s", ["a"])
+    with pytest.raises(ValueError, match=f"^{next(iter(other))}=.* differs"):
+        StoreWriter(tmp_path / "s", **(ABOUT | other))
+    check(tmp_path / "s", ["a"])
+
+
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"teacher": ""}, "teacher='' must be a string"),
+        ({"labels_sha256": None}, "labels_sha256=None must be a string"),
+        ({"teacher_sha256": 1}, "teacher_sha256=1 must be a string or None"),
+        ({"num_classes": 0}, "num_classes=0 must be an int of 1 or more"),
+        ({"sample_rate": 32e3}, "sample_rate=32000.0 must be an int"),
+        ({"clip_seconds": float("inf")}, "clip_seconds=inf must be above 0"),
+    ],
+)
+def test_store_of_nonsense_is_refused(tmp_path, wrong, text):
+    with pytest.raises(ValueError, match=text):
+        StoreWriter(tmp_path / "s", **(ABOUT | wrong))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "clip_ids, logits, digests, text",
+    [
+        (["a"], np.zeros((1, 3)), None, "'a' is in .* already"),
+        (["b", "b"], np.zeros((2, 3)), None, "'b' is in .* already"),
+        (["b\t"], np.zeros((1, 3)), None, "without tabs"),
+        (["b\n"], np.zeros((1, 3)), None, "without tabs"),
+        (["\udc80"], np.zeros((1, 3)), None, "must be a string"),
+        ([7], np.zeros((1, 3)), None, "must be a string"),
+        ([""], np.zeros((1, 3)), None, "from 1 to 255 bytes"),
+        (["b" * 256], np.zeros((1, 3)), None, "from 1 to 255 bytes"),
+        ("b", np.zeros((1, 3)), None, "must be lists"),
+        (["b"], np.zeros((1, 3)), ["x\n"], "without tabs"),
+        (["b"], np.zeros((1, 3)), [], "must be lists of the same length"),
+        (["b"], np.zeros((1, 4)), None, r"shape \[1, 4\].* shape \[1, 3\]"),
+        (["b"], np.zeros((2, 3)), None, r"shape \[2, 3\]"),
+        (["b"], np.array([["x"] * 3]), None, "must be numbers"),
+        (["b"], torch.tensor([[0.0, float("nan"), 0]]), None, "row 0 .* not finite"),
+        (["b"], np.array([[0.0, -np.inf, 0]]), None, "row 0 .* not finite"),
+    ],
+)
+def test_refused_append_writes_nothing(tmp_path, clip_ids, logits, digests, text):
+    with StoreWriter(write(tmp_path / "s", ["a"]), **ABOUT) as writer:
+        with pytest.raises(ValueError, match=text):
+            writer.append(clip_ids, logits, digests)
+        writer.append(["z"], rows_of(["z"]))
+    check(tmp_path / "s", ["a", "z"])
+
+
+def test_second_writer_is_refused(tmp_path):
+    pytest.importorskip("fcntl")
+    with StoreWriter(tmp_path / "s", **ABOUT) as writer:
+        with pytest.raises(ValueError, match="written by another process"):
+            StoreWriter(tmp_path / "s", **ABOUT)
+        writer.append(["a"], rows_of(["a"]))
+    check(write(tmp_path / "s", ["b"]), ["a", "b"])
+
+
+def test_folder_of_somebody_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not a store"):
+        StoreWriter(tmp_path, **ABOUT)
+    with pytest.raises(ValueError, match="is a file"):
+        StoreWriter(tmp_path / "notes.txt", **ABOUT)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "notes.txt"):
+        with pytest.raises(FileNotFoundError, match="no logits store at"):
+            LogitsStore(path)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"version": 2}, "version 2 and only version 1"),
+        ({"format": "x"}, "is not the manifest"),
+        ({"count": 3}, "logits_bytes=12 is not count=3"),
+        ({"count": "2"}, "count='2' must be an int"),
+        ({"count": 3, "logits_bytes": 18}, "has 12 bytes and the manifest promises 18"),
+        ({"clips_bytes": 7}, "has 6 bytes and the manifest promises 7"),
+        ({"clips_bytes": 5}, "must have 2 lines"),
+    ],
+)
+def test_damaged_store_is_refused(tmp_path, change, text):
+    manifest = write(tmp_path / "s", ["a", "b"]) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    with pytest.raises(ValueError, match=text):
+        LogitsStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "name, content, text",
+    [
+        ("manifest.json", b'{"form', "is not the manifest"),
+        ("manifest.json", b"[]", "is not the manifest"),
+        ("manifest.json", b'{"format": "logits store", "version": 1}', "lacks teacher"),
+        ("logits.f16", b"", "has 0 bytes"),
+        ("clips.tsv", b"a\t\na\t\n", "has clip 'a' twice"),
+        ("clips.tsv", b"\t\nab\t\n", "must have 2 lines"),
+        ("clips.tsv", b"a\n\tb\t\n", "must have 2 lines"),
+    ],
+)
+def test_store_of_damaged_files_is_refused(tmp_path, name, content, text):
+    (write(tmp_path / "s", ["a", "b"]) / name).write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        LogitsStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize("clip_ids", ["abc", [1, 2], [b"a"]])
+def test_lookup_of_no_strings_is_refused(tmp_path, clip_ids):
+    with pytest.raises(ValueError, match="must be a list of strings"):
+        LogitsStore(write(tmp_path / "s", ["a"])).lookup(clip_ids)
+
+
+# Are they the logits of these clips?
+
+
+def labelled_clips(count, num_classes=20, per_clip=2, seed=0):
+    """Ids, and classes drawn as real ones are: a few of them nearly everywhere."""
+    draw = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, num_classes + 1)
+    return [
+        (
+            f"c{clip}",
+            draw.choice(
+                num_classes,
+                size=draw.integers(1, per_clip + 1),
+                replace=False,
+                p=weights / weights.sum(),
+            ).tolist(),
+        )
+        for clip in range(count)
+    ]
+
+
+def teacher_logits(clips, num_classes=20, separation=4.0, seed=1):
+    """Normal scores, those of labelled classes higher: 0.954 gives an AUC of 0.75."""
+    logits = np.random.default_rng(seed).normal(-5.0, 1.0, (len(clips), num_classes))
+    for row, (_, classes) in enumerate(clips):
+        logits[row, classes] += separation
+    return logits.astype(np.float32)
+
+
+def store_of(path, clips, logits, order=None):
+    order = np.arange(len(clips)) if order is None else order
+    with StoreWriter(path, **(ABOUT | {"num_classes": logits.shape[1]})) as writer:
+        writer.append([clips[i][0] for i in order], logits[order])
+    return LogitsStore(path)
+
+
+def shift_from(logits, row):
+    return np.concatenate([logits[:row], np.roll(logits[row:], 1, axis=0)])
+
+
+@pytest.mark.parametrize("per_clip", [1, 4])
+@pytest.mark.parametrize("count", [130, 5000])
+def test_aligned_store_passes(tmp_path, count, per_clip):
+    clips = labelled_clips(count, per_clip=per_clip)
+    report = verify(store_of(tmp_path / "s", clips, teacher_logits(clips)), clips)
+    report.raise_if_bad()
+    assert report.coverage == 1 and report.labels_match is None and report.blocks >= 2
+    assert str(report).startswith(f"ok: 100.0% of {count} clips known")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_weak_but_honest_teacher_passes(tmp_path, seed):
+    clips = labelled_clips(1000, seed=seed)
+    logits = teacher_logits(clips, separation=0.954, seed=seed + 100)
+    verify(store_of(tmp_path / "s", clips, logits), clips).raise_if_bad()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.95])
+def test_two_classes_of_which_one_prevails_suffice(tmp_path, share):
+    present = np.random.default_rng(0).random(1000) < share
+    clips = [(f"c{i}", [0] if p else [1]) for i, p in enumerate(present)]
+    logits = teacher_logits(clips, num_classes=2, separation=2.0)
+    verify(store_of(tmp_path / "s", clips, logits), clips).raise_if_bad()
+    bad = store_of(tmp_path / "bad", clips, shift_from(logits, 0))
+    with pytest.raises(ValueError, match="of other clips"):
+        verify(bad, clips).raise_if_bad()
+
+
+def test_data_set_sorted_by_class_passes(tmp_path):
+    clips = [(f"c{i}", [i // 100]) for i in range(2000)]
+    verify(store_of(tmp_path / "s", clips, teacher_logits(clips)), clips).raise_if_bad()
+
+
+@pytest.mark.parametrize("separation", [1.5, 4.0])
+@pytest.mark.parametrize("count", [130, 5000])
+def test_store_off_by_one_is_refused(tmp_path, count, separation):
+    clips = labelled_clips(count)
+    logits = shift_from(teacher_logits(clips, separation=separation), 0)
+    report = verify(store_of(tmp_path / "s", clips, logits), clips)
+    assert report.aligned is False
+    with pytest.raises(ValueError, match="seem to be of other clips.*make the store"):
+        report.raise_if_bad()
+
+
+@pytest.mark.parametrize("count, start", [(130, 65), (5000, 2500), (5000, 4600)])
+def test_stretch_off_by_one_is_refused_and_named(tmp_path, count, start):
+    clips = labelled_clips(count)
+    logits = shift_from(teacher_logits(clips), start)
+    report = verify(store_of(tmp_path / "s", clips, logits), clips)
+    assert report.bad_stretch is not None
+    assert start - 1 <= int(report.bad_stretch.first[1:]) <= start + 100
+    with pytest.raises(ValueError, match=f"from clip '{report.bad_stretch.first}' to"):
+        report.raise_if_bad()
+
+
+def test_stretch_of_the_store_shows_in_a_shuffled_data_set(tmp_path):
+    clips = labelled_clips(5000)
+    store = store_of(tmp_path / "s", clips, shift_from(teacher_logits(clips), 3000))
+    random.Random(0).shuffle(clips)
+    assert verify(store, clips).bad_stretch.order == "store"
+
+
+def test_half_of_a_weak_teacher_off_by_one_is_refused(tmp_path):
+    clips = labelled_clips(2000)
+    logits = shift_from(teacher_logits(clips, separation=0.954), 1000)
+    with pytest.raises(ValueError, match="of other clips"):
+        verify(store_of(tmp_path / "s", clips, logits), clips).raise_if_bad()
+
+
+def test_classes_in_another_order_are_refused(tmp_path):
+    clips = labelled_clips(1000)
+    logits = np.roll(teacher_logits(clips), 3, axis=1)
+    with pytest.raises(ValueError, match="order of its classes"):
+        verify(store_of(tmp_path / "s", clips, logits), clips).raise_if_bad()
+
+
+def test_label_tables_that_differ_are_refused(tmp_path):
+    clips = labelled_clips(200)
+    store = store_of(tmp_path / "s", clips, teacher_logits(clips))
+    verify(store, clips, labels_sha256=ABOUT["labels_sha256"]).raise_if_bad()
+    report = verify(store, clips, labels_sha256="9" * 64)
+    with pytest.raises(ValueError, match="label table is not the data set's"):
+        report.raise_if_bad()
+    assert str(report).startswith("bad: ") and "tables different" in str(report)
+
+
+def test_low_coverage_is_refused(tmp_path):
+    clips = labelled_clips(1000)
+    store = store_of(tmp_path / "s", clips[:850], teacher_logits(clips[:850]))
+    verify(store, iter(clips), minimum_coverage=0.85).raise_if_bad()
+    with pytest.raises(ValueError, match="knows 85.0% of 1000 clips, less than"):
+        verify(store, clips).raise_if_bad()
+
+
+@pytest.mark.parametrize(
+    "labels_of, found",
+    [
+        (lambda clip, classes: classes if clip < 19 else [], 19),
+        (lambda clip, classes: [3], 0),
+    ],
+    ids=["few", "alike"],
+)
+def test_too_few_labels_are_no_verdict(tmp_path, labels_of, found):
+    clips = labelled_clips(200)
+    store = store_of(tmp_path / "s", clips, teacher_logits(clips))
+    clips = [(i, labels_of(n, classes)) for n, (i, classes) in enumerate(clips)]
+    report = verify(store, clips)
+    assert report.aligned is None
+    with pytest.raises(ValueError, match=f"^{found} clips .* fewer than the 20"):
+        report.raise_if_bad()
+
+
+def test_constant_class_does_not_disturb(tmp_path):
+    clips = labelled_clips(500)
+    logits = teacher_logits(clips)
+    logits[:, 2] = -7.0
+    verify(store_of(tmp_path / "s", clips, logits), clips).raise_if_bad()
+
+
+@pytest.mark.parametrize(
+    "clips, coverage, text",
+    [
+        ([], 0.9, "clips is empty"),
+        ([("a", [3])], 0.9, "must be integers from 0 to 2"),
+        ([("a", [-1])], 0.9, "must be integers from 0 to 2"),
+        ([("a", [0.0, 1.0])], 0.9, "must be integers from 0 to 2"),
+        ([("a", [1])], 90, "minimum_coverage=90 must be from 0 to 1"),
+    ],
+)
+def test_verify_refuses_what_it_cannot_read(tmp_path, clips, coverage, text):
+    store = LogitsStore(write(tmp_path / "s", ["a"]))
+    with pytest.raises(ValueError, match=text):
+        verify(store, clips, minimum_coverage=coverage)
+
+
+# The published file
+
+
+class Payload:
+    """Makes a marker file, if unpickled carelessly."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class Crafted:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+def publish(folder, logits, index, protocol=4):
+    np.save(folder / "l.npy", logits, allow_pickle=True)
+    with open(folder / "i.pkl", "wb") as file:
+        pickle.dump(index, file, protocol=protocol)
+    return folder / "l.npy", folder / "i.pkl", folder / "store"
+
+
+NAMES = [f"Y{chr(97 + n) * 10}-.mp3" for n in range(5)]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, ">f4"])
+@pytest.mark.parametrize("scalar", [int, np.int64, np.dtype(">u4").type, np.int16])
+def test_published_file_becomes_a_store(tmp_path, dtype, scalar, capsys):
+    logits = np.random.default_rng(0).normal(size=(6, 4)).astype(dtype)
+    rows = [4, 0, 5, 1, 2]
+    index = {name: scalar(row) for name, row in zip(NAMES, rows, strict=True)}
+    files = publish(tmp_path, logits, index)
+    import_published(*files, labels_sha256="l", rows_per_append=2)
+    assert sorted(os.listdir(tmp_path)) == ["i.pkl", "l.npy", "store"]
+    store = LogitsStore(files[2])
+    assert len(store) == 5 and store.manifest.num_classes == 4
+    target = store.lookup([youtube_id(name) for name in NAMES])
+    assert target.known.all()
+    expected = logits[rows].astype(np.float16).astype(np.float32)
+    assert np.array_equal(target.logits.numpy(), expected)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_index_of_any_protocol_is_read(tmp_path, protocol, capsys):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: 3}, protocol)
+    import_published(*files, labels_sha256="l")
+    assert youtube_id(NAMES[0]) in LogitsStore(files[2])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_code_in_an_index_is_refused_and_not_run(tmp_path, protocol):
+    marker = tmp_path / "ran"
+    files = publish(
+        tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: 0, "x": Payload(marker)}, protocol
+    )
+    with pytest.raises(ValueError, match="asks for .*system.*do not trust it"):
+        import_published(*files, labels_sha256="l")
+    assert not marker.exists() and not files[2].exists()
+    pickle.loads(files[1].read_bytes())  # the payload is a real one
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        Crafted(eval, "1"),
+        Crafted(getattr, "x", "upper"),
+        Crafted(np.dtype, "O"),
+        Crafted(np.dtype, "f8"),
+        Crafted(np.dtype, {"names": ["a"], "formats": ["O"]}),
+        np.float64(1.0),
+        np.array([1, 2]),
+        np.array([None], dtype=object),
+        {1, 2}.union,
+    ],
+    ids=str,
+)
+def test_object_in_an_index_is_refused(tmp_path, content):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: content})
+    with pytest.raises(ValueError, match="is not a pickle of a plain dict"):
+        import_published(*files, labels_sha256="l")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no pickle",
+        b"\x80\x04",
+        b"(" * 5000 + b".",
+        b"\x80\x04\x8e" + b"\xff" * 8 + b".",  # 2**64 bytes promised
+        b"\x80\x04cnumpy\ndtype\n}}\x86b.",  # a state set on the class itself
+        b"\x80\x04cnumpy\ndtype\n)\x81" + b"cnumpy.core.multiarray\nscalar\n"
+        b"\x8c\x01x\x86R.",
+    ],
+)
+def test_crafted_index_is_refused(tmp_path, content):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {})
+    files[1].write_bytes(content)
+    with pytest.raises(ValueError, match="is not a pickle of a plain dict"):
+        import_published(*files, labels_sha256="l")
+
+
+@pytest.mark.parametrize(
+    "index, text",
+    [
+        ({}, "holds nothing"),
+        ([1], "holds list"),
+        ({NAMES[0]: 5}, "rows from 0 to 4"),
+        ({NAMES[0]: -1}, "rows from 0 to 4"),
+        ({NAMES[0]: True}, "rows from 0 to 4"),
+        ({NAMES[0]: "1"}, "rows from 0 to 4"),
+        ({b"abc": 1}, "must map strings"),
+        ({NAMES[0]: 1, NAMES[1]: 1}, "gives row 1 .* twice"),
+        ({NAMES[0]: 1, youtube_id(NAMES[0]): 2}, "gives row 2 or clip .* twice"),
+    ],
+)
+def test_index_that_is_not_one_is_refused(tmp_path, index, text):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), index)
+    with pytest.raises(ValueError, match=text):
+        import_published(*files, labels_sha256="l")
+    assert not files[2].exists()
+
+
+@pytest.mark.parametrize(
+    "logits, text",
+    [
+        (np.zeros(5, "f4"), r"float32 \[5\]"),
+        (np.zeros((5, 2), "i4"), "int32"),
+        (np.zeros((0, 2), "f4"), r"\[0, 2\]"),
+        (np.array([[None]]), "cannot be read"),
+        (np.full((5, 2), np.nan, "f4"), "not finite"),
+    ],
+)
+def test_logits_that_are_none_are_refused(tmp_path, logits, text, capsys):
+    files = publish(tmp_path, logits, {NAMES[0]: 0})
+    with pytest.raises(ValueError, match=text):
+        import_published(*files, labels_sha256="l")
+    assert sorted(os.listdir(tmp_path)) == ["i.pkl", "l.npy"]
+
+
+def test_import_refuses_paths_that_are_taken_or_missing(tmp_path):
+    logits, index, path = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: 0})
+    with pytest.raises(ValueError, match="exists; name a folder that does not"):
+        import_published(logits, index, tmp_path, labels_sha256="l")
+    with pytest.raises(FileNotFoundError, match="download the published logits"):
+        import_published(tmp_path / "x", index, path, labels_sha256="l")
+    with pytest.raises(FileNotFoundError, match="download the published index"):
+        import_published(logits, tmp_path / "x", path, labels_sha256="l")
+    with pytest.raises(ValueError, match="rows_per_append=0"):
+        import_published(logits, index, path, labels_sha256="l", rows_per_append=0)
+
+
+@pytest.mark.parametrize(
+    "name, clip_id",
+    [
+        ("Y--aE2O5G5WE.mp3", "--aE2O5G5WE"),
+        ("YYYYYYYYYYYY.mp3", "YYYYYYYYYYY"),
+        ("YaE2O5G5WE-", "YaE2O5G5WE-"),
+        ("Yshort.mp3", "Yshort.mp3"),
+        ("aaaaaaaaaaa.mp3", "aaaaaaaaaaa.mp3"),
+    ],
+)
+def test_youtube_id_is_the_bare_eleven_characters(name, clip_id):
+    assert youtube_id(name) == clip_id

@@ -1,0 +1,513 @@
+"""Weights: the published file, downloads that go wrong, files of one's own."""
+
+import difflib
+import http.server
+import inspect
+import logging
+import threading
+import urllib.parse
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.students import weights
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.weights import (
+    DEFAULT_FRONT_END,
+    FRONT_END,
+    PUBLISHED,
+    PublishedStudent,
+    fetch,
+    list_students,
+    load_published_state,
+    load_student,
+    published,
+)
+
+TINY = {"width": 0.1, "num_classes": 527}
+
+
+@pytest.fixture
+def published_file(shared):
+    return shared / "checkpoints" / "mn04_as_mAP_432.pt"
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A release server: `files` are its bodies, `faults` what it does wrong."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            file = urllib.parse.unquote(self.path).removeprefix("/release/")
+            self.server.asked.append(file)
+            body, fault = self.server.files.get(file), self.server.faults.get(file)
+            if body is None or fault == "error":
+                return self.send_error(404 if body is None else 500)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: len(body) // 2] if fault == "truncate" else body)
+
+        def log_message(self, *_):
+            pass
+
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(variable, "127.0.0.1")
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        http_server.files, http_server.faults, http_server.asked = {}, {}, []
+        address = f"http://127.0.0.1:{http_server.server_port}/release"
+        http_server.address = address
+        monkeypatch.setenv("EFFICIENTAT_BASE_URL", address + "/")
+        thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
+        thread.start()
+        yield http_server
+        http_server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def tiny_body(tmp_path):
+    """What a server sends for mn01: a student's state dict."""
+    path = tmp_path / "body.pt"
+    torch.save(MN(**TINY).state_dict(), path)
+    return path.read_bytes()
+
+
+def save(student, path):
+    torch.save(student.state_dict(), path)
+    return path
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_every_published_name_is_listed_once():
+    names = list_students()
+    assert len(names) == len(set(names)) == len(PUBLISHED) == 47
+    assert len({entry.file for entry in PUBLISHED.values()}) == len(names)
+    for name in ("mn40_as(3)", "mn06_im", "mn10_im_pytorch", "dymn20_as(1)"):
+        assert published(name).name == name
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("mn04_as", {"file": "mn04_as_mAP_432.pt", "width": 0.4, "mean_ap": 43.2}),
+        ("mn40_as(3)", {"file": "mn40_as_mAP_483(2).pt", "width": 4.0}),
+        ("mn40_as_ext", {"file": "mn40_as_ext_mAP_487.pt"}),
+        ("mn10_as_hop_25", {"hop_length": 800, "n_mels": 128}),
+        ("mn10_as_mels_256", {"hop_length": 320, "n_mels": 256}),
+        ("mn10_as_fc_s2211", {"head": "fully_convolutional", "strides": (2, 2, 1, 1)}),
+        ("mn06_im", {"file": "mn06_im.pt", "width": 0.6, "trained_on": "ImageNet"}),
+        ("dymn10_im", {"family": "dymn", "temperature": 30.0}),
+        ("dymn20_as", {"file": "dymn20_as_mAP_493.pt", "temperature": 1.0}),
+        ("dymn04_replace_se_as", {"dynamic_blocks": "replace_se", "licence": "MIT"}),
+    ],
+)
+def test_entry_is_as_published(name, expected):
+    entry = published(name)
+    assert isinstance(entry, PublishedStudent)
+    assert {field: getattr(entry, field) for field in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["mn01_as", "dymn04_im", "dymn04_replace_se_as"])
+def test_options_build_the_student(name):
+    entry = published(name)
+    student = weights.FAMILIES[entry.family](**entry.options())
+    assert student.width == entry.width
+    LogMel(**entry.front_end())
+
+
+def test_unknown_name_is_refused_with_near_ones():
+    near = difflib.get_close_matches("mn04_sa", PUBLISHED)
+    assert "mn04_as" in near
+    with pytest.raises(ValueError, match="'mn04_sa' is no published .* mn04_as"):
+        published("mn04_sa")
+    with pytest.raises(ValueError, match="list_students"):
+        load_student("zzz")
+
+
+def test_front_end_arguments_are_those_of_log_mel():
+    assert list(FRONT_END) == list(inspect.signature(LogMel).parameters)
+    assert set(DEFAULT_FRONT_END) <= set(FRONT_END)
+
+
+# ---------------------------------------------------------------- the published file
+
+
+def test_published_checkpoint_scores_as_published(published_file, shared):
+    student = load_student(published_file)
+    assert isinstance(student, MN) and not student.training
+    log_mel = LogMel(**student.front_end).eval()
+    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    for index, name in enumerate(golden["mn04_as/filenames"][:4]):
+        file = next((shared / "data" / "esc50").rglob(str(name)))
+        samples, rate = soundfile.read(file, dtype="float32")
+        wave = torchaudio.functional.resample(torch.from_numpy(samples), rate, 32000)
+        with torch.no_grad():
+            output = student(log_mel(wave[None]).unsqueeze(1))
+        for scored, key in zip(output, ("logits", "embedding"), strict=True):
+            expected = torch.from_numpy(golden[f"mn04_as/{key}"][index])
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(scored[0], expected, rtol=0, atol=1e-4 * scale)
+
+
+def test_published_checkpoint_loads_strictly(published_file):
+    state = torch.load(published_file, weights_only=True)
+    student = load_student(str(published_file))
+    assert student.front_end == DEFAULT_FRONT_END
+    assert list(student.state_dict()) == list(state)
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, state[name])
+
+
+def test_published_checkpoint_gives_way_to_other_classes(published_file, caplog):
+    state = torch.load(published_file, weights_only=True)
+    with caplog.at_level(logging.WARNING):
+        student = load_student(published_file, num_classes=50)
+    assert "527 classes and the student 50: classifier.5.weight" in caplog.text
+    filled = student.state_dict()
+    assert filled["classifier.5.weight"].shape == (50, 512)
+    assert torch.equal(filled["classifier.2.weight"], state["classifier.2.weight"])
+
+
+# ---------------------------------------------------------------- downloads
+
+
+def test_download_happens_once(server, tiny_body, tmp_path):
+    server.files["mn01_as_mAP_298.pt"] = tiny_body
+    folder = tmp_path / "new" / "folder"
+    student = load_student("mn01_as", savedir=folder)
+    again = load_student("mn01_as", savedir=folder)
+    assert server.asked == ["mn01_as_mAP_298.pt"]
+    assert [path.name for path in folder.iterdir()] == ["mn01_as_mAP_298.pt"]
+    clip = torch.randn(1, 1, 40, 30)
+    assert torch.equal(student(clip).logits, again(clip).logits)
+
+
+def test_download_goes_to_the_folder_of_torch_hub(
+    server, tiny_body, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    server.files["mn01_as_mAP_298.pt"] = tiny_body
+    path = fetch("mn01_as")
+    assert path == tmp_path / "hub" / "efficientat_plugin" / "mn01_as_mAP_298.pt"
+
+
+def test_base_url_argument_goes_before_the_environment(
+    server, tiny_body, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("EFFICIENTAT_BASE_URL", "http://127.0.0.1:9/nowhere/")
+    server.files["mn01_as_mAP_298.pt"] = tiny_body
+    assert fetch("mn01_as", tmp_path, base_url=server.address).is_file()
+
+
+@pytest.mark.parametrize(
+    "file", ["dymn10_replace_se_as.pt", " dymn10_replace_se_as.pt"]
+)
+def test_download_finds_a_name_with_and_without_a_blank(
+    file, server, tiny_body, tmp_path
+):
+    server.files[file] = tiny_body
+    path = fetch("dymn10_replace_se_as", tmp_path / "cache")
+    assert path.name == "dymn10_replace_se_as.pt"
+    assert server.asked[-1] == file
+
+
+def test_download_of_a_name_with_brackets(server, tiny_body, tmp_path):
+    server.files["mn40_as_mAP_483(2).pt"] = tiny_body
+    assert fetch("mn40_as(3)", tmp_path).name == "mn40_as_mAP_483(2).pt"
+
+
+@pytest.mark.parametrize(
+    "name, fault, error, text",
+    [
+        ("mn01_as", None, OSError, "answered 404 .*put mn01_as_mAP_298.pt into"),
+        ("mn01_as", "error", OSError, "answered 500"),
+        ("mn01_as", "truncate", OSError, "ended after .* bytes; try again"),
+        ("mn01_as", "garbage", ValueError, "is no state dict; check the address"),
+        ("mn01_as", "list", ValueError, "is no state dict; check the address"),
+        ("mn04_as", "other", ValueError, "has not the SHA-256 of mn04_as"),
+    ],
+)
+def test_failed_download_leaves_nothing(
+    name, fault, error, text, server, tiny_body, tmp_path
+):
+    file, folder = published(name).file, tmp_path / "cache"
+    if fault is not None:
+        torch.save([1, 2], tmp_path / "list.pt")
+        bodies = {"garbage": b"<html>", "list": (tmp_path / "list.pt").read_bytes()}
+        server.files[file] = bodies.get(fault, tiny_body)
+        server.faults[file] = fault
+    with pytest.raises(error, match=text):
+        load_student(name, savedir=folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_no_network_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with pytest.raises(OSError, match="cannot be reached .*EFFICIENTAT_BASE_URL"):
+        fetch("mn01_as", tmp_path, base_url="http://127.0.0.1:9/")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_connection_that_breaks_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    def break_off(*_, **__):
+        raise ConnectionResetError("reset by peer")
+
+    monkeypatch.setattr(weights.urllib.request, "urlopen", break_off)
+    with pytest.raises(OSError, match="broke off .*try again"):
+        fetch("mn01_as", tmp_path)
+
+
+def test_cached_file_with_another_sum_is_refused(tmp_path):
+    save(MN(**TINY), tmp_path / "mn04_as_mAP_432.pt")
+    with pytest.raises(ValueError, match="mn04_as_mAP_432.pt has not .* delete it"):
+        load_student("mn04_as", savedir=tmp_path)
+
+
+def test_cached_file_that_does_not_load_is_refused(tmp_path):
+    (tmp_path / "mn01_as_mAP_298.pt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="mn01_as_mAP_298.pt holds no .* delete it"):
+        load_student("mn01_as", savedir=tmp_path)
+
+
+# ---------------------------------------------------------------- files of one's own
+
+OWN = {
+    "mn": (MN, {"width": 0.1, "num_classes": 5}, {}),
+    "mn_odd_width": (MN, {"width": 0.37, "num_classes": 1}, {}),
+    "mn_fc": (MN, {"width": 0.2, "num_classes": 5, "head": "fully_convolutional"}, {}),
+    "mn_mhap": (
+        MN,
+        {
+            "width": 0.1,
+            "num_classes": 5,
+            "head": "multihead_attention_pooling",
+            "attention_heads": 3,
+        },
+        {},
+    ),
+    "mn_no_se": (MN, {"width": 0.1, "num_classes": 5, "se_dims": "none"}, {}),
+    "mn_se_f": (
+        MN,
+        {"width": 0.2, "num_classes": 5, "se_dims": "fc", "se_r": 2},
+        {"se_agg": "add"},
+    ),
+    "mn_se_t": (
+        MN,
+        {"width": 0.1, "num_classes": 5, "se_dims": "t"},
+        {"n_frames": 100, "strides": (2, 2, 1, 2)},
+    ),
+    "mn_tail": (
+        MN,
+        {"width": 0.4, "num_classes": 5, "reduced_tail": True},
+        {"dilated": True, "strides": [2, 2, 2, 1]},
+    ),
+    "dymn": (DyMN, {"width": 0.1, "num_classes": 5, "temperature": 3.0}, {}),
+    "dymn_replace_se": (
+        DyMN,
+        {"width": 0.1, "num_classes": 5, "dynamic_blocks": "replace_se"},
+        {},
+    ),
+    "dymn_k": (
+        DyMN,
+        {
+            "width": 0.1,
+            "num_classes": 5,
+            "dyconv_k": 2,
+            "dyrelu_k": 3,
+            "head": "fully_convolutional",
+        },
+        {"use_coordinate_attention": False},
+    ),
+    "dymn_static": (
+        DyMN,
+        {"width": 0.1, "num_classes": 5, "use_dyconv": False, "use_dyrelu": False},
+        {},
+    ),
+    "dymn_context": (
+        DyMN,
+        {"width": 0.2, "num_classes": 5},
+        {"context_ratio": 8, "min_context_size": 16, "max_context_size": 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_own_file_comes_back(name, tmp_path):
+    build, told_by_state, told_by_user = OWN[name]
+    student = build(**told_by_state, **told_by_user).eval()
+    path = save(student, tmp_path / "own.pt")
+    loaded = load_student(path, **told_by_user)
+    assert type(loaded) is build and not loaded.training
+    assert loaded.front_end == DEFAULT_FRONT_END
+    clip = torch.randn(1, 1, 128, 100)
+    assert torch.equal(loaded(clip).logits, student(clip).logits)
+    if build is DyMN:
+        assert loaded.temperature == student.temperature
+
+
+def test_overrides_say_what_a_file_cannot(tmp_path):
+    path = save(MN(**TINY, se_dims="f", n_mels=40), tmp_path / "own.pt")
+    student = load_student(path, n_mels=40, hop_length=160, f_max=14000.0)
+    assert student.front_end == {
+        "sample_rate": 32000,
+        "n_mels": 40,
+        "hop_length": 160,
+        "f_max": 14000.0,
+    }
+    assert student(torch.zeros(1, 1, 40, 30)).logits.shape == (1, 527)
+
+
+def test_temperature_comes_from_override_then_file_then_table(tmp_path):
+    student = DyMN(width=0.4, temperature=5.0)
+    path = save(student, tmp_path / "dymn04_im.pt")
+    assert load_student(path, temperature=2.0).temperature == 2.0
+    assert load_student(path).temperature == 5.0
+    state = student.state_dict()
+    del state["temperature"]
+    torch.save(state, path)
+    assert load_student(path).temperature == 30.0
+    path = path.rename(tmp_path / "own.pt")
+    assert load_student(path).temperature == 1.0
+
+
+def test_class_layer_of_imagenet_is_said_to_be_untrained(tmp_path, caplog):
+    path = save(MN(**TINY), tmp_path / "mn01_im.pt")
+    with caplog.at_level(logging.WARNING):
+        load_student(path)
+    assert "its class layer is untrained" in caplog.text
+
+
+# ---------------------------------------------------------------- filling a student
+
+
+def test_filling_changes_everything_and_keeps_nothing(tmp_path):
+    source, student = MN(**TINY), MN(**TINY)
+    assert load_published_state(student, save(source, tmp_path / "own.pt")) == []
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    "head, kept",
+    [
+        ("mlp", ["classifier.5.weight", "classifier.5.bias"]),
+        ("fully_convolutional", ["classifier.0.weight", "classifier.1.weight"]),
+        ("multihead_attention_pooling", ["classifier.subspace_proj.weight"]),
+    ],
+)
+def test_other_classes_keep_their_layer(head, kept, tmp_path, caplog):
+    source, student = MN(**TINY, head=head), MN(width=0.1, num_classes=4, head=head)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        left = load_published_state(student, save(source, tmp_path / "own.pt"))
+    assert set(kept) <= set(left) and "527 classes and the student 4" in caplog.text
+    for name, value in student.state_dict().items():
+        assert torch.equal(
+            value, (before if name in left else source.state_dict())[name]
+        )
+
+
+def test_filling_takes_the_published_temperature(tmp_path):
+    state = DyMN(width=0.4).state_dict()
+    del state["temperature"]
+    torch.save(state, tmp_path / "dymn04_im.pt")
+    student = DyMN(width=0.4, temperature=2.0)
+    load_published_state(student, "dymn04_im", savedir=tmp_path)
+    assert student.temperature == 30.0
+
+
+@pytest.mark.parametrize(
+    "student, text",
+    [
+        (
+            lambda: MN(width=0.2),
+            r"of MN of width 0.1, the student a MN of width 0.2 .*differ in shape",
+        ),
+        (lambda: DyMN(width=0.1), "of MN .*a DyMN .*missing, .*unexpected"),
+        (
+            lambda: MN(width=0.1, head="fully_convolutional"),
+            "missing, as classifier.0.weight; .*unexpected, as classifier.2.weight",
+        ),
+        (lambda: MN(width=0.1, se_dims="none"), "unexpected, as features.4.block.1"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_whole(student, text, tmp_path):
+    path, student = save(MN(**TINY), tmp_path / "own.pt"), student()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises(ValueError, match=text):
+        load_published_state(student, path)
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_weights_of_an_unknown_student_are_refused(tmp_path):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="it is not of a known student"):
+        load_published_state(MN(**TINY), tmp_path / "own.pt")
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("source", ["no/such.pt", "such.pt"])
+def test_missing_file_is_refused(source):
+    with pytest.raises(FileNotFoundError, match="such.pt is no file"):
+        load_student(source)
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ([1, 2], "holds a list, not the names and tensors"),
+        ({}, r"holds a mapping with \[\]"),
+        ({"epoch": 3, "model": {}}, r"holds a mapping with \['epoch', 'model'\]"),
+        ({1: torch.zeros(1)}, "save student.state_dict"),
+        ({"weight": torch.zeros(1)}, r"begins with \['weight'\]"),
+        ({"features.0.0.weight": torch.zeros(1)}, "no block 'features.1.'"),
+    ],
+)
+def test_file_that_is_no_students_state_is_refused(content, text, tmp_path):
+    torch.save(content, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match=text):
+        load_student(tmp_path / "own.pt")
+
+
+def test_file_with_code_is_refused(tmp_path):
+    torch.save(MN(**TINY), tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+        load_student(tmp_path / "own.pt")
+
+
+def test_unknown_override_is_refused_with_a_near_one(tmp_path):
+    path = save(MN(**TINY), tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="hop_lenght is no .* did you mean hop_length"):
+        load_student(path, hop_lenght=160)
+
+
+def test_contexts_that_options_do_not_give_are_refused(tmp_path):
+    path = save(DyMN(width=0.4, context_ratio=8), tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="context_ratio=4, .*pass what"):
+        load_student(path)
+
+
+def test_squeeze_excite_that_options_do_not_give_is_refused(tmp_path):
+    path = save(MN(**TINY, se_dims="f", n_mels=40), tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="n_mels=128 .*pass those"):
+        load_student(path)
+
+
+def test_channels_that_no_width_gives_are_refused(tmp_path):
+    state = MN(**TINY).state_dict()
+    state["features.15.block.2.1.weight"] = torch.zeros(7)
+    state["features.14.block.3.1.weight"] = torch.zeros(7)
+    torch.save(state, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="no width gives"):
+        load_student(tmp_path / "own.pt")
