@@ -17,10 +17,10 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 
 from efficientat_plugin.contracts import ClipBatch, Mix, StudentOutput
-from efficientat_plugin.data.rows import collate
+from efficientat_plugin.data.rows import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import TaggingScores, TaggingStats
@@ -84,7 +84,7 @@ class DistillationBrain(sb.Brain):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skipped = SkippedClips(self.hparams.max_unreadable_share)
-        self.train_stream: IterableDataset | None = None
+        self.train_stream: ClipStream | None = None
         self.scores: TaggingScores | None = None
 
     # --- What happens to a batch ------------------------------------------------
@@ -235,14 +235,14 @@ class DistillationBrain(sb.Brain):
 
     def make_dataloader(
         self,
-        dataset: Dataset,
+        dataset: Any,
         stage: sb.Stage,
         ckpt_prefix: str | None = "dataloader-",
         **loader_kwargs: Any,
     ) -> DataLoader:
         """SpeechBrain's loader, for clips; evaluation is shared by the processes."""
         loader_kwargs.setdefault("collate_fn", collate)
-        streaming = isinstance(dataset, IterableDataset)
+        streaming = isinstance(dataset, ClipStream)
         if stage == TRAIN:
             if streaming:
                 self.train_stream = dataset

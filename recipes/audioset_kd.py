@@ -32,6 +32,7 @@ from efficientat_plugin.data.rows import (
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.memory import keep_freed_memory
 from efficientat_plugin.metrics import TaggingStats
 from efficientat_plugin.report import (
     RunResult,
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> None:
     ddp_init_group(run_opts)
     overrides = YAML(typ="safe").load(overrides_text) or {}
     hparams = load_hparams(hparams_file, overrides)
+    if hparams["keep_freed_memory"]:
+        keep_freed_memory()
     if run_opts.test_only:
         evaluate_only(hparams, run_opts, named="pretrained" in overrides)
         return
@@ -162,7 +165,7 @@ def distil(
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
     teacher = "without teacher" if inputs.teacher_store is None else "with teacher"
-    return evaluate(brain, eval_set, f"student {teacher}", max_key="mAP")
+    return evaluate(brain, eval_set, f"student {teacher}")
 
 
 def training_data(
@@ -197,8 +200,8 @@ def training_data(
     draws = Draws(len(rows), hparams["clips_per_epoch"], weights, hparams["seed"])
     if len(draws) < hparams["batch_size"]:
         sys.exit(
-            f"batch_size={hparams['batch_size']} is more than the {len(draws)} clips of "
-            "an epoch; lower it"
+            f"batch_size={hparams['batch_size']} is more than an epoch's "
+            f"{len(draws)} clips; lower it"
         )
     train_set = Clips(
         rows,
@@ -239,13 +242,10 @@ def make_brain(hparams: dict[str, Any], run_opts: Any, checkpointer: Any) -> Any
     )
 
 
-def evaluate(
-    brain: Any, eval_set: Clips, name: str, max_key: str | None = None
-) -> RunResult:
+def evaluate(brain: Any, eval_set: Clips, name: str) -> RunResult:
     """Scores the student, and writes scores and results per class."""
-    brain.evaluate(
-        eval_set, max_key=max_key, test_loader_kwargs=dict(brain.hparams.eval_loader)
-    )
+    # The last checkpoint, not the one that did best on these very clips.
+    brain.evaluate(eval_set, test_loader_kwargs=dict(brain.hparams.eval_loader))
     if if_main_process():
         write_scores(brain.hparams.output_folder, brain.scores, audioset_labels())
         print(f"{name}: {brain.scores}")
@@ -260,7 +260,7 @@ def evaluate(
 
 
 def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
-    """Scores a named or local checkpoint, or else the best of this run's own."""
+    """Scores a named or local checkpoint, or else the last of this run's own."""
     checkpointer = None
     name = hparams["pretrained"]
     if named:
@@ -284,7 +284,7 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     hparams["teacher_store"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
-    evaluate(brain, Clips(eval_rows, reader(hparams)), str(name), max_key="mAP")
+    evaluate(brain, Clips(eval_rows, reader(hparams)), str(name))
 
 
 def teacher_itself(inputs: Inputs) -> RunResult:

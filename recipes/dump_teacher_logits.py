@@ -1,7 +1,7 @@
 """Stores what a student, or an ensemble of students, says of every clip of a data set.
 
 > python recipes/dump_teacher_logits.py hparams/dump_teacher_logits.yaml \
-      --dataset PATH --split bal_train --teachers mn40_as_ext --store teacher_logits/mn40
+      --dataset PATH --split bal_train --teachers mn40_as_ext
 
 Interrupted, the same command goes on where it stopped; another split or data set is
 appended to the same store by naming it.
@@ -18,6 +18,7 @@ from hyperpyyaml import load_hyperpyyaml
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientat_plugin.data.parquet import waveform_digest
 from efficientat_plugin.data.rows import (
     ClipReader,
     Clips,
@@ -25,7 +26,6 @@ from efficientat_plugin.data.rows import (
     load_rows,
     summarize_rows,
 )
-from efficientat_plugin.data.sample import sample_digest
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.features import LogMel
@@ -48,7 +48,9 @@ class Ensemble(torch.nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, N] -> [B, K]"""
         pairs = zip(self.front_ends, self.students, strict=True)
-        logits = [student(log_mel(waveform)[:, None]).logits for log_mel, student in pairs]
+        logits = [
+            student(log_mel(waveform)[:, None]).logits for log_mel, student in pairs
+        ]
         return torch.stack(logits).mean(dim=0)
 
     def sha256(self) -> str:
@@ -108,7 +110,7 @@ def fill(hparams: dict[str, Any], rows: Any, teacher: Ensemble, device: str) -> 
                 skipped.add(batch.skipped, len(batch.clip_id))
                 if batch.clip_id:
                     logits = teacher(batch.waveform.to(device)).float().cpu()
-                    digests = [sample_digest(clip.numpy()) for clip in batch.waveform]
+                    digests = [waveform_digest(clip.numpy()) for clip in batch.waveform]
                     store.append(batch.clip_id, logits, digests)
                 bar.update(len(batch.clip_id) + len(batch.skipped))
     skipped.finish_pass()
@@ -121,8 +123,8 @@ def check(path: str, rows: Any) -> None:
     print(f"{path}: {len(store)} clips")
     clips = list(zip(summary.clip_ids, summary.indices, strict=True))
     report = verify(store, clips, labels_sha256=audioset_labels().sha256)
-    print(report)
     if summary.num_labelled:
+        print(report)
         report.raise_if_bad()
 
 

@@ -10,11 +10,11 @@ import pytest
 import soundfile
 
 from efficientat_plugin.data import sample
+from efficientat_plugin.data.parquet import waveform_digest
 from efficientat_plugin.data.sample import (
     SPLITS,
     sample_classes,
     sample_clip,
-    sample_digest,
     write_sample,
 )
 from efficientat_plugin.data.synthesis import DTMF_COLUMNS, DTMF_ROWS, SOUNDS
@@ -68,7 +68,7 @@ def test_clips_of_another_seed_split_or_number_are_disjoint():
         for number in range(8)
         for seed in (0, 1)
     ]
-    assert len({sample_digest(clip.waveform) for clip in clips}) == len(clips)
+    assert len({waveform_digest(clip.waveform) for clip in clips}) == len(clips)
     assert len({clip.clip_id for clip in clips}) == len(clips) / 2
     assert clips[0].clip_id == "sample-train-0000"
 
@@ -118,7 +118,7 @@ def test_amplitude_is_in_range_and_never_silent(clip_seconds):
 )
 def test_clips_of_this_version_are_known(number, digest):
     assert sample.SAMPLE_VERSION == 1
-    assert sample_digest(sample_clip("eval", number, 2.0).waveform) == digest
+    assert waveform_digest(sample_clip("eval", number, 2.0).waveform) == digest
 
 
 def test_digest_is_alike_before_and_after_int16_and_in_float32():
@@ -128,16 +128,16 @@ def test_digest_is_alike_before_and_after_int16_and_in_float32():
     soundfile.write(flac, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
     flac.seek(0)
     decoded, _ = soundfile.read(flac, dtype="float32")
-    assert sample_digest(decoded) == sample_digest(waveform)
-    assert sample_digest(waveform + 0.4 / 32768) == sample_digest(waveform)
-    assert sample_digest(waveform + 1 / 32768) != sample_digest(waveform)
-    assert sample_digest([1.0]) == sample_digest([32767 / 32768])  # clipped
+    assert waveform_digest(decoded) == waveform_digest(waveform)
+    assert waveform_digest(waveform + 0.4 / 32768) == waveform_digest(waveform)
+    assert waveform_digest(waveform + 1 / 32768) != waveform_digest(waveform)
+    assert waveform_digest([1.0]) == waveform_digest([32767 / 32768])  # clipped
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((1, 4)), np.zeros(4, np.int16)])
 def test_digest_refuses_what_is_not_one_float_waveform(wrong):
     with pytest.raises(ValueError, match="takes one waveform"):
-        sample_digest(wrong)
+        waveform_digest(wrong)
 
 
 @pytest.mark.parametrize(

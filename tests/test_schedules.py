@@ -28,7 +28,14 @@ def test_no_warm_up_starts_on_the_plateau():
 
 def test_temperature_falls_to_one_and_stays():
     schedule = TemperatureRampDown()
-    assert [schedule(epoch) for epoch in (0, 1, 28, 29, 30, 199)] == [30, 29, 2, 1, 1, 1]
+    assert [schedule(epoch) for epoch in (0, 1, 28, 29, 30, 199)] == [
+        30,
+        29,
+        2,
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,8 @@ def load_rows(
                 f"schema is {', '.join(COLUMNS)}, and found were {', '.join(found)}"
             )
         rows = rows.select_columns(list(COLUMNS))
-        if rows.features is None or isinstance(rows.features["audio"], datasets.Audio):
-            # Parquet remembers an Audio column, which would decode by torchcodec.
-            rows = rows.cast_column("audio", datasets.Audio(decode=False))
-        parts.append(rows)
+        # Parquet remembers an Audio column, which would decode by torchcodec.
+        parts.append(rows.cast_column("audio", datasets.Audio(decode=False)))
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
@@ -275,11 +273,11 @@ def decode(
 
 
 def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
-    content, path = audio, None
+    content: Any = audio
     if isinstance(audio, dict):
-        content, path = audio.get("bytes"), audio.get("path")
+        content = audio.get("bytes")
         if content is None:
-            content = path
+            content = audio.get("path")
     if isinstance(content, bytes):
         return io.BytesIO(content)
     if isinstance(content, str | Path):
@@ -377,9 +375,9 @@ class Clips(torch.utils.data.Dataset):
 
     def __getitem__(self, draw: Draw | int) -> Clip:
         if not isinstance(draw, Draw):
-            draw = Draw(index=int(draw), epoch=0, position=int(draw))
+            draw = Draw(row=int(draw), epoch=0, position=int(draw))
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
-        clip = self._read(draw.index)
+        clip = self._read(draw.row)
         if clip.clip_id and self.augment is not None:
             clip = _augmented(clip, self.augment, rng)
         if clip.clip_id and self.waveform_mix is not None:

@@ -11,22 +11,19 @@ thousand may differ in one sample between two machines.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import soundfile
-from numpy.typing import ArrayLike, NDArray
 from tqdm import tqdm
 
+from efficientat_plugin.data.parquet import audioset_row, to_pcm, write_rows
 from efficientat_plugin.data.synthesis import SOUNDS, Waveform, noise, plateau
 from efficientat_plugin.data.targets import audioset_labels
 
@@ -36,17 +33,6 @@ SAMPLE_VERSION = 1
 # Folder -> what a clip id calls it. The order numbers the random streams: keep it.
 SPLITS = {"bal_train": "train", "unlabelled": "unlabelled", "eval": "eval"}
 
-SCHEMA = pa.schema(
-    [
-        ("video_id", pa.string()),
-        ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("labels", pa.list_(pa.string())),
-        ("human_labels", pa.list_(pa.string())),
-    ]
-)
-
-# 64 clips of 5 s are about 12 MB: what a reader holds at a time.
-ROWS_PER_GROUP = 64
 MIN_SECONDS = 2.0  # less, and a sound that repeats may be caught in its pause
 MIN_SAMPLE_RATE = 24000  # the smoke detector's overtones reach 10.5 kHz
 SAMPLE_TEACHER = Path(__file__).parent / "sample_teacher"
@@ -86,44 +72,6 @@ def sample_teacher() -> str:
     The recipe ``dump_teacher_logits.py`` made it; see the README.
     """
     return str(SAMPLE_TEACHER)
-
-
-def _to_pcm(waveform: NDArray[Any]) -> NDArray[np.int16]:
-    """Invert the decoding of int16: times 32768, to the nearest step, clipped."""
-    steps = np.rint(np.asarray(waveform, dtype=np.float64) * 32768)
-    return np.clip(steps, -32768, 32767).astype("<i2")
-
-
-def sample_digest(waveform: ArrayLike) -> str:
-    """Name a waveform by its content, alike before and after it is written to disk.
-
-    Arguments
-    ---------
-    waveform : array-like
-        [N], floating point, in [-1, 1).
-
-    Returns
-    -------
-    digest : str
-        The first 16 hexadecimal digits of the SHA-256 of its int16 samples.
-
-    Raises
-    ------
-    ValueError
-        If the waveform is not one row of floating-point samples.
-
-    Example
-    -------
-    >>> sample_digest([0.0, 0.5, -1.0])
-    'b66c70b0be777700'
-    """
-    array = np.asarray(waveform)
-    if array.ndim != 1 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            f"sample_digest was given {array.dtype} of shape {array.shape}; it takes "
-            "one waveform [N] of floating point in [-1, 1): divide int16 by 32768"
-        )
-    return hashlib.sha256(_to_pcm(array).tobytes()).hexdigest()[:16]
 
 
 def _source(
@@ -224,7 +172,7 @@ def sample_clip(
         gain = 10 ** (rng.uniform(-8, 0) / 20)
         mix += gain * _source(rng, name, num_samples, sample_rate)
     peak = 10 ** (rng.uniform(-18, -1) / 20)
-    waveform = _to_pcm(mix * (peak / np.max(np.abs(mix)))) / 32768
+    waveform = to_pcm(mix * (peak / np.max(np.abs(mix)))) / 32768
 
     return SampleClip(
         clip_id=f"sample-{SPLITS[split]}-{number:04d}",
@@ -234,38 +182,25 @@ def sample_clip(
     )
 
 
-def _row(clip: SampleClip, sample_rate: int, labelled: bool) -> dict[str, Any]:
-    """A clip as a row of the schema."""
-    flac = io.BytesIO()
-    pcm = _to_pcm(clip.waveform)
-    soundfile.write(flac, pcm, sample_rate, format="FLAC", subtype="PCM_16")
-    return {
-        "video_id": clip.clip_id,
-        "audio": {"bytes": flac.getvalue(), "path": f"{clip.clip_id}.flac"},
-        "labels": clip.labels if labelled else [],
-        "human_labels": clip.human_labels if labelled else [],
-    }
-
-
-def _write_split(
-    path: Path,
+def _rows(
     split: str,
     count: int,
     clip_seconds: float,
     sample_rate: int,
     seed: int,
     bar: tqdm,
-) -> None:
-    """Make the clips of a split and write them, a row group at a time."""
-    path.parent.mkdir(parents=True)
-    with pq.ParquetWriter(path, SCHEMA) as writer:
-        for start in range(0, count, ROWS_PER_GROUP):
-            group = []
-            for number in range(start, min(start + ROWS_PER_GROUP, count)):
-                clip = sample_clip(split, number, clip_seconds, sample_rate, seed)
-                group.append(_row(clip, sample_rate, split != "unlabelled"))
-                bar.update()
-            writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+) -> Iterator[dict[str, Any]]:
+    for number in range(count):
+        clip = sample_clip(split, number, clip_seconds, sample_rate, seed)
+        labelled = split != "unlabelled"
+        yield audioset_row(
+            clip.clip_id,
+            clip.waveform,
+            sample_rate,
+            clip.labels if labelled else [],
+            clip.human_labels if labelled else [],
+        )
+        bar.update()
 
 
 def write_sample(
@@ -348,7 +283,8 @@ def write_sample(
         with tqdm(total=sum(counts.values()), desc="sample", unit="clip") as bar:
             for split, count in zip(SPLITS, counts.values(), strict=True):
                 path = partial / "data" / split / "00.parquet"
-                _write_split(path, split, count, clip_seconds, sample_rate, seed, bar)
+                for_split = (split, count, clip_seconds, sample_rate, seed)
+                write_rows(path, _rows(*for_split, bar))
         (partial / "sample.json").write_text(text, encoding="utf-8")
         try:
             os.rename(partial, final)

@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One clip of an epoch."""
 
-    index: int  # row of the data set
+    row: int  # of the data set
     epoch: int
     position: int  # within the epoch's draws, over all processes
 

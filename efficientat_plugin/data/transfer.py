@@ -1,0 +1,110 @@
+"""A transfer set: many unlabelled clips made of few, for a teacher to speak of.
+
+What a teacher says of a mix of sounds teaches more than what it says of the same few
+clips again, and needs no labels.
+"""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from tqdm import tqdm
+
+from efficientat_plugin.data.parquet import audioset_row, write_rows
+from efficientat_plugin.data.rows import ClipReader, UnreadableClip
+
+MAX_GAIN_DB = 15.0  # of a source below the loudest one
+PEAK_DB = (-18.0, -1.0)  # of a mix, below full scale
+SPLIT = "transfer"
+
+
+def write_transfer_set(
+    rows: datasets.Dataset,
+    reader: ClipReader,
+    folder: str | Path,
+    num_clips: int,
+    max_sources: int = 3,
+    seed: int = 0,
+) -> Path:
+    """Writes mixes of one to ``max_sources`` clips, each shifted, as split "transfer".
+
+    A mix is a function of (seed, its number) and the rows. The folder takes its name
+    when all of it is written.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        Clips to mix, from ``load_rows``.
+    reader : ClipReader
+        Says how long clips are; unreadable ones are passed over.
+    folder : str | Path
+        To make; must not be there yet.
+    num_clips : int
+        Mixes.
+    max_sources : int
+        Clips in a mix, at most.
+    seed : int
+        Another one makes other mixes.
+
+    Returns
+    -------
+    Path
+        ``folder``.
+
+    Raises
+    ------
+    FileExistsError
+        If ``folder`` is there already.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; delete it or name another")
+    if num_clips < 1 or max_sources < 1:
+        raise ValueError(
+            f"num_clips={num_clips} and max_sources={max_sources} must be 1 or more"
+        )
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        mixes = _mixes(rows, reader, num_clips, max_sources, seed)
+        write_rows(partial / SPLIT / "00.parquet", mixes)
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _mixes(
+    rows: datasets.Dataset,
+    reader: ClipReader,
+    num_clips: int,
+    max_sources: int,
+    seed: int,
+) -> Iterator[dict[str, Any]]:
+    for number in tqdm(range(num_clips), desc=SPLIT, unit="clip"):
+        rng = np.random.default_rng([seed, number])
+        mix = np.zeros(reader.num_samples)
+        while not mix.any():  # none of the sources was readable, or all silent
+            for _ in range(rng.integers(1, max_sources, endpoint=True)):
+                mix += _source(rows, reader, rng)
+        peak = 10 ** (rng.uniform(*PEAK_DB) / 20)
+        mix *= peak / np.abs(mix).max()
+        yield audioset_row(f"mix-{seed}-{number:06d}", mix, reader.sample_rate)
+
+
+def _source(
+    rows: datasets.Dataset, reader: ClipReader, rng: np.random.Generator
+) -> np.ndarray:
+    """A clip at random, level and shift too; silence where it cannot be read."""
+    row, shift = rng.integers(len(rows)), rng.integers(reader.num_samples)
+    gain = 10 ** (-rng.uniform(0, MAX_GAIN_DB) / 20)
+    try:
+        waveform = reader.read(rows[int(row)]).waveform.numpy()
+    except UnreadableClip:
+        return np.zeros(reader.num_samples)
+    level = np.sqrt(np.mean(np.square(waveform, dtype=np.float64)))
+    return gain * np.roll(waveform, shift) / max(level, 1e-6)
