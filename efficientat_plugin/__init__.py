@@ -31,7 +31,7 @@ _HOME = {
     "SpecMask": "features",
     "StudentOutput": "contracts",
     "TaggingStats": "metrics",
-    "list_students": "students.weights",
+    "list_students": "students.published",
     "load_rows": "data.rows",
     "load_student": "students.weights",
 }

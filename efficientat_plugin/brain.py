@@ -14,7 +14,6 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
@@ -201,11 +200,11 @@ class DistillationBrain(sb.Brain):
         self.scores = self.stats.summarize()
         if stage == VALID:
             self._finish_epoch(epoch, stage_loss, self.scores)
-        elif if_main_process():
-            self.hparams.train_logger.log_stats(
-                stats_meta={"evaluated": str(self.scores)},
-                test_stats={"loss": stage_loss},
-            )
+            return
+        # Called by every process, since the logger lets the first one tell the rest.
+        self.hparams.train_logger.log_stats(
+            stats_meta={"evaluated": str(self.scores)}, test_stats={"loss": stage_loss}
+        )
 
     def _finish_epoch(
         self, epoch: int | None, valid_loss: float, scores: TaggingScores
@@ -221,12 +220,11 @@ class DistillationBrain(sb.Brain):
             "d_prime": scores.d_prime,
         }
         self.hparams.history.epochs.append(summary)
-        if if_main_process():
-            self.hparams.train_logger.log_stats(
-                stats_meta={"epoch": epoch, "lr": lr, "valid": str(scores)},
-                train_stats={"loss": self.train_loss},
-                valid_stats={"loss": valid_loss},
-            )
+        self.hparams.train_logger.log_stats(
+            stats_meta={"epoch": epoch, "lr": lr, "valid": str(scores)},
+            train_stats={"loss": self.train_loss},
+            valid_stats={"loss": valid_loss},
+        )
         if self.checkpointer is not None:
             meta = {"epoch": epoch, "mAP": scores.mAP}
             self.checkpointer.save_and_keep_only(meta=meta, max_keys=["mAP"])
@@ -247,8 +245,9 @@ class DistillationBrain(sb.Brain):
             if streaming:
                 self.train_stream = dataset
                 self._keep_to_whole_epochs()
-            elif not self.distributed_launch:
-                # SpeechBrain calls set_epoch only on samplers it made itself.
+            elif "sampler" in loader_kwargs:
+                # SpeechBrain calls set_epoch only on samplers it made itself. Under
+                # DDP it puts one of its own in the place of this.
                 self.train_sampler = loader_kwargs["sampler"]
         elif self.distributed_launch and not streaming:
             world_size = torch.distributed.get_world_size()

@@ -8,10 +8,16 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from speechbrain.utils.checkpoints import CKPT_PREFIX, Checkpoint, Checkpointer
+from speechbrain.utils.checkpoints import (
+    CKPT_PREFIX,
+    Checkpoint,
+    Checkpointer,
+    ckpt_recency,
+)
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 logger = logging.getLogger(__name__)
@@ -26,8 +32,7 @@ class AtomicCheckpointer(Checkpointer):
     A checkpoint is written in a folder of another name, with a list of its files and
     their sizes, and renamed when all of it is on the disk. Folders that lack a file
     of their list, as a deletion cut short leaves them, do not count as checkpoints.
-    Checkpoints are listed oldest first, so that of equally good ones the oldest is
-    found, on every file system.
+    Of equally good checkpoints the oldest is found and kept.
 
     Arguments
     ---------
@@ -73,6 +78,24 @@ class AtomicCheckpointer(Checkpointer):
             logger.log(verbosity, "Saved a checkpoint in %s", final)
         ddp_barrier()  # nobody lists the folder before it has its name
         return finished
+
+    def find_checkpoints(
+        self,
+        importance_key: Callable[[Checkpoint], Any] | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
+        max_num_checkpoints: int | None = None,
+    ) -> list[Checkpoint]:
+        """The best first, and of equally good ones the oldest; as SpeechBrain's."""
+        found = super().find_checkpoints(
+            importance_key, max_key, min_key, ckpt_predicate
+        )
+        key = max_key or min_key
+        if key:  # SpeechBrain puts the newest of equals first
+            found.sort(key=ckpt_recency)
+            found.sort(key=lambda found: found.meta[key], reverse=bool(max_key))
+        return found[:max_num_checkpoints]
 
     def _finish(self, unfinished: Path) -> Path:
         files = sorted(path for path in unfinished.iterdir() if path.is_file())

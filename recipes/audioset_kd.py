@@ -189,7 +189,7 @@ def training_data(
     summary = summarize_rows(rows, audioset_labels())
     if if_main_process():
         print(f"Training data: {summary}")
-        check_teacher(hparams["teacher_store"], summary)
+        check_teacher(hparams, summary)
     if hparams["labelled_only"]:
         labelled = [i for i, classes in enumerate(summary.indices) if classes]
         rows = rows.select(labelled)
@@ -214,12 +214,16 @@ def training_data(
     return train_set, loader | {"sampler": draws}
 
 
-def check_teacher(store: LogitsStore | None, summary: LabelSummary) -> None:
-    """Refuses logits of other classes or of other clips."""
-    if store is None:
+def check_teacher(hparams: dict[str, Any], summary: LabelSummary) -> None:
+    """Refuses logits of other classes, of other clips, or of too few."""
+    if hparams["teacher_store"] is None:
         return
-    clips = zip(summary.clip_ids, summary.indices, strict=True)
-    report = verify(store, clips, labels_sha256=audioset_labels().sha256)
+    report = verify(
+        hparams["teacher_store"],
+        zip(summary.clip_ids, summary.indices, strict=True),
+        labels_sha256=audioset_labels().sha256,
+        minimum_coverage=hparams["min_teacher_coverage"],
+    )
     print(f"Teacher: {report}")
     report.raise_if_bad()
 

@@ -30,8 +30,9 @@ from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.weights import load_student
-from efficientat_plugin.teachers.store import LogitsStore, StoreWriter
+from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
+from efficientat_plugin.teachers.writer import StoreWriter
 
 
 class Ensemble(torch.nn.Module):
@@ -76,7 +77,7 @@ def main(argv: list[str]) -> None:
     except FileNotFoundError as error:
         sys.exit(f"--dataset PATH and --split NAME are needed: {error}")
     device = run_opts.device or sb.utils.distributed.infer_device()
-    teacher = Ensemble(hparams["teachers"].split("+"), hparams["pretrained_folder"])
+    teacher = Ensemble(hparams["teachers"].split(","), hparams["pretrained_folder"])
     fill(hparams, rows, teacher.eval().to(device), device)
     check(hparams["store"], rows)
 
@@ -121,11 +122,10 @@ def check(path: str, rows: Any) -> None:
     summary = summarize_rows(rows, audioset_labels())
     store = LogitsStore(path)
     print(f"{path}: {len(store)} clips")
-    clips = list(zip(summary.clip_ids, summary.indices, strict=True))
+    clips = zip(summary.clip_ids, summary.indices, strict=True)
     report = verify(store, clips, labels_sha256=audioset_labels().sha256)
-    if summary.num_labelled:
-        print(report)
-        report.raise_if_bad()
+    print(report)
+    report.raise_if_bad()
 
 
 if __name__ == "__main__":

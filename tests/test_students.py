@@ -1,5 +1,7 @@
 """Students: published outputs and shapes, laws of every member, refusals."""
 
+import copy
+import functools
 import importlib.util
 import json
 import math
@@ -9,15 +11,12 @@ import pytest
 import torch
 
 from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.students.blocks import (
-    ConcurrentSqueezeExcite,
-    Student,
-    round_channels,
-)
+from efficientat_plugin.students.blocks import ConcurrentSqueezeExcite, round_channels
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.dynamic import DynamicConv, DynamicReLU
 from efficientat_plugin.students.heads import HEADS, HeadOptions
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.student import Student
 
 # Published names of options to ours; a "no" switch is the opposite of ours.
 RENAMED = {
@@ -132,6 +131,19 @@ def randomise_(student):
     return student
 
 
+@functools.cache
+def shared_member(member):
+    """A random member in evaluation; made once, so a test leaves it as it is."""
+    with torch.random.fork_rng():  # the same one for whichever test comes first
+        torch.manual_seed(0)
+        return randomise_(MEMBERS[member]()).eval()
+
+
+def own_member(member):
+    """A copy of the shared member, to be changed."""
+    return copy.deepcopy(shared_member(member))
+
+
 # ---------------------------------------------------------------- published networks
 
 
@@ -182,27 +194,14 @@ def test_state_dict_has_published_names_and_shapes(name, student, shared):
     assert list(shapes(student()).items()) == list(published[name].items())
 
 
-@pytest.mark.parametrize(
-    "options, entries",
-    [
-        ({"use_dyconv": False}, 490),
-        ({"use_dyrelu": False}, 518),
-        ({"use_coordinate_attention": False}, 578),
-        ({}, 578),
-    ],
-)
-def test_dynamic_switches_have_published_number_of_entries(options, entries):
-    assert len(shapes(DyMN(width=0.4, **options))) == entries
+def test_coordinate_attention_keeps_its_entries_where_it_is_not_used():
+    without = DyMN(width=0.1, use_coordinate_attention=False)
+    assert shapes(without) == shapes(DyMN(width=0.1))
 
 
-@pytest.mark.parametrize(
-    "width, parameters",
-    [(0.1, 123_783), (0.2, 324_695), (0.5, 1_431_239), (1.0, 4_876_831)],
-)
+@pytest.mark.parametrize("width, parameters", [(0.2, 324_695), (0.5, 1_431_239)])
 def test_parameters_are_as_published(width, parameters):
-    with torch.device("meta"):
-        student = MN(width=width)
-    assert sum(p.numel() for p in student.parameters()) == parameters
+    assert sum(p.numel() for p in MN(width=width).parameters()) == parameters
 
 
 # ---------------------------------------------------------------- laws of all members
@@ -211,12 +210,12 @@ def test_parameters_are_as_published(width, parameters):
 @pytest.mark.parametrize("member", MEMBERS)
 def test_member_scores_a_clip_alone_as_in_a_batch(member):
     # In double precision: random weights can magnify the rounding of single.
-    student = randomise_(MEMBERS[member]()).double().eval()
-    loudness = torch.tensor([0.3, 1.0, 3.0]).double().view(3, 1, 1, 1)
-    clips = torch.randn(3, 1, 40, 30) * loudness
+    student = own_member(member).double()
+    loudness = torch.tensor([0.3, 3.0]).double().view(2, 1, 1, 1)
+    clips = torch.randn(2, 1, 40, 30) * loudness
     with torch.no_grad():
         together = student(clips)
-        for index in range(3):
+        for index in range(2):
             alone = student(clips[index : index + 1])
             for one, many in zip(alone, together, strict=True):
                 assert one.shape == (1, many.shape[1])
@@ -235,7 +234,7 @@ def test_member_keeps_batch_and_a_single_class(member):
 
 @pytest.mark.parametrize("member", MEMBERS)
 def test_member_trains_every_parameter(member):
-    student = randomise_(MEMBERS[member]()).train()
+    student = own_member(member).train()
     student(torch.randn(2, 1, 40, 30)).logits.square().sum().backward()
     without = {
         name
@@ -248,25 +247,23 @@ def test_member_trains_every_parameter(member):
 
 
 @pytest.mark.parametrize("member", MEMBERS)
-def test_member_recovers_from_its_state_dict(member, tmp_path):
-    student, other = randomise_(MEMBERS[member]()).eval(), MEMBERS[member]().eval()
-    torch.save(student.state_dict(), tmp_path / "student.pt")
-    other.load_state_dict(torch.load(tmp_path / "student.pt", weights_only=True))
+def test_member_recovers_from_its_state_dict(member):
+    student, other = shared_member(member), MEMBERS[member]().eval()
+    other.load_state_dict(student.state_dict())
     clip = torch.randn(1, 1, 40, 30)
     assert torch.equal(student(clip).logits, other(clip).logits)
 
 
-@pytest.mark.parametrize("build", [MN, DyMN])
+@pytest.mark.parametrize("member", ["mn", "dymn"])
 @pytest.mark.parametrize("bands, frames", [(1, 1), (40, 1), (1, 9), (128, 33)])
-def test_any_clip_length_scores(build, bands, frames):
-    student = build(width=0.1, num_classes=3).eval()
-    output = student(torch.randn(1, 1, bands, frames))
+def test_any_clip_length_scores(member, bands, frames):
+    output = shared_member(member)(torch.randn(1, 1, bands, frames))
     assert output.logits.isfinite().all()
 
 
-@pytest.mark.parametrize("build", [MN, DyMN])
-def test_channels_last_scores_alike(build):
-    student = randomise_(build(width=0.1, num_classes=3)).double().eval()
+@pytest.mark.parametrize("member", ["mn", "dymn"])
+def test_channels_last_scores_alike(member):
+    student = own_member(member).double()
     clips = torch.randn(2, 1, 40, 30).double()
     expected = student(clips).logits
     student.to(memory_format=torch.channels_last)
@@ -373,7 +370,7 @@ def test_other_missing_entries_are_refused():
 
 
 def test_temperature_is_set_in_place_and_changes_scores():
-    student = randomise_(DyMN(width=0.1, num_classes=2)).eval()
+    student = own_member("dymn")
     buffer, clip = student.temperature, torch.randn(1, 1, 40, 30)
     cold = student(clip).logits
     student.set_temperature(30.0)
@@ -384,7 +381,7 @@ def test_temperature_is_set_in_place_and_changes_scores():
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "1"])
 def test_set_temperature_refuses_what_is_not_positive(value):
     with pytest.raises(ValueError, match="temperature=.*greater than 0"):
-        DyMN(width=0.1).set_temperature(value)
+        shared_member("dymn").set_temperature(value)
 
 
 # ---------------------------------------------------------------- refusals
@@ -448,7 +445,7 @@ def test_dymn_refuses_illegal_options(option, text):
         DyMN(width=0.1, **option)
 
 
-@pytest.mark.parametrize("build", [MN, DyMN])
+@pytest.mark.parametrize("member", ["mn", "dymn"])
 @pytest.mark.parametrize(
     "shape, text",
     [
@@ -458,9 +455,9 @@ def test_dymn_refuses_illegal_options(option, text):
         ((1, 1, 128, 0), "one frame"),
     ],
 )
-def test_student_refuses_what_is_no_batch_of_log_mels(build, shape, text):
+def test_student_refuses_what_is_no_batch_of_log_mels(member, shape, text):
     with pytest.raises(ValueError, match=text):
-        build(width=0.1)(torch.zeros(shape))
+        shared_member(member)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ import numpy as np
 import soundfile
 import soxr
 import torch
+from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Clip, ClipBatch, Skipped
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
 from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
 from efficientat_plugin.data.sampling import Draw
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
@@ -28,10 +30,10 @@ from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("video_id", "audio", "labels")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damaged
 # Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
 MARGIN_SECONDS = 0.1
+BLOCK_FRAMES = 65536
 MAX_REPLACEMENTS = 100
 
 
@@ -134,10 +136,10 @@ def _load_hub(
             dataset, config, split=split, streaming=streaming, cache_dir=cache_dir
         )
     except Exception as error:  # the hub raises errors of many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise FileNotFoundError(
             f"{dataset!r} is neither a file or folder here nor a data set that the "
-            f"hub gives ({type(error).__name__}: {str(error).splitlines()[0][:200]}); "
-            "pass a local path or check the network"
+            f"hub gives ({reason}); pass a local path or check the network"
         ) from error
 
 
@@ -181,24 +183,6 @@ def _read_segments(segments: Path) -> datasets.Dataset:
     return datasets.Dataset.from_dict(
         {"video_id": ids, "audio": audio, "labels": labels}
     )
-
-
-def youtube_id(name: str) -> str:
-    """The bare YouTube id in a file's name, with or without prefix and start time.
-
-    Example
-    -------
-    >>> youtube_id("Y--PJHxphWEs.mp3"), youtube_id("--PJHxphWEs_30000.flac")
-    ('--PJHxphWEs', '--PJHxphWEs')
-    """
-    stem = name
-    for suffix in AUDIO_SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    if len(stem) == 12 and stem.startswith("Y"):
-        return stem[1:]
-    if len(stem) > 12 and stem[11] == "_":
-        return stem[:11]
-    return stem
 
 
 def summarize_rows(rows: datasets.Dataset, table: LabelTable) -> LabelSummary:
@@ -249,16 +233,7 @@ def decode(
             if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
                 raise UnreadableClip(f"its header claims a sample rate of {rate} Hz")
             seconds = num_samples / sample_rate + MARGIN_SECONDS
-            # Block by block, so that many channels never stand in memory at once.
-            blocks = [
-                block.mean(axis=1)
-                for block in sound.blocks(
-                    blocksize=65536,
-                    frames=math.ceil(seconds * rate),
-                    dtype="float32",
-                    always_2d=True,
-                )
-            ]
+            blocks = list(_mono_blocks(sound, math.ceil(seconds * rate)))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise UnreadableClip(f"not decodable: {error}") from error
     waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
@@ -270,6 +245,22 @@ def decode(
         waveform = soxr.resample(waveform, rate, sample_rate, quality="HQ")
     waveform = waveform[:num_samples]
     return np.pad(waveform, (0, num_samples - len(waveform)))
+
+
+def _mono_blocks(
+    sound: soundfile.SoundFile, num_frames: int
+) -> Iterator[NDArray[np.float32]]:
+    """Block by block, so that many channels never stand in memory at once."""
+    # Not SoundFile.blocks, which goes by the length that the header claims: where a
+    # file breaks off before, it gives what happens to stand in memory for sound.
+    while num_frames > 0:
+        block = sound.read(
+            min(BLOCK_FRAMES, num_frames), dtype="float32", always_2d=True
+        )
+        if not len(block):
+            return
+        yield block.mean(axis=1)
+        num_frames -= len(block)
 
 
 def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
@@ -472,7 +463,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         if shuffle_buffer:
             rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
         if world_size > 1:
-            rows = datasets.distributed.split_dataset_by_node(rows, rank, world_size)
+            rows = split_dataset_by_node(rows, rank, world_size)
         if clips_per_epoch is not None:
             rows = rows.repeat(None)
         self.rows = rows
@@ -519,7 +510,11 @@ class ClipStream(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         if worker is None:
             return share
-        return share // worker.num_workers + (worker.id < share % worker.num_workers)
+        # Files are dealt out to the workers, so that those beyond get none.
+        busy = min(worker.num_workers, self.rows.num_shards)
+        if worker.id >= busy:
+            return 0
+        return share // busy + (worker.id < share % busy)
 
 
 def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -> Clip:

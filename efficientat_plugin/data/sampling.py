@@ -60,7 +60,8 @@ class Draws(Sampler):
         weights: Sequence[float] | NDArray | None = None,
         seed: int = 0,
     ) -> None:
-        clips_per_epoch = clips_per_epoch or num_rows
+        if clips_per_epoch is None:
+            clips_per_epoch = num_rows
         if num_rows < 1 or clips_per_epoch < 1:
             raise ValueError(
                 f"clips_per_epoch={clips_per_epoch} of {num_rows} clips; both must be "

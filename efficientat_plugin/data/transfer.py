@@ -16,7 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from efficientat_plugin.data.parquet import audioset_row, write_rows
-from efficientat_plugin.data.rows import ClipReader, UnreadableClip
+from efficientat_plugin.data.rows import (
+    MAX_REPLACEMENTS,
+    ClipReader,
+    UnreadableClip,
+)
 
 MAX_GAIN_DB = 15.0  # of a source below the loudest one
 PEAK_DB = (-18.0, -1.0)  # of a mix, below full scale
@@ -60,6 +64,8 @@ def write_transfer_set(
     ------
     FileExistsError
         If ``folder`` is there already.
+    UnreadableClip
+        If no sound is found in the rows.
     """
     folder = Path(folder)
     if folder.exists():
@@ -87,10 +93,17 @@ def _mixes(
 ) -> Iterator[dict[str, Any]]:
     for number in tqdm(range(num_clips), desc=SPLIT, unit="clip"):
         rng = np.random.default_rng([seed, number])
-        mix = np.zeros(reader.num_samples)
-        while not mix.any():  # none of the sources was readable, or all silent
+        for _ in range(MAX_REPLACEMENTS):
+            mix = np.zeros(reader.num_samples)
             for _ in range(rng.integers(1, max_sources, endpoint=True)):
                 mix += _source(rows, reader, rng)
+            if mix.any():
+                break
+        else:  # none of the sources was readable, or all were silent
+            raise UnreadableClip(
+                f"{MAX_REPLACEMENTS} draws of 1 to {max_sources} clips gave no sound; "
+                "check the data"
+            )
         peak = 10 ** (rng.uniform(*PEAK_DB) / 20)
         mix *= peak / np.abs(mix).max()
         yield audioset_row(f"mix-{seed}-{number:06d}", mix, reader.sample_rate)

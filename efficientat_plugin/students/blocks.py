@@ -5,15 +5,12 @@ squeeze-excite, `dymn.py` as dynamic ones (`dynamic.py`). Names of submodules ar
 those of the published checkpoints.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
-from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from efficientat_plugin.contracts import StudentOutput
 
 DIVISOR = 8  # every number of channels is a multiple of it
 BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
@@ -40,27 +37,6 @@ def round_channels(channels: float) -> int:
     """
     rounded = max(DIVISOR, int(channels + DIVISOR / 2) // DIVISOR * DIVISOR)
     return rounded + DIVISOR if rounded < 0.9 * channels else rounded
-
-
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuses an option that is none of ``choices``."""
-    choices = list(choices)
-    if value not in choices:
-        legal = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}={value!r} is not known; choose one of {legal}")
-
-
-def check_integer(name: str, value: object) -> None:
-    """Refuses an option that is no integer of at least 1."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or int(value) < 1:  # type: ignore[call-overload]
-        raise ValueError(f"{name}={value!r} is illegal; give an integer of at least 1")
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuses an option that is no positive finite number."""
-    if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
-        raise ValueError(f"{name}={value!r} is illegal; give a number greater than 0")
 
 
 class BlockRow(NamedTuple):
@@ -411,72 +387,3 @@ def initialise_(module: nn.Module) -> None:
             continue
         if part.bias is not None:
             nn.init.zeros_(part.bias)
-
-
-class Student(nn.Module):
-    """What students have in common; a member gives ``maps`` and a ``classifier``.
-
-    Arguments
-    ---------
-    num_classes : int
-        K, at least 1.
-    width : float
-        What every number of channels is multiplied by, greater than 0.
-    strides : sequence of int
-        Four, each 1 or 2.
-    dropout : float
-        Before the last layer of the mlp head, in [0, 1).
-
-    Shape
-    -----
-    log_mel : [B, 1, F, T]
-    logits : [B, num_classes]
-    embedding : [B, D]
-
-    Raises
-    ------
-    ValueError
-        For options or inputs that no student can be made for.
-    """
-
-    classifier: nn.Module
-    front_end: dict[str, Any]  # arguments of LogMel; set where weights are loaded
-
-    def __init__(
-        self, num_classes: int, width: float, strides: Sequence[int], dropout: float
-    ) -> None:
-        super().__init__()
-        check_integer("num_classes", num_classes)
-        check_positive("width", width)
-        if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
-            raise ValueError(
-                f"strides={strides!r} is illegal; give four numbers, each 1 or 2"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(
-                f"dropout={dropout!r} is illegal; give a probability in [0, 1)"
-            )
-        self.num_classes, self.width = num_classes, width
-
-    def maps(self, log_mel: Tensor) -> Tensor:
-        """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
-        raise NotImplementedError
-
-    def check_input(self, log_mel: Tensor) -> None:
-        """Refuses what is no batch of log-mels."""
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
-            raise ValueError(
-                f"log_mel has shape {tuple(log_mel.shape)}, a student takes "
-                "[B, 1, F, T]; from [B, F, T] use log_mel.unsqueeze(1)"
-            )
-        if 0 in log_mel.shape:
-            raise ValueError(
-                f"log_mel has shape {tuple(log_mel.shape)}; a student needs at least "
-                "one clip, one band and one frame"
-            )
-
-    def forward(self, log_mel: Tensor) -> StudentOutput:
-        """Logits and embedding of a batch: [B, 1, F, T] -> [B, K], [B, D]."""
-        self.check_input(log_mel)
-        maps = self.maps(log_mel)
-        return StudentOutput(self.classifier(maps), maps.mean((2, 3)))

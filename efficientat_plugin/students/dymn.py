@@ -10,16 +10,18 @@ from efficientat_plugin.students.blocks import (
     LAST_EXPANSION,
     ConvNormActivation,
     InvertedResidual,
-    Student,
     block_specs,
-    check_choice,
-    check_integer,
-    check_positive,
     hidden_channels,
     initialise_,
 )
 from efficientat_plugin.students.dynamic import DynamicInvertedResidual, DynamicOptions
 from efficientat_plugin.students.heads import HEADS, HeadOptions
+from efficientat_plugin.students.student import (
+    Student,
+    check_choice,
+    check_integer,
+    check_positive,
+)
 
 DYNAMIC_BLOCKS = ("all", "replace_se")
 DYMN_HEADS = ("mlp", "fully_convolutional")

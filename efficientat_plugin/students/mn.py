@@ -12,15 +12,13 @@ from efficientat_plugin.students.blocks import (
     ConcurrentSqueezeExcite,
     ConvNormActivation,
     InvertedResidual,
-    Student,
     block_specs,
-    check_choice,
-    check_integer,
     hidden_channels,
     initialise_,
     nominal_sizes,
 )
 from efficientat_plugin.students.heads import HEADS, HeadOptions
+from efficientat_plugin.students.student import Student, check_choice, check_integer
 
 
 def gate_sizes(

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from efficientat_plugin.students.blocks import Student
+from efficientat_plugin.students.student import Student
 
 
 def prepare_for_short_run(

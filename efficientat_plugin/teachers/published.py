@@ -11,30 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from efficientat_plugin.teachers.store import StoreWriter
+from efficientat_plugin.data.clip_ids import youtube_id
+from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.writer import StoreWriter
 
 MAX_INDEX_BYTES = 1 << 29  # the published index of 2 million clips has 40 MB
-
-
-def youtube_id(name: str) -> str:
-    """The bare id of a clip that the published index may name by its file.
-
-    Arguments
-    ---------
-    name : str
-        ``Y``, 11 characters and ``.mp3``; anything else is returned as it is.
-
-    Returns
-    -------
-    clip_id : str
-
-    Example
-    -------
-    >>> youtube_id("Y--aE2O5G5WE.mp3"), youtube_id("--aE2O5G5WE")
-    ('--aE2O5G5WE', '--aE2O5G5WE')
-    """
-    match = re.fullmatch(r"Y([\w-]{11})\.mp3", name, flags=re.ASCII)
-    return match[1] if match else name
 
 
 def import_published(
@@ -48,7 +29,7 @@ def import_published(
     sample_rate: int = 32000,
     clip_seconds: float = 10.0,
     rows_per_append: int = 8192,
-) -> None:
+) -> LogitsStore:
     """Convert the published file of logits and its index to a store.
 
     An index once published was wrong, and training with it bad without an error:
@@ -77,6 +58,10 @@ def import_published(
         The window it heard.
     rows_per_append : int
         Rows in memory at once.
+
+    Returns
+    -------
+    store : LogitsStore
 
     Raises
     ------
@@ -114,6 +99,7 @@ def import_published(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    return LogitsStore(path)
 
 
 def _open_logits(path: Path) -> np.ndarray:

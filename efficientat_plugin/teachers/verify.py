@@ -63,12 +63,6 @@ class StoreReport(NamedTuple):
                 f"minimum_coverage={self.minimum_coverage:g}; store the logits of the "
                 "others, compare the clip ids, or lower minimum_coverage"
             )
-        if self.aligned is None:
-            return (
-                f"{self.labelled} clips of the store have labels that tell them apart, "
-                f"fewer than the {MIN_LABELLED} needed to tell whether the logits are "
-                "of the right clips; give verify more labelled clips"
-            )
         if self.bad_stretch is not None:
             bad = self.bad_stretch
             return (
@@ -77,7 +71,7 @@ class StoreReport(NamedTuple):
                 f"scores on the labels are {bad.sigmas:.1f} standard deviations above "
                 "shuffled ones, too few; make the store anew, or correct its index"
             )
-        if not self.aligned:
+        if self.aligned is False:
             return (
                 "the logits seem to be of other clips: the teacher's scores on the "
                 f"labels of {self.labelled} clips are {self.sigmas:.1f} standard "
@@ -100,13 +94,22 @@ class StoreReport(NamedTuple):
 
     def __str__(self) -> str:
         labels = {True: "equal", False: "different", None: "not compared"}
-        return (
-            f"{'ok' if self.fault is None else 'bad'}: "
+        known = (
             f"{self.coverage:.1%} of {self.clips} clips known, label tables "
-            f"{labels[self.labels_match]}, scores on the labels of {self.labelled} "
-            f"clips {self.sigmas:.1f} standard deviations above shuffled, "
+            f"{labels[self.labels_match]}, "
+        )
+        if self.fault is not None:
+            return f"bad: {known}{self.fault}"
+        if self.aligned is None:
+            return (
+                f"unjudged: {known}but only {self.labelled} clips have labels that "
+                f"tell them apart, and it takes {MIN_LABELLED} to tell whether the "
+                "logits are of the right clips"
+            )
+        return (
+            f"ok: {known}scores on the labels of {self.labelled} clips "
+            f"{self.sigmas:.1f} standard deviations above shuffled, "
             f"{self.blocks} {'block' if self.blocks == 1 else 'blocks'} judged"
-            + ("" if self.fault is None else f"; {self.fault}")
         )
 
 

@@ -1,0 +1,232 @@
+"""The Brain's hooks: schedules, seeds, teachers and traps of SpeechBrain."""
+
+import numpy as np
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.utils.epoch_loop import EpochCounter
+
+from efficientat_plugin.brain import DistillationBrain, History
+from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.contracts import Clip, TeacherTarget
+from efficientat_plugin.data.mixing import Mixup
+from efficientat_plugin.data.sampling import Draws
+from efficientat_plugin.features import LogMel, SpecMask
+from efficientat_plugin.losses import DistillationLoss
+from efficientat_plugin.schedules import TemperatureRampDown, WarmupRampDown
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.short_runs import prepare_for_short_run
+
+CLASSES = 4
+
+
+class Tones(torch.utils.data.Dataset):
+    """Half a second each of one of four tones, labelled with it."""
+
+    def __init__(self, count: int = 16) -> None:
+        self.count = count
+        self.asked: list = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, draw):
+        row = getattr(draw, "row", draw)
+        self.asked.append(draw)
+        time = torch.arange(16000) / 32000
+        rng = np.random.default_rng(row)
+        tone = torch.sin(2 * torch.pi * 300 * 2.0 ** (row % CLASSES) * time)
+        noise = torch.from_numpy(rng.standard_normal(16000).astype(np.float32))
+        labels = torch.eye(CLASSES)[row % CLASSES]
+        return Clip(f"tone{row}", tone + 0.05 * noise, labels, 1.0)
+
+
+class Oracle:
+    """A teacher that knows the tones, but for those it never heard."""
+
+    def __init__(self, deaf_to: tuple = ()) -> None:
+        self.deaf_to = deaf_to
+
+    def lookup(self, clip_ids):
+        rows = [int(clip_id.removeprefix("tone") or 0) for clip_id in clip_ids]
+        logits = 8 * torch.eye(CLASSES)[[row % CLASSES for row in rows]] - 4
+        known = torch.tensor([row not in self.deaf_to for row in rows])
+        return TeacherTarget(logits * known[:, None], known)
+
+
+def _brain(folder=None, student=None, log_mel=None, **overrides):
+    torch.manual_seed(0)
+    student = student or MN(CLASSES, width=0.1, dropout=0.0)
+    log_mel = log_mel or LogMel(hop_length=1280, n_mels=64)
+    epochs = EpochCounter(limit=overrides.pop("epochs", 2))
+    hparams = {
+        "student": student,
+        "loss": DistillationLoss(kd_weight=0.5),
+        "teacher_store": Oracle(),
+        "mixup": None,
+        "lr_schedule": WarmupRampDown(0.003, warmup_epochs=0),
+        "temperature_schedule": None,
+        "history": History(),
+        "train_logger": sb.utils.train_logger.FileTrainLogger("/dev/null"),
+        "seed": 0,
+        "max_unreadable_share": 0.01,
+    } | overrides
+    checkpointer = None
+    if folder is not None:
+        recoverables = {"student": student, "epochs": epochs}
+        recoverables["history"] = hparams["history"]
+        checkpointer = AtomicCheckpointer(folder, recoverables)
+    brain = DistillationBrain(
+        modules={"log_mel": log_mel, "spec_mask": SpecMask(), "student": student},
+        opt_class=lambda parameters: torch.optim.Adam(parameters, lr=0.003),
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True, "max_grad_norm": 1e9},
+        checkpointer=checkpointer,
+    )
+    return brain, epochs
+
+
+def _fit(brain, epochs, tones=None):
+    tones = tones or Tones()
+    brain.fit(
+        epochs,
+        tones,
+        Tones(),
+        train_loader_kwargs={"batch_size": 8, "sampler": Draws(len(tones))},
+        valid_loader_kwargs={"batch_size": 8},
+    )
+    return tones
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", [Oracle(), None], ids=["teacher", "labels"])
+@pytest.mark.parametrize("family", [MN, DyMN])
+def test_it_fits_a_handful_of_clips(family, teacher):
+    student = family(CLASSES, width=0.1, dropout=0.0)
+    prepare_for_short_run(student, prior=0.25, batch_norm_momentum=0.5)
+    log_mel = LogMel(hop_length=640, n_mels=64)
+    brain, epochs = _brain(
+        student=student,
+        log_mel=log_mel,
+        teacher_store=teacher,
+        lr_schedule=WarmupRampDown(0.01, 0, ramp_down_start=10, ramp_down_epochs=20),
+        epochs=30,
+    )
+    _fit(brain, epochs)
+    assert brain.scores.mAP == 1.0
+
+
+def test_every_epoch_draws_anew():
+    brain, epochs = _brain()
+    tones = _fit(brain, epochs)
+    first, second = tones.asked[:16], tones.asked[16:]
+    assert {draw.epoch for draw in first} == {1}
+    assert {draw.epoch for draw in second} == {2}
+    assert [draw.row for draw in first] != [draw.row for draw in second]
+    assert sorted(draw.row for draw in first) == list(range(16))
+
+
+def test_learning_rate_and_temperature_follow_the_epoch(monkeypatch):
+    seen = []
+    brain, epochs = _brain(
+        student=DyMN(CLASSES, width=0.1),
+        lr_schedule=lambda epoch: 0.1 / (1 + epoch),
+        temperature_schedule=TemperatureRampDown(start=5.0, step=2.0),
+    )
+    step = DistillationBrain.on_fit_batch_start
+
+    def spy(self, batch, should_step):
+        rate = self.optimizer.param_groups[0]["lr"]
+        seen.append((self.epoch, rate, float(self.hparams.student.temperature)))
+        step(self, batch, should_step)
+
+    monkeypatch.setattr(DistillationBrain, "on_fit_batch_start", spy)
+    _fit(brain, epochs)
+    assert seen == [(1, 0.1, 5.0)] * 2 + [(2, 0.05, 3.0)] * 2
+
+
+def test_the_temperature_travels_with_the_checkpoint(tmp_path):
+    schedule = TemperatureRampDown(start=5.0)
+    student = DyMN(CLASSES, width=0.1)
+    brain, epochs = _brain(tmp_path, student, temperature_schedule=schedule)
+    _fit(brain, epochs)
+    newest = brain.checkpointer.find_checkpoint()
+    saved = torch.load(newest.paramfiles["student"], weights_only=True)
+    assert float(saved["temperature"]) == 4.0
+
+
+def test_a_step_depends_on_its_place_not_on_the_generators_past():
+    losses = []
+    for noise in (0, 17):
+        brain, epochs = _brain(epochs=1, mixup=Mixup(0.3))
+        torch.manual_seed(noise)
+        _fit(brain, epochs)
+        losses.append(brain.train_loss)
+    assert losses[0] == losses[1]
+    brain, epochs = _brain(epochs=1, mixup=Mixup(0.3), seed=1)
+    _fit(brain, epochs)
+    assert brain.train_loss != losses[0]
+
+
+def test_the_teacher_stays_out_of_the_brain(tmp_path):
+    brain, epochs = _brain(tmp_path)
+    _fit(brain, epochs)
+    assert set(brain.modules) == {"log_mel", "spec_mask", "student"}
+    saved = brain.checkpointer.find_checkpoint().paramfiles
+    assert set(saved) == {
+        "student",
+        "epochs",
+        "history",
+        "optimizer",
+        "brain",
+        "dataloader-TRAIN",
+    }
+
+
+def test_both_clips_of_a_waveform_mix_ask_the_teacher():
+    brain, _ = _brain(teacher_store=Oracle(deaf_to=(1,)))
+    clips = [Tones()[row] for row in (0, 2)]
+    clips[0] = clips[0]._replace(partner_id="tone1", partner_share=0.25)
+    clips[1] = clips[1]._replace(partner_id="tone3", partner_share=0.5)
+    from efficientat_plugin.data.rows import collate
+
+    target = brain._teacher_target(collate(clips))
+    torch.testing.assert_close(target.weight, torch.tensor([0.75, 1.0]))
+    scores = [brain._look_up([f"tone{row}"]).scores[0] for row in range(4)]
+    torch.testing.assert_close(target.scores[0], 0.75 * scores[0])
+    torch.testing.assert_close(target.scores[1], 0.5 * scores[2] + 0.5 * scores[3])
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2, 3, 5])
+def test_a_resume_within_an_epoch_changes_nothing(tmp_path, interrupted_after):
+    """Gradients accumulate over two batches, so a checkpoint waits for the step."""
+
+    class Interrupted(Exception):
+        pass
+
+    def run(folder, interrupt):
+        brain, epochs = _brain(folder, mixup=Mixup(0.3))
+        brain.grad_accumulation_factor = 2
+        brain.ckpt_interval_steps, brain.ckpt_interval_minutes = 1, 0
+        tones, batches = Tones(32), []
+        end = brain.on_fit_batch_end
+
+        def on_fit_batch_end(*args):
+            end(*args)
+            batches.append(1)
+            if interrupt and len(batches) > interrupted_after:
+                raise Interrupted
+
+        brain.on_fit_batch_end = on_fit_batch_end
+        _fit(brain, epochs, tones)
+        return brain
+
+    with pytest.raises(Interrupted):
+        run(tmp_path / "a", interrupt=True)
+    resumed = run(tmp_path / "a", interrupt=False)
+    alone = run(tmp_path / "b", interrupt=False)
+    assert resumed.hparams.history.epochs == alone.hparams.history.epochs
+    state = alone.hparams.student.state_dict()
+    for name, value in resumed.hparams.student.state_dict().items():
+        assert torch.equal(value, state[name]), name

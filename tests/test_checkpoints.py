@@ -1,0 +1,204 @@
+"""A checkpoint is there entirely or not at all, whenever the process dies."""
+
+import multiprocessing
+import random
+import time
+
+import pytest
+import torch
+
+from efficientat_plugin import checkpoints
+from efficientat_plugin.checkpoints import AtomicCheckpointer
+
+RECOVERABLES = ("student", "average")
+
+
+class _Killed(BaseException):
+    """As a kill, nobody catches it."""
+
+
+def _checkpointer(folder):
+    modules = {name: torch.nn.Linear(8, 1, bias=False) for name in RECOVERABLES}
+    return AtomicCheckpointer(folder, modules)
+
+
+def _fill(checkpointer, value):
+    for module in checkpointer.recoverables.values():
+        torch.nn.init.constant_(module.weight, value)
+
+
+def _save(checkpointer, value, **meta):
+    _fill(checkpointer, value)
+    return checkpointer.save_checkpoint(meta={"value": value, **meta})
+
+
+def _values(checkpointer):
+    return [found.meta["value"] for found in checkpointer.list_checkpoints()]
+
+
+def _assert_holds(checkpointer, value):
+    for module in checkpointer.recoverables.values():
+        assert torch.equal(module.weight, torch.full_like(module.weight, value))
+
+
+def test_what_is_saved_is_recovered(tmp_path):
+    checkpointer = _checkpointer(tmp_path)
+    saved = _save(checkpointer, 1.0, epoch=3)
+    assert saved.path.parent == tmp_path and saved.path.name.startswith("CKPT")
+    assert all(path.is_file() for path in saved.paramfiles.values())
+    assert set(saved.paramfiles) == set(RECOVERABLES)
+    _save(checkpointer, 2.0)
+
+    restarted = _checkpointer(tmp_path)
+    assert _values(restarted) == [1.0, 2.0]
+    assert restarted.recover_if_possible().meta["value"] == 2.0
+    _assert_holds(restarted, 2.0)
+    restarted.load_checkpoint(saved)
+    _assert_holds(restarted, 1.0)
+    assert saved.meta["epoch"] == 3
+
+
+def test_a_named_checkpoint_is_replaced(tmp_path):
+    checkpointer = _checkpointer(tmp_path)
+    for value in (1.0, 2.0):
+        _fill(checkpointer, value)
+        checkpointer.save_checkpoint(meta={"value": value}, name="best")
+    assert [path.name for path in tmp_path.iterdir()] == ["CKPT+best"]
+    _fill(checkpointer, 0.0)
+    checkpointer.recover_if_possible()
+    _assert_holds(checkpointer, 2.0)
+
+
+def _killed(*_args):
+    raise _Killed
+
+
+def _die_saving(checkpointer, monkeypatch):
+    def save_half(module, path):
+        torch.save(module.state_dict(), path)
+        with open(path, "r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        raise _Killed
+
+    checkpointer.custom_save_hooks["average"] = save_half
+
+
+def _die_flushing(checkpointer, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_to_disk", _killed)
+
+
+def _die_renaming(checkpointer, monkeypatch):
+    monkeypatch.setattr(checkpoints.os, "replace", _killed)
+
+
+@pytest.mark.parametrize("die", [_die_saving, _die_flushing, _die_renaming])
+def test_a_save_cut_short_leaves_the_checkpoint_before(
+    die, tmp_path, monkeypatch, caplog
+):
+    checkpointer = _checkpointer(tmp_path)
+    before = _save(checkpointer, 1.0)
+    with monkeypatch.context() as dying, pytest.raises(_Killed):
+        die(checkpointer, dying)
+        _save(checkpointer, 2.0)
+    assert len(list(tmp_path.iterdir())) == 2  # something was left
+    assert list(tmp_path.glob("CKPT*")) == [before.path]
+
+    restarted = _checkpointer(tmp_path)
+    assert list(tmp_path.iterdir()) == [before.path]
+    assert "which a kill left unfinished" in caplog.text
+    assert restarted.recover_if_possible().path == before.path
+    _assert_holds(restarted, 1.0)
+
+
+def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path):
+    checkpointer = _checkpointer(tmp_path)
+    _save(checkpointer, 1.0)
+    damaged = _save(checkpointer, 2.0).path
+    files = sorted(damaged.iterdir())
+    assert {path.name for path in files} == {
+        "CKPT.yaml",
+        "contents.json",
+        "student.ckpt",
+        "average.ckpt",
+    }
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        assert _values(checkpointer) == [1.0], f"{file.name} is shorter"
+        file.unlink()
+        assert _values(checkpointer) == [1.0], f"{file.name} is gone"
+        file.write_bytes(content)
+        assert _values(checkpointer) == [1.0, 2.0]
+
+
+def test_of_equally_good_checkpoints_the_oldest_is_found(tmp_path):
+    checkpointer = _checkpointer(tmp_path)
+    for value, score in enumerate([0.1, 0.5, 0.5, 0.5, 0.1]):
+        _save(checkpointer, float(value), mAP=score, loss=score, unixtime=value)
+    _save(checkpointer, 9.0, unixtime=9)  # without any score
+    assert checkpointer.find_checkpoint(max_key="mAP").meta["value"] == 1
+    assert checkpointer.find_checkpoint(min_key="loss").meta["value"] == 0
+    assert checkpointer.find_checkpoint().meta["value"] == 9
+    found = checkpointer.find_checkpoints(max_key="mAP", max_num_checkpoints=4)
+    assert [checkpoint.meta["value"] for checkpoint in found] == [1, 2, 3, 0]
+    checkpointer.recover_if_possible(max_key="mAP")
+    _assert_holds(checkpointer, 1.0)
+
+
+def test_the_oldest_of_the_best_and_the_newest_are_kept(tmp_path):
+    checkpointer = _checkpointer(tmp_path)
+    for value, score in enumerate([0.1, 0.5, 0.5, 0.2]):
+        _fill(checkpointer, value)
+        checkpointer.save_and_keep_only(
+            meta={"value": value, "mAP": score, "unixtime": value}, max_keys=["mAP"]
+        )
+    assert _values(checkpointer) == [1, 3]
+
+
+# --- Real kills -----------------------------------------------------------------
+
+
+def _large_checkpointer(folder):
+    # A save takes a while, so that kills fall into it.
+    modules = {name: torch.nn.Linear(1000, 200, bias=False) for name in RECOVERABLES}
+    return AtomicCheckpointer(folder, modules)
+
+
+def _save_for_ever(folder):
+    torch.set_num_threads(1)  # threads of the parent are not in a forked process
+    checkpointer = _large_checkpointer(folder)
+    last = checkpointer.recover_if_possible()
+    step = 0 if last is None else last.meta["step"]
+    while True:
+        step += 1
+        _fill(checkpointer, step)
+        checkpointer.save_and_keep_only(meta={"step": step})
+
+
+def test_what_is_listed_after_a_kill_loads(tmp_path):
+    moments = random.Random(0)
+    last_step = 0
+    for _ in range(5):
+        child = multiprocessing.get_context("fork").Process(
+            target=_save_for_ever, args=(tmp_path,)
+        )
+        child.start()
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.glob("CKPT*")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.05, 0.3))
+        child.kill()
+        child.join()
+        assert child.exitcode == -9  # it saved until then
+
+        checkpointer = _large_checkpointer(tmp_path)
+        assert not list(tmp_path.glob("UNFINISHED*"))
+        listed = checkpointer.list_checkpoints()
+        assert listed
+        for checkpoint in listed:
+            checkpointer.load_checkpoint(checkpoint)
+            _assert_holds(checkpointer, checkpoint.meta["step"])
+        newest = checkpointer.find_checkpoint().meta["step"]
+        assert newest >= last_step  # nothing that was there is lost
+        last_step = newest
+    assert last_step > 5

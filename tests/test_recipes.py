@@ -1,0 +1,309 @@
+"""The recipes run end to end, resume bit for bit, and share the work of processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from speechbrain.utils.run_opts import RunOptions
+
+from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write_rows
+from efficientat_plugin.data.sample import sample_clip, sample_teacher
+from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.writer import StoreWriter
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RECIPE = REPOSITORY / "recipes" / "audioset_kd.py"
+HPARAMS = sorted((REPOSITORY / "hparams").glob("*.yaml"))
+TRAINING = ["mn10", "dymn10", "quickstart"]
+SAMPLE_KEYS = {"sample", "sample_folder", "sample_teacher"}
+SAMPLE_KEYS |= {"num_labelled", "num_unlabelled", "num_eval"}
+TONES = {"/m/01v_m0": 440.0, "/m/0chx_": 0.0, "/m/03kmc9": 1500.0}  # noise is 0 Hz
+
+
+def _tone(frequency: float, rng: np.random.Generator) -> np.ndarray:
+    time_seconds = np.arange(16000) / 32000
+    noise = rng.standard_normal(16000)
+    if frequency == 0:
+        return 0.2 * noise
+    return 0.5 * np.sin(2 * np.pi * frequency * time_seconds) + 0.01 * noise
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """48 labelled half-second clips of 3 classes, 24 to evaluate; a teacher's store."""
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    labels = audioset_labels()
+    ids, logits = [], []
+    for split, count in (("bal_train", 48), ("eval", 24)):
+        rows = []
+        for number in range(count):
+            mid = list(TONES)[number % 3]
+            clip_id = f"{split}-{number}"
+            rows.append(audioset_row(clip_id, _tone(TONES[mid], rng), 32000, [mid]))
+            ids.append(clip_id)
+            logits.append(8 * labels.multi_hot([labels.index[mid]]) - 6)
+        write_rows(folder / "data" / split / "00.parquet", rows)
+    with StoreWriter(
+        folder / "teacher",
+        teacher="an oracle",
+        labels_sha256=labels.sha256,
+        num_classes=len(labels),
+        sample_rate=32000,
+        clip_seconds=0.5,
+    ) as store:
+        store.append(ids, torch.stack(logits))
+    return folder
+
+
+def _command(data: Path, output: Path, recipe: str = "quickstart", **more) -> list[str]:
+    """The recipe on the small data; ``more`` are options, True for a flag."""
+    options = {
+        "dataset": data,
+        "dataset_cache": data / "cache",
+        "train_split": "bal_train",
+        "teacher": data / "teacher",
+        "clip_seconds": 0.5,
+        "clips_per_epoch": 48,
+        "number_of_epochs": 2,
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "num_workers": 0,
+        "output_folder": output,
+        "compare_without_teacher": False,
+        "width": 0.1,
+        "device": "cpu",
+        "noprogressbar": True,
+    }
+    if recipe == "quickstart":
+        # The sample is made even where another data set is used: a small one.
+        options |= {"sample_folder": data / "sample"}
+        options |= dict.fromkeys(("num_labelled", "num_unlabelled", "num_eval"), 1)
+    else:
+        options["pretrained"] = "null"
+    command = [str(RECIPE), str(REPOSITORY / "hparams" / f"{recipe}.yaml")]
+    for name, value in (options | more).items():
+        command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return command
+
+
+def _environment() -> dict[str, str]:
+    threads = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    return os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def _run(command: list, expect: int = 0, launcher: tuple = (sys.executable,)) -> str:
+    done = subprocess.run(
+        [*launcher, *command],
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == expect, text[-3000:]
+    return text
+
+
+def _outcome(output: Path) -> tuple[dict, list, dict]:
+    """Weights, history and scores that a run ended with."""
+    newest = max((output / "save").glob("CKPT*"), key=lambda path: path.name)
+    weights = torch.load(newest / "student.ckpt", weights_only=True)
+    history = json.loads((newest / "history.ckpt").read_text())
+    return weights, history, json.loads((output / "scores.json").read_text())
+
+
+def _assert_same(first: tuple, second: tuple) -> None:
+    assert first[1:] == second[1:]
+    assert first[0].keys() == second[0].keys()
+    for name, value in first[0].items():
+        assert torch.equal(value, second[0][name]), name
+
+
+@pytest.fixture(scope="module")
+def left_alone(data, tmp_path_factory) -> Path:
+    """A run that nobody disturbed."""
+    output = tmp_path_factory.mktemp("runs") / "left_alone"
+    _run(_command(data, output))
+    return output
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_it_promises(left_alone):
+    for name in ("scores.json", "per_class.csv", "comparison.md", "train_log.txt"):
+        assert (left_alone / name).stat().st_size > 0
+    assert (left_alone / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len((left_alone / "per_class.csv").read_text().splitlines()) == 4
+    log = (left_alone / "train_log.txt").read_text()
+    assert "N = 24 clips, 3 classes" in log
+    history = _outcome(left_alone)[1]
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+
+
+@pytest.mark.slow
+def test_workers_do_not_change_a_run(data, left_alone, tmp_path):
+    output = tmp_path / "two_workers"
+    _run(_command(data, output, num_workers=2))
+    _assert_same(_outcome(output), _outcome(left_alone))
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_one_left_alone(data, left_alone, tmp_path):
+    output = tmp_path / "killed"
+    command = _command(data, output, ckpt_interval_minutes=0, ckpt_interval_steps=1)
+    rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
+    kills = 0
+    while kills < 4:
+        child = subprocess.Popen(
+            [sys.executable, *command],
+            env=_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _wait_for_a_new_checkpoint(output / "save", child)
+        time.sleep(rng.uniform(0, 1.0))
+        if child.poll() is not None:
+            break
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        kills += 1
+    assert kills >= 2, "the run was over before it could be killed twice"
+    text = _run(command)
+    assert "Loading a checkpoint from" in text
+    _assert_same(_outcome(output), _outcome(left_alone))
+
+
+def _wait_for_a_new_checkpoint(folder: Path, child: subprocess.Popen) -> None:
+    """Until the run has saved something this time, or ended."""
+    before = {path.name for path in folder.glob("CKPT*")} if folder.is_dir() else set()
+    while child.poll() is None:
+        if folder.is_dir() and {path.name for path in folder.glob("CKPT*")} - before:
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_run(data, tmp_path):
+    output = tmp_path / "two"
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
+    launcher += ("--master_port=29517",)
+    command = _command(data, output, batch_size=4)
+    text = _run(command, launcher=launcher)
+    weights, history, scores = _outcome(output)
+    assert scores["num_clips"] == 24 and len(history) == 2
+    assert text.count("student with teacher: mAP") == 1  # one writer
+    # Sharded evaluation scores what one process scores with the same weights.
+    alone = _run(_command(data, output, test_only=True))
+    assert json.loads((output / "scores.json").read_text()) == pytest.approx(scores)
+    assert "N = 24 clips" in alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["mn10", "dymn10"])
+def test_the_papers_recipes_run_on_small_data(data, tmp_path, recipe):
+    text = _run(_command(data, tmp_path, recipe=recipe))
+    assert "student with teacher: mAP" in text
+
+
+@pytest.mark.slow
+def test_streamed_training_says_that_it_resumes_by_epoch(data, tmp_path):
+    text = _run(_command(data, tmp_path, streaming="True"))
+    assert "resumes at the start of the interrupted epoch" in text
+
+
+@pytest.mark.slow
+def test_bad_clips_are_named_and_too_many_fail_the_run(data, tmp_path):
+    table = pq.read_table(data / "data" / "bal_train" / "00.parquet").to_pylist()
+    table[5]["audio"]["bytes"] = b"no sound"
+    write_rows(tmp_path / "bal_train" / "00.parquet", table)
+    eval_rows = pq.read_table(data / "data" / "eval" / "00.parquet").to_pylist()
+    write_rows(tmp_path / "eval" / "00.parquet", eval_rows)
+    run = {"dataset": tmp_path, "number_of_epochs": 1}
+    text = _run(_command(data, tmp_path / "a", max_unreadable_share=0.05, **run))
+    assert text.count("Skipping clip bal_train-5: not decodable") == 1
+    text = _run(_command(data, tmp_path / "b", **run), expect=1)
+    assert "1 of 49 clips could not be read, more than the allowed share" in text
+
+
+@pytest.mark.slow
+def test_a_dump_is_verified_and_goes_on_where_it_stopped(shared, data, tmp_path):
+    command = [
+        str(REPOSITORY / "recipes" / "dump_teacher_logits.py"),
+        str(REPOSITORY / "hparams" / "dump_teacher_logits.yaml"),
+        *("--dataset", str(data), "--dataset_cache", str(data / "cache")),
+        *("--clip_seconds", "0.5", "--num_workers", "0", "--batch_size", "8"),
+        *("--teachers", str(shared / "checkpoints" / "mn04_as_mAP_432.pt")),
+        *("--store", str(tmp_path / "store"), "--device", "cpu", "--split"),
+    ]
+    text = _run([*command, "bal_train"])
+    assert "0 of 48 clips are stored already" in text and "\nok: 100.0% of 48" in text
+    assert "48 of 72 clips are stored already" in _run([*command, "bal_train+eval"])
+    store = LogitsStore(tmp_path / "store")
+    assert len(store) == 72 and store.digest("eval-0")
+
+
+@pytest.mark.slow
+def test_the_shipped_logits_are_of_the_sample_as_it_is_made_here():
+    store = LogitsStore(sample_teacher())
+    counts = {"bal_train": 60, "unlabelled": 500, "eval": 150}
+    assert len(store) == sum(counts.values())
+    for split, count in counts.items():
+        for number in range(count):
+            clip = sample_clip(split, number)
+            assert store.digest(clip.clip_id) == waveform_digest(clip.waveform)
+
+
+def test_missing_inputs_are_named_in_one_message(tmp_path):
+    command = [str(RECIPE), str(REPOSITORY / "hparams" / "mn10.yaml")]
+    command += ["--output_folder", str(tmp_path / "run"), "--device", "cpu"]
+    text = _run(command, expect=1)
+    message = text[text.index("This run needs what is not there") :]
+    for part in ("--dataset PATH", "--teacher STORE", "quickstart.yaml"):
+        assert part in message
+    assert not (tmp_path / "run" / "save").exists() or not any(
+        (tmp_path / "run" / "save").iterdir()
+    )
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.stem)
+def test_no_key_is_taken_for_a_flag_of_speechbrain(path):
+    keys = re.findall(r"^([a-z]\w*):", path.read_text(), flags=re.MULTILINE)
+    flags = set(RunOptions().as_dict()) - {"overridden_args"}
+    for key in keys:
+        taken = [flag for flag in flags if flag.startswith(key) and flag != key]
+        assert not taken, f"--{key} would be read as --{taken[0]}"
+
+
+@pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.stem)
+def test_every_key_has_a_reader(path):
+    text = path.read_text()
+    sources = [*(REPOSITORY / "recipes").glob("*.py")]
+    sources += (REPOSITORY / "efficientat_plugin").rglob("*.py")
+    code = "\n".join(source.read_text() for source in sources)
+    flags = set(RunOptions().as_dict())
+    for key in re.findall(r"^([a-z]\w*):", text, flags=re.MULTILINE):
+        read = f"<{key}>" in text or f'"{key}"' in code or f"hparams.{key}" in code
+        assert read or key in flags, f"nobody reads {key}"
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_yamls_share_their_keys(name):
+    """Options are found under the same name in every run's YAML."""
+
+    def keys(path: Path) -> set[str]:
+        found = set(re.findall(r"^([a-z]\w*):", path.read_text(), flags=re.MULTILINE))
+        return found - SAMPLE_KEYS
+
+    reference = keys(REPOSITORY / "hparams" / "mn10.yaml")
+    found = keys(REPOSITORY / "hparams" / f"{name}.yaml")
+    assert found == reference

@@ -1,0 +1,81 @@
+"""Unreadable clips: each named once, counted by pass, too many an error."""
+
+import pytest
+
+from efficientat_plugin.contracts import Skipped
+from efficientat_plugin.data.skipped import SkippedClips
+
+
+def _skipped(*numbers):
+    return [Skipped(f"clip-{number:03d}", "it has no samples") for number in numbers]
+
+
+def test_a_clip_is_named_once_over_all_passes(caplog):
+    clips = SkippedClips(max_share=1.0)
+    for _ in range(3):
+        clips.add(_skipped(1, 2, 1), num_read=2)
+        clips.add(_skipped(2), num_read=2)
+        clips.finish_pass()
+    for number in (1, 2):
+        line = f"Skipping clip clip-00{number}: it has no samples"
+        assert caplog.messages.count(line) == 1
+    assert clips.reasons == dict(_skipped(1, 2))
+    assert caplog.messages.count("2 of 6 clips were skipped as unreadable") == 3
+
+
+def test_a_clean_pass_says_nothing(caplog):
+    clips = SkippedClips(max_share=0.0)
+    clips.add([], num_read=5000)
+    clips.finish_pass()
+    assert not caplog.messages and not clips.reasons
+
+
+def test_the_allowed_share_passes_and_more_does_not():
+    clips = SkippedClips(max_share=0.25)
+    clips.add(_skipped(1, 2), num_read=6)
+    clips.finish_pass()
+    clips.add(_skipped(1, 2, 3), num_read=6)
+    with pytest.raises(RuntimeError, match="3 of 9 clips .* allowed share of 0.25"):
+        clips.finish_pass()
+
+
+def test_each_pass_is_judged_by_itself():
+    clips = SkippedClips(max_share=0.1)
+    clips.add([], num_read=1000)
+    clips.finish_pass()
+    clips.add(_skipped(1), num_read=1)
+    with pytest.raises(RuntimeError, match="1 of 2 clips"):
+        clips.finish_pass()
+
+
+def test_the_error_names_clips_and_reasons():
+    clips = SkippedClips(max_share=0.0)
+    clips.add(_skipped(*range(23)), num_read=0)
+    with pytest.raises(RuntimeError) as error:
+        clips.finish_pass()
+    lines = str(error.value).splitlines()
+    assert lines[0].endswith("mend the data or raise max_unreadable_share:")
+    assert lines[1] == "clip-000: it has no samples"
+    assert len(lines) == 1 + 20 + 1 and lines[-1] == "... and 3 more"
+
+
+def test_few_clips_are_named_without_more():
+    clips = SkippedClips(max_share=0.0)
+    clips.add(_skipped(1), num_read=9)
+    with pytest.raises(RuntimeError) as error:
+        clips.finish_pass()
+    assert str(error.value).splitlines()[1:] == ["clip-001: it has no samples"]
+
+
+def test_a_pass_stops_early_once_enough_clips_were_tried():
+    clips = SkippedClips(max_share=0.01)
+    clips.add(_skipped(*range(100)), num_read=0)
+    clips.add([], num_read=899)
+    with pytest.raises(RuntimeError, match="100 of 1000 clips"):
+        clips.add([], num_read=1)
+
+
+@pytest.mark.parametrize("max_share", [-0.1, 1.1])
+def test_a_share_beyond_one_is_refused(max_share):
+    with pytest.raises(ValueError, match=f"max_share={max_share} must be from 0 to 1"):
+        SkippedClips(max_share)

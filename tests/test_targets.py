@@ -1,0 +1,88 @@
+"""What the K of every label and logit means, and what a label column says."""
+
+import numpy as np
+import pytest
+
+from efficientat_plugin.data.targets import (
+    LabelTable,
+    audioset_labels,
+    summarize_labels,
+)
+
+TABLE = LabelTable(["/m/a", "/m/b", "/m/c"], ["A", "B", "C"])
+
+
+def test_audioset_has_its_527_classes_in_the_official_order():
+    labels = audioset_labels()
+    assert len(labels) == len(labels.mids) == len(labels.names) == 527
+    for index, mid, name in (
+        (0, "/m/09x0r", "Speech"),
+        (43, "/m/01d3sd", "Snoring"),
+        (427, "/m/032s66", "Gunshot, gunfire"),
+        (526, "/m/07hvw1", "Field recording"),
+    ):
+        assert labels.index[mid] == index
+        assert (labels.mids[index], labels.names[index]) == (mid, name)
+
+
+def test_audioset_is_the_table_that_google_publishes(shared):
+    official = shared / "data" / "audioset_class_labels_indices.csv"
+    assert LabelTable.from_csv(official).mids == audioset_labels().mids
+
+
+def test_a_table_is_read_in_the_order_of_its_index(tmp_path):
+    text = 'index,mid,display_name\n1,/m/b,B\n0,/m/a,"A, or a"\n10,/m/c,C\n2,/m/d,D\n'
+    (tmp_path / "labels.csv").write_text(text)
+    table = LabelTable.from_csv(tmp_path / "labels.csv")
+    assert table.mids == ("/m/a", "/m/b", "/m/d", "/m/c")
+    assert table.names == ("A, or a", "B", "D", "C")
+
+
+def test_the_digest_is_of_the_ids_in_their_order():
+    assert LabelTable(TABLE.mids, ["x", "y", "z"]).sha256 == TABLE.sha256
+    assert LabelTable(TABLE.mids[::-1], TABLE.names).sha256 != TABLE.sha256
+    assert LabelTable(TABLE.mids[:2], TABLE.names[:2]).sha256 != TABLE.sha256
+    assert LabelTable(["ab", "c"], "xy").sha256 != LabelTable(["a", "bc"], "xy").sha256
+
+
+def test_multi_hot_is_one_at_the_indices():
+    assert TABLE.multi_hot([2, 0, 2]).tolist() == [1, 0, 1]
+    assert TABLE.multi_hot([]).tolist() == [0, 0, 0]
+
+
+def test_labels_are_mapped_counted_and_kept_in_the_order_of_the_rows():
+    labels = [["/m/c", "/m/a"], [], ["/m/a"], None]
+    summary = summarize_labels(["w", "x", "y", "z"], labels, TABLE)
+    assert summary.clip_ids == ["w", "x", "y", "z"]
+    assert summary.indices == [[0, 2], [], [0], []]
+    assert summary.counts.dtype == np.int64 and summary.counts.tolist() == [2, 0, 1]
+    assert summary.num_labelled == 2
+    assert str(summary) == "4 clips, 2 labelled with 2 classes"
+
+
+def test_a_label_given_twice_counts_once():
+    summary = summarize_labels(["x"], [["/m/b", "/m/b"]], TABLE)
+    assert summary.indices == [[1]] and summary.counts.tolist() == [0, 1, 0]
+
+
+def test_unknown_labels_are_counted_and_told():
+    labels = [["/m/?", "/m/a"], ["/m/?"], ["/t/!"]]
+    summary = summarize_labels(["x", "y", "z"], labels, TABLE)
+    assert summary.unknown == {"/m/?": 2, "/t/!": 1}
+    assert summary.num_labelled == 1
+    assert str(summary) == (
+        "3 clips, 1 labelled with 1 classes; 3 labels of 2 kinds are not in the label "
+        "table and are left out: /m/? (2), /t/! (1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mids", "names", "message"),
+    [
+        (["a", "b"], ["A"], "2 class ids but 1 names"),
+        (["a", "b", "a"], ["A", "B", "C"], r"must be unique, but \['a'\] repeat"),
+    ],
+)
+def test_a_table_refuses(mids, names, message):
+    with pytest.raises(ValueError, match=message):
+        LabelTable(mids, names)
