@@ -49,13 +49,6 @@ class AtomicCheckpointer(Checkpointer):
     'CKPT'
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if if_main_process():
-            for leftover in self.checkpoints_dir.glob(f"{UNFINISHED_PREFIX}*"):
-                logger.warning("Removing %s, which a kill left unfinished", leftover)
-                shutil.rmtree(leftover)
-
     def save_checkpoint(
         self,
         meta: dict[str, Any] | None = None,
@@ -64,6 +57,8 @@ class AtomicCheckpointer(Checkpointer):
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
         """Saves a checkpoint, entirely or not at all; as SpeechBrain's otherwise."""
+        if if_main_process():
+            self._remove_leftovers()
         unfinished = super().save_checkpoint(
             meta or {}, end_of_epoch, name, verbosity=logging.DEBUG
         )
@@ -96,6 +91,12 @@ class AtomicCheckpointer(Checkpointer):
             found.sort(key=ckpt_recency)
             found.sort(key=lambda found: found.meta[key], reverse=bool(max_key))
         return found[:max_num_checkpoints]
+
+    def _remove_leftovers(self) -> None:
+        # Here and not at the start: who only evaluates must not disturb who trains.
+        for leftover in self.checkpoints_dir.glob(f"{UNFINISHED_PREFIX}*"):
+            logger.warning("Removing %s, which a kill left unfinished", leftover)
+            shutil.rmtree(leftover)
 
     def _finish(self, unfinished: Path) -> Path:
         files = sorted(path for path in unfinished.iterdir() if path.is_file())

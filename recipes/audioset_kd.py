@@ -104,15 +104,15 @@ def load_hparams(hparams_file: str, overrides: dict[str, Any]) -> dict[str, Any]
 
 def open_inputs(hparams: dict[str, Any]) -> Inputs:
     """Opens data and teacher, or says in one message what to pass."""
-    opened: list[Any] = []
     problems = []
-    for key, split in (("dataset", "train_split"), ("dataset", "eval_split")):
-        try:
-            opened.append(rows_of(hparams, hparams[split], split == "train_split"))
-        except FileNotFoundError as error:
-            problems.append(f"--{key} PATH: {error}")
+    train_rows = eval_rows = store = None
     try:
-        opened.append(LogitsStore.open_or_none(hparams["teacher"]))
+        train_rows = rows_of(hparams, hparams["train_split"], training=True)
+        eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
+    except FileNotFoundError as error:
+        problems.append(f"--dataset PATH: {error}")
+    try:
+        store = LogitsStore.open_or_none(hparams["teacher"])
     except FileNotFoundError as error:
         problems.append(
             f"--teacher STORE: {error}; recipes/import_teacher_logits.py makes one of "
@@ -120,9 +120,9 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
             "null trains on labels alone"
         )
     if problems:
-        listed = "\n".join(f"- {problem}" for problem in dict.fromkeys(problems))
+        listed = "\n".join(f"- {problem}" for problem in problems)
         sys.exit(f"This run needs what is not there. Pass:\n{listed}\n{NOTHING_NEEDED}")
-    return Inputs(*opened)
+    return Inputs(train_rows, eval_rows, store)
 
 
 def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:

@@ -9,11 +9,13 @@ import csv
 import io
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub
 import numpy as np
 import soundfile
 import soxr
@@ -35,6 +37,7 @@ SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damage
 MARGIN_SECONDS = 0.1
 BLOCK_FRAMES = 65536
 MAX_REPLACEMENTS = 100
+HUB_TIMEOUT_SECONDS = 10
 
 
 class UnreadableClip(ValueError):
@@ -76,7 +79,13 @@ def load_rows(
         If a column is missing.
     """
     parts = []
-    for name in split.split("+"):
+    names = split.split("+")
+    path = Path(dataset).expanduser()
+    if len(names) > 1 and (path.is_file() or (path / "state.json").is_file()):
+        raise ValueError(
+            f"{dataset} is one split, but split={split!r} names {len(names)}; name one"
+        )
+    for name in names:
         rows = _load_split(dataset, name, streaming, config, cache_dir)
         found = rows.column_names or list(next(iter(rows)))
         missing = [column for column in COLUMNS if column not in found]
@@ -131,7 +140,12 @@ def _load_split(
 def _load_hub(
     dataset: str, split: str, streaming: bool, config: str | None, cache_dir: str | None
 ) -> datasets.Dataset | datasets.IterableDataset:
+    if dataset.count("/") > 1 or dataset.startswith(("/", ".", "~")):
+        raise FileNotFoundError(f"there is no file or folder {dataset}; pass one")
     try:
+        if not datasets.config.HF_HUB_OFFLINE:
+            # Says at once what `datasets` would say after minutes of trying again.
+            huggingface_hub.HfApi().dataset_info(dataset, timeout=HUB_TIMEOUT_SECONDS)
         return datasets.load_dataset(
             dataset, config, split=split, streaming=streaming, cache_dir=cache_dir
         )
@@ -235,7 +249,9 @@ def decode(
             seconds = num_samples / sample_rate + MARGIN_SECONDS
             blocks = list(_mono_blocks(sound, math.ceil(seconds * rate)))
     except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise UnreadableClip(f"not decodable: {error}") from error
+        # soundfile names what was bytes by its address in memory.
+        reason = re.sub(r"^Error opening <.*?>: ", "", str(error))
+        raise UnreadableClip(f"not decodable: {reason}") from error
     waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if not len(waveform):
         raise UnreadableClip("it has no samples")
@@ -300,6 +316,8 @@ class ClipReader:
 
     def read(self, row: dict[str, Any]) -> Clip:
         """Decodes a row; ``UnreadableClip`` where that cannot be."""
+        if not row["video_id"]:
+            raise UnreadableClip("its video_id is empty")
         waveform = decode(row["audio"], self.sample_rate, self.num_samples)
         # What the table does not have was counted when the data was summed up.
         indices, _ = self.labels.indices(row["labels"] or ())
@@ -421,7 +439,8 @@ class ClipStream(torch.utils.data.IterableDataset):
 
     What happens to a clip at random is a function of (seed, epoch, clip id), since
     a stream's positions depend on the number of workers. Clips are shuffled within a
-    buffer and drawn without class balance.
+    buffer and drawn without class balance; an epoch begins with the first of them,
+    or of the files, which are shuffled too.
 
     Arguments
     ---------
