@@ -82,7 +82,7 @@ def comparison_table(results: Sequence[RunResult]) -> str:
 
 
 def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
-    """Writes ``comparison.md`` and, with matplotlib, ``curves.png`` to ``folder``."""
+    """Writes ``comparison.md`` to ``folder``."""
     table = comparison_table(results)
     path = Path(folder) / "comparison.md"
     _write(path, lambda file: file.write(table + "\n"))
@@ -90,10 +90,7 @@ def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
 
 
 def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
-    """Draws each run's mAP and training loss by epoch; runs without epochs as a line.
-
-    Needs matplotlib (``pip install efficientat_plugin[plot]``).
-    """
+    """Draws mAP and training loss by epoch; a run without epochs is a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")

@@ -73,8 +73,8 @@ def main(argv: list[str]) -> None:
         return
     inputs = open_inputs(hparams)
     results = [distil(hparams_file, overrides, hparams, inputs, run_opts)]
-    if hparams["compare_without_teacher"]:
-        results.append(teacher_itself(inputs))
+    if hparams["compare_without_teacher"] and inputs.teacher_store is not None:
+        results += teacher_itself(inputs)
         results.append(without_teacher(hparams_file, overrides, hparams, run_opts))
     if if_main_process():
         folder = hparams["output_folder"]
@@ -103,7 +103,7 @@ def load_hparams(hparams_file: str, overrides: dict[str, Any]) -> dict[str, Any]
 
 
 def open_inputs(hparams: dict[str, Any]) -> Inputs:
-    """Opens data and teacher, or says in one message what to pass."""
+    """Opens data, teacher and start weights, or says in one message what to pass."""
     problems = []
     train_rows = eval_rows = store = None
     try:
@@ -119,6 +119,13 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
             "the published PaSST logits, recipes/dump_teacher_logits.py of a model; "
             "null trains on labels alone"
         )
+    try:
+        if hparams["pretrained"] is not None:
+            load_published_state(
+                hparams["student"], hparams["pretrained"], hparams["pretrained_folder"]
+            )
+    except (OSError, ValueError) as error:
+        problems.append(f"--pretrained NAME, PATH or null: {error}")
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         sys.exit(f"This run needs what is not there. Pass:\n{listed}\n{NOTHING_NEEDED}")
@@ -151,10 +158,6 @@ def distil(
     )
     hparams["teacher_store"] = inputs.teacher_store
     train_set, train_loader = training_data(hparams, inputs)
-    if hparams["pretrained"] is not None:
-        load_published_state(
-            hparams["student"], hparams["pretrained"], hparams["pretrained_folder"]
-        )
     brain = make_brain(hparams, run_opts, hparams["checkpointer"])
     eval_set = Clips(inputs.eval_rows, reader(hparams))
     brain.fit(
@@ -291,19 +294,18 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     evaluate(brain, Clips(eval_rows, reader(hparams)), str(name))
 
 
-def teacher_itself(inputs: Inputs) -> RunResult:
-    """How well the stored logits tag the evaluation clips."""
+def teacher_itself(inputs: Inputs) -> list[RunResult]:
+    """How well the stored logits tag the evaluation clips, if they are of any."""
     summary = summarize_rows(inputs.eval_rows, audioset_labels())
     target = inputs.teacher_store.lookup(summary.clip_ids)
-    stats = TaggingStats()
-    labels = [audioset_labels().multi_hot(classes) for classes in summary.indices]
     known = target.known.nonzero()[:, 0].tolist()
-    stats.append(
-        [summary.clip_ids[row] for row in known],
-        target.logits[known],
-        torch.stack([labels[row] for row in known]),
-    )
-    return RunResult("teacher", stats.summarize())
+    if not known:
+        return []
+    labels = [audioset_labels().multi_hot(summary.indices[row]) for row in known]
+    stats = TaggingStats()
+    ids = [summary.clip_ids[row] for row in known]
+    stats.append(ids, target.logits[known], torch.stack(labels))
+    return [RunResult("teacher", stats.summarize())]
 
 
 def without_teacher(

@@ -268,7 +268,12 @@ def test_missing_inputs_are_named_in_one_message(tmp_path):
     command += ["--output_folder", str(tmp_path / "run"), "--device", "cpu"]
     text = _run(command, expect=1)
     message = text[text.index("This run needs what is not there") :]
-    for part in ("--dataset PATH", "--teacher STORE", "quickstart.yaml"):
+    for part in (
+        "--dataset PATH",
+        "--teacher STORE",
+        "--pretrained NAME",
+        "quickstart",
+    ):
         assert part in message
     assert not (tmp_path / "run" / "save").exists() or not any(
         (tmp_path / "run" / "save").iterdir()
