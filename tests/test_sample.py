@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from efficientat_plugin.data import sample
+from efficientat_plugin.data import parquet, sample
 from efficientat_plugin.data.parquet import waveform_digest
 from efficientat_plugin.data.sample import (
     SPLITS,
@@ -189,7 +189,7 @@ def test_rows_are_the_clips_and_only_unlabelled_hides_its_labels(written):
 
 
 def test_rows_come_in_groups_of_moderate_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "ROWS_PER_GROUP", 2)
+    monkeypatch.setattr(parquet, "ROWS_PER_GROUP", 2)
     file = pq.ParquetFile(_write(tmp_path) / "data" / "eval" / "00.parquet")
     assert [file.metadata.row_group(i).num_rows for i in range(2)] == [2, 1]
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 
@@ -514,8 +515,8 @@ def test_too_few_labels_are_no_verdict(tmp_path, labels_of, found):
     clips = [(i, labels_of(n, classes)) for n, (i, classes) in enumerate(clips)]
     report = verify(store, clips)
     assert report.aligned is None
-    with pytest.raises(ValueError, match=f"^{found} clips .* fewer than the 20"):
-        report.raise_if_bad()
+    report.raise_if_bad()  # nothing speaks against it
+    assert re.search(f"^unjudged: .* only {found} clips .* takes 20", str(report))
 
 
 def test_constant_class_does_not_disturb(tmp_path):
