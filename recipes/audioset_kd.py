@@ -258,10 +258,11 @@ def evaluate(brain: Any, eval_set: Clips, name: str) -> RunResult:
         print(f"{name}: {brain.scores}")
     num_samples = round(brain.hparams.clip_seconds * brain.hparams.sample_rate)
     log_mel = brain.hparams.log_mel
+    num_frames = log_mel.num_frames(num_samples)
     return RunResult(
         name,
         brain.scores,
-        measure(brain.hparams.student, log_mel.n_mels, log_mel.num_frames(num_samples)),
+        measure(brain.hparams.student, log_mel.n_mels, num_frames, rounds=100),
         brain.hparams.history.epochs,
     )
 
