@@ -171,7 +171,7 @@ def test_a_killed_run_ends_like_one_left_alone(data, left_alone, tmp_path):
             stderr=subprocess.DEVNULL,
         )
         _wait_for_a_new_checkpoint(output / "save", child)
-        time.sleep(rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0, 0.4))
         if child.poll() is not None:
             break
         child.send_signal(signal.SIGKILL)
