@@ -41,6 +41,7 @@ from efficientat_plugin.report import (
     write_comparison,
     write_scores,
 )
+from efficientat_plugin.students.published import PUBLISHED
 from efficientat_plugin.students.weights import load_published_state, load_student
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> None:
     if hparams["keep_freed_memory"]:
         keep_freed_memory()
     if run_opts.test_only:
-        evaluate_only(hparams, run_opts, named="pretrained" in overrides)
+        evaluate_only(hparams, run_opts, named=overrides.get("pretrained") is not None)
         return
     inputs = open_inputs(hparams)
     results = [distil(hparams_file, overrides, hparams, inputs, run_opts)]
@@ -87,7 +88,8 @@ def main(argv: list[str]) -> None:
 def on_available_hardware(run_opts: Any) -> Any:
     """Processes of a `torchrun` without GPUs talk by gloo, unless told otherwise."""
     told = run_opts.overridden_args
-    if torch.cuda.is_available() or "distributed_backend" in told:
+    on_gpu = torch.cuda.is_available() and run_opts.device != "cpu"
+    if on_gpu or "distributed_backend" in told:
         return run_opts
     return dataclasses.replace(
         run_opts,
@@ -201,10 +203,11 @@ def training_data(
     if hparams["class_balanced"]:
         weights = class_balanced_weights(summary.indices, len(audioset_labels()))
     draws = Draws(len(rows), hparams["clips_per_epoch"], weights, hparams["seed"])
-    if len(draws) < hparams["batch_size"]:
+    per_process = len(draws) // int(os.environ.get("WORLD_SIZE", 1))
+    if per_process < hparams["batch_size"]:
         sys.exit(
             f"batch_size={hparams['batch_size']} is more than an epoch's "
-            f"{len(draws)} clips; lower it"
+            f"{per_process} clips for each process; lower it"
         )
     train_set = Clips(
         rows,
@@ -273,10 +276,15 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     name = hparams["pretrained"]
     if named:
         student = load_student(name, savedir=hparams["pretrained_folder"])
-        # Width and front end are the checkpoint's, whatever the YAML says.
         hparams["student"] = hparams["modules"]["student"] = student
-        hparams["log_mel"] = LogMel(**student.front_end)
-        hparams["modules"]["log_mel"] = hparams["log_mel"]
+        # Width and front end go with what was published, whatever the YAML says; a
+        # file of one's own does not tell its front end, but the YAML does.
+        files = {entry.file for entry in PUBLISHED.values()}
+        if name in PUBLISHED or Path(name).name in files:
+            hparams["log_mel"] = LogMel(**student.front_end)
+            hparams["modules"]["log_mel"] = hparams["log_mel"]
+        # Not over the scores of a run that trained in this folder.
+        hparams["output_folder"] += f"/evaluated/{Path(name).stem}"
     else:
         checkpointer = hparams["checkpointer"]
         name = hparams["save_folder"]
@@ -300,6 +308,7 @@ def teacher_itself(inputs: Inputs) -> list[RunResult]:
     summary = summarize_rows(inputs.eval_rows, audioset_labels())
     target = inputs.teacher_store.lookup(summary.clip_ids)
     known = target.known.nonzero()[:, 0].tolist()
+    known = [row for row in known if summary.indices[row]]
     if not known:
         return []
     labels = [audioset_labels().multi_hot(summary.indices[row]) for row in known]

@@ -312,3 +312,17 @@ def test_training_yamls_share_their_keys(name):
     reference = keys(REPOSITORY / "hparams" / "mn10.yaml")
     found = keys(REPOSITORY / "hparams" / f"{name}.yaml")
     assert found == reference
+
+
+@pytest.mark.slow
+def test_a_named_checkpoint_is_evaluated_as_published(shared, tmp_path):
+    command = [str(RECIPE), str(REPOSITORY / "hparams" / "mn10.yaml"), "--test_only"]
+    command += ["--pretrained", str(shared / "checkpoints" / "mn04_as_mAP_432.pt")]
+    command += ["--dataset", str(shared / "data" / "audioset_schema")]
+    command += ["--dataset_cache", str(tmp_path / "cache"), "--clip_seconds", "5.0"]
+    command += ["--num_workers", "0", "--eval_batch_size", "16", "--device", "cpu"]
+    _run([*command, "--output_folder", str(tmp_path), "--noprogressbar"])
+    folder = tmp_path / "evaluated" / "mn04_as_mAP_432"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["mAP"] == pytest.approx(0.824, abs=1e-3)
+    assert (scores["num_clips"], scores["num_classes"]) == (131, 73)

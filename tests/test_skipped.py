@@ -20,7 +20,15 @@ def test_a_clip_is_named_once_over_all_passes(caplog):
         line = f"Skipping clip clip-00{number}: it has no samples"
         assert caplog.messages.count(line) == 1
     assert clips.reasons == dict(_skipped(1, 2))
-    assert caplog.messages.count("2 of 6 clips were skipped as unreadable") == 3
+    assert caplog.messages.count("4 of 8 clips were skipped as unreadable") == 3
+
+
+def test_a_clip_that_is_drawn_again_counts_again():
+    """The share is of draws: 2 of 62 clips stay 3 % however often all are drawn."""
+    clips = SkippedClips(max_share=0.01)
+    with pytest.raises(RuntimeError, match="allowed share of 0.01"):
+        for _ in range(20):
+            clips.add(_skipped(1, 2), num_read=60)
 
 
 def test_a_clean_pass_says_nothing(caplog):

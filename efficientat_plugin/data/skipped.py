@@ -40,11 +40,12 @@ class SkippedClips:
         """Counts a batch: ``num_read`` good clips and those skipped on the way."""
         self.num_read += num_read
         for clip_id, reason in skipped:
+            self.num_skipped += 1
             if clip_id not in self.reasons:
                 logger.warning("Skipping clip %s: %s", clip_id, reason)
             self.reasons[clip_id] = reason
             self.in_pass.add(clip_id)
-        if self.num_read + len(self.in_pass) >= ENOUGH_TO_JUDGE:
+        if self.num_read + self.num_skipped >= ENOUGH_TO_JUDGE:
             self._judge()
 
     def finish_pass(self) -> None:
@@ -59,24 +60,24 @@ class SkippedClips:
         if self.in_pass:
             logger.warning(
                 "%d of %d clips were skipped as unreadable",
-                len(self.in_pass),
-                self.num_read + len(self.in_pass),
+                self.num_skipped,
+                self.num_read + self.num_skipped,
             )
         self._start_pass()
 
     def _start_pass(self) -> None:
-        self.num_read = 0
+        self.num_read = self.num_skipped = 0  # draws: a clip may come several times
         self.in_pass: set[str] = set()
 
     def _judge(self) -> None:
-        tried = self.num_read + len(self.in_pass)
-        if len(self.in_pass) <= self.max_share * tried:
+        tried = self.num_read + self.num_skipped
+        if self.num_skipped <= self.max_share * tried:
             return
         named = [f"{clip}: {self.reasons[clip]}" for clip in sorted(self.in_pass)]
         more = f"\n... and {len(named) - NAMED_IN_ERROR} more"
         raise RuntimeError(
-            f"{len(named)} of {tried} clips could not be read, more than the allowed "
-            f"share of {self.max_share:g}; mend the data or raise "
+            f"{self.num_skipped} of {tried} clips could not be read, more than the "
+            f"allowed share of {self.max_share:g}; mend the data or raise "
             "max_unreadable_share:\n"
             + "\n".join(named[:NAMED_IN_ERROR])
             + (more if len(named) > NAMED_IN_ERROR else "")
