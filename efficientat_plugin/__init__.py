@@ -2,7 +2,7 @@
 
 A file is a stage, a folder is a slot whose members are interchangeable::
 
-    row --data.rows--> waveform --features--> log-mel --students--> StudentOutput
+    row -----data----> waveform --features--> log-mel --students--> StudentOutput
      clip_id            [B, N]               [B, 1, F, T]               |    \\
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
@@ -21,7 +21,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Clips": "data.rows",
+    "Clips": "data.clips",
     "DistillationBrain": "brain",
     "DistillationLoss": "losses",
     "DyMN": "students.dymn",

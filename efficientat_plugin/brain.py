@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
 from efficientat_plugin.contracts import ClipBatch, Mix, StudentOutput
-from efficientat_plugin.data.rows import ClipStream, collate
+from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import TaggingScores, TaggingStats

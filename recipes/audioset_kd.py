@@ -22,13 +22,9 @@ from ruamel.yaml import YAML
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
 from efficientat_plugin.complexity import measure
-from efficientat_plugin.data.rows import (
-    ClipReader,
-    Clips,
-    ClipStream,
-    load_rows,
-    summarize_rows,
-)
+from efficientat_plugin.data.clips import Clips, ClipStream
+from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel

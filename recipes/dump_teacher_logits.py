@@ -18,14 +18,10 @@ from hyperpyyaml import load_hyperpyyaml
 from torch import Tensor
 from tqdm import tqdm
 
+from efficientat_plugin.data.clips import Clips, collate
+from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.parquet import waveform_digest
-from efficientat_plugin.data.rows import (
-    ClipReader,
-    Clips,
-    collate,
-    load_rows,
-    summarize_rows,
-)
+from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.features import LogMel

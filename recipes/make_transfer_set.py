@@ -12,7 +12,8 @@ import sys
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
-from efficientat_plugin.data.rows import ClipReader, load_rows
+from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.data.transfer import write_transfer_set
 

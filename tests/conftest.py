@@ -9,6 +9,17 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from small_rows import (
+    CLIP_SECONDS,
+    LABELS,
+    SAMPLE_RATE,
+    TRAIN_IDS,
+    rows_of,
+    write_parquet,
+)
+
+from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.rows import load_rows
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -33,3 +44,22 @@ def _datasets_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def train_rows():
+    return rows_of(TRAIN_IDS)
+
+
+@pytest.fixture(scope="session")
+def rows(train_rows, tmp_path_factory):
+    """Eight rows in two files, map-style."""
+    folder = tmp_path_factory.mktemp("rows")
+    write_parquet(folder / "train-0.parquet", train_rows[:5])
+    write_parquet(folder / "train-1.parquet", train_rows[5:])
+    return load_rows(str(folder), "train")
+
+
+@pytest.fixture
+def reader():
+    return ClipReader(LABELS, CLIP_SECONDS, SAMPLE_RATE)

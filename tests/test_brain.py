@@ -9,6 +9,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from efficientat_plugin.brain import DistillationBrain, History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
 from efficientat_plugin.contracts import Clip, TeacherTarget
+from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.features import LogMel, SpecMask
@@ -189,8 +190,6 @@ def test_both_clips_of_a_waveform_mix_ask_the_teacher():
     clips = [Tones()[row] for row in (0, 2)]
     clips[0] = clips[0]._replace(partner_id="tone1", partner_share=0.25)
     clips[1] = clips[1]._replace(partner_id="tone3", partner_share=0.5)
-    from efficientat_plugin.data.rows import collate
-
     target = brain._teacher_target(collate(clips))
     torch.testing.assert_close(target.weight, torch.tensor([0.75, 1.0]))
     scores = [brain._look_up([f"tone{row}"]).scores[0] for row in range(4)]

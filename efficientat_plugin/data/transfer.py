@@ -15,12 +15,9 @@ import datasets
 import numpy as np
 from tqdm import tqdm
 
+from efficientat_plugin.data.clips import MAX_REPLACEMENTS
+from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
 from efficientat_plugin.data.parquet import audioset_row, write_rows
-from efficientat_plugin.data.rows import (
-    MAX_REPLACEMENTS,
-    ClipReader,
-    UnreadableClip,
-)
 
 MAX_GAIN_DB = 15.0  # of a source below the loudest one
 PEAK_DB = (-18.0, -1.0)  # of a mix, below full scale

@@ -1,0 +1,246 @@
+"""From clips to batches: data sets, at random access or in passing."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+
+from efficientat_plugin.contracts import Clip, ClipBatch, Skipped
+from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
+from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
+from efficientat_plugin.data.sampling import Draw
+
+MAX_REPLACEMENTS = 100
+
+
+class Clips(torch.utils.data.Dataset):
+    """Map-style clips; works in forked and in spawned loader workers.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        From ``load_rows``.
+    reader : ClipReader
+        Makes clips of rows.
+    augment : WaveformAugment | None
+        Gain and roll, for training.
+    waveform_mix : WaveformMix | None
+        Mixing of two clips, for training.
+    seed : int
+        Of what happens to a clip at random, with the epoch and the position of the
+        ``Draw`` that asks for it.
+    replace_unreadable : bool
+        True puts the next readable row in the place of an unreadable one, so that
+        training batches keep their size; False leaves the place empty.
+
+    Example
+    -------
+    >>> from efficientat_plugin.data.targets import LabelTable
+    >>> rows = datasets.Dataset.from_dict(
+    ...     {"video_id": ["a"], "audio": [{"bytes": b"?"}], "labels": [["x"]]}
+    ... )
+    >>> clips = Clips(rows, ClipReader(LabelTable(["x"], ["X"])))
+    >>> clips[0].skipped[0].clip_id
+    'a'
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        reader: ClipReader,
+        augment: WaveformAugment | None = None,
+        waveform_mix: WaveformMix | None = None,
+        seed: int = 0,
+        replace_unreadable: bool = False,
+    ) -> None:
+        self.rows = rows
+        self.reader = reader
+        self.augment = augment
+        self.waveform_mix = waveform_mix
+        self.seed = seed
+        self.replace_unreadable = replace_unreadable
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: Draw | int) -> Clip:
+        if not isinstance(draw, Draw):
+            draw = Draw(row=int(draw), epoch=0, position=int(draw))
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
+        clip = self._read(draw.row)
+        if clip.clip_id and self.augment is not None:
+            clip = _augmented(clip, self.augment, rng)
+        if clip.clip_id and self.waveform_mix is not None:
+            clip = self._mixed(clip, self.waveform_mix, rng)
+        return clip
+
+    def _read(self, index: int) -> Clip:
+        skipped: list[Skipped] = []
+        tries = min(MAX_REPLACEMENTS, len(self)) if self.replace_unreadable else 1
+        for offset in range(tries):
+            row = self.rows[(index + offset) % len(self)]
+            try:
+                clip = self.reader.read(row)
+            except UnreadableClip as error:
+                skipped.append(Skipped(str(row["video_id"]), str(error)))
+            else:
+                return clip._replace(skipped=tuple(skipped))
+        if self.replace_unreadable:
+            raise UnreadableClip(
+                f"{tries} clips in a row could not be read, the last one, "
+                f"{skipped[-1].clip_id}, because {skipped[-1].reason}; check the data"
+            )
+        return _empty_place(skipped)
+
+    def _mixed(self, clip: Clip, mix: WaveformMix, rng: np.random.Generator) -> Clip:
+        draw = mix.draw(len(self), rng)
+        if draw is None:
+            return clip
+        partner = self._read(draw.partner)
+        skipped = clip.skipped + partner.skipped
+        if not partner.clip_id:
+            return clip._replace(skipped=skipped)
+        if self.augment is not None:
+            partner = _augmented(partner, self.augment, rng)
+        share = 1 - draw.weight
+        waveform = mix.mix(clip.waveform.numpy(), partner.waveform.numpy(), draw.weight)
+        return Clip(
+            clip_id=clip.clip_id,
+            waveform=torch.from_numpy(waveform),
+            labels=draw.weight * clip.labels + share * partner.labels,
+            labelled=draw.weight * clip.labelled + share * partner.labelled,
+            partner_id=partner.clip_id,
+            partner_share=share,
+            skipped=skipped,
+        )
+
+
+class ClipStream(torch.utils.data.IterableDataset):
+    """Clips in passing, of data that is not on the disk.
+
+    What happens to a clip at random is a function of (seed, epoch, clip id), since
+    a stream's positions depend on the number of workers. Clips are shuffled within a
+    buffer and drawn without class balance; an epoch begins with the first of them,
+    or of the files, which are shuffled too.
+
+    Arguments
+    ---------
+    rows : datasets.IterableDataset
+        From ``load_rows(streaming=True)``.
+    reader : ClipReader
+        Makes clips of rows.
+    augment : WaveformAugment | None
+        Gain and roll, for training.
+    shuffle_buffer : int
+        Clips to choose the next one from; 0 keeps the order.
+    clips_per_epoch : int | None
+        Clips of an epoch over all processes, the stream repeated as needed; None:
+        the whole stream once.
+    seed : int
+        Of the shuffling and of what happens to a clip.
+    rank : int
+        Of this process.
+    world_size : int
+        Number of processes, which share the stream.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        reader: ClipReader,
+        augment: WaveformAugment | None = None,
+        shuffle_buffer: int = 0,
+        clips_per_epoch: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if world_size > 1 and clips_per_epoch is None and shuffle_buffer:
+            raise ValueError(
+                "a training stream shared by several processes needs clips_per_epoch, "
+                "or the longest share would wait for the others for ever"
+            )
+        if shuffle_buffer:
+            rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        if world_size > 1:
+            rows = split_dataset_by_node(rows, rank, world_size)
+        if clips_per_epoch is not None:
+            rows = rows.repeat(None)
+        self.rows = rows
+        self.reader = reader
+        self.augment = augment
+        self.clips_per_epoch = clips_per_epoch
+        self.seed = seed
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Brain before each epoch."""
+        self.epoch = epoch
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Clip]:
+        remaining = self._clips_of_this_worker()
+        skipped: list[Skipped] = []
+        for row in self.rows:
+            if remaining <= 0:
+                break
+            try:
+                clip = self.reader.read(row)
+            except UnreadableClip as error:
+                skipped.append(Skipped(str(row["video_id"]), str(error)))
+                if self.clips_per_epoch is not None and len(skipped) > MAX_REPLACEMENTS:
+                    raise UnreadableClip(
+                        f"{len(skipped)} clips in a row could not be read, the last "
+                        f"because {error}; check the data"
+                    ) from error
+                continue
+            if self.augment is not None:
+                entropy = [self.seed, self.epoch, *clip.clip_id.encode()]
+                clip = _augmented(clip, self.augment, np.random.default_rng(entropy))
+            yield clip._replace(skipped=tuple(skipped))
+            skipped, remaining = [], remaining - 1
+        if skipped:
+            yield _empty_place(skipped)
+
+    def _clips_of_this_worker(self) -> float:
+        if self.clips_per_epoch is None:
+            return math.inf
+        share = self.clips_per_epoch // self.world_size
+        worker = torch.utils.data.get_worker_info()
+        if worker is None:
+            return share
+        # Files are dealt out to the workers, so that those beyond get none.
+        busy = min(worker.num_workers, self.rows.num_shards)
+        if worker.id >= busy:
+            return 0
+        return share // busy + (worker.id < share % busy)
+
+
+def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -> Clip:
+    waveform = augment(clip.waveform.numpy(), rng)
+    return clip._replace(waveform=torch.from_numpy(waveform))
+
+
+def _empty_place(skipped: Sequence[Skipped]) -> Clip:
+    """A clip that is none: what ``collate`` leaves out, but for who was skipped."""
+    nothing = torch.zeros(0)
+    return Clip("", nothing, nothing, 0.0, skipped=tuple(skipped))
+
+
+def collate(clips: Sequence[Clip]) -> ClipBatch:
+    """Stacks clips; empty places only leave the names of who was skipped."""
+    present = [clip for clip in clips if clip.clip_id]
+    nothing = torch.zeros(0, 0)
+    return ClipBatch(
+        clip_id=[clip.clip_id for clip in present],
+        waveform=torch.stack([c.waveform for c in present]) if present else nothing,
+        labels=torch.stack([c.labels for c in present]) if present else nothing,
+        labelled=torch.tensor([clip.labelled for clip in present]),
+        partner_id=[clip.partner_id for clip in present],
+        partner_share=torch.tensor([clip.partner_share for clip in present]),
+        skipped=[skipped for clip in clips for skipped in clip.skipped],
+    )

@@ -1,0 +1,179 @@
+"""Clips sound alike from every format, and what is no sound is refused."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from small_rows import (
+    LABELS,
+    SAMPLE_RATE,
+    noise,
+)
+
+from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
+from efficientat_plugin.data.parquet import audioset_row
+
+FORMATS = {
+    "wav_int16": ("WAV", "PCM_16", 44100),
+    "wav_int24": ("WAV", "PCM_24", 8000),
+    "wav_float32": ("WAV", "FLOAT", 192000),
+    "wav_at_the_rate": ("WAV", "PCM_16", 32000),
+    "flac": ("FLAC", "PCM_16", 22050),
+    "vorbis": ("OGG", "VORBIS", 44100),
+    "opus": ("OGG", "OPUS", 48000),
+    "mp3": ("MP3", "MPEG_LAYER_III", 44100),
+}
+
+
+def _encode(waveform, sample_rate=SAMPLE_RATE, form="WAV", subtype="FLOAT"):
+    file = io.BytesIO()
+    soundfile.write(file, waveform, sample_rate, format=form, subtype=subtype)
+    return file.getvalue()
+
+
+def _tone(frequency, seconds, sample_rate):
+    return np.sin(
+        2 * np.pi * frequency * np.arange(seconds * sample_rate) / sample_rate
+    )
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_tone_keeps_its_pitch_level_and_length(name):
+    form, subtype, rate = FORMATS[name]
+    content = _encode(0.5 * _tone(1000, 1, rate), rate, form, subtype)
+    waveform = decode(content, SAMPLE_RATE, SAMPLE_RATE)
+    assert waveform.dtype == np.float32 and waveform.shape == (SAMPLE_RATE,)
+    middle = waveform[8000:24000]  # half a second: bins of 2 Hz
+    spectrum = np.abs(np.fft.rfft(middle)) / 8000
+    assert spectrum.argmax() == 500
+    assert spectrum[500] == pytest.approx(0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_start_is_that_of_the_whole_file_resampled(name):
+    form, subtype, rate = FORMATS[name]
+    content = _encode(noise(0, 3 * rate), rate, form, subtype)
+    whole, _ = soundfile.read(io.BytesIO(content), dtype="float32")
+    expected = soxr.resample(whole, rate, SAMPLE_RATE, quality="HQ")
+    for num_samples in (SAMPLE_RATE, 70001, len(expected)):
+        waveform = decode(content, SAMPLE_RATE, num_samples)
+        np.testing.assert_allclose(waveform, expected[:num_samples], rtol=0, atol=1e-4)
+
+
+def test_samples_at_the_rate_are_left_as_they_are():
+    samples = np.array([0, 1, -32768, 32767] * 10, np.int16)
+    waveform = decode(_encode(samples, subtype="PCM_16"), SAMPLE_RATE, 40)
+    assert np.array_equal(waveform, samples / np.float32(32768))
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_channels_are_averaged(channels):
+    waveforms = np.stack([noise(seed, 70000) for seed in range(channels)], axis=1)
+    waveform = decode(_encode(waveforms), SAMPLE_RATE, 70000)
+    np.testing.assert_allclose(waveform, waveforms.mean(axis=1), atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8000, 32000])
+def test_short_sound_is_padded_with_zeros(rate):
+    waveform = decode(_encode(noise(0, rate // 20), rate), SAMPLE_RATE, SAMPLE_RATE)
+    assert waveform.shape == (SAMPLE_RATE,)
+    assert waveform[1500:1600].any() and not waveform[1600:].any()
+
+
+def test_silence_is_sound():
+    assert not decode(_encode(np.zeros(800)), SAMPLE_RATE, 1600).any()
+
+
+def test_a_long_file_is_read_no_further_than_needed(tmp_path):
+    ten_minutes = np.zeros(600 * 8000, np.float32)
+    ten_minutes[:8000] = noise(0, 8000)
+    ten_minutes[8000 + 1600 :] = np.nan  # from 0.2 s behind the cut
+    soundfile.write(tmp_path / "long.wav", ten_minutes, 8000, subtype="FLOAT")
+    waveform = decode(tmp_path / "long.wav", SAMPLE_RATE, SAMPLE_RATE)
+    assert waveform.shape == (SAMPLE_RATE,) and waveform.any()
+    with pytest.raises(UnreadableClip, match="not finite"):
+        decode(tmp_path / "long.wav", SAMPLE_RATE, 2 * SAMPLE_RATE)
+
+
+def test_sound_is_read_from_bytes_paths_and_dicts(tmp_path):
+    content = _encode(noise(0))
+    path = tmp_path / "clip.wav"
+    path.write_bytes(content)
+    expected = decode(content, SAMPLE_RATE, 16000)
+    assert expected.any()
+    for audio in (
+        path,
+        str(path),
+        {"path": str(path)},
+        {"bytes": None, "path": str(path)},
+        {"bytes": content, "path": None},
+        {"bytes": content, "path": "a name alone.wav"},
+    ):
+        assert np.array_equal(decode(audio, SAMPLE_RATE, 16000), expected)
+
+
+def test_a_file_that_breaks_off_ends_in_silence():
+    # Its header tells of all 4 s.
+    whole = _encode(noise(0, 4 * 32000), 32000, "MP3", "MPEG_LAYER_III")
+    content = whole[: len(whole) // 2]
+    readable, _ = soundfile.read(io.BytesIO(content), dtype="float32")
+    assert 16000 < len(readable) < 64000
+    waveform = decode(content, SAMPLE_RATE, 4 * SAMPLE_RATE)
+    assert np.array_equal(waveform[: len(readable)], readable)
+    assert not waveform[len(readable) :].any()
+
+
+UNREADABLE = {
+    "no_bytes": (b"", "not decodable"),
+    "no_frames": (_encode(np.zeros(0)), "it has no samples"),
+    "nan": (_encode(np.array([0.0, np.nan, 0.0])), "not finite"),
+    "infinite": (_encode(np.array([0.0, np.inf])), "not finite"),
+    "text": (b"<html>This video is not available</html>", "not decodable"),
+    "flac_header": (
+        _encode(noise(0), form="FLAC", subtype=None)[:30],
+        "not decodable",
+    ),
+    "flac_half": (
+        _encode(noise(0), form="FLAC", subtype=None)[:9000],
+        "not decodable",
+    ),
+    "rate": (_encode(noise(0), 10), "claims a sample rate of 10 Hz"),
+    "absent": ("/absent/clip.wav", "not decodable: .*absent"),
+    "folder": ("/", "not decodable"),
+    "none": (None, "neither bytes nor the path"),
+    "null_struct": ({"bytes": None, "path": None}, "neither bytes nor the path"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_sound_is_refused_with_a_reason(name):
+    audio, reason = UNREADABLE[name]
+    with pytest.raises(UnreadableClip, match=reason):
+        decode(audio, SAMPLE_RATE, 16000)
+
+
+def test_text_in_a_file_called_wav_is_refused(tmp_path):
+    (tmp_path / "clip.wav").write_text("404: not found")
+    with pytest.raises(UnreadableClip, match="not decodable"):
+        decode(tmp_path / "clip.wav", SAMPLE_RATE, 16000)
+
+
+def test_a_clip_has_what_its_row_says(reader):
+    row = audioset_row("clip", noise(0), SAMPLE_RATE, ["/m/c", "/m/?", "/m/a", "/m/a"])
+    clip = reader.read(row)
+    assert clip.clip_id == "clip" and clip.waveform.shape == (16000,)
+    assert clip.labels.tolist() == [1, 0, 1] and clip.labelled == 1
+
+
+@pytest.mark.parametrize("labels", [[], None, ["/m/?"]])
+def test_a_clip_without_known_labels_is_unlabelled(reader, labels):
+    row = audioset_row("clip", noise(0), SAMPLE_RATE) | {"labels": labels}
+    clip = reader.read(row)
+    assert not clip.labels.any() and clip.labelled == 0
+
+
+def test_clips_of_no_length_are_refused():
+    with pytest.raises(ValueError, match="clip_seconds=0 must be above 0"):
+        ClipReader(LABELS, clip_seconds=0)
