@@ -193,6 +193,7 @@ class DistillationBrain(sb.Brain):
     ) -> None:
         """Scores an evaluation; logs and saves a finished epoch."""
         self.skipped.finish_pass()
+        stage_loss = self._mean_over_processes(stage_loss)
         if stage == TRAIN:
             self.train_loss = stage_loss
             return
@@ -278,6 +279,13 @@ class DistillationBrain(sb.Brain):
                 self.modules[name] = DistributedDataParallel(
                     module, find_unused_parameters=self.find_unused_parameters
                 )
+
+    def _mean_over_processes(self, loss: float) -> float:
+        if not self.distributed_launch:
+            return loss
+        total = torch.tensor(loss, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return float(total) / torch.distributed.get_world_size()
 
     def _agree_on_buffers(self) -> None:
         """Gives every process the batch-norm statistics that the first one saves."""

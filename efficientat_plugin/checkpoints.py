@@ -31,7 +31,8 @@ class AtomicCheckpointer(Checkpointer):
 
     A checkpoint is written in a folder of another name, with a list of its files and
     their sizes, and renamed when all of it is on the disk. Folders that lack a file
-    of their list, as a deletion cut short leaves them, do not count as checkpoints.
+    of their list, as a deletion cut short leaves them, do not count as checkpoints:
+    they are named in the log and left to their owner.
     Of equally good checkpoints the oldest is found and kept.
 
     Arguments
@@ -48,6 +49,10 @@ class AtomicCheckpointer(Checkpointer):
     >>> checkpointer.save_checkpoint().path.name[:4]
     'CKPT'
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._passed_over: set[Path] = set()
 
     def save_checkpoint(
         self,
@@ -119,7 +124,18 @@ class AtomicCheckpointer(Checkpointer):
         return _aside(super()._custom_checkpoint_dirpath(name))
 
     def _list_checkpoint_dirs(self) -> list[Path]:
-        return sorted(filter(_is_complete, super()._list_checkpoint_dirs()))
+        complete = []
+        for folder in sorted(self.checkpoints_dir.glob(f"{CKPT_PREFIX}*")):
+            if _is_complete(folder):
+                complete.append(folder)
+            elif folder.is_dir() and folder not in self._passed_over:
+                self._passed_over.add(folder)
+                logger.warning(
+                    "Passing over %s, which is not whole: delete it, unless you "
+                    "know what else it is good for",
+                    folder,
+                )
+        return complete
 
 
 def _aside(final: Path) -> Path:

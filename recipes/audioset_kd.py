@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import datasets
 import speechbrain as sb
 import torch
-from datasets import concatenate_datasets
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
@@ -37,11 +37,12 @@ from efficientat_plugin.report import (
     write_comparison,
     write_scores,
 )
-from efficientat_plugin.students.published import PUBLISHED
+from efficientat_plugin.students.published import find_published
 from efficientat_plugin.students.weights import load_published_state, load_student
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
 
+STREAM_HEAD = 256  # clips of a stream that are looked at before training
 NOTHING_NEEDED = (
     "`python recipes/audioset_kd.py hparams/quickstart.yaml` runs on an embedded "
     "sample and needs nothing."
@@ -56,6 +57,17 @@ class Inputs(NamedTuple):
     teacher_store: LogitsStore | None
 
 
+class Run(NamedTuple):
+    """One student to train, with all that could be refused looked at."""
+
+    hparams_file: str
+    overrides: dict[str, Any]
+    hparams: dict[str, Any]
+    inputs: Inputs
+    train_set: Clips | ClipStream
+    train_loader: dict[str, Any]
+
+
 def main(argv: list[str]) -> None:
     """Trains, evaluates and reports what the YAML and the overrides say."""
     hparams_file, run_opts, overrides_text = sb.parse_arguments(argv)
@@ -68,17 +80,26 @@ def main(argv: list[str]) -> None:
     if run_opts.test_only:
         evaluate_only(hparams, run_opts, named=overrides.get("pretrained") is not None)
         return
-    inputs = open_inputs(hparams)
-    results = [distil(hparams_file, overrides, hparams, inputs, run_opts)]
-    if hparams["compare_without_teacher"] and inputs.teacher_store is not None:
-        results += teacher_itself(inputs)
-        results.append(without_teacher(hparams_file, overrides, hparams, run_opts))
-    if if_main_process():
-        folder = hparams["output_folder"]
-        write_comparison(folder, results)
-        plot_curves(Path(folder) / "curves.png", results)
-        print(comparison_table(results))
-        print(f"Curves, results per class and checkpoints are in {folder}")
+    runs = [prepare(hparams_file, overrides, hparams)]
+    teacher: list[RunResult] = []
+    if hparams["compare_without_teacher"] and hparams["teacher"] is not None:
+        teacher = teacher_itself(runs[0].inputs)
+        alone = overrides | without_teacher(hparams)
+        baseline = load_hparams(hparams_file, alone)
+        runs.append(prepare(hparams_file, alone, baseline))
+    results: list[RunResult] = []
+    for run in runs:
+        results.append(train_and_evaluate(run, run_opts))
+        if if_main_process():  # a second run that fails leaves what the first came to
+            report(hparams["output_folder"], [*results[:1], *teacher, *results[1:]])
+
+
+def report(folder: str, results: list[RunResult]) -> None:
+    """Writes and prints the table and the curves of what has run so far."""
+    write_comparison(folder, results)
+    plot_curves(Path(folder) / "curves.png", results)
+    print(comparison_table(results))
+    print(f"Curves, results per class and checkpoints are in {folder}")
 
 
 def on_available_hardware(run_opts: Any) -> Any:
@@ -137,60 +158,79 @@ def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
     rows = load_rows(hparams["dataset"], split, streaming, config, cache)
     if training and hparams["transfer_set"] is not None:
         more = load_rows(hparams["transfer_set"], "transfer", streaming, None, cache)
-        rows = concatenate_datasets([rows, more])
+        rows = datasets.concatenate_datasets([rows, more])
     return rows
 
 
-def distil(
-    hparams_file: str,
-    overrides: dict[str, Any],
-    hparams: dict[str, Any],
-    inputs: Inputs,
-    run_opts: Any,
-) -> RunResult:
-    """One training run, from its last checkpoint where there is one."""
+def prepare(
+    hparams_file: str, overrides: dict[str, Any], hparams: dict[str, Any]
+) -> Run:
+    """Opens and checks what a run needs, or ends with a sentence on what is wrong."""
+    num_classes = hparams["num_classes"]
+    if num_classes != len(audioset_labels()):
+        sys.exit(
+            f"num_classes={num_classes}: AudioSet has {len(audioset_labels())} classes"
+        )
+    inputs = open_inputs(hparams)
+    hparams["teacher_store"] = inputs.teacher_store
+    warn_of_another_front_end(hparams)
+    try:
+        if hparams["streaming"]:
+            train_set, loader = streamed_training_data(hparams, inputs)
+        else:
+            train_set, loader = training_data(hparams, inputs)
+    except ValueError as error:
+        sys.exit(str(error))
+    return Run(hparams_file, overrides, hparams, inputs, train_set, loader)
+
+
+def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
+    """Published weights that start a run listen best as they were trained."""
+    name = hparams["pretrained"]
+    entry = None if name is None else find_published(name)
+    if entry is None or entry.trained_on == "ImageNet":
+        return
+    trained = entry.front_end().items()
+    options = [
+        f"--{key} {value}"
+        for key, value in trained
+        if getattr(hparams["log_mel"], key) != value
+    ]
+    if options and if_main_process():
+        print(
+            f"Warning: {name} was trained on another log-mel than the one it starts "
+            f"from here; to give it its own, pass {' '.join(options)}"
+        )
+
+
+def train_and_evaluate(run: Run, run_opts: Any) -> RunResult:
+    """Trains one student, from its last checkpoint where there is one."""
+    hparams = run.hparams
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
+        hyperparams_to_save=run.hparams_file,
+        overrides=run.overrides,
     )
-    hparams["teacher_store"] = inputs.teacher_store
-    train_set, train_loader = training_data(hparams, inputs)
     brain = make_brain(hparams, run_opts, hparams["checkpointer"])
-    eval_set = Clips(inputs.eval_rows, reader(hparams))
+    eval_set = Clips(run.inputs.eval_rows, reader(hparams))
     brain.fit(
         hparams["epoch_counter"],
-        train_set,
+        run.train_set,
         eval_set,
-        train_loader_kwargs=train_loader,
+        train_loader_kwargs=run.train_loader,
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
-    teacher = "without teacher" if inputs.teacher_store is None else "with teacher"
+    teacher = "without teacher" if run.inputs.teacher_store is None else "with teacher"
     return evaluate(brain, eval_set, f"student {teacher}")
 
 
 def training_data(
     hparams: dict[str, Any], inputs: Inputs
-) -> tuple[Clips | ClipStream, dict[str, Any]]:
+) -> tuple[Clips, dict[str, Any]]:
     """The training set and what its loader is made with."""
-    loader = dict(hparams["train_loader"])
-    if hparams["streaming"]:
-        stream = ClipStream(
-            inputs.train_rows,
-            reader(hparams),
-            hparams["waveform_augment"],
-            hparams["shuffle_buffer"],
-            hparams["clips_per_epoch"],
-            hparams["seed"],
-            rank=int(os.environ.get("RANK", 0)),
-            world_size=int(os.environ.get("WORLD_SIZE", 1)),
-        )
-        return stream, loader
     rows = inputs.train_rows
     summary = summarize_rows(rows, audioset_labels())
-    if if_main_process():
-        print(f"Training data: {summary}")
-        check_teacher(hparams, summary)
+    say_and_check("Training data", summary, hparams)
     if hparams["labelled_only"]:
         labelled = [i for i, classes in enumerate(summary.indices) if classes]
         rows = rows.select(labelled)
@@ -199,9 +239,9 @@ def training_data(
     if hparams["class_balanced"]:
         weights = class_balanced_weights(summary.indices, len(audioset_labels()))
     draws = Draws(len(rows), hparams["clips_per_epoch"], weights, hparams["seed"])
-    per_process = len(draws) // int(os.environ.get("WORLD_SIZE", 1))
+    per_process = len(draws) // world_size()
     if per_process < hparams["batch_size"]:
-        sys.exit(
+        raise ValueError(
             f"batch_size={hparams['batch_size']} is more than an epoch's "
             f"{per_process} clips for each process; lower it"
         )
@@ -213,21 +253,63 @@ def training_data(
         hparams["seed"],
         replace_unreadable=True,
     )
-    return train_set, loader | {"sampler": draws}
+    return train_set, hparams["train_loader"] | {"sampler": draws}
 
 
-def check_teacher(hparams: dict[str, Any], summary: LabelSummary) -> None:
-    """Refuses logits of other classes, of other clips, or of too few."""
-    if hparams["teacher_store"] is None:
-        return
-    report = verify(
-        hparams["teacher_store"],
-        zip(summary.clip_ids, summary.indices, strict=True),
-        labels_sha256=audioset_labels().sha256,
-        minimum_coverage=hparams["min_teacher_coverage"],
+def streamed_training_data(
+    hparams: dict[str, Any], inputs: Inputs
+) -> tuple[ClipStream, dict[str, Any]]:
+    """The training stream, of which only the first rows can be looked at before."""
+    needs_rows = ["class_balanced", "labelled_only", "waveform_mix"]
+    needs_rows.append("compare_without_teacher")
+    asked = [key for key in needs_rows if hparams[key]]
+    if asked:
+        options = " ".join(
+            f"--{key} {'null' if key == 'waveform_mix' else False}" for key in asked
+        )
+        raise ValueError(
+            f"{' and '.join(asked)} need rows at random access, which a stream does "
+            f"not have; pass {options}, or --streaming False"
+        )
+    first = inputs.train_rows.take(STREAM_HEAD).select_columns(["video_id", "labels"])
+    head = datasets.Dataset.from_list(list(first))
+    summary = summarize_rows(head, audioset_labels())
+    say_and_check(f"The stream's first {len(head)} clips", summary, hparams)
+    stream = ClipStream(
+        inputs.train_rows,
+        reader(hparams),
+        hparams["waveform_augment"],
+        hparams["shuffle_buffer"],
+        hparams["clips_per_epoch"],
+        hparams["seed"],
+        rank=int(os.environ.get("RANK", 0)),
+        world_size=world_size(),
     )
-    print(f"Teacher: {report}")
-    report.raise_if_bad()
+    return stream, dict(hparams["train_loader"])
+
+
+def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
+    """Prints what the data is; refuses logits of other classes or clips, or too few."""
+    verdict = None
+    if hparams["teacher_store"] is not None:
+        clips = zip(summary.clip_ids, summary.indices, strict=True)
+        verdict = verify(
+            hparams["teacher_store"],
+            clips,
+            labels_sha256=audioset_labels().sha256,
+            minimum_coverage=hparams["min_teacher_coverage"],
+        )
+    if if_main_process():
+        print(f"{what}: {summary}")
+        if verdict is not None:
+            print(f"Teacher: {verdict}")
+    if verdict is not None:
+        verdict.raise_if_bad()
+
+
+def world_size() -> int:
+    """Processes that `torchrun` started for this run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def reader(hparams: dict[str, Any]) -> ClipReader:
@@ -275,8 +357,7 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
         hparams["student"] = hparams["modules"]["student"] = student
         # Width and front end go with what was published, whatever the YAML says; a
         # file of one's own does not tell its front end, but the YAML does.
-        files = {entry.file for entry in PUBLISHED.values()}
-        if name in PUBLISHED or Path(name).name in files:
+        if find_published(name) is not None:
             hparams["log_mel"] = LogMel(**student.front_end)
             hparams["modules"]["log_mel"] = hparams["log_mel"]
         # Not over the scores of a run that trained in this folder.
@@ -314,17 +395,13 @@ def teacher_itself(inputs: Inputs) -> list[RunResult]:
     return [RunResult("teacher", stats.summarize())]
 
 
-def without_teacher(
-    hparams_file: str, overrides: dict[str, Any], hparams: dict[str, Any], run_opts: Any
-) -> RunResult:
-    """The same run on the labelled clips alone: as many steps, as large batches."""
-    alone = overrides | {
+def without_teacher(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Overrides for the labelled clips alone: as many steps, as large batches."""
+    return {
         "teacher": None,
         "labelled_only": True,
         "output_folder": f"{hparams['output_folder']}/without_teacher",
     }
-    baseline = load_hparams(hparams_file, alone)
-    return distil(hparams_file, alone, baseline, open_inputs(baseline), run_opts)
 
 
 if __name__ == "__main__":

@@ -93,8 +93,17 @@ def fill(hparams: dict[str, Any], rows: Any, teacher: Ensemble, device: str) -> 
         clip_seconds=hparams["clip_seconds"],
     ) as store:
         ids = rows.select_columns(["video_id"])["video_id"]
-        remaining = [row for row, clip_id in enumerate(ids) if clip_id not in store]
-        print(f"{len(ids) - len(remaining)} of {len(ids)} clips are stored already")
+        first_row = {clip_id: row for row, clip_id in reversed(list(enumerate(ids)))}
+        if len(first_row) < len(ids):
+            print(
+                f"{len(ids) - len(first_row)} rows repeat the video_id of another; the "
+                "first of each is heard"
+            )
+        remaining = sorted(
+            row for clip_id, row in first_row.items() if clip_id not in store
+        )
+        stored = len(first_row) - len(remaining)
+        print(f"{stored} of {len(first_row)} clips are stored already")
         reader = ClipReader(labels, hparams["clip_seconds"], hparams["sample_rate"])
         loader = torch.utils.data.DataLoader(
             Clips(rows.select(remaining), reader),

@@ -111,7 +111,7 @@ def test_a_save_cut_short_leaves_the_checkpoint_before(
     assert "which a kill left unfinished" in caplog.text
 
 
-def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path):
+def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path, caplog):
     checkpointer = _checkpointer(tmp_path)
     _save(checkpointer, 1.0)
     damaged = _save(checkpointer, 2.0).path
@@ -130,6 +130,7 @@ def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path):
         assert _values(checkpointer) == [1.0], f"{file.name} is gone"
         file.write_bytes(content)
         assert _values(checkpointer) == [1.0, 2.0]
+    assert caplog.text.count(f"Passing over {damaged}") == 1
 
 
 def test_of_equally_good_checkpoints_the_oldest_is_found(tmp_path):

@@ -296,6 +296,9 @@ def test_a_stream_of_unreadable_clips_alone_is_refused(train_rows, reader, monke
         list(stream)
 
 
-def test_processes_cannot_train_on_shares_of_unknown_length(stream_rows, reader):
-    with pytest.raises(ValueError, match="needs clips_per_epoch"):
-        ClipStream(stream_rows(), reader, shuffle_buffer=8, world_size=2)
+@pytest.mark.parametrize("shuffle_buffer", [0, 8])
+def test_processes_cannot_train_on_shares_of_unknown_length(
+    stream_rows, reader, shuffle_buffer
+):
+    with pytest.raises(ValueError, match="by 2 processes needs clips_per_epoch"):
+        ClipStream(stream_rows(), reader, shuffle_buffer=shuffle_buffer, world_size=2)

@@ -1,5 +1,6 @@
 """The recipes run end to end, resume bit for bit, and share the work of processes."""
 
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from speechbrain.utils.run_opts import RunOptions
 from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write_rows
 from efficientat_plugin.data.sample import sample_clip, sample_teacher
 from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.features import LogMel
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -115,6 +117,17 @@ def _run(command: list, expect: int = 0, launcher: tuple = (sys.executable,)) ->
     return text
 
 
+def _start(command: list, launcher: tuple = (sys.executable,)) -> subprocess.Popen:
+    """Like ``_run``, but not waited for: a session of its own, to be killed."""
+    return subprocess.Popen(
+        [*launcher, *command],
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def _outcome(output: Path) -> tuple[dict, list, dict]:
     """Weights, history and scores that a run ended with."""
     newest = max((output / "save").glob("CKPT*"), key=lambda path: path.name)
@@ -164,12 +177,7 @@ def test_a_killed_run_ends_like_one_left_alone(data, left_alone, tmp_path):
     rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
     kills = 0
     while kills < 4:
-        child = subprocess.Popen(
-            [sys.executable, *command],
-            env=_environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        child = _start(command)
         _wait_for_a_new_checkpoint(output / "save", child)
         time.sleep(rng.uniform(0, 0.4))
         if child.poll() is not None:
@@ -194,14 +202,25 @@ def _wait_for_a_new_checkpoint(folder: Path, child: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_a_run(data, tmp_path):
-    output = tmp_path / "two"
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
     launcher += ("--master_port=29517",)
-    command = _command(data, output, batch_size=4)
+    options = {"batch_size": 4, "ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+
+    killed = tmp_path / "killed"
+    command = _command(data, killed, **options)
+    child = _start(command, launcher)
+    _wait_for_a_new_checkpoint(killed / "save", child)
+    os.killpg(child.pid, signal.SIGKILL)  # torchrun and both of its processes
+    child.wait()
     text = _run(command, launcher=launcher)
+    assert text.count("Loading a checkpoint from") == 2  # both processes
+    assert text.count("student with teacher: mAP") == 1  # one writer
+
+    output = tmp_path / "two"
+    _run(_command(data, output, **options), launcher=launcher)
     weights, history, scores = _outcome(output)
     assert scores["num_clips"] == 24 and len(history) == 2
-    assert text.count("student with teacher: mAP") == 1  # one writer
+    _assert_same(_outcome(killed), (weights, history, scores))
     # Sharded evaluation scores what one process scores with the same weights.
     alone = _run(_command(data, output, test_only=True))
     assert json.loads((output / "scores.json").read_text()) == pytest.approx(scores)
@@ -209,10 +228,35 @@ def test_two_processes_share_a_run(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["mn10", "dymn10"])
-def test_the_papers_recipes_run_on_small_data(data, tmp_path, recipe):
-    text = _run(_command(data, tmp_path, recipe=recipe))
+@pytest.mark.parametrize(
+    ("recipe", "option"),
+    [("mn10", {"precision": "bf16"}), ("dymn10", {"grad_accumulation_factor": 2})],
+)
+def test_the_papers_recipes_run_on_small_data(data, tmp_path, recipe, option):
+    text = _run(_command(data, tmp_path, recipe=recipe, **option))
     assert "student with teacher: mAP" in text
+
+
+@pytest.mark.slow
+def test_the_comparison_is_with_the_labelled_clips_alone(data, tmp_path):
+    """Its second run ends exactly like one that never heard of the other clips."""
+    mixes = REPOSITORY / "recipes" / "make_transfer_set.py"
+    command = [str(mixes), str(REPOSITORY / "hparams" / "make_transfer_set.yaml")]
+    command += ["--dataset", str(data), "--dataset_cache", str(data / "cache")]
+    command += ["--num_clips", "2", "--clip_seconds", "0.5"]
+    _run([*command, "--folder", str(tmp_path / "mixes")])
+    options = {"transfer_set": tmp_path / "mixes", "compare_without_teacher": "True"}
+    options |= {"min_teacher_coverage": 0.5}  # nobody asked it about the mixes
+    text = _run(_command(data, tmp_path / "compared", **options))
+    table = (tmp_path / "compared" / "comparison.md").read_text()
+    for run in ("student with teacher", "teacher", "student without teacher"):
+        assert f"| {run} |" in table
+    assert "Training data: 50 clips, 48 labelled" in text
+    _run(_command(data, tmp_path / "labels", teacher="null"))
+    _assert_same(
+        _outcome(tmp_path / "compared" / "without_teacher"),
+        _outcome(tmp_path / "labels"),
+    )
 
 
 @pytest.mark.slow
@@ -245,8 +289,9 @@ def test_a_dump_is_verified_and_goes_on_where_it_stopped(shared, data, tmp_path)
         *("--teachers", str(shared / "checkpoints" / "mn04_as_mAP_432.pt")),
         *("--store", str(tmp_path / "store"), "--device", "cpu", "--split"),
     ]
-    text = _run([*command, "bal_train"])
-    assert "0 of 48 clips are stored already" in text and "\nok: 100.0% of 48" in text
+    text = _run([*command, "bal_train+bal_train"])
+    assert "48 rows repeat the video_id of another" in text
+    assert "0 of 48 clips are stored already" in text and "\nok: 100.0% of 96" in text
     assert "48 of 72 clips are stored already" in _run([*command, "bal_train+eval"])
     store = LogitsStore(tmp_path / "store")
     assert len(store) == 72 and store.digest("eval-0")
@@ -278,6 +323,95 @@ def test_missing_inputs_are_named_in_one_message(tmp_path):
     assert not (tmp_path / "run" / "save").exists() or not any(
         (tmp_path / "run" / "save").iterdir()
     )
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """The recipe's functions, without a process."""
+    spec = importlib.util.spec_from_file_location("audioset_kd", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _prepared(recipe, data, tmp_path, **overrides):
+    path = REPOSITORY / "hparams" / "mn10.yaml"
+    overrides = {
+        "dataset": str(data),
+        "dataset_cache": str(data / "cache"),
+        "train_split": "bal_train",
+        "teacher": str(data / "teacher"),
+        "pretrained": None,
+        "output_folder": str(tmp_path),
+        "clips_per_epoch": None,
+        "batch_size": 8,
+        "width": 0.1,
+        **overrides,
+    }
+    return recipe.prepare(str(path), overrides, recipe.load_hparams(path, overrides))
+
+
+STREAM = {"streaming": True, "clips_per_epoch": 48}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_classes": 50}, "num_classes=50: AudioSet has 527 classes"),
+        ({"clips_per_epoch": 49}, "49 cannot be drawn with class balance from 48"),
+        ({"batch_size": 49}, "batch_size=49 is more than an epoch's 48 clips"),
+        (STREAM, "class_balanced need.*pass --class_balanced False"),
+        (
+            STREAM | {"class_balanced": False, "compare_without_teacher": True},
+            "pass --compare_without_teacher False",
+        ),
+        (
+            STREAM | {"class_balanced": False, "teacher": "other"},
+            "the store knows 0.0% of 48 clips",
+        ),
+        ({"teacher": "other"}, "the store knows 0.0% of 48 clips"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    recipe, data, tmp_path, overrides, message
+):
+    if overrides.get("teacher") == "other":
+        overrides = overrides | {"teacher": sample_teacher()}
+    with pytest.raises(SystemExit) as refusal:
+        _prepared(recipe, data, tmp_path / "run", **overrides)
+    assert re.search(message, str(refusal.value))
+    assert not (tmp_path / "run" / "train_log.txt").exists()
+
+
+def test_a_stream_is_looked_at_before_training(recipe, data, tmp_path, capsys):
+    _prepared(recipe, data, tmp_path, class_balanced=False, **STREAM)
+    text = capsys.readouterr().out
+    assert "The stream's first 48 clips: 48 clips, 48 labelled" in text
+    assert "Teacher: ok: 100.0% of 48 clips known" in text
+
+
+def test_a_comparison_that_cannot_be_made_ends_before_training(data, tmp_path):
+    few = pq.read_table(data / "data" / "bal_train" / "00.parquet").to_pylist()
+    few = [
+        row | {"labels": row["labels"] if n < 3 else []} for n, row in enumerate(few)
+    ]
+    write_rows(tmp_path / "bal_train" / "00.parquet", few)
+    eval_rows = pq.read_table(data / "data" / "eval" / "00.parquet").to_pylist()
+    write_rows(tmp_path / "eval" / "00.parquet", eval_rows)
+    options = {"dataset": tmp_path, "compare_without_teacher": "True"}
+    options |= {"clips_per_epoch": "null"}
+    text = _run(_command(data, tmp_path / "run", **options), expect=1)
+    assert "batch_size=8 is more than an epoch's 3 clips" in text
+    assert not (tmp_path / "run" / "train_log.txt").exists()
+
+
+def test_weights_of_another_front_end_are_pointed_out(recipe, capsys):
+    hparams = {"pretrained": "mn10_as_hop_20", "log_mel": LogMel()}
+    recipe.warn_of_another_front_end(hparams)
+    assert "pass --hop_length 640\n" in capsys.readouterr().out
+    recipe.warn_of_another_front_end(hparams | {"log_mel": LogMel(hop_length=640)})
+    recipe.warn_of_another_front_end(hparams | {"pretrained": "mn10_im"})
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.stem)

@@ -16,6 +16,7 @@ from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.dynamic import DynamicConv, DynamicReLU
 from efficientat_plugin.students.heads import HEADS, HeadOptions
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.short_runs import prepare_for_short_run
 from efficientat_plugin.students.student import Student
 
 # Published names of options to ours; a "no" switch is the opposite of ours.
@@ -481,3 +482,12 @@ def test_dilated_gates_are_legal_where_nothing_strides():
 def test_bare_student_has_no_maps():
     with pytest.raises(NotImplementedError):
         Student(1, 1.0, (2, 2, 2, 2), 0.0).maps(torch.zeros(1, 1, 8, 8))
+
+
+def test_a_short_run_needs_the_bias_of_an_mlp_head():
+    with pytest.raises(
+        ValueError, match="FullyConvolutional; build it with head='mlp'"
+    ):
+        prepare_for_short_run(MN(2, width=0.1, head="fully_convolutional"), prior=0.1)
+    with pytest.raises(ValueError, match="prior=1 must be between 0 and 1"):
+        prepare_for_short_run(MN(2, width=0.1), prior=1)

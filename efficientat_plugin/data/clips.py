@@ -158,10 +158,11 @@ class ClipStream(torch.utils.data.IterableDataset):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        if world_size > 1 and clips_per_epoch is None and shuffle_buffer:
+        if world_size > 1 and clips_per_epoch is None:
             raise ValueError(
-                "a training stream shared by several processes needs clips_per_epoch, "
-                "or the longest share would wait for the others for ever"
+                f"a stream shared by {world_size} processes needs clips_per_epoch, or "
+                "the longest share would wait for the others for ever; set it to the "
+                "clips of an epoch over all processes"
             )
         if shuffle_buffer:
             rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)

@@ -4,6 +4,7 @@ Source: the README and the code of github.com/fschmid56/EfficientAT.
 """
 
 import difflib
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -153,6 +154,29 @@ def list_students() -> list[str]:
     True
     """
     return list(PUBLISHED)
+
+
+def find_published(source: str | Path) -> PublishedStudent | None:
+    """The entry that a name stands for, or a file by its name; None for others.
+
+    Arguments
+    ---------
+    source : str or Path
+        A name of `list_students`, or the path of a file.
+
+    Returns
+    -------
+    PublishedStudent or None
+
+    Example
+    -------
+    >>> find_published("downloads/mn04_as_mAP_432.pt").name
+    'mn04_as'
+    """
+    if str(source) in PUBLISHED:
+        return PUBLISHED[str(source)]
+    by_file = {entry.file: entry for entry in PUBLISHED.values()}
+    return by_file.get(Path(source).name)
 
 
 def published(name: str) -> PublishedStudent:

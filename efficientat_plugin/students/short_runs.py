@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from efficientat_plugin.students.heads import MLP
 from efficientat_plugin.students.student import Student
 
 
@@ -28,6 +29,11 @@ def prepare_for_short_run(
     batch_norm_momentum : float
         Share of the newest batch in the running statistics, from 0 to 1.
 
+    Raises
+    ------
+    ValueError
+        For numbers out of range, and for another head.
+
     Example
     -------
     >>> from efficientat_plugin.students.mn import MN
@@ -41,6 +47,11 @@ def prepare_for_short_run(
         raise ValueError(
             f"prior={prior} must be between 0 and 1, and batch_norm_momentum="
             f"{batch_norm_momentum} above 0 and at most 1"
+        )
+    if not isinstance(student.classifier, MLP):
+        raise ValueError(
+            "a short run starts from the bias of an mlp head, and the student's is a "
+            f"{type(student.classifier).__name__}; build it with head='mlp'"
         )
     bias = student.classifier.get_parameter("5.bias")
     torch.nn.init.constant_(bias, math.log(prior / (1 - prior)))

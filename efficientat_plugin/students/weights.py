@@ -20,6 +20,7 @@ from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.published import (
     PUBLISHED,
     PublishedStudent,
+    find_published,
     list_students,
     published,
 )
@@ -56,8 +57,7 @@ def locate(
         return PUBLISHED[source], fetch(source, savedir, base_url)
     path = Path(source)
     if path.is_file():
-        by_file = {entry.file: entry for entry in PUBLISHED.values()}
-        return by_file.get(path.name), path
+        return find_published(path), path
     if isinstance(source, Path) or path.suffix or path.parent != Path("."):
         raise FileNotFoundError(
             f"{source} is no file; give the path of a state dict or a name of "
