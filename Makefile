@@ -3,32 +3,37 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install format clean
+.PHONY: demo test lint install tools format clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
 
-test: install lint  ## everything that checks the project
+test: tools lint  ## everything that checks the project
 	$(BIN)/python -m pytest
 
-lint: install
+lint: tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint --strict .
 	$(BIN)/codespell
 	$(BIN)/mypy
 
-format: install
+format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 install: $(VENV)/installed
+tools: $(VENV)/installed-tools
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-tools: $(VENV)/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
 	touch $@
 
-clean:
-	rm -rf $(VENV) results build dist *.egg-info
+clean:  ## what was installed and built; results stay
+	rm -rf $(VENV) build dist *.egg-info

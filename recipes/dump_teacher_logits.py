@@ -21,7 +21,7 @@ from tqdm import tqdm
 from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.parquet import waveform_digest
-from efficientat_plugin.data.rows import load_rows, summarize_rows
+from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.features import LogMel
@@ -64,12 +64,7 @@ def main(argv: list[str]) -> None:
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     try:
-        rows = load_rows(
-            hparams["dataset"],
-            hparams["split"],
-            config=hparams["dataset_config"],
-            cache_dir=hparams["dataset_cache"],
-        )
+        rows = hparams["load_rows"]()
     except FileNotFoundError as error:
         sys.exit(f"--dataset PATH and --split NAME are needed: {error}")
     device = run_opts.device or sb.utils.distributed.infer_device()

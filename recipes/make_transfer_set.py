@@ -13,7 +13,6 @@ import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.data.transfer import write_transfer_set
 
@@ -24,12 +23,7 @@ def main(argv: list[str]) -> None:
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides)
     try:
-        rows = load_rows(
-            hparams["dataset"],
-            hparams["split"],
-            config=hparams["dataset_config"],
-            cache_dir=hparams["dataset_cache"],
-        )
+        rows = hparams["load_rows"]()
         folder = write_transfer_set(
             rows,
             ClipReader(
