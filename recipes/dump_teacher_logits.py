@@ -7,15 +7,12 @@ Interrupted, the same command goes on where it stopped; another split or data se
 appended to the same store by naming it.
 """
 
-import hashlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from torch import Tensor
 from tqdm import tqdm
 
 from efficientat_plugin.data.clips import Clips, collate
@@ -24,38 +21,10 @@ from efficientat_plugin.data.parquet import waveform_digest
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.targets import audioset_labels
-from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.students.ensemble import Ensemble, load_ensemble
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
 from efficientat_plugin.teachers.writer import StoreWriter
-
-
-class Ensemble(torch.nn.Module):
-    """Students that hear through their own front ends; their logits are averaged."""
-
-    def __init__(self, names: Sequence[str], savedir: str | None) -> None:
-        super().__init__()
-        students = [load_student(name, savedir=savedir) for name in names]
-        self.students = torch.nn.ModuleList(students)
-        self.front_ends = torch.nn.ModuleList(
-            LogMel(**student.front_end) for student in students
-        )
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """[B, N] -> [B, K]"""
-        pairs = zip(self.front_ends, self.students, strict=True)
-        logits = [
-            student(log_mel(waveform)[:, None]).logits for log_mel, student in pairs
-        ]
-        return torch.stack(logits).mean(dim=0)
-
-    def sha256(self) -> str:
-        """Digest of all weights, names included."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.students.state_dict().items()):
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def main(argv: list[str]) -> None:
@@ -68,8 +37,10 @@ def main(argv: list[str]) -> None:
     except FileNotFoundError as error:
         sys.exit(f"--dataset PATH and --split NAME are needed: {error}")
     device = run_opts.device or sb.utils.distributed.infer_device()
-    teacher = Ensemble(hparams["teachers"].split(","), hparams["pretrained_folder"])
-    fill(hparams, rows, teacher.eval().to(device), device)
+    teacher = load_ensemble(
+        hparams["teachers"].split(","), hparams["pretrained_folder"]
+    )
+    fill(hparams, rows, teacher.to(device), device)
     check(hparams["store"], rows)
 
 
@@ -110,7 +81,7 @@ def fill(hparams: dict[str, Any], rows: Any, teacher: Ensemble, device: str) -> 
             for batch in loader:
                 skipped.add(batch.skipped, len(batch.clip_id))
                 if batch.clip_id:
-                    logits = teacher(batch.waveform.to(device)).float().cpu()
+                    logits = teacher(batch.waveform.to(device)).logits.float().cpu()
                     digests = [waveform_digest(clip.numpy()) for clip in batch.waveform]
                     store.append(batch.clip_id, logits, digests)
                 bar.update(len(batch.clip_id) + len(batch.skipped))

@@ -227,14 +227,14 @@ def test_an_epoch_of_a_stream_is_capped_or_repeats(stream_rows, reader):
 
 
 @pytest.mark.parametrize("num_files", [1, 2, 4])
-@pytest.mark.parametrize("clips_per_epoch", [None, 6, 8])
+@pytest.mark.parametrize("clips_per_epoch", [6, 8])
 def test_processes_share_a_stream(stream_rows, reader, num_files, clips_per_epoch):
     shares = [
         _ids(
             ClipStream(
                 stream_rows(num_files),
                 reader,
-                shuffle_buffer=4 if clips_per_epoch else 0,
+                shuffle_buffer=4,
                 clips_per_epoch=clips_per_epoch,
                 rank=rank,
                 world_size=2,
@@ -242,8 +242,8 @@ def test_processes_share_a_stream(stream_rows, reader, num_files, clips_per_epoc
         )
         for rank in range(2)
     ]
-    assert len(shares[0]) == len(shares[1]) == (clips_per_epoch or NUM_ROWS) / 2
-    assert len(set(shares[0] + shares[1])) == (clips_per_epoch or NUM_ROWS)
+    assert len(shares[0]) == len(shares[1]) == clips_per_epoch / 2
+    assert len(set(shares[0] + shares[1])) == clips_per_epoch
 
 
 @pytest.mark.parametrize("num_files", [1, 2, 4])

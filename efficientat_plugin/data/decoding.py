@@ -4,6 +4,7 @@ import io
 import math
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import soundfile
 import soxr
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.targets import LabelTable
@@ -20,6 +22,7 @@ SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damage
 # Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
 MARGIN_SECONDS = 0.1
 BLOCK_FRAMES = 65536
+MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
 
 
 class UnreadableClip(ValueError):
@@ -54,42 +57,121 @@ def decode(
     UnreadableClip
         If there is no file, no sound in it, or values that are not finite.
     """
+    seconds = num_samples / sample_rate + MARGIN_SECONDS
+    blocks = list(decode_blocks(audio, sample_rate, seconds))
+    waveform = np.concatenate(blocks)[:num_samples]
+    return np.pad(waveform, (0, num_samples - len(waveform)))
+
+
+def decode_blocks(
+    audio: dict[str, Any] | bytes | str | Path,
+    sample_rate: int,
+    max_seconds: float = math.inf,
+) -> Iterator[NDArray[np.float32]]:
+    """A sound file block by block, in constant memory: mono, resampled.
+
+    Arguments
+    ---------
+    audio : dict | bytes | str | Path
+        As ``decode`` takes it.
+    sample_rate : int
+        Of the blocks, Hz.
+    max_seconds : float
+        To read of the file, at most.
+
+    Yields
+    ------
+    NDArray
+        [samples], float32; one after the other they are the sound.
+
+    Raises
+    ------
+    UnreadableClip
+        As ``decode``, when the block that is bad is reached.
+    """
+    with _opened(audio) as sound:
+        rate = sound.samplerate
+        if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+            raise UnreadableClip(f"its header claims a sample rate of {rate} Hz")
+        resampler = Resampler(rate, sample_rate)
+        num_frames = 0
+        for block in _mono_blocks(sound, max_seconds * rate):
+            if not np.isfinite(block).all():
+                raise UnreadableClip("it has samples that are not finite")
+            num_frames += len(block)
+            yield resampler.feed(block)
+        if not num_frames:
+            raise UnreadableClip("it has no samples")
+        yield resampler.finish()
+
+
+class Resampler:
+    """Mono sound to another rate, chunk by chunk; as the whole at once would be.
+
+    Arguments
+    ---------
+    source_rate : int
+        Hz.
+    target_rate : int
+        Hz.
+
+    Example
+    -------
+    >>> resampler = Resampler(16000, 32000)
+    >>> chunks = [resampler.feed(np.zeros(800)), resampler.finish()]
+    >>> len(np.concatenate(chunks))
+    1600
+    """
+
+    def __init__(self, source_rate: int, target_rate: int) -> None:
+        self._stream = None
+        if source_rate != target_rate:
+            self._stream = soxr.ResampleStream(
+                source_rate, target_rate, num_channels=1, dtype="float32", quality="HQ"
+            )
+
+    def feed(self, chunk: NDArray) -> NDArray[np.float32]:
+        """[samples] in, what is ready of the result out."""
+        chunk = chunk.astype(np.float32, copy=False)
+        return chunk if self._stream is None else self._stream.resample_chunk(chunk)
+
+    def finish(self) -> NDArray[np.float32]:
+        """What the filter still holds."""
+        nothing = np.zeros(0, np.float32)
+        if self._stream is None:
+            return nothing
+        return self._stream.resample_chunk(nothing, last=True)
+
+
+@contextmanager
+def _opened(
+    audio: dict[str, Any] | bytes | str | Path,
+) -> Iterator[soundfile.SoundFile]:
+    """A sound file, and what goes wrong with it told as ``UnreadableClip``."""
     try:
         with soundfile.SoundFile(_open(audio)) as sound:
-            rate = sound.samplerate
-            if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-                raise UnreadableClip(f"its header claims a sample rate of {rate} Hz")
-            seconds = num_samples / sample_rate + MARGIN_SECONDS
-            blocks = list(_mono_blocks(sound, math.ceil(seconds * rate)))
+            yield sound
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         # soundfile names what was bytes by its address in memory.
         reason = re.sub(r"^Error opening <.*?>: ", "", str(error))
         raise UnreadableClip(f"not decodable: {reason}") from error
-    waveform = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if not len(waveform):
-        raise UnreadableClip("it has no samples")
-    if not np.isfinite(waveform).all():
-        raise UnreadableClip("it has samples that are not finite")
-    if rate != sample_rate:
-        waveform = soxr.resample(waveform, rate, sample_rate, quality="HQ")
-    waveform = waveform[:num_samples]
-    return np.pad(waveform, (0, num_samples - len(waveform)))
 
 
 def _mono_blocks(
-    sound: soundfile.SoundFile, num_frames: int
+    sound: soundfile.SoundFile, max_frames: float
 ) -> Iterator[NDArray[np.float32]]:
     """Block by block, so that many channels never stand in memory at once."""
     # Not SoundFile.blocks, which goes by the length that the header claims: where a
     # file breaks off before, it gives what happens to stand in memory for sound.
-    while num_frames > 0:
+    remaining = max_frames
+    while remaining > 0:
         block = sound.read(
-            min(BLOCK_FRAMES, num_frames), dtype="float32", always_2d=True
+            math.ceil(min(BLOCK_FRAMES, remaining)), dtype="float32", always_2d=True
         )
         if not len(block):
             return
         yield block.mean(axis=1)
-        num_frames -= len(block)
+        remaining -= len(block)
 
 
 def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
@@ -103,6 +185,63 @@ def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
     if isinstance(content, str | Path):
         return str(content)
     raise UnreadableClip("the row holds neither bytes nor the path of a file")
+
+
+def mono_samples(sound: NDArray | Tensor) -> NDArray[np.float32]:
+    """Samples of any type and number of channels as mono floating point.
+
+    Arguments
+    ---------
+    sound : NDArray or Tensor
+        [N], [N, channels] or [channels, N]; floating point, or integers, whose full
+        scale becomes 1.
+
+    Returns
+    -------
+    NDArray
+        [N]
+
+    Raises
+    ------
+    ValueError
+        For other shapes and types, and for samples that are not finite.
+
+    Example
+    -------
+    >>> mono_samples(np.array([[16384, 0], [-32768, 0], [0, 0]], np.int16))
+    array([ 0.25, -0.5 ,  0.  ], dtype=float32)
+    """
+    if isinstance(sound, Tensor):
+        sound = sound.detach().cpu()
+        # numpy has no bfloat16.
+        sound = (sound.float() if sound.is_floating_point() else sound).numpy()
+    samples = np.asarray(sound)
+    if samples.dtype.kind in "iu":
+        scale = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        offset = scale if samples.dtype.kind == "u" else 0.0
+        samples = (samples.astype(np.float64) - offset) / scale
+    elif samples.dtype.kind != "f":
+        raise ValueError(
+            f"samples of type {samples.dtype} are no sound; give floating point in "
+            "[-1, 1] or integers"
+        )
+    if samples.ndim == 2:
+        # Sound has more samples than channels, whichever comes first.
+        channels = int(np.argmin(samples.shape))
+        if samples.shape[channels] > MAX_CHANNELS:
+            raise ValueError(
+                f"samples of shape {samples.shape} have no axis of channels (at most "
+                f"{MAX_CHANNELS}); tag_batch takes a list of sounds"
+            )
+        samples = samples.mean(axis=channels)
+    if samples.ndim != 1:
+        raise ValueError(
+            f"samples of shape {samples.shape} were given; give [N], [N, channels] or "
+            "[channels, N]"
+        )
+    if not np.isfinite(samples).all():
+        raise ValueError("some samples are not finite; replace them, or leave them out")
+    return samples.astype(np.float32)
 
 
 class ClipReader:

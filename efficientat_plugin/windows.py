@@ -1,0 +1,129 @@
+"""Where windows lie on a sound, in samples and in seconds, and how they are cut.
+
+Pure geometry: long files and streams share it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHORT_CLIPS = ("repeat", "zero_pad", "as_is")
+
+
+class Window(NamedTuple):
+    """A piece of a sound."""
+
+    start: int  # sample
+    samples: NDArray[np.float32]  # [N]
+
+
+class WindowCutter:
+    """Cuts windows out of sound as it arrives; holds no more than it needs.
+
+    Windows begin every ``hop`` samples. A sound whose end none of them reaches gets
+    one more, which ends with it; a sound shorter than a window is one short window.
+
+    Arguments
+    ---------
+    window : int
+        Samples of a window, at least 1.
+    hop : int
+        Samples from one window to the next, from 1 to ``window``.
+
+    Raises
+    ------
+    ValueError
+        For a hop that would leave sound out.
+
+    Example
+    -------
+    >>> cutter = WindowCutter(window=4, hop=3)
+    >>> sound = np.arange(9, dtype=np.float32)
+    >>> [piece.start for piece in [*cutter.feed(sound), *cutter.finish()]]
+    [0, 3, 5]
+    """
+
+    def __init__(self, window: int, hop: int) -> None:
+        if not 1 <= hop <= window:
+            raise ValueError(
+                f"a hop of {hop} samples with windows of {window}: the hop must be "
+                "from 1 to the window, or sound between two windows would not be heard"
+            )
+        self.window, self.hop = window, hop
+        self._held = np.zeros(0, np.float32)  # the sound from ``_held_from`` on
+        self._held_from = 0
+        self._next_start = 0
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that have arrived."""
+        return self._held_from + len(self._held)
+
+    def feed(self, samples: NDArray[np.float32]) -> list[Window]:
+        """Windows that are complete with ``samples``."""
+        self._held = np.concatenate([self._held, samples])
+        complete = []
+        while self._next_start + self.window <= self.num_samples:
+            complete.append(self._cut(self._next_start))
+            self._next_start += self.hop
+        # Kept: what the next window needs, and a window before the end, in case it is
+        # the last one.
+        keep_from = min(self._next_start, self.num_samples - self.window)
+        drop = max(0, keep_from - self._held_from)
+        self._held = self._held[drop:]
+        self._held_from += drop
+        return complete
+
+    def finish(self) -> list[Window]:
+        """The window that the end of the sound still needs, if any."""
+        if self._next_start == 0:
+            return [Window(0, self._held)] if self.num_samples else []
+        heard_until = self._next_start - self.hop + self.window
+        if heard_until < self.num_samples:
+            return [self._cut(self.num_samples - self.window)]
+        return []
+
+    def _cut(self, start: int) -> Window:
+        offset = start - self._held_from
+        return Window(start, self._held[offset : offset + self.window].copy())
+
+
+def lengthened(
+    samples: NDArray[np.float32], num_samples: int, how: str
+) -> NDArray[np.float32]:
+    """A short sound made as long as a model is used to; longer ones are left alone.
+
+    Arguments
+    ---------
+    samples : NDArray
+        [N], at least one.
+    num_samples : int
+        To reach.
+    how : str
+        "repeat" plays it again and again, "zero_pad" adds silence behind it,
+        "as_is" leaves it short.
+
+    Returns
+    -------
+    NDArray
+        [max(N, num_samples)], or [N] with "as_is".
+
+    Raises
+    ------
+    ValueError
+        For another ``how``.
+
+    Example
+    -------
+    >>> lengthened(np.array([1.0, 2.0], np.float32), 5, "repeat")
+    array([1., 2., 1., 2., 1.], dtype=float32)
+    """
+    if how not in SHORT_CLIPS:
+        raise ValueError(f"short_clips={how!r}; choose one of {', '.join(SHORT_CLIPS)}")
+    missing = num_samples - len(samples)
+    if missing <= 0 or how == "as_is":
+        return samples
+    if how == "repeat":
+        return np.resize(samples, num_samples)
+    return np.pad(samples, (0, missing))

@@ -1,0 +1,310 @@
+"""The tagger says the same of a sound however it comes."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from efficientat_plugin.data.decoding import UnreadableClip, mono_samples
+from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.mn import MN
+
+RATE = 32000
+LABELS = LabelTable(["/m/a", "/m/b", "/m/c"], ["A", "B", "C"])
+
+
+def _member(seed=0, num_classes=3):
+    torch.manual_seed(seed)
+    student = MN(num_classes, width=0.1)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # so that sounds differ
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.3)
+    return HeardStudent(LogMel(), student)
+
+
+def _tagger(*members, **settings):
+    settings = {
+        "labels": LABELS,
+        "sample_rate": RATE,
+        "clip_seconds": 1.0,
+        "target": "multilabel",
+        "short_clips": "repeat",
+    } | settings
+    ensemble = Ensemble(list(members) or [_member()])
+    return AudioTagger({"ensemble": ensemble}, settings, {"device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    return _tagger()
+
+
+def _noise(seconds, seed=0, rate=RATE):
+    """Noise whose spectrum wanders, so that its parts differ."""
+    rng = np.random.default_rng(seed)
+    sound = rng.standard_normal(round(seconds * rate))
+    time = np.arange(len(sound)) / rate
+    return (0.1 * sound * np.sin(2 * np.pi * 0.7 * time)).astype(np.float32)
+
+
+def _wav(sound, rate=RATE, subtype="FLOAT", form="WAV"):
+    file = io.BytesIO()
+    soundfile.write(file, sound, rate, subtype=subtype, format=form)
+    return file.getvalue()
+
+
+def _scores(tagger, sound, rate=RATE):
+    return tagger.probabilities([sound], rate)[0]
+
+
+def _assert_alike(one, other, atol=1e-5):
+    np.testing.assert_allclose(one, other, rtol=0, atol=atol)
+
+
+# --- Clips ----------------------------------------------------------------------
+
+
+def test_a_clip_is_tagged_as_the_student_scores_it(tagger):
+    sound = _noise(1.0)
+    logits = tagger.ensemble(torch.from_numpy(sound)[None]).logits[0]
+    _assert_alike(_scores(tagger, sound), logits.sigmoid().numpy())
+    tags = tagger.tag(sound, RATE)
+    assert [tag.probability for tag in tags] == sorted(_scores(tagger, sound))[::-1]
+    assert {(tag.name, tag.mid) for tag in tags} == {
+        ("A", "/m/a"),
+        ("B", "/m/b"),
+        ("C", "/m/c"),
+    }
+    assert tagger.tag(sound, RATE, top_k=1) == tags[:1]
+    assert tagger.tag(sound, RATE, threshold=1.1) == []
+
+
+def test_files_bytes_arrays_and_tensors_are_tagged_alike(tagger, tmp_path):
+    sound = _noise(2.3)
+    expected = _scores(tagger, sound)
+    path = tmp_path / "a.wav"
+    path.write_bytes(_wav(sound))
+    for same in (path, str(path), path.read_bytes(), torch.from_numpy(sound)):
+        _assert_alike(_scores(tagger, same), expected)
+    stereo = np.stack([sound, sound])
+    for same in (stereo, stereo.T, sound.astype(np.float64), _wav(stereo.T)):
+        _assert_alike(_scores(tagger, same), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int16", "int32", "uint8"])
+def test_integers_are_full_scale(dtype):
+    sound = _noise(0.1)
+    info = np.iinfo(dtype)
+    scale, middle = (info.max - info.min + 1) / 2, (info.max + info.min + 1) / 2
+    integers = np.clip(np.rint(sound * scale + middle), info.min, info.max)
+    _assert_alike(mono_samples(integers.astype(dtype)), sound, atol=1.01 / scale)
+
+
+def test_what_is_no_sound_is_refused(tagger):
+    with pytest.raises(ValueError, match="pass sample_rate in Hz"):
+        tagger.tag(_noise(1.0))
+    with pytest.raises(UnreadableClip, match="no samples"):
+        tagger.tag(np.zeros(0, np.float32), RATE)
+    with pytest.raises(UnreadableClip, match="not decodable"):
+        tagger.tag(b"no sound")
+    with pytest.raises(ValueError, match="not finite"):
+        tagger.tag(np.array([0.0, np.nan]), RATE)
+    with pytest.raises(ValueError, match="no axis of channels"):
+        tagger.tag(np.zeros((100, 100)), RATE)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 9\)"):
+        tagger.tag(np.zeros((1, 1, 9)), RATE)
+    with pytest.raises(ValueError, match="of type complex128"):
+        tagger.tag(np.zeros(9, complex), RATE)
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 96000])
+def test_any_rate_will_do(tagger, rate):
+    time = np.arange(2 * rate) / rate
+    tone = np.sin(2 * np.pi * 440 * time).astype(np.float32)
+    at_32k = np.sin(2 * np.pi * 440 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    _assert_alike(_scores(tagger, tone, rate), _scores(tagger, at_32k), atol=0.02)
+
+
+@pytest.mark.parametrize("short_clips", ["repeat", "zero_pad", "as_is"])
+def test_the_others_of_a_batch_change_nothing(short_clips):
+    tagger = _tagger(short_clips=short_clips)
+    sounds = [_noise(s, n) for n, s in enumerate((0.3, 1.0, 2.7, 0.001, 1.0, 5.0))]
+    together = tagger.probabilities(sounds, RATE, batch_size=4)
+    assert together.shape == (6, 3)
+    for sound, row in zip(sounds, together, strict=True):
+        _assert_alike(_scores(tagger, sound), row)
+    tags = tagger.tag_batch(sounds, RATE, top_k=2)
+    assert [len(found) for found in tags] == [2] * 6
+    assert tagger.tag_batch([], RATE) == []
+
+
+def test_short_sound_is_lengthened_as_asked():
+    short = _noise(0.4)
+    padded = np.pad(short, (0, RATE - len(short)))
+    repeated = np.resize(short, RATE)
+    _assert_alike(_scores(_tagger(), short), _scores(_tagger(), repeated))
+    zero_pad = _tagger(short_clips="zero_pad")
+    _assert_alike(_scores(zero_pad, short), _scores(zero_pad, padded))
+    as_is = _tagger(short_clips="as_is")
+    logits = as_is.ensemble(torch.from_numpy(short)[None]).logits[0]
+    _assert_alike(_scores(as_is, short), logits.sigmoid().numpy())
+
+
+def test_long_sound_is_the_average_of_its_windows(tagger):
+    sound = _noise(2.2)
+    starts = [0, RATE // 2, RATE, len(sound) - RATE]
+    parts = [_scores(tagger, sound[start : start + RATE]) for start in starts]
+    _assert_alike(_scores(tagger, sound), np.mean(parts, axis=0))
+
+
+def test_an_ensemble_averages_logits():
+    sound = _noise(1.0)
+    members = [_member(0), _member(1)]
+    alone = [_scores(_tagger(member), sound) for member in members]
+    logits = np.mean([np.log(p / (1 - p)) for p in alone], axis=0)
+    _assert_alike(_scores(_tagger(*members), sound), 1 / (1 + np.exp(-logits)))
+    with pytest.raises(ValueError, match=r"have num_classes \[3, 4\]"):
+        _tagger(_member(), _member(num_classes=4))
+    with pytest.raises(ValueError, match="no student was named"):
+        AudioTagger.from_student([])
+
+
+def test_single_label_probabilities_sum_to_one():
+    scores = _scores(_tagger(target="single_label"), _noise(1.0))
+    assert scores.sum() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_an_embedding_is_of_the_sound_alone(tagger):
+    sound = _noise(1.0)
+    embedding = tagger.embed(sound, RATE)
+    assert embedding.shape == (184,) and np.isfinite(embedding).all()
+    _assert_alike(tagger.embed(np.tile(sound, 1), RATE), embedding)
+    assert tagger.embed(sound, RATE, sources=("mel",)).shape == (128,)
+    assert _tagger(_member(0), _member(1)).embed(sound, RATE).shape == (368,)
+
+
+# --- Long sound -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [RATE, 44100])
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 4.21])
+def test_a_stream_is_a_scan(tagger, rate, seconds):
+    sound = _noise(seconds, rate=rate)
+    scanned = list(tagger.scan(sound, rate, hop_seconds=0.3, batch_size=3))
+    stream = tagger.stream(rate, hop_seconds=0.3)
+    streamed = []
+    for start in range(0, len(sound), 1111):
+        streamed += stream.feed(sound[start : start + 1111])
+    streamed += stream.finish()
+    assert [w[:2] for w in streamed] == [w[:2] for w in scanned]
+    for one, other in zip(streamed, scanned, strict=True):
+        _assert_alike(one.probabilities, other.probabilities)
+    assert scanned[0].start_seconds == 0
+    assert scanned[-1].end_seconds == pytest.approx(seconds, abs=1e-3)
+
+
+def test_windows_come_as_soon_as_they_are_complete(tagger):
+    stream = tagger.stream(RATE, window_seconds=1.0, hop_seconds=0.5)
+    sound = _noise(2.0)
+    assert stream.feed(sound[: RATE - 1]) == []
+    assert [w.start_seconds for w in stream.feed(sound[RATE - 1 : RATE])] == [0.0]
+    assert [w.start_seconds for w in stream.feed(sound[RATE:])] == [0.5, 1.0]
+    assert stream.finish() == []
+
+
+def test_a_scan_hears_each_window_as_tag_does(tagger):
+    sound = _noise(3.0)
+    for window in tagger.scan(sound, RATE):
+        start = round(window.start_seconds * RATE)
+        _assert_alike(window.probabilities, _scores(tagger, sound[start:][:RATE]))
+
+
+def test_a_long_file_is_scanned_in_little_memory(tagger, tmp_path, monkeypatch):
+    path = tmp_path / "long.flac"
+    rate = 8000
+    with soundfile.SoundFile(path, "w", rate, 1) as file:
+        for _ in range(60):
+            file.write(_noise(10, rate=rate))
+    held = []
+    feed = type(tagger.stream(None)._cutter).feed
+
+    def spy(self, samples):
+        windows = feed(self, samples)
+        held.append(len(self._held) + sum(len(w.samples) for w in windows))
+        return windows
+
+    monkeypatch.setattr(type(tagger.stream(None)._cutter), "feed", spy)
+    monkeypatch.setattr(AudioTagger, "_scores", lambda self, w: np.zeros((len(w), 3)))
+    windows = list(tagger.scan(path, window_seconds=1.0, hop_seconds=1.0))
+    assert len(windows) == 600
+    assert max(held) < 20 * RATE  # seconds, of 600
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window_seconds": 0.001}, "window_seconds=0.001 is too short"),
+        ({"window_seconds": 1.0, "hop_seconds": 1.5}, "the hop must be from 1"),
+        ({"hop_seconds": 0.0}, "the hop must be from 1"),
+        ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+    ],
+)
+def test_scans_that_would_leave_sound_out_are_refused(tagger, options, message):
+    with pytest.raises(ValueError, match=message):
+        list(tagger.scan(_noise(2.0), RATE, **options))
+
+
+# --- Models ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "both"}, "target='both'"),
+        ({"short_clips": "loop"}, "short_clips='loop'"),
+        ({"clip_seconds": 0}, "clip_seconds=0 must be above 0"),
+    ],
+)
+def test_settings_of_no_meaning_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _tagger(**settings)
+
+
+def test_a_model_without_its_parts_is_refused():
+    settings = {"sample_rate": RATE, "labels": LABELS}
+    with pytest.raises(ValueError, match="Need hparams"):
+        AudioTagger({}, settings, {"device": "cpu"})
+    settings |= {"clip_seconds": 1.0, "target": "multilabel", "short_clips": "as_is"}
+    with pytest.raises(ValueError, match="no module student and no log_mel"):
+        AudioTagger({}, settings, {"device": "cpu"})
+
+
+def test_labels_must_be_those_of_the_student(tmp_path):
+    path = tmp_path / "student.pt"
+    torch.save(MN(3, width=0.1).state_dict(), path)
+    with pytest.raises(ValueError, match="has 3 classes, but there are 527 labels"):
+        AudioTagger.from_student(path, run_opts={"device": "cpu"})
+    tagger = AudioTagger.from_student(path, LABELS, run_opts={"device": "cpu"})
+    assert len(tagger.tag(_noise(0.5), RATE)) == 3
+
+
+def test_the_published_checkpoint_hears_the_metro(shared):
+    checkpoint = shared / "checkpoints" / "mn04_as_mAP_432.pt"
+    tagger = AudioTagger.from_student(checkpoint, run_opts={"device": "cpu"})
+    tags = tagger.tag(shared / "audio" / "metro_station-paris.wav", top_k=4)
+    expected = {
+        "Train": 0.725,
+        "Rail transport": 0.576,
+        "Railroad car, train wagon": 0.558,
+        "Subway, metro, underground": 0.492,
+    }
+    assert [tag.name for tag in tags] == list(expected)
+    for tag in tags:  # those were resampled less exactly
+        assert tag.probability == pytest.approx(expected[tag.name], abs=3e-3)
+        assert audioset_labels().names[audioset_labels().index[tag.mid]] == tag.name
