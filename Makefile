@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install tools format clean
+.PHONY: demo test lint install tools format stock clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
@@ -21,6 +21,9 @@ lint: tools
 format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
+	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)
 
 install: $(VENV)/installed
 tools: $(VENV)/installed-tools
