@@ -1,14 +1,32 @@
-"""What a student costs: parameters, multiply-accumulates and time."""
+"""What a student costs: parameters, multiply-accumulates, memory and time."""
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from efficientat_plugin.activation_memory import PeakMemory, peak_memory
+from efficientat_plugin.receptive_field import ReceptiveField, receptive_field
+from efficientat_plugin.tracing import evaluating, run_on_shapes, silence
+
+if TYPE_CHECKING:
+    from efficientat_plugin.features import LogMel
+
+__all__ = [
+    "Complexity",
+    "PeakMemory",
+    "ReceptiveField",
+    "count_macs",
+    "count_parameters",
+    "count_state",
+    "measure",
+    "measure_latency",
+    "peak_memory",
+    "receptive_field",
+]
 
 
 class Complexity(NamedTuple):
@@ -17,27 +35,53 @@ class Complexity(NamedTuple):
     parameters: int
     macs: int
     milliseconds_per_clip: float
+    state_values: int  # parameters and statistics
+    peak_memory: PeakMemory  # bytes
+    receptive_field: ReceptiveField
 
+    def describe(self, log_mel: "LogMel | None" = None) -> str:
+        """One figure in a line, with its unit.
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every part's mode comes back after it."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+        Arguments
+        ---------
+        log_mel : LogMel or None
+            The student's front end; tells how long the receptive field is in time.
 
+        Returns
+        -------
+        str
 
-def _silence(student: nn.Module, n_mels: int, n_frames: int) -> Tensor:
-    """One clip where the student is: [1, 1, n_mels, n_frames]."""
-    if n_mels < 1 or n_frames < 1:
-        raise ValueError(f"n_mels={n_mels} and n_frames={n_frames} must be 1 or more")
-    first = next(student.parameters())
-    return torch.zeros(1, 1, n_mels, n_frames, device=first.device, dtype=first.dtype)
+        Example
+        -------
+        >>> field = ReceptiveField(bands=3, frames=7)
+        >>> print(Complexity(80, 1600, 0.0625, 90, PeakMemory(800, 720), field))
+        trainable parameters:          80
+        with statistics:               90
+        multiply-accumulates:          0.002 M per clip
+        peak memory, plain:            0.001 MB
+        peak memory, efficient:        0.001 MB
+        receptive field, time:         7 mel frames
+        receptive field, frequency:    3 mel bands
+        latency:                       0.06 ms per clip
+        """
+        field = self.receptive_field
+        length = f"{field.frames} mel frames"
+        if log_mel is not None:
+            length += f", {field.milliseconds(log_mel):g} ms"
+        figures = {
+            "trainable parameters": f"{self.parameters:,}",
+            "with statistics": f"{self.state_values:,}",
+            "multiply-accumulates": f"{self.macs / 1e6:,.3f} M per clip",
+            "peak memory, plain": f"{self.peak_memory.plain / 1e6:.3f} MB",
+            "peak memory, efficient": f"{self.peak_memory.efficient / 1e6:.3f} MB",
+            "receptive field, time": length,
+            "receptive field, frequency": f"{field.bands} mel bands",
+            "latency": f"{self.milliseconds_per_clip:.2f} ms per clip",
+        }
+        return "\n".join(f"{name + ':':<31}{text}" for name, text in figures.items())
+
+    def __str__(self) -> str:
+        return self.describe()
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -59,8 +103,39 @@ def count_parameters(module: nn.Module) -> int:
     return sum(part.numel() for part in module.parameters() if part.requires_grad)
 
 
+def count_state(module: nn.Module) -> int:
+    """Numbers in the state dict: parameters, statistics and other buffers.
+
+    Single numbers are left out: batch norm's count of batches, which scoring does
+    not read, and a `DyMN`'s temperature, which published state dicts do not have.
+    The published sizes of DyMN are these counts, those of MN `count_parameters`.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> count_state(torch.nn.BatchNorm2d(3))
+    12
+    """
+    return sum(part.numel() for part in module.state_dict().values() if part.ndim)
+
+
 def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> int:
-    """Multiply-accumulates of one clip: convolutions and matrix products.
+    """Multiply-accumulates of one clip, as published.
+
+    Products of convolutions and matrices count, squeeze-excite's and those that mix
+    a dynamic convolution's kernels for the clip included, and one for every bias that
+    a convolution or linear layer adds; normalisation, activations, gating, pooling
+    and residuals are free. Nothing is computed but shapes.
+
+    Source: the README of github.com/fschmid56/EfficientAT has the counts. Its digits
+    would be the same without biases, and without the mixing of kernels.
 
     Arguments
     ---------
@@ -83,12 +158,29 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     Example
     -------
     >>> count_macs(torch.nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)
-    1440
+    1600
     """
-    clip = _silence(student, n_mels, n_frames)
-    with _evaluating(student), FlopCounterMode(display=False) as counter:
-        student(clip)
-    return counter.get_total_flops() // 2  # a multiplication and an addition
+    additions = 0
+
+    def count_bias(layer: nn.Module, maps: object, result: Tensor) -> None:
+        nonlocal additions
+        additions += result.numel() if layer.bias is not None else 0
+
+    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    hooks = [
+        part.register_forward_hook(count_bias)
+        for part in student.modules()
+        if isinstance(part, layers)
+    ]
+    counter = FlopCounterMode(display=False)
+    try:
+        clip = silence(student, n_mels, n_frames, device="meta")
+        run_on_shapes(student, clip, counter)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # A product is a multiplication and an addition.
+    return counter.get_total_flops() // 2 + additions
 
 
 def measure_latency(
@@ -114,7 +206,7 @@ def measure_latency(
     Raises
     ------
     ValueError
-        For a clip without bands or frames, or no rounds.
+        For a clip without bands or frames, no rounds, or a student without numbers.
 
     Example
     -------
@@ -123,10 +215,15 @@ def measure_latency(
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} times nothing; give 1 or more")
-    clip = _silence(student, n_mels, n_frames)
+    clip = silence(student, n_mels, n_frames)
+    if clip.is_meta:
+        raise ValueError(
+            "the student is on the meta device, where nothing is computed; build it "
+            'without torch.device("meta")'
+        )
     is_cuda = clip.device.type == "cuda"
     seconds = []
-    with _evaluating(student):
+    with evaluating(student):
         for _ in range(3 + rounds):
             if is_cuda:
                 torch.cuda.synchronize(clip.device)
@@ -139,9 +236,14 @@ def measure_latency(
 
 
 def measure(
-    student: nn.Module, n_mels: int = 128, n_frames: int = 1000, rounds: int = 20
+    student: nn.Module,
+    n_mels: int = 128,
+    n_frames: int = 1000,
+    rounds: int = 20,
+    bytes_per_value: int = 4,
 ) -> Complexity:
-    """All three at once; see `count_parameters`, `count_macs`, `measure_latency`.
+    """All at once; see `count_parameters`, `count_state`, `count_macs`,
+    `peak_memory`, `receptive_field` and `measure_latency`.
 
     Arguments
     ---------
@@ -153,18 +255,28 @@ def measure(
         T, at least 1.
     rounds : int
         Timed runs, at least 1.
+    bytes_per_value : int
+        Of activations: 4 for float32; at least 1.
 
     Returns
     -------
     Complexity
 
+    Raises
+    ------
+    ValueError
+        As those functions do.
+
     Example
     -------
     >>> measure(torch.nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)[:2]
-    (80, 1440)
+    (80, 1600)
     """
     return Complexity(
         count_parameters(student),
         count_macs(student, n_mels, n_frames),
         measure_latency(student, n_mels, n_frames, rounds),
+        count_state(student),
+        peak_memory(student, n_mels, n_frames, bytes_per_value),
+        receptive_field(student, n_mels, n_frames),
     )

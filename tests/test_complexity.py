@@ -1,65 +1,347 @@
-"""Complexity: the published numbers, and that measuring changes nothing."""
+"""Complexity: the published numbers, laws, and that measuring changes nothing."""
+
+import functools
 
 import pytest
 import torch
+from torch import nn
 
 from efficientat_plugin.complexity import (
     Complexity,
     count_macs,
     count_parameters,
+    count_state,
     measure,
     measure_latency,
+    peak_memory,
+    receptive_field,
 )
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.students.blocks import SqueezeExcite
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.dynamic import ContextGenerator
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.published import published
+from efficientat_plugin.students.weights import FAMILIES
+
+
+@functools.cache
+def on_meta(build, **options):
+    """Static figures need shapes alone: no weights are made, nothing is computed."""
+    with torch.device("meta"):
+        return build(**options)
+
+
+def student_of(name):
+    entry = published(name)
+    return on_meta(FAMILIES[entry.family], **entry.options())
 
 
 @pytest.mark.parametrize(
-    "build, options, n_mels, n_frames, gigamacs, digits",
+    "name, parameters, gigamacs",  # MACs to the digits that are published
     [
-        (MN, {"width": 0.1}, 128, 1000, 0.018, 3),
-        (MN, {"width": 0.4}, 128, 1000, 0.111, 3),
-        (MN, {}, 128, 1000, 0.541, 3),
-        (MN, {}, 128, 500, 0.274, 3),  # hop of 20 ms
-        (MN, {}, 40, 1000, 0.208, 3),
-        (MN, {"head": "fully_convolutional"}, 128, 1000, 0.604, 3),
-        (DyMN, {"width": 0.4}, 128, 1000, 0.12, 2),
-        (DyMN, {}, 128, 1000, 0.58, 2),
+        ("mn01_as", 123_783, "0.018"),
+        ("mn02_as", 324_695, "0.040"),
+        ("mn04_as", 983_599, "0.111"),
+        ("mn05_as", 1_431_239, "0.160"),
+        ("mn10_as", 4_876_831, "0.541"),
+        ("mn20_as", 17_909_287, "2.059"),
+        ("mn30_as", 39_086_367, "4.555"),
+        ("mn40_as", 68_427_303, "8.028"),
+        ("mn10_as_hop_5", 4_876_831, "1.071"),
+        ("mn10_as_hop_15", 4_876_831, "0.361"),
+        ("mn10_as_hop_20", 4_876_831, "0.274"),
+        ("mn10_as_hop_25", 4_876_831, "0.219"),
+        ("mn10_as_mels_40", 4_876_831, "0.208"),
+        ("mn10_as_mels_64", 4_876_831, "0.272"),
+        ("mn10_as_mels_256", 4_876_831, "1.079"),
+        ("mn10_as_fc", 3_478_638, "0.604"),
+        ("mn10_as_fc_s2221", 3_478_638, "1.148"),
+        ("mn10_as_fc_s2211", 3_478_638, "3.978"),
+        ("dymn04_as", 1_961_239, "0.12"),
+        ("dymn10_as", 10_548_479, "0.58"),
+        ("dymn20_as", 39_966_143, "2.2"),
     ],
 )
-def test_macs_are_as_published(build, options, n_mels, n_frames, gigamacs, digits):
-    # Counting needs shapes alone: no weights are made, nothing is computed.
-    with torch.device("meta"):
-        student = build(**options)
-    assert round(count_macs(student, n_mels, n_frames) / 1e9, digits) == gigamacs
+def test_parameters_and_macs_are_as_published(name, parameters, gigamacs):
+    entry, student = published(name), student_of(name)
+    assert count_parameters(student) == parameters
+    n_frames = 1 + (10 * entry.sample_rate - 1) // entry.hop_length
+    macs = count_macs(student, entry.n_mels, n_frames)
+    digits = len(gigamacs.split(".")[1])
+    assert f"{macs / 1e9:.{digits}f}" == gigamacs
+
+
+def test_parameters_with_attention_are_as_published():
+    student = on_meta(MN, head="multihead_attention_pooling")
+    assert count_parameters(student) == 7_023_244
+
+
+@pytest.mark.parametrize(
+    "name, state_values",
+    [
+        ("dymn04_as", 1_972_063),
+        ("dymn10_as", 10_575_063),
+        ("dymn20_as", 40_019_191),
+    ],
+)
+def test_dymn_with_statistics_is_as_published(name, state_values):
+    assert count_state(student_of(name)) == state_values
 
 
 def test_parameters_are_those_that_train():
     student = MN(width=0.1)
-    assert count_parameters(student) == 123_783
     student.features.requires_grad_(False)
     assert count_parameters(student) == count_parameters(student.classifier)
+    assert count_state(student) > count_parameters(student)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_measuring_leaves_the_student_as_it_was(training):
-    student = DyMN(width=0.1, num_classes=2).train(training)
+def test_macs_count_the_biases_of_linear_layers():
+    class Linears(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.linear = nn.Linear(5, 7, bias=bias)
+
+        def forward(self, clip):  # four bands are four products of a clip
+            return self.linear(clip)
+
+    assert count_macs(Linears(bias=False), 4, 5) == 4 * 5 * 7
+    assert count_macs(Linears(bias=True), 4, 5) == 4 * 5 * 7 + 4 * 7
+
+
+class OfManyClips(nn.Module):
+    """A student that gets its clip three times."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, log_mel):
+        return self.student(log_mel.expand(3, -1, -1, -1))
+
+
+def test_complexity_is_that_of_each_clip_of_a_batch():
+    dynamic = on_meta(DyMN, width=0.1)
+    macs = count_macs(dynamic, 64, 100)
+    assert count_macs(OfManyClips(dynamic), 64, 100) == 3 * macs
+    static = on_meta(MN, width=0.1)
+    memory = peak_memory(static, 64, 100).plain
+    assert peak_memory(OfManyClips(static), 64, 100).plain == 3 * memory
+
+
+def test_peak_memory_of_mn10_is_that_of_hand_calculation():
+    memory = peak_memory(student_of("mn10_as"), bytes_per_value=1)
+    # Block 2, 16 channels expanded to 64 of 64 x 500 each
+    assert memory.plain == (16 + 64) * 64 * 500
+    # Block 1, its ends of 16 channels and one filtered channel between them
+    assert memory.efficient == (16 + 16 + 1) * 64 * 500
+
+
+def test_peak_memory_counts_a_shortcut_and_overwrites_where_it_can():
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 2, 1)
+            self.layers = nn.Sequential(
+                nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)
+            )
+
+        def forward(self, clip):
+            maps = self.stem(clip)
+            return self.layers(maps) + maps
+
+    plain, efficient = peak_memory(Shortcut(), 3, 5, bytes_per_value=2)
+    assert plain == efficient == 2 * (2 + 4 + 2) * 3 * 5
+    # Without the shortcut: four channels and two
+    plain, _ = peak_memory(nn.Sequential(*Shortcut().children()), 3, 5)
+    assert plain == 4 * (2 + 4) * 3 * 5
+
+
+@pytest.mark.parametrize(
+    "build, options",
+    [
+        (MN, {"width": 0.1}),
+        (MN, {"width": 0.4, "se_dims": "cft", "n_mels": 40, "n_frames": 100}),
+        (MN, {"dilated": True, "reduced_tail": True, "se_dims": "none"}),
+        (MN, {"strides": (1, 1, 1, 1), "head": "multihead_attention_pooling"}),
+        (DyMN, {"width": 0.4}),
+        (DyMN, {"dynamic_blocks": "replace_se", "use_dyconv": False}),
+    ],
+)
+def test_slices_need_no_more_memory_than_whole_maps(build, options):
+    student = on_meta(build, **options)
+    plain, efficient = peak_memory(student, 40, 100)
+    assert 0 < efficient < plain
+
+
+def test_an_inverted_residual_can_be_computed_in_slices():
+    torch.manual_seed(0)
+    block = MN(width=0.1, num_classes=2).eval().features[5]
+    (expand, *_), (filtering, *_), gating, (project, last_norm) = block.block
+    squeeze_excite = gating.conc_se_layers[0]
+    maps = torch.randn(1, expand.in_channels, 6, 7)
+    # Fresh batch norms only divide by this, and the shortcut makes the last visible.
+    scale = (1 + last_norm.eps) ** -0.5
+
+    def filtered(channel):
+        one = slice(channel, channel + 1)
+        inner = nn.functional.conv2d(maps, expand.weight[one])
+        inner = (inner * scale).relu()
+        inner = nn.functional.conv2d(
+            inner, filtering.weight[one], padding=filtering.padding
+        )
+        return (inner * scale).relu()
+
+    with torch.no_grad():
+        channels = range(expand.out_channels)
+        means = torch.cat([filtered(each).mean((2, 3)) for each in channels], dim=1)
+        gate = squeeze_excite.fc2(squeeze_excite.fc1(means).relu()).sigmoid()
+        result = torch.zeros_like(maps)
+        for each in channels:
+            weight = project.weight[:, each : each + 1]
+            result += nn.functional.conv2d(filtered(each) * gate[0, each], weight)
+        torch.testing.assert_close(last_norm(result) + maps, block(maps))
+
+
+def field_by_gradient(student, size):
+    """Extents of what moves one cell of the maps, global context held still."""
+
+    def hold_still(module, args, result):
+        if isinstance(result, tuple):
+            return type(result)(*(each.detach() for each in result))
+        return result.detach()
+
+    for part in student.modules():
+        if isinstance(part, SqueezeExcite | ContextGenerator):
+            part.register_forward_hook(hold_still)
+    for parameter in student.parameters():
+        parameter.data.abs_()  # no path is blocked, and none cancels another
+    log_mel = torch.ones(1, 1, size, size, requires_grad=True)
+    maps = student.eval().maps(log_mel)
+    middle = maps.shape[-1] // 2
+    maps[0, 0, middle, middle].backward()
+    bands, frames = log_mel.grad[0, 0].nonzero(as_tuple=True)
+    return (
+        int(bands.max() - bands.min()) + 1,
+        int(frames.max() - frames.min()) + 1,
+    )
+
+
+@pytest.mark.parametrize(
+    "build, options, size",
+    [
+        (MN, {"strides": (1, 1, 1, 1)}, 100),
+        (MN, {"strides": (2, 1, 1, 2), "dilated": True}, 340),
+        (MN, {"strides": (1, 1, 1, 1), "se_dims": "none"}, 100),
+        (DyMN, {"strides": (1, 1, 1, 1)}, 100),
+        (DyMN, {"strides": (1, 1, 2, 1), "dynamic_blocks": "replace_se"}, 160),
+    ],
+)
+def test_receptive_field_is_where_gradients_reach(build, options, size):
+    torch.manual_seed(0)
+    student = build(width=0.1, num_classes=2, **options)
+    field = receptive_field(student, 40, 50)
+    assert field[:2] == field_by_gradient(student, size)
+    assert max(field[:2]) < size  # else the clip's edges would cut both
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, (595, 595, 32, 32)),
+        ({"strides": (2, 2, 2, 1)}, (467, 467, 16, 16)),
+        ({"strides": (2, 2, 2, 1), "dilated": True}, (659, 659, 16, 16)),
+        ({"dilated": True}, (659, 659, 16, 16)),  # takes the place of a stride
+    ],
+)
+def test_receptive_field_grows_with_strides_and_dilation(options, expected):
+    assert receptive_field(on_meta(MN, width=0.1, **options), 40, 50) == expected
+
+
+@pytest.mark.parametrize("n_mels, n_frames", [(1, 1), (128, 1000)])
+def test_receptive_field_does_not_depend_on_the_clip(n_mels, n_frames):
+    # On one band or frame a mean changes nothing, and is one all the same.
+    field = receptive_field(on_meta(DyMN, width=0.1), n_mels, n_frames)
+    assert field == (595, 595, 32, 32)
+
+
+def test_receptive_field_is_the_widest_of_several_paths():
+    class TwoPaths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide = nn.Conv2d(1, 2, (1, 5), padding=(0, 2))
+            self.high = nn.Conv2d(1, 2, (3, 1), padding=(1, 0))
+            self.pool = nn.MaxPool2d(2)
+
+        def forward(self, clip):
+            return self.pool(self.wide(clip) + self.high(clip))
+
+    assert receptive_field(TwoPaths()) == (4, 6, 2, 2)
+
+
+def test_receptive_field_in_time_has_hops_and_a_window():
+    log_mel = LogMel()
+    field = receptive_field(on_meta(MN, width=0.1))
+    assert field.milliseconds(log_mel) == 594 * 10 + 25
+
+
+def test_measuring_leaves_the_student_as_it_was():
+    student = DyMN(width=0.1, num_classes=2).train()
     student.layers[0].eval()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     result = measure(student, n_mels=8, n_frames=9, rounds=2)
     assert isinstance(result, Complexity)
     assert result.parameters == count_parameters(student)
     assert result.macs > 0 and result.milliseconds_per_clip > 0
-    assert student.training == training and not student.layers[0].training
+    assert student.training and not student.layers[0].training
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name])
+    for part in student.modules():
+        assert not part._forward_hooks and not part._forward_pre_hooks
 
 
-def test_macs_refuse_an_empty_clip():
+def test_complexity_reads_as_a_list_with_units():
+    result = measure(MN(width=0.1), n_mels=40, n_frames=50, rounds=1)
+    lines = str(result).splitlines()
+    assert len(lines) == 8
+    assert lines[0].split(":")[1].strip() == "123,783"
+    assert lines[5].endswith("595 mel frames")
+    assert result.describe(LogMel()).splitlines()[5].endswith("595 mel frames, 5965 ms")
+
+
+@pytest.mark.parametrize("count", [count_macs, peak_memory, receptive_field])
+def test_an_empty_clip_is_refused(count):
     with pytest.raises(ValueError, match="n_frames=0 must be 1 or more"):
-        count_macs(MN(width=0.1), n_frames=0)
+        count(MN(width=0.1), n_frames=0)
+
+
+def test_a_student_that_refuses_the_clip_is_left_without_hooks():
+    student = on_meta(MN, width=0.1, se_dims="t", n_frames=50)
+    for count in (count_macs, peak_memory):
+        with pytest.raises(ValueError, match="log_mel has 40 frames"):
+            count(student, 40, 40)
+    for part in student.modules():
+        assert not part._forward_hooks and not part._forward_pre_hooks
 
 
 def test_latency_refuses_no_rounds():
     with pytest.raises(ValueError, match="rounds=0"):
         measure_latency(MN(width=0.1), rounds=0)
+
+
+def test_latency_refuses_a_student_without_numbers():
+    with pytest.raises(ValueError, match="meta device, where nothing is computed"):
+        measure_latency(on_meta(MN, width=0.1))
+
+
+def test_peak_memory_refuses_values_without_bytes():
+    with pytest.raises(ValueError, match="bytes_per_value=0 must be 1 or more"):
+        peak_memory(MN(width=0.1), bytes_per_value=0)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ConvTranspose2d(1, 1, 2, stride=2), nn.UpsamplingNearest2d((8, 10))]
+)
+def test_receptive_field_refuses_what_enlarges_maps(layer):
+    with pytest.raises(ValueError, match="the student enlarges its maps"):
+        receptive_field(layer, 4, 5)

@@ -1,0 +1,124 @@
+"""Prints a Markdown table of the published students: what each costs, and scores.
+
+    python benchmarks/students_table.py
+    python benchmarks/students_table.py mn04_as dymn04_as --no-latency
+
+Nothing is downloaded: costs do not depend on the values of weights, and the mAP is
+the published one.
+"""
+
+import argparse
+
+import torch
+from tqdm import tqdm
+
+from efficientat_plugin.complexity import (
+    count_macs,
+    count_parameters,
+    count_state,
+    measure_latency,
+    peak_memory,
+    receptive_field,
+)
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.students.published import PUBLISHED, PublishedStudent, published
+from efficientat_plugin.students.student import Student
+from efficientat_plugin.students.weights import FAMILIES
+
+CLIP_SECONDS = 10
+COLUMNS = {
+    "student": "---",
+    "parameters": "---:",
+    "with statistics": "---:",
+    "MACs": "---:",
+    "peak memory": "---:",
+    "in slices": "---:",
+    "receptive field": "---",
+    "mAP": "---:",
+    "ms per clip": "---:",
+}
+
+
+def main_students() -> list[str]:
+    """Published students of AudioSet with an mAP, the first of those built alike."""
+    first_names: dict[str, str] = {}
+    for entry in PUBLISHED.values():
+        if entry.trained_on == "AudioSet" and entry.mean_ap is not None:
+            alike = repr((entry.family, entry.options(), entry.front_end()))
+            first_names.setdefault(alike, entry.name)
+    return list(first_names.values())
+
+
+def build(entry: PublishedStudent, device: str) -> Student:
+    """The student with weights by chance; on the meta device with none."""
+    with torch.device(device):
+        return FAMILIES[entry.family](**entry.options())
+
+
+def row(entry: PublishedStudent, rounds: int) -> list[str]:
+    """The cells of one student; the last only where there are rounds."""
+    log_mel = LogMel(**entry.front_end())
+    n_mels = log_mel.n_mels
+    n_frames = log_mel.num_frames(CLIP_SECONDS * log_mel.sample_rate)
+    student = build(entry, "meta")
+    memory = peak_memory(student, n_mels, n_frames)
+    field = receptive_field(student, n_mels, n_frames)
+    seconds = field.milliseconds(log_mel) / 1000
+    cells = [
+        entry.name,
+        f"{count_parameters(student) / 1e6:.3f} M",
+        f"{count_state(student) / 1e6:.3f} M",
+        f"{count_macs(student, n_mels, n_frames) / 1e9:.3f} G",
+        f"{memory.plain / 1e6:.2f} MB",
+        f"{memory.efficient / 1e6:.2f} MB",
+        f"{field.frames} frames ({seconds:.1f} s), {field.bands} bands",
+        "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
+    ]
+    if rounds:
+        real = build(entry, "cpu")
+        cells.append(f"{measure_latency(real, n_mels, n_frames, rounds):.1f}")
+    return cells
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="published students; none: the main")
+    parser.add_argument("--no-latency", action="store_true", help="time nothing")
+    parser.add_argument("--rounds", type=int, default=20, help="timed runs of each")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1 or arguments.threads < 1:
+        parser.error("--rounds and --threads must be 1 or more")
+    try:
+        entries = [published(name) for name in arguments.names or main_students()]
+    except ValueError as error:
+        parser.error(str(error))
+
+    torch.set_num_threads(arguments.threads)
+    rounds = 0 if arguments.no_latency else arguments.rounds
+    columns = dict(COLUMNS)
+    if not rounds:
+        del columns["ms per clip"]
+    lines = [list(columns), list(columns.values())]
+    with tqdm(entries, desc="students", unit="student") as bar:
+        for entry in bar:
+            bar.set_postfix_str(entry.name)
+            lines.append(row(entry, rounds))
+    for cells in lines:
+        print("| " + " | ".join(cells) + " |")
+    print()
+    print(
+        f"Per clip of {CLIP_SECONDS} s, float32. Peak memory: activations of one clip, "
+        "weights left out; in slices: no expanded map is ever whole. Receptive field: "
+        "of the convolutions; squeeze-excite and dynamic blocks hear the whole clip. "
+        "mAP: published, AudioSet evaluation, percent."
+    )
+    if rounds:
+        print(
+            "Milliseconds: one clip by itself, from log-mel to logits, on a CPU; "
+            f"threads: {arguments.threads}; median of {rounds}."
+        )
+
+
+if __name__ == "__main__":
+    main()
