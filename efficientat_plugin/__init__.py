@@ -21,19 +21,24 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "AudioTagger": "inference",
     "Clips": "data.clips",
     "DistillationBrain": "brain",
     "DistillationLoss": "losses",
     "DyMN": "students.dymn",
+    "LayerEmbedding": "embeddings",
     "LogMel": "features",
     "LogitsStore": "teachers.store",
     "MN": "students.mn",
     "SpecMask": "features",
+    "StudentEncoder": "encoders",
     "StudentOutput": "contracts",
     "TaggingStats": "metrics",
     "list_students": "students.published",
+    "load_encoder": "encoders",
     "load_rows": "data.rows",
     "load_student": "students.weights",
+    "read_table": "data.tables",
 }
 
 __all__ = sorted(_HOME)

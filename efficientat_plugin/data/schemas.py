@@ -1,0 +1,164 @@
+"""Official folders of named data sets, which several tables describe."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from efficientat_plugin.data.sources import Source
+from efficientat_plugin.data.text_tables import read_text_table
+
+
+def read_fsd50k_folder(folder: Path) -> Source:
+    """FSD50K as Zenodo gives it, or as ``Fhrozen/FSD50k`` on the hub keeps it.
+
+    Arguments
+    ---------
+    folder : Path
+        Holds ``FSD50K.dev_audio``, ``FSD50K.eval_audio`` and ``FSD50K.ground_truth``;
+        or ``clips`` and ``labels``.
+
+    Returns
+    -------
+    Source
+        Its splits are "train" and "val", which make up dev, and "eval".
+
+    Raises
+    ------
+    FileNotFoundError
+        If a table is not there.
+    ValueError
+        If a label is not in the vocabulary.
+
+    Source
+    ------
+    Fonseca et al., "FSD50K: An Open Dataset of Human-Labeled Sound Events", TASLP 2022;
+    https://zenodo.org/record/4060432
+    """
+    if (folder / "labels").is_dir():
+        truth, audio = folder / "labels", "clips/{part}/{name}.wav"
+    else:
+        truth, audio = folder / "FSD50K.ground_truth", "FSD50K.{part}_audio/{name}.wav"
+    _require([truth / f"{name}.csv" for name in ("dev", "eval", "vocabulary")])
+    vocabulary = set(read_vocabulary(truth / "vocabulary.csv"))
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("clip_id", "file", "labels", "split")
+    }
+    for part in ("dev", "eval"):
+        path = truth / f"{part}.csv"
+        table = _columns_of(path, ["fname", "labels"] + ["split"] * (part == "dev"))
+        names = table["fname"]
+        columns["clip_id"] += names
+        columns["file"] += [audio.format(part=part, name=name) for name in names]
+        columns["labels"] += [labels.split(",") for labels in table["labels"]]
+        columns["split"] += table["split"] if part == "dev" else ["eval"] * len(names)
+    unknown = {label for labels in columns["labels"] for label in labels} - vocabulary
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} labels of {truth} are not in its vocabulary.csv: "
+            f"{', '.join(sorted(unknown)[:5])}; take all three tables from one release"
+        )
+    return Source("FSD50K", columns, folder)
+
+
+def read_vocabulary(path: Path) -> list[str]:
+    """Class names of FSD50K's ``vocabulary.csv``, in its order.
+
+    It has no header, and copies differ in the order of name and machine id.
+
+    Raises
+    ------
+    ValueError
+        If no column holds machine ids.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if rows and all(len(row) == 3 for row in rows):
+        for ids, names in ((2, 1), (1, 2)):
+            # Not of every row: a header may stand above them after all.
+            if all(row[ids].startswith(("/m/", "/t/", "/g/")) for row in rows[1:]):
+                header = not rows[0][ids].startswith("/")
+                return [row[names] for row in rows[header:]]
+    raise ValueError(
+        f"{path} should have the columns index, name and machine id (/m/...), but its "
+        f"first row is {','.join(rows[0]) if rows else 'not there'}"
+    )
+
+
+def read_tau2020_folder(folder: Path) -> Source:
+    """TAU Urban Acoustic Scenes 2020 Mobile, development set.
+
+    Arguments
+    ---------
+    folder : Path
+        Holds ``meta.csv``, ``evaluation_setup`` and ``audio``.
+
+    Returns
+    -------
+    Source
+        Its splits are "train" and "test", of the official fold, and "unused"; a group
+        is a place of recording, a device "a", "b", "c" or "s1" to "s6".
+
+    Raises
+    ------
+    FileNotFoundError
+        If a table is not there.
+    ValueError
+        If the tables do not fit each other.
+
+    Source
+    ------
+    Heittola, Mesaros and Virtanen, "Acoustic scene classification in DCASE 2020
+    Challenge", DCASE 2020; https://zenodo.org/record/3819968
+    """
+    setup = folder / "evaluation_setup"
+    meta = folder / "meta.csv"
+    train = setup / "fold1_train.csv"
+    # The same clips as in fold1_test.csv, but with labels; copies may have one alone.
+    test = setup / "fold1_evaluate.csv"
+    if not test.is_file():
+        test = setup / "fold1_test.csv"
+    _require([meta, train, test])
+    table = _columns_of(meta, ["filename", "scene_label", "identifier", "source_label"])
+    split_of: dict[str, str] = {}
+    for split, path in (("train", train), ("test", test)):
+        for name in _columns_of(path, ["filename"])["filename"]:
+            if split_of.setdefault(name, split) != split:
+                raise ValueError(
+                    f"{name} is in both {train} and {test}; take all tables from one "
+                    "release"
+                )
+    absent = sorted(set(split_of) - set(table["filename"]))
+    if absent:
+        raise ValueError(
+            f"{len(absent)} files of {setup} are not in {meta}: "
+            f"{', '.join(absent[:5])}; take all tables from one release"
+        )
+    columns: dict[str, Sequence[Any]] = {
+        "clip_id": [Path(name).stem for name in table["filename"]],
+        "file": table["filename"],
+        "label": table["scene_label"],
+        "group": table["identifier"],
+        "device": table["source_label"],
+        "split": [split_of.get(name, "unused") for name in table["filename"]],
+    }
+    return Source("TAU Urban Acoustic Scenes 2020 Mobile", columns, folder)
+
+
+def _columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
+    table = read_text_table(path)
+    missing = [name for name in names if name not in table]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)}; found were {', '.join(table)}"
+        )
+    return table
+
+
+def _require(paths: Sequence[Path]) -> None:
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{', '.join(missing)} is not there; pass the folder that was unpacked, "
+            "with its tables"
+        )

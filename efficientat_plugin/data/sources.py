@@ -1,0 +1,272 @@
+"""From a path or a hub id to a table as its maker wrote it, in whatever form."""
+
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.data.rows import _load_hub, _parquet_files
+from efficientat_plugin.data.text_tables import read_text_table
+
+logger = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SPLIT_NAMES = frozenset(
+    ("train", "training", "valid", "validation", "val", "dev")
+    + ("test", "testing", "eval", "evaluation")
+)
+
+
+class Source(NamedTuple):
+    """A table as it was found; its columns are read when they are asked for."""
+
+    name: str  # for messages
+    columns: Mapping[str, Sequence[Any]]  # but for those that hold sound
+    folder: Path | None = None  # what file names are relative to
+    table_folder: Path | None = None  # or to this one
+    rows: datasets.Dataset | None = None  # where sound stands in the table
+    embedded: tuple[str, ...] = ()  # its columns in ``rows``
+
+
+class ArrowColumns(Mapping[str, Sequence[Any]]):
+    """Columns of a `datasets.Dataset`, each read from the disk on its own.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        Without an indices mapping: as loaded.
+    hidden : Sequence[str]
+        Columns of ``rows`` to leave out.
+    more : Mapping[str, Sequence]
+        Columns that ``rows`` does not have, or not like this.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        hidden: Sequence[str] = (),
+        more: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        self.rows = rows
+        self.more = dict(more or {})
+        own = [name for name in rows.column_names if name not in hidden]
+        self.names = list(dict.fromkeys([*own, *self.more]))
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name in self.more:
+            return self.more[name]
+        if name not in self.names:
+            raise KeyError(name)
+        values = self.rows.data.column(name).to_pylist()
+        return _class_names(values, self.rows.features[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # that of Mapping would read the column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def _class_names(values: list[Any], feature: Any) -> list[Any]:
+    """Class numbers by the names that `datasets` keeps for them."""
+    if isinstance(feature, datasets.ClassLabel):
+        # A negative number says that nobody labelled the clip.
+        known = [value is not None and value >= 0 for value in values]
+        return [
+            feature.int2str(value) if is_known else None
+            for value, is_known in zip(values, known, strict=True)
+        ]
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.ClassLabel):
+        return [_class_names(value or [], inner) for value in values]
+    return values
+
+
+def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
+    """A CSV, TSV, JSONL or Parquet file whose file names are relative to ``folder``."""
+    if path.suffix.lower() != ".parquet":
+        return Source(path.name, read_text_table(path), folder, path.parent)
+    rows = datasets.load_dataset(
+        "parquet", data_files=[str(path)], split="train", cache_dir=cache_dir
+    )
+    return _of_splits({"train": rows}, path.name, folder, path.parent)
+
+
+def read_class_folders(folder: Path) -> Source:
+    """``<class>/.../<clip>``, or ``<split>/<class>/.../<clip>``."""
+    names, others = list_audio(folder)
+    inside = [name for name in names if "/" in name]
+    if not inside:
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5])
+        raise FileNotFoundError(
+            f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
+            f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
+            f"{found or 'no files'}"
+        )
+    if len(inside) < len(names):
+        outside = len(names) - len(inside)
+        logger.warning("%d clips of %s are in no class folder", outside, folder)
+    if others:
+        kinds = ", ".join(f"{kind} ({n})" for kind, n in others.most_common(5))
+        logger.info("%s: files that are no audio are left out: %s", folder, kinds)
+    parts = [name.split("/") for name in inside]
+    empty = {entry.name for entry in folder.iterdir() if _is_visible_folder(entry)}
+    if empty := empty - {part[0] for part in parts}:
+        some = ", ".join(sorted(empty)[:5])
+        logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
+    if all(part[0].lower() in SPLIT_NAMES and len(part) > 2 for part in parts):
+        columns: dict[str, Sequence[Any]] = {
+            "file": inside,
+            "label": [part[1] for part in parts],
+            "split": [part[0] for part in parts],
+        }
+    else:
+        columns = {"file": inside, "label": [part[0] for part in parts]}
+    return Source(folder.name, columns, folder)
+
+
+def list_audio(folder: Path) -> tuple[list[str], Counter]:
+    """Names of audio files below a folder, sorted, and suffixes of other files.
+
+    Hidden files and folders are passed over; links are followed once.
+
+    Raises
+    ------
+    PermissionError
+        If a folder cannot be read.
+    """
+    names, others, visited = [], Counter[str](), set()
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(place)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        below = Path(place).relative_to(folder)
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if _is_hidden(name):
+                continue
+            if suffix in AUDIO_SUFFIXES:
+                names.append((below / name).as_posix())
+            else:
+                others[suffix or name] += 1
+    return sorted(names), others
+
+
+def _refuse(error: OSError) -> None:
+    # Passing over it would leave its clips out without a word.
+    raise PermissionError(
+        f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
+        "it away"
+    ) from error
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def _is_visible_folder(entry: Path) -> bool:
+    return entry.is_dir() and not _is_hidden(entry.name)
+
+
+def find_tables(folder: Path) -> list[Path]:
+    """Tables in a folder, or else in those within, or else Parquet yet deeper."""
+    for pattern in ("*", "*/*", "*/*/*.parquet"):
+        found = [
+            path
+            for path in sorted(folder.glob(pattern))
+            if path.suffix.lower() in TABLE_SUFFIXES
+            and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
+        ]
+        if found:
+            return found
+    return []
+
+
+def read_rows(
+    dataset: str,
+    split_names: Sequence[str],
+    config: str | None,
+    cache_dir: str | None,
+) -> Source:
+    """All splits of a hub data set, a ``save_to_disk`` folder or Parquet files."""
+    path = Path(dataset).expanduser()
+    loaded: Any
+    every_split: Any = None
+    if not path.exists():
+        loaded = _load_hub(dataset, every_split, False, config, cache_dir)
+    elif any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        loaded = datasets.load_from_disk(str(path))
+    else:
+        loaded = _load_parquet_folder(path, split_names, config, cache_dir)
+    if isinstance(loaded, datasets.Dataset):
+        loaded = {"train": loaded}
+    local = path if path.exists() else None
+    return _of_splits(dict(loaded), dataset, local, local)
+
+
+def _load_parquet_folder(
+    path: Path, split_names: Sequence[str], config: str | None, cache_dir: str | None
+) -> Any:
+    files = {name: _parquet_files(path, name) for name in split_names}
+    if files and all(files.values()):
+        named = {name: [str(file) for file in part] for name, part in files.items()}
+        return datasets.load_dataset("parquet", data_files=named, cache_dir=cache_dir)
+    try:  # splits by `datasets`' own reading of the names, or of the README
+        return datasets.load_dataset(str(path), config, cache_dir=cache_dir)
+    except Exception as error:  # `datasets` raises errors of many kinds
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        raise ValueError(
+            f"the Parquet files of {path} are no data set that `datasets` reads "
+            f"({reason}); name one file"
+        ) from error
+
+
+def _of_splits(
+    parts: Mapping[str, datasets.Dataset],
+    name: str,
+    folder: Path | None,
+    table_folder: Path | None,
+) -> Source:
+    more: dict[str, Sequence[Any]] = {}
+    if len(parts) > 1:
+        repeated = ([split] * len(rows) for split, rows in parts.items())
+        more["split"] = [split for splits in repeated for split in splits]
+    rows = datasets.concatenate_datasets(list(parts.values()))
+    heard = defaultdict(list)
+    for field in rows.data.schema:
+        heard[_how_audio_stands(rows, field)].append(field.name)
+    for column in heard["path"]:
+        paths = [chunk.field("path") for chunk in rows.data.column(column).chunks]
+        more[column] = pa.chunked_array(paths, pa.string()).to_pylist()
+    columns = ArrowColumns(rows, heard["bytes"], more)
+    return Source(name, columns, folder, table_folder, rows, tuple(heard["bytes"]))
+
+
+def _how_audio_stands(rows: datasets.Dataset, field: pa.Field) -> str:
+    """In a column: as "bytes", as a "path", or "" for not at all."""
+    kind = field.type
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        if kind.get_field_index("bytes") < 0:
+            return "path"
+        chunks = rows.data.column(field.name).chunks
+        parts = [chunk.field("bytes") for chunk in chunks]
+        # Counts what is absent, which reads none of what is there.
+        absent = all(part.null_count == len(part) for part in parts)
+        return "path" if absent else "bytes"
+    if pa.types.is_struct(kind):
+        return "bytes" if kind.get_field_index("bytes") >= 0 else ""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return "bytes" if pa.types.is_uint8(kind.value_type) else ""
+    return "bytes" if kind in (pa.binary(), pa.large_binary()) else ""

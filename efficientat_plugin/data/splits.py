@@ -1,0 +1,269 @@
+"""Which clips to train, validate and test on: by seed, class and recording source.
+
+Clips of one ``group`` (a recording, a place) never stand on both sides: a network would
+be tested on what it has heard.
+"""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import datasets
+import numpy as np
+
+from efficientat_plugin.data.stratify import Unit, stratify, total_counts
+
+logger = logging.getLogger(__name__)
+
+
+class Split(NamedTuple):
+    """Rows of each side, in order; a side may be empty."""
+
+    train: list[int]
+    valid: list[int]
+    test: list[int]
+
+
+def split_rows(
+    rows: datasets.Dataset,
+    valid_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> Split:
+    """Splits rows at random: groups whole, each class in proportion.
+
+    Where clips have one label and no group, each side has the share of each class to
+    within a clip; elsewhere, as nearly as groups and labels allow. The outcome depends
+    on the seed and on ids and groups, not on the order of rows.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        From ``read_table``; no audio is read.
+    valid_share, test_share : float
+        Of the clips, from 0 (none) to less than 1 in sum.
+    seed : int
+        Another one gives another split.
+
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        If the shares are not legal, or there are too few clips, groups or classes.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict(
+    ...     {"video_id": list("abcdefgh"), "labels": [["x"], ["y"]] * 4}
+    ... )
+    >>> split = split_rows(rows, valid_share=0.25, test_share=0.25)
+    >>> [len(side) for side in split]
+    [4, 2, 2]
+    """
+    if min(valid_share, test_share) < 0 or valid_share + test_share >= 1:
+        raise ValueError(
+            f"valid_share={valid_share} and test_share={test_share} must be 0 or more "
+            "and leave something to train on"
+        )
+    shares = {"train": 1 - valid_share - test_share}
+    shares.update(valid=valid_share, test=test_share)
+    shares = {side: share for side, share in shares.items() if share > 0}
+    sides = _deal_out(rows, list(shares), list(shares.values()), seed)
+    return Split(*(sides.get(name, []) for name in Split._fields))
+
+
+def make_folds(
+    rows: datasets.Dataset, num_folds: int = 5, seed: int = 0
+) -> list[list[int]]:
+    """Rows of each of ``num_folds`` folds of like size; see ``split_rows``.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two folds, or too few clips, groups or classes.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict(
+    ...     {"video_id": list("abcdef"), "labels": [["x"], ["y"]] * 3}
+    ... )
+    >>> [len(fold) for fold in make_folds(rows, num_folds=3)]
+    [2, 2, 2]
+    """
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} must be 2 or more")
+    names = [f"fold {number}" for number in range(1, num_folds + 1)]
+    folds = _deal_out(rows, names, [1 / num_folds] * num_folds, seed)
+    return [folds[name] for name in names]
+
+
+def split_by_fold(
+    rows: datasets.Dataset, test_fold: int | str, valid_fold: int | str | None = None
+) -> Split:
+    """Tests on one fold of the ``fold`` column and trains on the others.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        With a column ``fold``.
+    test_fold : int | str
+        Its name.
+    valid_fold : int | str | None
+        One to validate on; None: none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such fold.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"fold": ["1", "2", "3"]})
+    >>> split_by_fold(rows, test_fold=3, valid_fold=1)
+    Split(train=[1], valid=[0], test=[2])
+    """
+    folds = _column(rows, "fold")
+    asked = [test_fold] if valid_fold is None else [test_fold, valid_fold]
+    missing = [str(fold) for fold in asked if str(fold) not in folds]
+    if missing or len({str(fold) for fold in asked}) < len(asked):
+        found = ", ".join(sorted({str(fold) for fold in folds}))
+        raise ValueError(
+            f"test_fold={test_fold} and valid_fold={valid_fold} must be two of the "
+            f"folds {found}"
+        )
+    sides = {str(test_fold): "test", str(valid_fold): "valid"}
+    return _by_name(rows, [sides.get(str(fold), "train") for fold in folds])
+
+
+def given_split(rows: datasets.Dataset) -> Split:
+    """The split that the ``split`` column gives: "train", "valid" and "test".
+
+    Raises
+    ------
+    ValueError
+        If it has other names.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"split": ["train", "test", "train"]})
+    >>> given_split(rows)
+    Split(train=[0, 2], valid=[], test=[1])
+    """
+    names = _column(rows, "split")
+    other = sorted({str(name) for name in names} - set(Split._fields))
+    if other:
+        raise ValueError(
+            f"column split holds {', '.join(other)}, but should hold "
+            f"{', '.join(Split._fields)}; rename them as they are read, such as "
+            f"splits={{{other[0]!r}: 'valid'}}"
+        )
+    return _by_name(rows, [str(name) for name in names])
+
+
+def _column(rows: datasets.Dataset, name: str) -> list:
+    if name not in rows.column_names:
+        raise ValueError(
+            f"the rows have no column {name}, but {', '.join(rows.column_names)}; name "
+            f"it with {name}_column as they are read, or use split_rows"
+        )
+    return rows[name][:]
+
+
+def _by_name(rows: datasets.Dataset, names: Sequence[str]) -> Split:
+    split = Split([], [], [])
+    for row, name in enumerate(names):
+        getattr(split, name).append(row)
+    if "group" in rows.column_names:
+        placed = set(zip(rows["group"][:], names, strict=True))
+        count = Counter(group for group, _ in placed if group is not None)
+        torn = sorted(group for group, n in count.items() if n > 1)
+        if torn:  # as its makers want it, so that it is not refused
+            logger.warning(
+                "%d groups are on several sides of the given split: %s",
+                len(torn),
+                ", ".join(torn[:5]),
+            )
+    return split
+
+
+def _deal_out(
+    rows: datasets.Dataset, names: Sequence[str], shares: Sequence[float], seed: int
+) -> dict[str, list[int]]:
+    units = _units(rows)
+    num_rows = len(rows)
+    counts = total_counts(units)
+    _refuse_too_few(units, num_rows, counts, names, shares)
+    rng = np.random.default_rng(seed)
+    units = [units[place] for place in rng.permutation(len(units))]
+    side_of = stratify(units, shares, rng)
+    sides: dict[str, list[int]] = {name: [] for name in names}
+    held: dict[str, set[str]] = defaultdict(set)
+    for unit, side in zip(units, side_of, strict=True):
+        sides[names[side]] += unit.rows
+        held[names[side]].update(unit.counts)
+    empty = [name for name in names if not sides[name]]
+    if empty:
+        raise ValueError(
+            f"nothing is left for {' and '.join(empty)}: {num_rows} clips in "
+            f"{len(units)} groups do not divide like that; give more clips, or larger "
+            "or fewer shares"
+        )
+    for name in names:
+        absent = sorted(set(counts) - held[name])
+        if absent:
+            logger.warning(
+                "%d classes are too small, or of too few groups, for clips in %s: %s",
+                len(absent),
+                name,
+                ", ".join(f"{label} ({counts[label]})" for label in absent[:10]),
+            )
+    return {name: sorted(side) for name, side in sides.items()}
+
+
+def _units(rows: datasets.Dataset) -> list[Unit]:
+    """Groups, and clips of no group, in an order of their names alone."""
+    wanted = [n for n in ("video_id", "labels", "group") if n in rows.column_names]
+    by_name: dict[tuple[str, str], Unit] = {}
+    place = 0
+    for batch in rows.select_columns(wanted).iter(batch_size=10_000):
+        groups = batch.get("group") or [None] * len(batch["labels"])
+        for clip_id, labels, group in zip(
+            batch["video_id"], batch["labels"], groups, strict=True
+        ):
+            name = ("clip", str(clip_id)) if group is None else ("group", str(group))
+            unit = by_name.setdefault(name, Unit(name, [], Counter()))
+            unit.rows.append(place)
+            unit.counts.update(set(labels or ()))
+            place += 1
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _refuse_too_few(
+    units: Sequence[Unit],
+    num_rows: int,
+    counts: Counter,
+    names: Sequence[str],
+    shares: Sequence[float],
+) -> None:
+    if len(counts) < 2:
+        raise ValueError(
+            f"the {num_rows} clips have {len(counts)} class"
+            f"{'' if len(counts) == 1 else 'es'} ({', '.join(counts) or 'no labels'}); "
+            "to split them by class takes clips of two or more"
+        )
+    if len(units) < len(names):
+        kind = "clips" if len(units) == num_rows else f"groups (of {num_rows} clips)"
+        raise ValueError(
+            f"{len(units)} {kind} cannot be split into {len(names)} "
+            f"({', '.join(names)}); that takes one for each at least"
+        )
+    share, name = min(zip(shares, names, strict=True))
+    if share * num_rows < 0.5:
+        raise ValueError(
+            f"{share:g} of {num_rows} clips, for {name}, is less than half a clip; "
+            f"give more clips, or a share of {1 / num_rows:.2g} or more"
+        )

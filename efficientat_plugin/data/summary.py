@@ -1,0 +1,176 @@
+"""What a data set holds: its labels, and what the headers of its sound say."""
+
+import io
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from efficientat_plugin.contracts import Skipped
+
+NAMED = 5  # of what could not be opened
+
+
+class RowsSummary(NamedTuple):
+    """What ``describe`` found."""
+
+    num_clips: int
+    num_unlabelled: int
+    class_counts: dict[str, int]  # clips of each class, most first
+    num_groups: int  # 0 where there are none
+    headers_read: int  # of how many clips the fields below speak
+    seconds: tuple[float, float, float]  # shortest, median, longest; 0 if none
+    hours: float  # of all clips: from the mean where not every header was read
+    sample_rates: dict[int, int]  # Hz: clips, most first
+    channels: dict[int, int]  # channels: clips, most first
+    num_unreadable: int
+    unreadable: tuple[Skipped, ...]  # the first of them
+
+    def __str__(self) -> str:
+        return "\n".join([*_label_lines(self), *_sound_lines(self)])
+
+
+def describe(rows: datasets.Dataset, max_headers: int = 2000) -> RowsSummary:
+    """Sums up rows; of the sound only headers are read.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        From ``read_table`` or ``load_rows``.
+    max_headers : int
+        Of more clips, this many are looked at, evenly spread.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or ``max_headers`` is below 1.
+
+    Example
+    -------
+    >>> sound = io.BytesIO()
+    >>> soundfile.write(sound, np.zeros(16000), 32000, format="WAV")
+    >>> rows = datasets.Dataset.from_list(
+    ...     [
+    ...         {
+    ...             "video_id": "a",
+    ...             "audio": {"bytes": sound.getvalue()},
+    ...             "labels": ["dog"],
+    ...         },
+    ...         {"video_id": "b", "audio": {"bytes": b"?"}, "labels": ["cat"]},
+    ...     ]
+    ... )
+    >>> print(describe(rows))
+    2 clips of 2 classes: 1 (dog) to 1 (cat) clips each
+    0.0 hours; clips last 0.5 to 0.5 s, half of them 0.5 s or less
+    32000 Hz (1 clips), 1 channel (1 clips)
+    1 of 2 clips could not be opened: b (Format not recognised.)
+    """
+    if not len(rows) or max_headers < 1:
+        raise ValueError(
+            f"{len(rows)} rows and max_headers={max_headers}: both must be 1 or more"
+        )
+    class_counts: Counter[str] = Counter()
+    num_unlabelled = 0
+    for batch in rows.select_columns(["labels"]).iter(batch_size=10_000):
+        for labels in batch["labels"]:
+            class_counts.update(set(labels or ()))
+            num_unlabelled += not labels
+    groups = set(rows["group"][:]) if "group" in rows.column_names else set()
+    seconds, sample_rates, channels, unreadable = _read_headers(rows, max_headers)
+    mean = float(np.mean(seconds)) if seconds else 0.0
+    spread = np.quantile(seconds or [0.0], [0, 0.5, 1])
+    return RowsSummary(
+        num_clips=len(rows),
+        num_unlabelled=num_unlabelled,
+        class_counts=_most_first(class_counts),
+        num_groups=len(groups - {None}),
+        headers_read=len(seconds) + len(unreadable),
+        seconds=(float(spread[0]), float(spread[1]), float(spread[2])),
+        hours=mean * (len(rows) if len(rows) > max_headers else len(seconds)) / 3600,
+        sample_rates=_most_first(sample_rates),
+        channels=_most_first(channels),
+        num_unreadable=len(unreadable),
+        unreadable=tuple(unreadable[:NAMED]),
+    )
+
+
+def _read_headers(
+    rows: datasets.Dataset, max_headers: int
+) -> tuple[list[float], Counter[int], Counter[int], list[Skipped]]:
+    chosen = np.linspace(0, len(rows) - 1, min(max_headers, len(rows))).round()
+    sounding = rows.select_columns(["video_id", "audio"])
+    seconds, unreadable = [], []
+    sample_rates, channels = Counter[int](), Counter[int]()
+    for place in tqdm(chosen.astype(int), "Reading headers", unit="clip", disable=None):
+        row = sounding[int(place)]
+        try:
+            with soundfile.SoundFile(_open(row["audio"])) as sound:
+                seconds.append(sound.frames / sound.samplerate)
+                sample_rates[sound.samplerate] += 1
+                channels[sound.channels] += 1
+        except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+            # soundfile names what was bytes by its address in memory.
+            reason = re.sub(r"^Error opening .*?: ", "", str(error))
+            unreadable.append(Skipped(str(row["video_id"]), reason))
+    return seconds, sample_rates, channels, unreadable
+
+
+def _open(audio: dict[str, Any] | None) -> io.BytesIO | str:
+    content = audio or {}
+    if content.get("bytes") is not None:
+        return io.BytesIO(content["bytes"])
+    if content.get("path"):
+        return str(content["path"])
+    raise ValueError("the row holds neither bytes nor the path of a file")
+
+
+def _most_first(counts: Mapping[Any, int]) -> dict[Any, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _label_lines(summary: RowsSummary) -> list[str]:
+    counts = summary.class_counts
+    text = f"{summary.num_clips} clips of {len(counts)} classes"
+    if counts:
+        # Sorted by name where alike, so that two classes are named, not one twice.
+        rare, common = list(counts)[-1], list(counts)[0]
+        text += f": {counts[rare]} ({rare}) to {counts[common]} ({common}) clips each"
+    if summary.num_unlabelled:
+        text += f"; {summary.num_unlabelled} unlabelled"
+    if summary.num_groups:
+        text += f"; {summary.num_groups} groups"
+    return [text]
+
+
+def _sound_lines(summary: RowsSummary) -> list[str]:
+    sampled = summary.headers_read < summary.num_clips
+    lines = []
+    if summary.sample_rates:
+        shortest, median, longest = summary.seconds
+        lines.append(
+            f"{'about ' if sampled else ''}{summary.hours:.1f} hours; clips last "
+            f"{shortest:.3g} to {longest:.3g} s, half of them {median:.3g} s or less"
+        )
+        rates = [f"{rate} Hz ({n} clips)" for rate, n in summary.sample_rates.items()]
+        kinds = [
+            f"{n_channels} channel{'s' * (n_channels > 1)} ({n} clips)"
+            for n_channels, n in summary.channels.items()
+        ]
+        lines.append(", ".join(rates[:NAMED] + kinds[:NAMED]))
+    if summary.num_unreadable:
+        some = ", ".join(f"{name} ({reason})" for name, reason in summary.unreadable)
+        lines.append(
+            f"{summary.num_unreadable} of {summary.headers_read} clips could not be "
+            f"opened: {some}"
+        )
+    if sampled:
+        lines.append(
+            f"of the sound, {summary.headers_read} of {summary.num_clips} headers were "
+            "read, evenly spread"
+        )
+    return lines

@@ -1,0 +1,290 @@
+"""Labelled clips of any common form as rows that ``Clips`` and ``ClipReader`` read."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from efficientat_plugin.data.columns import (
+    LABEL_NAMES,
+    choose_column,
+    read_labels,
+)
+from efficientat_plugin.data.schemas import read_fsd50k_folder, read_tau2020_folder
+from efficientat_plugin.data.sound import rows_with_sound
+from efficientat_plugin.data.sources import (
+    Source,
+    find_tables,
+    read_class_folders,
+    read_rows,
+    read_table_file,
+)
+from efficientat_plugin.data.targets import LabelTable
+
+logger = logging.getLogger(__name__)
+
+NAMED_FOLDERS: dict[str, Callable[[Path], Source]] = {
+    "class_folders": read_class_folders,
+    "fsd50k_folder": read_fsd50k_folder,
+    "tau2020_folder": read_tau2020_folder,
+}
+FORMS = ("auto", *NAMED_FOLDERS)
+# Folders that only one named data set has.
+MARKS = {"FSD50K.ground_truth": "fsd50k_folder", "evaluation_setup": "tau2020_folder"}
+SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk writes
+
+
+def read_table(
+    dataset: str | Path,
+    form: str = "auto",
+    audio_column: str | None = None,
+    label_column: str | None = None,
+    id_column: str | None = None,
+    group_column: str | None = None,
+    fold_column: str | None = None,
+    split_column: str | None = None,
+    device_column: str | None = None,
+    judged_column: str | None = None,
+    separator: str | None = None,
+    classes: Sequence[str] | None = None,
+    min_probability: float = 0.5,
+    splits: Mapping[str, str] | None = None,
+    audio_folder: str | None = None,
+    config: str | None = None,
+    cache_dir: str | None = None,
+    num_clips: int | None = None,
+    clip_seconds: float | None = None,
+    licence: str | None = None,
+) -> datasets.Dataset:
+    """Labelled clips, undecoded, of whatever form.
+
+    No sound is read to find labels. Files that do not exist are left out, with a
+    warning; whether the others can be decoded shows when they are.
+
+    Arguments
+    ---------
+    dataset : str | Path
+        A folder of class folders; a CSV, TSV, JSONL or Parquet file, or a folder with
+        one of them and audio; a ``save_to_disk`` folder or one of Parquet files; or a
+        hub id.
+    form : str
+        "auto" finds it out; "class_folders", "fsd50k_folder" or "tau2020_folder" say
+        what the folder is.
+    audio_column : str | None
+        File names or the sound itself; None: sound if there is any, or else a usual
+        name such as ``filename``.
+    label_column : str | None
+        Class names or numbers; several joined by ``separator`` or as a list; or a
+        probability for each of ``classes``. None: a usual name such as ``category``.
+    id_column : str | None
+        Unique names of clips, from which an audio suffix is taken; None: file names.
+    group_column, fold_column, split_column, device_column : str | None
+        Source of a recording (kept on one side of a split), fold, split, device;
+        None: a column named "group", "fold", "split" or "device", if there is one.
+    judged_column : str | None
+        1 for each class whose presence or absence somebody judged, else 0.
+    separator : str | None
+        Between labels; "": none; None: see ``columns.read_labels``.
+    classes : Sequence[str] | None
+        All classes in their order; a label beyond them is refused. None: any.
+    min_probability : float
+        A class is there above it, where labels are probabilities.
+    splits : Mapping[str, str] | None
+        New names of the source's splits, such as ``{"dev": "valid"}``; rows of other
+        splits are left out. None: all, as they are named.
+    audio_folder : str | None
+        What file names are relative to; itself relative to ``dataset``. They are
+        looked for in ``dataset`` and beside the table, too.
+    config : str | None
+        Of a hub data set.
+    cache_dir : str | None
+        Where `datasets` keeps what it prepares; None: its default.
+    num_clips : int | None
+        Of the whole data set: an incomplete copy is warned of.
+    clip_seconds : float | None
+        Usual length, s, for the YAML of a run to refer to; not used here.
+    licence : str | None
+        Of the data; becomes ``rows.info.license``.
+
+    Returns
+    -------
+    datasets.Dataset
+        Columns ``video_id``, ``audio`` (``{bytes, path}``), ``labels`` (class names)
+        and, where the source has them, ``group``, ``fold``, ``split``, ``device``
+        (strings) and ``judged`` (class names).
+
+    Raises
+    ------
+    FileNotFoundError
+        If nothing of a known form is there, or none of its files.
+    ValueError
+        If a column is missing, a label unexpected, or a clip named twice.
+    PermissionError
+        If a folder cannot be read.
+
+    Example
+    -------
+    >>> import soundfile, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("dog", "cat"):
+    ...     (folder / name).mkdir()
+    ...     soundfile.write(folder / name / "1.wav", [0.0, 0.1], 32000)
+    >>> rows = read_table(folder)
+    >>> rows["video_id"][:], rows["labels"][:]
+    (['cat/1', 'dog/1'], [['cat'], ['dog']])
+    """
+    source = _find_source(str(dataset), form, list(splits or {}), config, cache_dir)
+    table: dict[str, list[Any]] = {}
+    labels = choose_column(
+        source.columns, label_column, LABEL_NAMES, "label_column", source.name
+    )
+    table["labels"] = read_labels(
+        source.columns[labels], labels, separator, classes, min_probability
+    )
+    if judged_column is not None:
+        table["judged"] = _read_judged(source, judged_column, classes)
+    for role, given in (
+        ("group", group_column),
+        ("fold", fold_column),
+        ("split", split_column),
+        ("device", device_column),
+    ):
+        if given is not None or role in source.columns:
+            name = choose_column(
+                source.columns, given, [role], f"{role}_column", source.name
+            )
+            table[role] = [_text(value) for value in source.columns[name]]
+    _say_if_incomplete(source.name, len(table["labels"]), num_clips)
+    kept = list(range(len(table["labels"])))
+    if splits is not None:
+        kept = _rename_splits(table, splits, source.name)
+    rows, kept = rows_with_sound(
+        source, table, kept, audio_column, id_column, audio_folder
+    )
+    if not any(table["labels"][row] for row in kept):
+        raise ValueError(
+            f"no clip of {source.name} has a label in column {labels}; name another "
+            "one with label_column"
+        )
+    if len(kept) < len(rows):
+        rows = rows.select(kept)
+    rows.info.license = licence or ""
+    unlabelled = sum(not table["labels"][row] for row in kept)
+    logger.info("%s: %d clips, %d unlabelled", source.name, len(rows), unlabelled)
+    return rows
+
+
+def label_table(
+    rows: datasets.Dataset, classes: Sequence[str] | None = None
+) -> LabelTable:
+    """What K means: fixed classes in their order, or those of the rows, sorted.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        From ``read_table``; all of them, so that every split has the same K.
+    classes : Sequence[str] | None
+        Those of a data set where they are fixed.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"labels": [["dog", "cat"], [], ["ant"]]})
+    >>> label_table(rows).names
+    ('ant', 'cat', 'dog')
+    """
+    if classes is None:
+        column = rows.select_columns(["labels"])
+        found: set[str] = set()
+        for batch in column.iter(batch_size=10_000):
+            found.update(name for names in batch["labels"] for name in names or ())
+        classes = sorted(found)
+    return LabelTable(classes, classes)
+
+
+def _find_source(
+    dataset: str,
+    form: str,
+    split_names: Sequence[str],
+    config: str | None,
+    cache_dir: str | None,
+) -> Source:
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
+    path = Path(dataset).expanduser()
+    if form == "auto":
+        form = next((MARKS[name] for name in MARKS if (path / name).is_dir()), form)
+    if form in NAMED_FOLDERS:
+        if not path.is_dir():
+            raise FileNotFoundError(f"form={form} needs a folder, but {path} is none")
+        return NAMED_FOLDERS[form](path)
+    if path.is_file():
+        return read_table_file(path, path.parent, cache_dir)
+    if not path.exists() or any((path / name).is_file() for name in SAVED):
+        return read_rows(dataset, split_names, config, cache_dir)
+    found = find_tables(path)
+    if len(found) == 1:
+        return read_table_file(found[0], path, cache_dir)
+    if found and all(file.suffix.lower() == ".parquet" for file in found):
+        return read_rows(dataset, split_names, config, cache_dir)
+    if not any(file.parent == path for file in found):
+        source = read_class_folders(path)
+        # One "class" beside several tables is a folder with all of the audio.
+        if not found or len(set(source.columns["label"])) > 1:
+            return source
+    names = ", ".join(str(file.relative_to(path)) for file in found[:5])
+    raise ValueError(
+        f"{path} holds {len(found)} tables ({names}); name one of them, or say what "
+        f"the folder is by form ({', '.join(FORMS[1:])})"
+    )
+
+
+def _read_judged(
+    source: Source, column: str, classes: Sequence[str] | None
+) -> list[list[str]]:
+    column = choose_column(source.columns, column, (), "judged_column", source.name)
+    if classes is None:
+        raise ValueError(
+            f"judged_column={column} holds a number for each class; give classes, in "
+            "the order of the numbers"
+        )
+    numbers = [[float(n) for n in value or ()] for value in source.columns[column]]
+    return read_labels(numbers, column, classes=classes)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None or value == "" else str(value)
+
+
+def _say_if_incomplete(name: str, found: int, num_clips: int | None) -> None:
+    if num_clips is not None and found != num_clips:
+        logger.warning(
+            "%s has %d of %d clips: its scores are not comparable with published ones",
+            name,
+            found,
+            num_clips,
+        )
+
+
+def _rename_splits(
+    table: dict[str, list[Any]], splits: Mapping[str, str], source: str
+) -> list[int]:
+    """Rows of the named splits; their names in ``table`` become the new ones."""
+    if "split" not in table and len(splits) == 1:
+        table["split"] = list(splits) * len(table["labels"])
+    counts = Counter(table.get("split", ()))
+    missing = [name for name in splits if name not in counts]
+    if missing:
+        found = ", ".join(f"{name} ({n})" for name, n in counts.items())
+        raise ValueError(
+            f"{source} has no split {', '.join(missing)}; found were "
+            f"{found or 'no splits at all'}: name those in splits"
+        )
+    left_out = {name: n for name, n in counts.items() if name not in splits}
+    if left_out:
+        logger.info("%s: splits left out: %s", source, left_out)
+    kept = [row for row, name in enumerate(table["split"]) if name in splits]
+    table["split"] = [splits.get(name) for name in table["split"]]
+    return kept

@@ -1,0 +1,82 @@
+"""Tables of text: columns of CSV, TSV and JSONL files."""
+
+import csv
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+
+def read_text_table(path: Path) -> dict[str, list[Any]]:
+    """Columns of a CSV, TSV or JSONL file.
+
+    Arguments
+    ---------
+    path : Path
+        ``.jsonl``: an object a line. Else text with a header, its fields apart by
+        tabs, semicolons or commas, whichever the header has most of.
+
+    Raises
+    ------
+    ValueError
+        If it is not UTF-8, not a table, or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it "
+            "as UTF-8"
+        ) from error
+    if path.suffix.lower() == ".jsonl":
+        columns = _read_json_lines(path, text)
+    else:
+        columns = _read_fields(path, text)
+    if not columns or not len(next(iter(columns.values()))):
+        raise ValueError(f"{path} has no rows; it needs a header and a row a clip")
+    return columns
+
+
+def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
+    header = text.partition("\n")[0]
+    delimiter = max("\t;,", key=header.count)
+    # Quotes may hold line ends, so that lines are the reader's to tell apart.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    names = [name.strip() for name in next(reader, [])]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"the header of {path} has {twice[0]!r} twice; rename one")
+    rows = []
+    for fields in reader:
+        if fields and len(fields) != len(names):
+            raise ValueError(
+                f"line {reader.line_num} of {path} has {len(fields)} fields, but its "
+                f"header {len(names)}: {', '.join(names)}; put what holds a "
+                f"{delimiter!r} into quotes"
+            )
+        if fields:
+            rows.append(fields)
+    return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"line {number} of {path} is not JSON ({error}); JSONL holds an object "
+                "a line"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"line {number} of {path} is a {type(row).__name__}; JSONL holds an "
+                'object a line, such as {"file": "a.wav", "labels": ["dog"]}'
+            )
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
