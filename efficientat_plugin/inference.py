@@ -19,12 +19,12 @@ from efficientat_plugin.data.decoding import (
 )
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
+from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
 from efficientat_plugin.windows import SHORT_CLIPS, Window, WindowCutter, lengthened
 
 Sound = str | Path | bytes | NDArray | Tensor
 
-TARGETS = ("multilabel", "single_label")
 
 
 class Tag(NamedTuple):
@@ -60,7 +60,7 @@ class AudioTagger(Pretrained):
     - ``labels``: a ``LabelTable``;
     - ``sample_rate``: Hz;
     - ``clip_seconds``: length of the clips that the student was trained on;
-    - ``target``: "multilabel" (sigmoid) or "single_label" (softmax);
+    - ``target``: "multilabel" (sigmoid) or "multiclass" (softmax);
     - ``short_clips``: "repeat", "zero_pad" or "as_is".
 
     Arguments
@@ -132,7 +132,7 @@ class AudioTagger(Pretrained):
         clip_seconds : float
             Length of the clips that the student was trained on.
         target : str
-            "multilabel" or "single_label".
+            "multilabel" or "multiclass".
         short_clips : str
             "repeat", "zero_pad" or "as_is".
         run_opts : dict or None

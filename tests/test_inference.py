@@ -175,8 +175,8 @@ def test_an_ensemble_averages_logits():
         AudioTagger.from_student([])
 
 
-def test_single_label_probabilities_sum_to_one():
-    scores = _scores(_tagger(target="single_label"), _noise(1.0))
+def test_multiclass_probabilities_sum_to_one():
+    scores = _scores(_tagger(target="multiclass"), _noise(1.0))
     assert scores.sum() == pytest.approx(1.0, abs=1e-6)
 
 

@@ -184,6 +184,16 @@ def test_published_checkpoint_loads_strictly(published_file, published_student):
     assert all(torch.equal(filled[name], state[name]) for name in state)
 
 
+def test_published_checkpoint_gives_way_to_another_head(shared, caplog):
+    path = shared / "checkpoints" / "mn04_as_mAP_432.pt"
+    student = load_student(path, num_classes=50, head="linear")
+    assert "student 50, with a linear head instead of mlp: classifier.2" in caplog.text
+    log_mel = torch.randn(1, 1, 128, 100)
+    whole = load_student(path)
+    torch.testing.assert_close(student(log_mel).embedding, whole(log_mel).embedding)
+    assert student(log_mel).logits.shape == (1, 50)
+
+
 def test_published_checkpoint_gives_way_to_other_classes(published_file, caplog):
     with caplog.at_level(logging.WARNING):
         student = load_student(str(published_file), num_classes=50)

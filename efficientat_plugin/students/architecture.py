@@ -27,6 +27,9 @@ def head_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Head and number of classes; empty for no head that is known."""
     if "classifier.5.bias" in state:
         return {"head": "mlp", "num_classes": state["classifier.5.bias"].numel()}
+    if "classifier.2.bias" in state:
+        classes = state["classifier.2.bias"].numel()
+        return {"head": "linear", "num_classes": classes}
     if "classifier.1.bias" in state:
         classes = state["classifier.1.bias"].numel()
         return {"head": "fully_convolutional", "num_classes": classes}

@@ -24,7 +24,7 @@ from efficientat_plugin.students.student import (
 )
 
 DYNAMIC_BLOCKS = ("all", "replace_se")
-DYMN_HEADS = ("mlp", "fully_convolutional")
+DYMN_HEADS = ("mlp", "linear", "fully_convolutional")
 
 
 class DyMN(Student):
@@ -67,7 +67,7 @@ class DyMN(Student):
     reduced_tail : bool
         Half the channels in the last three blocks and the hidden layer.
     dropout : float
-        Before the class layer of the mlp head, in [0, 1).
+        Before the class layer of the mlp and the linear head, in [0, 1).
     temperature : float
         Of the attention over kernels, greater than 0: high mixes them alike.
         Published: 30 falling to 1 in training, 1 afterwards.

@@ -58,6 +58,34 @@ class MLP(nn.Sequential):
         )
 
 
+class Linear(nn.Sequential):
+    """Average and class layer, no more: what a probe trains.
+
+    Arguments
+    ---------
+    options : HeadOptions
+
+    Shape
+    -----
+    maps : [B, D, F, T]
+    logits : [B, K]
+
+    Example
+    -------
+    >>> Linear(HeadOptions(16, num_classes=5, hidden=8))(torch.zeros(2, 16, 4, 3)).shape
+    torch.Size([2, 5])
+    """
+
+    class_layers: ClassVar[tuple[str, ...]] = ("2",)
+
+    def __init__(self, options: HeadOptions) -> None:
+        super().__init__(
+            MeanOverMaps(),
+            nn.Dropout(options.dropout),
+            nn.Linear(options.in_channels, options.num_classes),
+        )
+
+
 class FullyConvolutional(nn.Sequential):
     """Class maps by a 1 x 1 convolution, normalised, then averaged.
 
@@ -132,8 +160,11 @@ class MultiheadAttentionPooling(nn.Module):
         return (pooled * self.head_weight).sum(1)
 
 
-HEADS: dict[str, type[MLP | FullyConvolutional | MultiheadAttentionPooling]] = {
+HEADS: dict[
+    str, type[MLP | Linear | FullyConvolutional | MultiheadAttentionPooling]
+] = {
     "mlp": MLP,
+    "linear": Linear,
     "fully_convolutional": FullyConvolutional,
     "multihead_attention_pooling": MultiheadAttentionPooling,
 }

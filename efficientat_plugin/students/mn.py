@@ -47,7 +47,7 @@ class MN(Student):
     width : float
         What every number of channels is multiplied by; published: 0.1 to 4.
     head : str
-        "mlp", "fully_convolutional" or "multihead_attention_pooling".
+        "mlp", "linear", "fully_convolutional" or "multihead_attention_pooling".
     strides : sequence of int
         Of blocks 2, 4, 7 and 13, each 1 or 2.
     dilated : bool
@@ -69,7 +69,7 @@ class MN(Student):
     n_frames : int
         T, frames of the input; read where "t" is in ``se_dims``.
     dropout : float
-        Before the class layer of the mlp head, in [0, 1).
+        Before the class layer of the mlp and the linear head, in [0, 1).
 
     Shape
     -----

@@ -57,7 +57,9 @@ class Student(nn.Module):
     """
 
     classifier: nn.Module
-    front_end: dict[str, Any]  # arguments of LogMel; set where weights are loaded
+    # Set where weights are loaded: arguments of LogMel, and of the student itself
+    front_end: dict[str, Any]
+    options: dict[str, Any]
 
     def __init__(
         self, num_classes: int, width: float, strides: Sequence[int], dropout: float

@@ -1,7 +1,8 @@
 """Students with their weights: published ones by name, and files of one's own.
 
 An import is whole or refused: names and shapes are compared entry by entry; only the
-class layer may stay at its initialisation, where the number of classes differs.
+class layer may stay at its initialisation, where the number of classes differs, or
+the head, where another one is asked for.
 """
 
 import difflib
@@ -94,16 +95,28 @@ def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list
     ]
 
 
-def _fill(student: Student, state: Mapping[str, Tensor], origin: str) -> list[str]:
+def _fill(
+    student: Student,
+    state: Mapping[str, Tensor],
+    origin: str,
+    may_change_head: bool = False,
+) -> list[str]:
     """All of a state dict into a student; returns what had to stay as it was."""
     own = student.state_dict()
-    classes = head_options(state).get("num_classes")
+    given = head_options(state)
+    classes = given.get("num_classes")
     kept: list[str] = []
-    if classes is not None and classes != student.num_classes:
+    merged = dict(state)
+    wanted = head_options(own).get("head")
+    other_head = may_change_head and bool(given) and given["head"] != wanted
+    if other_head:
+        kept = [name for name in own if name.startswith("classifier.")]
+        merged = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+    elif classes is not None and classes != student.num_classes:
         layers = getattr(student.classifier, "class_layers", ())
         prefixes = tuple(f"classifier.{layer}." for layer in layers)
         kept = [name for name in own if name.startswith(prefixes) and name in state]
-    merged = dict(state) | {name: own[name] for name in kept}
+    merged |= {name: own[name] for name in kept}
     if differences := _differences(own, merged):
         raise ValueError(
             f"{origin} does not fit the student: it is {_described(state)}, the "
@@ -113,10 +126,11 @@ def _fill(student: Student, state: Mapping[str, Tensor], origin: str) -> list[st
     student.load_state_dict(merged, strict=True)
     if kept:
         logger.warning(
-            "%s has %d classes and the student %d: %s stay at their initialisation",
+            "%s has %d classes and the student %d%s: %s stay at their initialisation",
             origin,
             classes,
             student.num_classes,
+            f", with a {wanted} head instead of {given['head']}" if other_head else "",
             ", ".join(kept),
         )
     return kept
@@ -205,7 +219,7 @@ def load_student(
     -------
     Student
         An `MN` or `DyMN` in evaluation mode; its ``front_end`` has the arguments of
-        the `LogMel` that goes with it.
+        the `LogMel` that goes with it, its ``options`` those it was built with.
 
     Raises
     ------
@@ -235,10 +249,10 @@ def load_student(
     if num_classes is not None:
         options["num_classes"] = num_classes
     student = FAMILIES[family](**options)
-    kept = _fill(student, state, str(source))
+    kept = _fill(student, state, str(source), may_change_head="head" in overrides)
     if isinstance(student, DyMN) and "temperature" in overrides:
         student.set_temperature(overrides["temperature"])
     if entry is not None and entry.trained_on == "ImageNet" and not kept:
         logger.warning("%s comes from ImageNet: its class layer is untrained", source)
-    student.front_end = front_end
+    student.front_end, student.options = front_end, options
     return student.eval()
