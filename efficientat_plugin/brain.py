@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import speechbrain as sb
 import torch
-from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -22,7 +21,7 @@ from efficientat_plugin.contracts import ClipBatch, Mix, StudentOutput
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.losses import SoftTarget
-from efficientat_plugin.metrics import TaggingScores, TaggingStats
+from efficientat_plugin.metrics import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +68,7 @@ class DistillationBrain(sb.Brain):
     - ``teacher_store``: a ``LogitsStore``, or None for the plain label loss. It stays
       out of ``modules``, where it would be trained and checkpointed;
     - ``mixup``: a ``Mixup`` or None;
+    - ``make_stats``: gives what an evaluation is summed up by, a ``TaggingStats``;
     - ``lr_schedule`` and ``temperature_schedule`` (or None): functions of the epoch;
     - ``history``, ``train_logger``, ``seed`` and ``max_unreadable_share``.
 
@@ -84,7 +84,7 @@ class DistillationBrain(sb.Brain):
         super().__init__(*args, **kwargs)
         self.skipped = SkippedClips(self.hparams.max_unreadable_share)
         self.train_stream: ClipStream | None = None
-        self.scores: TaggingScores | None = None
+        self.scores: Scores | None = None
 
     # --- What happens to a batch ------------------------------------------------
 
@@ -175,13 +175,15 @@ class DistillationBrain(sb.Brain):
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Sets what depends on the epoch alone, so that a resume needs no state."""
-        self.stats = TaggingStats()
+        self.stats = self.hparams.make_stats()
         if stage != TRAIN:
             self._agree_on_buffers()
             return
         assert epoch is not None  # SpeechBrain counts training epochs from 1
         self.epoch = epoch
-        update_learning_rate(self.optimizer, self.hparams.lr_schedule(epoch - 1))
+        rate = self.hparams.lr_schedule(epoch - 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         if self.hparams.temperature_schedule is not None:
             temperature = self.hparams.temperature_schedule(epoch - 1)
             self.hparams.student.set_temperature(temperature)
@@ -208,17 +210,15 @@ class DistillationBrain(sb.Brain):
         )
 
     def _finish_epoch(
-        self, epoch: int | None, valid_loss: float, scores: TaggingScores
+        self, epoch: int | None, valid_loss: float, scores: Scores
     ) -> None:
-        lr = self.optimizer.param_groups[0]["lr"]
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
         summary = {
             "epoch": epoch,
             "lr": lr,
             "train_loss": self.train_loss,
             "valid_loss": valid_loss,
-            "mAP": scores.mAP,
-            "AUC": scores.AUC,
-            "d_prime": scores.d_prime,
+            **scores.averages(),
         }
         self.hparams.history.epochs.append(summary)
         self.hparams.train_logger.log_stats(
@@ -227,8 +227,8 @@ class DistillationBrain(sb.Brain):
             valid_stats={"loss": valid_loss},
         )
         if self.checkpointer is not None:
-            meta = {"epoch": epoch, "mAP": scores.mAP}
-            self.checkpointer.save_and_keep_only(meta=meta, max_keys=["mAP"])
+            meta = {"epoch": epoch, scores.main: scores.averages()[scores.main]}
+            self.checkpointer.save_and_keep_only(meta=meta, max_keys=[scores.main])
 
     # --- Loaders and processes --------------------------------------------------
 

@@ -26,7 +26,6 @@ from efficientat_plugin.windows import SHORT_CLIPS, Window, WindowCutter, length
 Sound = str | Path | bytes | NDArray | Tensor
 
 
-
 class Tag(NamedTuple):
     """A class that a sound may have."""
 

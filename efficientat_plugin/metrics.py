@@ -1,6 +1,7 @@
 """How well clips are tagged: average precision, area under the curve, d-prime.
 
-Equal to scikit-learn's, ties included, without depending on it.
+Equal to scikit-learn's, ties included, without depending on it. Where a clip has one
+class: accuracy and the confusion matrix.
 """
 
 from collections.abc import Sequence
@@ -26,11 +27,63 @@ class TaggingScores(NamedTuple):
     average_precision: FloatArray  # [K], NaN where the class has no positive
     area_under_curve: FloatArray  # [K], NaN without a positive or a negative
 
+    @property
+    def main(self) -> str:
+        """The average that a checkpoint is chosen by."""
+        return "mAP"
+
     def __str__(self) -> str:
         return (
             f"mAP {self.mAP:.4f}, AUC {self.AUC:.4f}, d' {self.d_prime:.3f} "
             f"(N = {self.num_clips} clips, {self.num_classes} classes)"
         )
+
+    def averages(self) -> dict[str, float]:
+        """What one number says, by name."""
+        return {"mAP": self.mAP, "AUC": self.AUC, "d_prime": self.d_prime}
+
+    def per_class(self) -> dict[str, FloatArray]:
+        """[K] each, by name; NaN where nothing can be said of a class."""
+        return {
+            "average_precision": self.average_precision,
+            "AUC": self.area_under_curve,
+        }
+
+
+class ClassificationScores(NamedTuple):
+    """Scores where every clip has one class, and the likeliest counts."""
+
+    accuracy: float
+    macro_recall: float  # accuracy with every class alike, however many its clips
+    num_clips: int
+    num_classes: int  # with a clip
+    confusion: NDArray[np.int64]  # [K, K], clips of the row's class told as column's
+
+    @property
+    def main(self) -> str:
+        """The average that a checkpoint is chosen by."""
+        return "accuracy"
+
+    def __str__(self) -> str:
+        return (
+            f"accuracy {self.accuracy:.4f}, macro recall {self.macro_recall:.4f} "
+            f"(N = {self.num_clips} clips, {self.num_classes} classes)"
+        )
+
+    def averages(self) -> dict[str, float]:
+        """What one number says, by name."""
+        return {"accuracy": self.accuracy, "macro_recall": self.macro_recall}
+
+    def per_class(self) -> dict[str, FloatArray]:
+        """[K] each, by name; NaN where nothing can be said of a class."""
+        hits = np.diag(self.confusion)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            recall = hits / self.confusion.sum(axis=1)
+            precision = hits / self.confusion.sum(axis=0)
+        return {"recall": recall, "precision": precision}
+
+
+Scores = TaggingScores | ClassificationScores
 
 
 class TaggingStats:
@@ -70,7 +123,7 @@ class TaggingStats:
         torch.distributed.all_gather_object(parts, self.clips)
         self.clips = {clip: row for part in parts for clip, row in part.items()}
 
-    def summarize(self) -> TaggingScores:
+    def summarize(self) -> Scores:
         """Scores over all clips appended so far.
 
         Raises
@@ -78,13 +131,71 @@ class TaggingStats:
         ValueError
             If there are none, or none has a label.
         """
+        return tagging_scores(*self._stacked())
+
+    def _stacked(self) -> tuple[NDArray, NDArray]:
+        """[N, K] scores and labels."""
         if not self.clips:
             raise ValueError("no clip was scored; evaluate at least one labelled clip")
         # In order of the ids, so that the sums do not depend on who scored what.
         rows = [self.clips[clip_id] for clip_id in sorted(self.clips)]
         scores = np.stack([score for score, _ in rows])
-        labels = np.stack([label for _, label in rows])
-        return tagging_scores(scores, labels)
+        return scores, np.stack([label for _, label in rows])
+
+
+class ClassificationStats(TaggingStats):
+    """Collects scores of clips that have one class each; see ``TaggingStats``.
+
+    Example
+    -------
+    >>> stats = ClassificationStats()
+    >>> stats.append(["a", "b"], torch.tensor([[2.0, 1.0], [2.0, 1.0]]), torch.eye(2))
+    >>> stats.summarize().accuracy
+    0.5
+    """
+
+    def summarize(self) -> ClassificationScores:
+        """Scores over all clips appended so far.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or one has no class or several.
+        """
+        return classification_scores(*self._stacked())
+
+
+def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationScores:
+    """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K], one in each row."""
+    labels = np.asarray(labels).astype(bool)
+    odd = int((labels.sum(axis=1) != 1).sum())
+    if odd:
+        raise ValueError(
+            f"{odd} of {len(labels)} clips have no class or several; each needs one, "
+            "or else target: multilabel"
+        )
+    _refuse_infinite(scores)
+    num_classes = labels.shape[1]
+    cells = labels.argmax(axis=1) * num_classes + scores.argmax(axis=1)
+    confusion = np.bincount(cells, minlength=num_classes**2)
+    confusion = confusion.reshape(num_classes, num_classes)
+    present = confusion.sum(axis=1) > 0
+    recall = np.diag(confusion)[present] / confusion.sum(axis=1)[present]
+    return ClassificationScores(
+        accuracy=float(np.trace(confusion) / len(labels)),
+        macro_recall=float(recall.mean()),
+        num_clips=len(labels),
+        num_classes=int(present.sum()),
+        confusion=confusion,
+    )
+
+
+def _refuse_infinite(scores: NDArray) -> None:
+    if not np.isfinite(scores).all():
+        raise ValueError(
+            "some scores are not finite, so clips cannot be ranked; the model that "
+            "gave them has diverged"
+        )
 
 
 def tagging_scores(scores: NDArray, labels: NDArray) -> TaggingScores:
@@ -96,11 +207,7 @@ def tagging_scores(scores: NDArray, labels: NDArray) -> TaggingScores:
             f"none of the {len(labels)} clips has a label among the "
             f"{labels.shape[1]} classes; evaluate on labelled clips"
         )
-    if not np.isfinite(scores).all():
-        raise ValueError(
-            "some scores are not finite, so clips cannot be ranked; the model that "
-            "gave them has diverged"
-        )
+    _refuse_infinite(scores)
     per_class = [
         (average_precision(score, label), area_under_curve(score, label))
         for score, label in zip(scores.T, labels.T, strict=True)

@@ -5,13 +5,16 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import numpy as np
 
 from efficientat_plugin.complexity import Complexity
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.metrics import TaggingScores
+from efficientat_plugin.metrics import ClassificationScores, Scores, TaggingScores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RunResult(NamedTuple):
@@ -23,12 +26,9 @@ class RunResult(NamedTuple):
     epochs: Sequence[dict[str, float]] = ()  # of a ``History``
 
 
-def write_scores(folder: str | Path, scores: TaggingScores, labels: LabelTable) -> None:
+def write_scores(folder: str | Path, scores: Scores, labels: LabelTable) -> None:
     """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``."""
-    averages = {
-        "mAP": scores.mAP,
-        "AUC": scores.AUC,
-        "d_prime": scores.d_prime,
+    averages = scores.averages() | {
         "num_clips": scores.num_clips,
         "num_classes": scores.num_classes,
     }
@@ -39,16 +39,12 @@ def write_scores(folder: str | Path, scores: TaggingScores, labels: LabelTable) 
 
     def write_classes(file: TextIO) -> None:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["mid", "name", "average_precision", "AUC"])
-        for index in np.flatnonzero(np.isfinite(scores.average_precision)):
-            table.writerow(
-                [
-                    labels.mids[index],
-                    labels.names[index],
-                    f"{scores.average_precision[index]:.6f}",
-                    f"{scores.area_under_curve[index]:.6f}",
-                ]
-            )
+        columns = scores.per_class()
+        table.writerow(["mid", "name", *columns])
+        first = next(iter(columns.values()))
+        for index in np.flatnonzero(np.isfinite(first)):  # classes with a clip
+            numbers = [f"{column[index]:.6f}" for column in columns.values()]
+            table.writerow([labels.mids[index], labels.names[index], *numbers])
 
     _write(Path(folder) / "per_class.csv", write_classes)
 
@@ -90,22 +86,54 @@ def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
 
 
 def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
-    """Draws mAP and training loss by epoch; a run without epochs is a line."""
+    """Draws scores and training loss by epoch; a run without epochs is a line."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    precision, loss = figure.subplots(1, 2)
+    score, loss = figure.subplots(1, 2)
+    main = results[0].scores.main
     for name, scores, _, epochs in results:
         if not epochs:
-            precision.axhline(scores.mAP, linestyle="--", color="grey", label=name)
+            height = scores.averages()[main]
+            score.axhline(height, linestyle="--", color="grey", label=name)
             continue
         steps = [epoch["epoch"] for epoch in epochs]
-        precision.plot(steps, [epoch["mAP"] for epoch in epochs], label=name)
+        score.plot(steps, [epoch[main] for epoch in epochs], label=name)
         loss.plot(steps, [epoch["train_loss"] for epoch in epochs], label=name)
     num_clips = results[0].scores.num_clips
-    precision.set(xlabel="epoch", ylabel=f"mAP (N = {num_clips} clips)", ylim=(0, 1))
+    score.set(xlabel="epoch", ylabel=f"{main} (N = {num_clips} clips)", ylim=(0, 1))
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    precision.legend()
+    score.legend()
+    _save(figure, path)
+
+
+def plot_confusion(
+    path: str | Path, scores: ClassificationScores, labels: LabelTable
+) -> None:
+    """Draws the confusion matrix of the classes that have a clip."""
+    from matplotlib.figure import Figure
+
+    present = np.flatnonzero(
+        scores.confusion.sum(axis=1) + scores.confusion.sum(axis=0)
+    )
+    names = [labels.names[index] for index in present]
+    counts = scores.confusion[np.ix_(present, present)]
+    size = 2.5 + 0.22 * len(present)  # inches
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if share[row, column] > 0.5 else "black"
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="told as", ylabel="class", title=str(scores))
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
     unfinished = Path(path).with_suffix(".part.png")
     figure.savefig(unfinished, dpi=120)
     os.replace(unfinished, path)

@@ -8,7 +8,6 @@ Interrupted, the same command goes on where it stopped; `torchrun` runs it on se
 processes.
 """
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -17,9 +16,7 @@ from typing import Any, NamedTuple
 import datasets
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML
-from speechbrain.utils.distributed import ddp_init_group, if_main_process
+from speechbrain.utils.distributed import if_main_process
 
 from efficientat_plugin.complexity import measure
 from efficientat_plugin.data.clips import Clips, ClipStream
@@ -28,7 +25,7 @@ from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.memory import keep_freed_memory
+from efficientat_plugin.launch import load_hparams, parse_and_join, world_size
 from efficientat_plugin.metrics import TaggingStats
 from efficientat_plugin.report import (
     RunResult,
@@ -70,13 +67,8 @@ class Run(NamedTuple):
 
 def main(argv: list[str]) -> None:
     """Trains, evaluates and reports what the YAML and the overrides say."""
-    hparams_file, run_opts, overrides_text = sb.parse_arguments(argv)
-    run_opts = on_available_hardware(run_opts)
-    ddp_init_group(run_opts)
-    overrides = YAML(typ="safe").load(overrides_text) or {}
+    hparams_file, run_opts, overrides = parse_and_join(argv)
     hparams = load_hparams(hparams_file, overrides)
-    if hparams["keep_freed_memory"]:
-        keep_freed_memory()
     if run_opts.test_only:
         evaluate_only(hparams, run_opts, named=overrides.get("pretrained") is not None)
         return
@@ -90,35 +82,14 @@ def main(argv: list[str]) -> None:
     results: list[RunResult] = []
     for run in runs:
         results.append(train_and_evaluate(run, run_opts))
+        table = [*results[:1], *teacher, *results[1:]]
         if if_main_process():  # a second run that fails leaves what the first came to
-            report(hparams["output_folder"], [*results[:1], *teacher, *results[1:]])
-
-
-def report(folder: str, results: list[RunResult]) -> None:
-    """Writes and prints the table and the curves of what has run so far."""
-    write_comparison(folder, results)
-    plot_curves(Path(folder) / "curves.png", results)
-    print(comparison_table(results))
-    print(f"Curves, results per class and checkpoints are in {folder}")
-
-
-def on_available_hardware(run_opts: Any) -> Any:
-    """Processes of a `torchrun` without GPUs talk by gloo, unless told otherwise."""
-    told = run_opts.overridden_args
-    on_gpu = torch.cuda.is_available() and run_opts.device != "cpu"
-    if on_gpu or "distributed_backend" in told:
-        return run_opts
-    return dataclasses.replace(
-        run_opts,
-        distributed_backend="gloo",
-        overridden_args=told | {"distributed_backend"},
-    )
-
-
-def load_hparams(hparams_file: str, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Builds the objects of the YAML."""
-    with open(hparams_file, encoding="utf-8") as file:
-        return load_hyperpyyaml(file, overrides)
+            write_comparison(hparams["output_folder"], table)
+            plot_curves(Path(hparams["output_folder"]) / "curves.png", table)
+    if if_main_process():
+        print(comparison_table(table))
+        folder = hparams["output_folder"]
+        print(f"Curves, results per class and checkpoints are in {folder}")
 
 
 def open_inputs(hparams: dict[str, Any]) -> Inputs:
@@ -305,11 +276,6 @@ def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> 
             print(f"Teacher: {verdict}")
     if verdict is not None:
         verdict.raise_if_bad()
-
-
-def world_size() -> int:
-    """Processes that `torchrun` started for this run."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def reader(hparams: dict[str, Any]) -> ClipReader:

@@ -14,6 +14,7 @@ from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.features import LogMel, SpecMask
 from efficientat_plugin.losses import DistillationLoss
+from efficientat_plugin.metrics import TaggingStats
 from efficientat_plugin.schedules import TemperatureRampDown, WarmupRampDown
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
@@ -66,6 +67,7 @@ def _brain(folder=None, student=None, log_mel=None, **overrides):
         "loss": DistillationLoss(kd_weight=0.5),
         "teacher_store": Oracle(),
         "mixup": None,
+        "make_stats": TaggingStats,
         "lr_schedule": WarmupRampDown(0.003, warmup_epochs=0),
         "temperature_schedule": None,
         "history": History(),
