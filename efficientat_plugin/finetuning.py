@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-import speechbrain as sb
 import torch
 from torch import nn
 
-from efficientat_plugin.brain import TRAIN, DistillationBrain
+from efficientat_plugin.brain import DistillationBrain
+from efficientat_plugin.contracts import ClipBatch
 from efficientat_plugin.embeddings import stages
 from efficientat_plugin.metrics import Scores
 from efficientat_plugin.students.student import Student
@@ -96,11 +96,10 @@ class FineTuningBrain(DistillationBrain):
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
-    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+    def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """As ``DistillationBrain``; what is frozen does not even count along."""
-        super().on_stage_start(stage, epoch)
-        if stage != TRAIN:
-            return
+        super().on_fit_batch_start(batch, should_step)
+        # Here, since SpeechBrain sets all modules to training after on_stage_start.
         student = self.hparams.student
         if self.hparams.trainable == "head":
             student.eval()

@@ -1,7 +1,6 @@
 """Tagging of files, arrays, long recordings and streams."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
 from efficientat_plugin.windows import SHORT_CLIPS, Window, WindowCutter, lengthened
 
+TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
 Sound = str | Path | bytes | NDArray | Tensor
 
 
@@ -214,7 +214,10 @@ class AudioTagger(Pretrained):
         threshold: float = 0.0,
         batch_size: int = 16,
     ) -> list[list[Tag]]:
-        """``tag`` of each sound; their lengths may differ, and no padding is heard."""
+        """``tag`` of each sound; their lengths may differ, and no padding is heard.
+
+        One that cannot be read refuses the call, as in ``tag``.
+        """
         probabilities = self.probabilities(sounds, sample_rate, batch_size)
         return [self._tags(row, top_k, threshold) for row in probabilities]
 
@@ -361,6 +364,8 @@ class AudioTagger(Pretrained):
             for block in self._blocks(sound, sample_rate):
                 for window in cutter.feed(block):
                     yield number, window
+            if not cutter.num_samples:
+                raise UnreadableClip(TOO_SHORT)
             for window in cutter.finish():
                 yield number, self._as_long_as_needed(window, self.clip_samples)
 
@@ -457,6 +462,8 @@ class TagStream:
         """The windows of a sound at the tagger's own rate."""
         for block in blocks:
             yield from self._cutter.feed(block)
+        if not self._cutter.num_samples:
+            raise UnreadableClip(TOO_SHORT)
         yield from self._cutter.finish()
 
     def hear(self, windows: Sequence[Window]) -> list[ScanWindow]:
@@ -488,8 +495,18 @@ def _check_settings(settings: Any) -> None:
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     if size < 1:
         raise ValueError(f"batch_size={size} must be 1 or more")
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
+    batch = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except UnreadableClip:  # what was heard until then is told first
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from ruamel.yaml import YAML
 
 from efficientat_plugin.complexity import measure
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.metrics import Scores
 from efficientat_plugin.students.student import Student
+from efficientat_plugin.students.weights import FRONT_END, load_student
 
 HYPERPARAMS = "hyperparams.yaml"
 WEIGHTS = "student.ckpt"
@@ -97,6 +99,47 @@ def write_model_folder(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def read_model_folder(folder: str | Path) -> TrainedModel:
+    """What ``write_model_folder`` wrote, to go on training with; runs nothing of it.
+
+    Arguments
+    ---------
+    folder : str or Path
+
+    Returns
+    -------
+    TrainedModel
+        Its student in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that is no model folder.
+    ValueError
+        If its files do not fit each other.
+    """
+    path = Path(folder) / HYPERPARAMS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
+    settings = YAML(typ="rt").load(path)  # tags stay names: no object is built
+    try:
+        labels = LabelTable(settings["labels"]["mids"], settings["labels"]["names"])
+        student = load_student(
+            Path(folder) / WEIGHTS,
+            **_plain_values(settings["log_mel"], only=FRONT_END),
+            **_plain_values(settings["student"], except_for=FRONT_END),
+        )
+        return TrainedModel(
+            student,
+            labels,
+            str(settings["target"]),
+            float(settings["clip_seconds"]),
+            str(settings["short_clips"]),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}; is it a tagger's?") from error
 
 
 def hyperparams(model: TrainedModel) -> str:
@@ -195,6 +238,18 @@ Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
 
 {names}
 """
+
+
+def _plain_values(
+    options: Mapping[str, Any],
+    only: tuple[str, ...] = (),
+    except_for: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in options.items()
+        if (not only or name in only) and name not in except_for
+    }
 
 
 def _arguments(options: Mapping[str, Any]) -> str:

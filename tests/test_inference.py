@@ -111,6 +111,11 @@ def test_what_is_no_sound_is_refused(tagger):
         tagger.tag(_noise(1.0))
     with pytest.raises(UnreadableClip, match="no samples"):
         tagger.tag(np.zeros(0, np.float32), RATE)
+    for say in (tagger.tag, tagger.embed, lambda *sound: list(tagger.scan(*sound))):
+        with pytest.raises(UnreadableClip, match="too short"):
+            say(np.zeros(1, np.float32), 192000)
+    with pytest.raises(UnreadableClip, match="not decodable"):
+        tagger.tag("no\udcff.wav")
     with pytest.raises(UnreadableClip, match="not decodable"):
         tagger.tag(b"no sound")
     with pytest.raises(ValueError, match="not finite"):
@@ -207,6 +212,22 @@ def test_a_stream_is_a_scan(tagger, rate, seconds):
         _assert_alike(one.probabilities, other.probabilities)
     assert scanned[0].start_seconds == 0
     assert scanned[-1].end_seconds == pytest.approx(seconds, abs=1e-3)
+
+
+def test_a_scan_tells_what_it_heard_before_a_fault(tagger):
+    sound = _noise(3.0)
+
+    def broken(*_):
+        yield sound[:65536]
+        raise UnreadableClip("it ends there")
+
+    heard = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tagger, "_blocks", broken)
+        with pytest.raises(UnreadableClip, match="ends there"):
+            for window in tagger.scan(sound, RATE):
+                heard.append(window.start_seconds)
+    assert heard == [0.0, 0.5, 1.0]
 
 
 def test_windows_come_as_soon_as_they_are_complete(tagger):

@@ -151,7 +151,7 @@ def _opened(
     try:
         with soundfile.SoundFile(_open(audio)) as sound:
             yield sound
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, UnicodeError) as error:
         # soundfile names what was bytes by its address in memory.
         reason = re.sub(r"^Error opening <.*?>: ", "", str(error))
         raise UnreadableClip(f"not decodable: {reason}") from error

@@ -66,7 +66,8 @@ def _width_options(
 ) -> dict[str, Any]:
     """The roundest width, and the tail, that give the channels and contexts seen."""
     channels = [_block_channels(state, block) for block in blocks]
-    hidden = state.get("classifier.2.bias")  # of the mlp head
+    mlp = "classifier.5.bias" in state
+    hidden = state["classifier.2.bias"] if mlp else None
     norms = [state.get(f"{block}context_gen.joint_norm.weight") for block in blocks]
     contexts = [None if norm is None else norm.numel() for norm in norms]
     dynamic = DynamicOptions(

@@ -1,0 +1,102 @@
+"""The command line: ``efficientat list | tag | scan | embed | info``.
+
+A module for each command says what it takes (``add_parser``) and does it (``run``).
+They share ``arguments`` (legal values), ``inputs`` (which files, and their sound),
+``models`` (by name, file or folder) and ``outputs`` (formats, files written aside).
+
+Nothing heavy is imported before a command needs it: ``--help`` and ``list`` answer
+at once.
+
+Exit codes: 0 all went well; 1 some inputs could not be read, the results of the
+others are written; 2 wrong usage, or nothing could be read; 130 interrupted; 141 who
+read the results stopped reading.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from efficientat_plugin import __version__
+from efficientat_plugin.cli import embed, info, listing, scan, tag
+
+__all__ = ["main"]
+
+FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Arguments
+    ---------
+    argv : sequence of str or None
+        What stands behind the program's name; None: that of this process.
+
+    Returns
+    -------
+    int
+        The exit code.
+
+    Example
+    -------
+    >>> main(["--version"])
+    efficientat 0.1.0
+    0
+    """
+    parser = _parser()
+    try:
+        arguments = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed why
+        return int(stop.code or 0)
+    try:
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        how_to_go_on = arguments.after_interrupt.format_map(vars(arguments))
+        print(f"efficientat: interrupted; {how_to_go_on}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # as `| head` does
+        # Or Python complains of it when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        if arguments.debug:
+            traceback.print_exc()
+        print(f"efficientat: {_sentence(error)}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="efficientat",
+        description="Tags, scans and embeds sound with small CNNs.",
+        epilog="Exit codes: 0 all went well; 1 some inputs could not be read; "
+        "2 wrong usage, or nothing could be read; 130 interrupted.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"efficientat {__version__}"
+    )
+    parser.set_defaults(debug=False, after_interrupt="run the same command again")
+    common = argparse.ArgumentParser(add_help=False)
+    for one in (parser, common):  # before or behind the command
+        one.add_argument(
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="show where in the code an error comes from",
+        )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in (listing, tag, scan, embed, info):
+        module.add_parser(commands, common)
+    return parser
+
+
+def _sentence(error: Exception) -> str:
+    """An error in one line; what nobody foresaw tells its type."""
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError | ValueError):
+        return text
+    return f"{type(error).__name__}: {text}; --debug shows where"

@@ -1,0 +1,233 @@
+"""``efficientat embed``: embeddings of all sounds of a folder, in one file."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efficientat_plugin import __version__
+from efficientat_plugin.cli.arguments import Commands, add_model, whole_number
+from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
+from efficientat_plugin.cli.outputs import (
+    check_target,
+    hides_progress,
+    shown,
+    written_aside,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from efficientat_plugin.cli.parts import EmbeddingParts, SoundFile
+    from efficientat_plugin.inference import AudioTagger
+
+SUFFIXES = (".npz", ".parquet")
+
+
+def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser = commands.add_parser(
+        "embed",
+        parents=[common],
+        help="embeddings of all sounds of a folder, in one file",
+        description="Embeddings of all sounds of a folder, at any depth, sorted by "
+        "name. A run that was stopped goes on where it was when it is started again.",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="FILE.npz with the arrays names [N], embeddings [N, D] and settings, or "
+        "FILE.parquet with the columns name and embedding",
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--sources",
+        metavar="LAYERS",
+        help="what embeddings are made of, joined by commas, as mel,b5,clf1 "
+        "(mel,b5,b11,b13,b15)",
+    )
+    parser.add_argument(
+        "--pooling", default="avg", help="of the blocks, as avg_and_max (%(default)s)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=whole_number,
+        default=2,
+        metavar="N",
+        help="threads that decode (%(default)s)",
+    )
+    parser.set_defaults(
+        run=run,
+        after_interrupt="what was heard is kept in {output}.parts; the same command "
+        "goes on from there",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Embeds what can be read, names what cannot."""
+    check_target(arguments.output, SUFFIXES)
+    if not arguments.folder.is_dir():
+        raise ValueError(f"{shown(arguments.folder)} is no folder; give one of sounds")
+    failures = Failures()
+    paths = find_sounds([arguments.folder], failures)
+    if not paths:
+        return failures.conclude(0)
+
+    import numpy as np
+
+    from efficientat_plugin.cli.models import load_tagger
+    from efficientat_plugin.cli.parts import EmbeddingParts
+
+    tagger = load_tagger(arguments.model, arguments.labels, arguments.device)
+    options = embedding_options(arguments)
+    settings = settings_of(tagger, options)
+    # So that options of no meaning are refused before anything is kept.
+    silence = np.zeros(tagger.ensemble.min_samples, np.float32)
+    tagger.embed(silence, tagger.sample_rate, **options)
+    output: Path = arguments.output
+    parts = EmbeddingParts(output.with_name(output.name + ".parts"), settings)
+    try:
+        sounds = _hear(paths, tagger, options, parts, failures, arguments)
+    finally:
+        parts.flush()
+    if sounds:
+        names = [sound.name for sound in sounds]
+        write_embeddings(output, names, parts.gather(sounds), settings)
+    parts.remove()
+    return failures.conclude(len(sounds))
+
+
+def _hear(
+    paths: Sequence[Path],
+    tagger: "AudioTagger",
+    options: dict[str, Any],
+    parts: "EmbeddingParts",
+    failures: Failures,
+    arguments: argparse.Namespace,
+) -> "list[SoundFile]":
+    """Adds to ``parts`` what they lack; gives the sounds that they have then."""
+    from tqdm import tqdm
+
+    from efficientat_plugin.cli.parts import SoundFile
+    from efficientat_plugin.data.decoding import UnreadableClip
+
+    files: dict[Path, SoundFile] = {}
+    for path in paths:
+        try:
+            files[path] = SoundFile.of(path, arguments.folder)
+        except OSError as error:  # gone in between
+            failures.add(path, error.strerror)
+    missing = [path for path, file in files.items() if file not in parts.done]
+    with tqdm(
+        decoded_ahead(missing, tagger.sample_rate, arguments.workers),
+        initial=len(files) - len(missing),
+        total=len(files),
+        unit=" sounds",
+        disable=hides_progress(arguments.output),
+    ) as progress:
+        for decoded in progress:
+            path = decoded.path
+            try:
+                if decoded.fault is not None:
+                    raise UnreadableClip(decoded.fault)
+                embedding = tagger.embed(decoded.sound, tagger.sample_rate, **options)
+            except UnreadableClip as error:
+                failures.add(path, error)
+                del files[path]
+            else:
+                parts.add(files[path], embedding)
+    return list(files.values())
+
+
+def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``LayerEmbedding``."""
+    from efficientat_plugin.embeddings import DEFAULT_SOURCES
+
+    names = DEFAULT_SOURCES
+    if arguments.sources is not None:
+        names = tuple(name.strip() for name in arguments.sources.split(","))
+    return {"sources": names, "pooling": arguments.pooling}
+
+
+def settings_of(tagger: "AudioTagger", options: dict[str, Any]) -> dict[str, Any]:
+    """All that an embedding depends on besides the sound, weights by their digest.
+
+    Arguments
+    ---------
+    tagger : AudioTagger
+    options : dict
+        Of ``LayerEmbedding``.
+
+    Returns
+    -------
+    dict
+        What JSON can hold.
+    """
+    return {
+        "version": __version__,
+        "model_sha256": tagger.ensemble.sha256(),
+        "front_ends": [
+            _front_end(member.log_mel) for member in tagger.ensemble.members
+        ],
+        "clip_seconds": tagger.hparams.clip_seconds,
+        "short_clips": tagger.hparams.short_clips,
+        "sources": list(options["sources"]),
+        "pooling": options["pooling"],
+    }
+
+
+def _front_end(log_mel: Any) -> dict[str, Any]:
+    names = (
+        "sample_rate",
+        "n_mels",
+        "win_length",
+        "hop_length",
+        "n_fft",
+        "f_min",
+        "f_max",
+        "log_floor",
+        "log_floor_mode",
+    )
+    # The window is the only one of its settings that it does not tell.
+    window_sum = round(float(log_mel.window.double().sum()), 6)
+    return {name: getattr(log_mel, name) for name in names} | {"window_sum": window_sum}
+
+
+def write_embeddings(
+    output: Path,
+    names: Sequence[str],
+    embeddings: "NDArray[np.float32]",
+    settings: dict[str, Any],
+) -> None:
+    """One file, the same bytes for the same content.
+
+    Arguments
+    ---------
+    output : Path
+        ".npz" or ".parquet".
+    names : sequence of str
+        Of the sounds, relative to their folder.
+    embeddings : NDArray
+        [N, D]
+    settings : dict
+        What they were made with.
+    """
+    import numpy as np
+
+    text = json.dumps(settings)
+    with written_aside(output) as unfinished, open(unfinished, "wb") as file:
+        if output.suffix.lower() == ".npz":
+            np.savez(file, names=np.array(names), embeddings=embeddings, settings=text)
+            return
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        values = pa.array(embeddings.reshape(-1))
+        rows = pa.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
+        table = pa.table({"name": pa.array(names), "embedding": rows})
+        parquet.write_table(table.replace_schema_metadata({"settings": text}), file)

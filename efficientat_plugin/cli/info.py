@@ -1,0 +1,71 @@
+"""``efficientat info``: what a model is, hears and costs."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from efficientat_plugin.cli.arguments import MODEL_HELP, Commands, add_model_details
+
+if TYPE_CHECKING:
+    from efficientat_plugin.features import LogMel
+    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.students.ensemble import HeardStudent
+
+
+def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser = commands.add_parser(
+        "info", parents=[common], help="what a model is, hears and costs"
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    add_model_details(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints it, for each member of an ensemble."""
+    from efficientat_plugin.cli.models import load_tagger
+
+    tagger = load_tagger(arguments.model, arguments.labels, arguments.device)
+    for number, member in enumerate(tagger.ensemble.members):
+        if number:
+            print()
+        print("\n".join(_lines(tagger, member)))
+    return 0
+
+
+def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
+    from efficientat_plugin.complexity import measure
+
+    student, log_mel = member.student, member.log_mel
+    # A tagger's parameters are frozen, and those that training changes are counted.
+    student.requires_grad_(True)
+    clip_seconds = tagger.hparams.clip_seconds
+    num_frames = log_mel.num_frames(tagger.clip_samples)
+    cost = measure(student, log_mel.n_mels, num_frames)
+    facts = {
+        "student": f"{type(student).__name__} of width {student.width:g}",
+        "classes": f"{len(tagger.labels)}, {tagger.hparams.target}",
+        "front end": front_end_text(log_mel),
+        "clip": f"{clip_seconds:g} s, {num_frames} mel frames",
+    }
+    lines = [f"{name + ':':<31}{text}" for name, text in facts.items()]
+    return [*lines, cost.describe(log_mel)]
+
+
+def front_end_text(log_mel: "LogMel") -> str:
+    """What a front end hears, in a line.
+
+    Example
+    -------
+    >>> from efficientat_plugin.features import LogMel
+    >>> front_end_text(LogMel())
+    '32000 Hz, 128 mel bands of 0 to 15000 Hz, window 25 ms, hop 10 ms'
+    """
+    window_ms, hop_ms = (
+        1000 * samples / log_mel.sample_rate
+        for samples in (log_mel.win_length, log_mel.hop_length)
+    )
+    return (
+        f"{log_mel.sample_rate} Hz, {log_mel.n_mels} mel bands of {log_mel.f_min:g} to "
+        f"{log_mel.f_max:g} Hz, window {window_ms:g} ms, hop {hop_ms:g} ms"
+    )

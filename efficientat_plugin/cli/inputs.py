@@ -1,0 +1,194 @@
+"""Which files are meant, their sound decoded ahead, and what could not be read."""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from efficientat_plugin.cli.outputs import shown
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SHORT_SECONDS = 60.0  # sounds longer than this are never whole in memory
+
+
+class Failures:
+    """What could not be read, and why.
+
+    Example
+    -------
+    >>> failures = Failures()
+    >>> failures.conclude(num_read=3)
+    0
+    """
+
+    def __init__(self) -> None:
+        self._reasons: dict[Path, str] = {}
+        self._has_results = False
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self._reasons
+
+    def add(self, path: Path, reason: object, is_partly_read: bool = False) -> None:
+        """One more; ``reason`` is a text or an error."""
+        self._reasons[path] = " ".join(str(reason).split())
+        self._has_results |= is_partly_read
+
+    def conclude(self, num_read: int) -> int:
+        """Names the failures on stderr and gives the exit code.
+
+        Arguments
+        ---------
+        num_read : int
+            Sounds that could be read, to their ends.
+
+        Returns
+        -------
+        int
+            0 without failures, else 1.
+
+        Raises
+        ------
+        ValueError
+            Where nothing could be read.
+        """
+        if not self._reasons and num_read:
+            return 0
+        for path, reason in self._reasons.items():
+            print(f"efficientat: {shown(path)}: {reason}", file=sys.stderr)
+        if not (num_read or self._has_results):
+            raise ValueError(
+                "nothing could be read, so nothing was written; give sound files "
+                f"({', '.join(AUDIO_SUFFIXES)}) or folders of them"
+            )
+        text = f"{len(self._reasons)} of {num_read + len(self._reasons)} inputs"
+        print(f"efficientat: {text} could not be read", file=sys.stderr)
+        return 1
+
+
+def find_sounds(given: Iterable[Path], failures: Failures) -> list[Path]:
+    """Files as given, and those in folders, at any depth, in the order of their names.
+
+    Arguments
+    ---------
+    given : iterable of Path
+        Files, of any suffix, and folders, of which sounds are taken by suffix.
+    failures : Failures
+        Gets what is not there, and folders without sound.
+
+    Returns
+    -------
+    list of Path
+        Each once.
+    """
+    found: dict[Path, None] = {}
+    for path in given:
+        if os.path.isdir(path):  # unlike Path's, false where it may not be looked
+            inside = sorted(_sounds_below(path, failures))
+            if not inside:
+                suffixes = ", ".join(AUDIO_SUFFIXES)
+                failures.add(path, f"the folder holds no sound ({suffixes})")
+            found |= dict.fromkeys(inside)
+        else:
+            found[path] = None
+    sounds = []
+    for path in found:
+        if reason := _refusal(path):
+            failures.add(path, reason)
+        else:
+            sounds.append(path)
+    return sounds
+
+
+def _refusal(path: Path) -> str | None:
+    """Why a path cannot be read, as far as can be told without opening it."""
+    if not os.path.lexists(path):
+        return "there is no such file"
+    if not os.path.isfile(path):  # a pipe that is opened would be waited for
+        return "it is no file"
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # which libsndfile's binding would raise
+        return "its name is not UTF-8; rename it"
+    return None
+
+
+def _sounds_below(folder: Path, failures: Failures) -> Iterator[Path]:
+    def refused(error: OSError) -> None:
+        failures.add(Path(error.filename), error.strerror)
+
+    for place, _, names in os.walk(folder, onerror=refused):
+        for name in names:
+            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
+                yield Path(place, name)
+
+
+class Decoded(NamedTuple):
+    """A file's sound, or why there is none."""
+
+    path: Path
+    samples: "NDArray[np.float32] | None"  # None: too long to hold, or not readable
+    fault: str | None = None
+
+    @property
+    def sound(self) -> "Path | NDArray[np.float32]":
+        """What a tagger takes: samples of a short sound, the file of a long one."""
+        return self.path if self.samples is None else self.samples
+
+
+def decoded_ahead(
+    paths: Iterable[Path], sample_rate: int, workers: int
+) -> Iterator[Decoded]:
+    """Sounds in the order of ``paths``, decoded by threads while others are heard.
+
+    Threads will do: decoding and resampling leave the interpreter to others, nothing
+    has to be handed from process to process, and it is the same on every system.
+
+    Arguments
+    ---------
+    paths : iterable of Path
+    sample_rate : int
+        Of the samples, Hz.
+    workers : int
+        Threads, at least 1; twice as many sounds are held.
+
+    Yields
+    ------
+    Decoded
+    """
+    pool = ThreadPoolExecutor(workers)
+    pending: deque[Future[Decoded]] = deque()
+    try:
+        for path in paths:
+            pending.append(pool.submit(_decode, path, sample_rate))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode(path: Path, sample_rate: int) -> Decoded:
+    import numpy as np
+
+    from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
+
+    blocks, num_samples = [], 0
+    try:
+        for block in decode_blocks(path, sample_rate):
+            blocks.append(block)
+            num_samples += len(block)
+            if num_samples > SHORT_SECONDS * sample_rate:
+                return Decoded(path, None)
+    except UnreadableClip as fault:
+        return Decoded(path, None, str(fault))
+    if not num_samples:
+        return Decoded(path, None, f"it is shorter than a sample at {sample_rate} Hz")
+    return Decoded(path, np.concatenate(blocks))

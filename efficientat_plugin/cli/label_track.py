@@ -1,0 +1,94 @@
+"""Audacity's label tracks: where a class is, over windows that belong together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from efficientat_plugin.cli.outputs import shown
+
+if TYPE_CHECKING:
+    from efficientat_plugin.data.targets import LabelTable
+    from efficientat_plugin.inference import ScanWindow
+
+
+class TimeLabel(NamedTuple):
+    """A class, and where it is."""
+
+    start_seconds: float
+    end_seconds: float
+    name: str
+
+
+class LabelMerger:
+    """Makes one label of windows of a class that follow each other or overlap.
+
+    Arguments
+    ---------
+    names : sequence of str
+        Of the classes.
+
+    Example
+    -------
+    >>> merger = LabelMerger(["dog", "cat"])
+    >>> merger.add(0.0, 2.0, [0]), merger.add(2.0, 4.0, [0, 1])
+    ([], [])
+    >>> merger.add(4.0, 6.0, [1])
+    [TimeLabel(start_seconds=0.0, end_seconds=4.0, name='dog')]
+    >>> merger.finish()
+    [TimeLabel(start_seconds=2.0, end_seconds=6.0, name='cat')]
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+        self._open: dict[int, TimeLabel] = {}
+        self._before: set[int] = set()  # classes of the window before
+
+    def add(
+        self, start_seconds: float, end_seconds: float, classes: Sequence[int]
+    ) -> list[TimeLabel]:
+        """One more window, and its classes; gives the labels that end before it."""
+        ended = []
+        for k, label in list(self._open.items()):
+            follows = k in self._before and k in classes
+            if not follows and label.end_seconds <= start_seconds:
+                ended.append(self._open.pop(k))
+        for k in classes:
+            start = self._open[k].start_seconds if k in self._open else start_seconds
+            self._open[k] = TimeLabel(start, end_seconds, self._names[k])
+        self._before = set(classes)
+        return ended
+
+    def finish(self) -> list[TimeLabel]:
+        """The labels that end with the sound."""
+        ended = sorted(self._open.values(), key=lambda label: label.end_seconds)
+        self._open, self._before = {}, set()
+        return ended
+
+
+class AudacityWriter:
+    """A label track: start, end and class, in the order in which labels end.
+
+    Arguments
+    ---------
+    file : TextIO
+    labels : LabelTable
+    """
+
+    def __init__(self, file: TextIO, labels: "LabelTable") -> None:
+        self._file = file
+        self._merger = LabelMerger(labels.names)
+
+    def write(
+        self, path: Path, window: "ScanWindow", top: int, threshold: float
+    ) -> None:
+        """One more; all classes count, or a label would break where others are loud."""
+        above = (window.probabilities >= threshold).nonzero()[0].tolist()
+        self._print(self._merger.add(window.start_seconds, window.end_seconds, above))
+
+    def finish(self) -> None:
+        """The sound has ended."""
+        self._print(self._merger.finish())
+
+    def _print(self, labels: list[TimeLabel]) -> None:
+        for start, end, name in labels:
+            print(f"{start:.6f}\t{end:.6f}\t{shown(name)}", file=self._file)

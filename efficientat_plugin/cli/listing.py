@@ -1,0 +1,62 @@
+"""``efficientat list``: the published students. Imports nothing heavy."""
+
+import argparse
+import json
+from typing import Any
+
+from efficientat_plugin.cli.arguments import Commands
+from efficientat_plugin.students.published import PUBLISHED, PublishedStudent
+
+COLUMNS = ("name", "width", "mAP", "front end", "trained on")
+
+
+def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser = commands.add_parser(
+        "list", parents=[common], help="the published students"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints them."""
+    if arguments.json:
+        print(json.dumps([described(entry) for entry in PUBLISHED.values()], indent=1))
+        return 0
+    rows = [COLUMNS, *(_cells(entry) for entry in PUBLISHED.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(size) for cell, size in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+    return 0
+
+
+def described(entry: PublishedStudent) -> dict[str, Any]:
+    """A published student for programs.
+
+    Example
+    -------
+    >>> described(PUBLISHED["mn04_as"])["mAP"]
+    43.2
+    """
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "width": entry.width,
+        "mAP": entry.mean_ap,
+        "classes": entry.num_classes,
+        "front_end": entry.front_end(),
+        "trained_on": entry.trained_on,
+    }
+
+
+def _cells(entry: PublishedStudent) -> tuple[str, ...]:
+    hop_ms = 1000 * entry.hop_length / entry.sample_rate
+    return (
+        entry.name,
+        f"{entry.width:.1f}",
+        "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
+        f"{entry.sample_rate} Hz, {entry.n_mels} mel bands, hop {hop_ms:g} ms",
+        entry.trained_on,
+    )

@@ -1,0 +1,83 @@
+"""Models as the command line names them."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from efficientat_plugin.data.targets import LabelTable
+    from efficientat_plugin.inference import AudioTagger
+
+
+def load_tagger(
+    model: str, labels_file: Path | None = None, device: str | None = None
+) -> "AudioTagger":
+    """A tagger of a name, a file, several of these joined by commas, or a folder.
+
+    Arguments
+    ---------
+    model : str
+        A folder must have a ``hyperparams.yaml``, which may run code.
+    labels_file : Path or None
+        Classes of a file of weights; None: those of AudioSet.
+    device : str or None
+        As torch names it; None: a GPU where there is one.
+
+    Returns
+    -------
+    AudioTagger
+
+    Raises
+    ------
+    OSError, ValueError
+        For what is no model, no table of labels, or no device that is there.
+    """
+    from efficientat_plugin.inference import AudioTagger
+
+    run_opts = None if device is None else {"device": _usable(device)}
+    path = Path(model)
+    if os.path.isdir(path):  # unlike Path's, takes names that are too long for a file
+        if not (path / "hyperparams.yaml").is_file():
+            raise ValueError(
+                f"the folder {model} has no hyperparams.yaml; give a folder that "
+                "fine-tuning left, a file of weights or a name of `efficientat list`"
+            )
+        if labels_file is not None:
+            raise ValueError(f"the folder {model} has its labels; leave out --labels")
+        return AudioTagger.from_hparams(source=str(path.resolve()), run_opts=run_opts)
+    labels = None if labels_file is None else _labels(labels_file)
+    if os.path.isfile(path):  # whose name may have a comma
+        return AudioTagger.from_student(path, labels, run_opts=run_opts)
+    names = [name.strip() for name in model.split(",")]
+    sources = names[0] if len(names) == 1 else names
+    return AudioTagger.from_student(sources, labels, run_opts=run_opts)
+
+
+def _labels(path: Path) -> "LabelTable":
+    from efficientat_plugin.data.targets import LabelTable
+
+    try:
+        return LabelTable.from_csv(path)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no table of labels; it must be a CSV with the columns index, "
+            "mid and display_name, each mid once"
+        ) from error
+
+
+def _usable(device: str) -> str:
+    """A device that is there, by the name that SpeechBrain understands."""
+    import torch
+
+    device = "cuda:0" if device == "cuda" else device  # else it warns of no number
+    try:
+        torch.zeros(1, device=device)
+    # torch says it in its own ways: one without CUDA asserts
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"the device {device} is not there; give cpu, or cuda:0 where there is "
+            "a GPU"
+        ) from error
+    if torch.device(device).type == "meta":
+        raise ValueError("nothing is computed on the device meta; give cpu or cuda:0")
+    return device

@@ -1,0 +1,207 @@
+"""How results are written: as a table to read, as JSON lines, as CSV; whole or not."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
+
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+
+if TYPE_CHECKING:
+    from efficientat_plugin.inference import Tag
+
+DECIMALS = 6  # of probabilities and seconds, in what programs read
+
+
+def shown(name: str | Path) -> str:
+    r"""A name that neither breaks a line nor a column, nor commands a terminal.
+
+    Example
+    -------
+    >>> print(shown("dog\tand\ncat.wav"))
+    dog\tand\ncat.wav
+    """
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in str(name)
+    )
+
+
+class Finding(NamedTuple):
+    """Classes of a sound, or of a window of it."""
+
+    path: Path
+    tags: "Sequence[Tag]"
+    seconds: tuple[float, float] | None = None  # where the window starts and ends
+
+
+class Writer(Protocol):
+    """Writes findings one by one."""
+
+    def write(self, finding: Finding) -> None:
+        """One more."""
+
+
+class TableWriter:
+    """For people: the name of a sound, and its classes or windows below.
+
+    Arguments
+    ---------
+    file : TextIO
+    has_windows : bool
+    """
+
+    def __init__(self, file: TextIO, has_windows: bool) -> None:
+        self._file, self._has_windows = file, has_windows
+        self._path: Path | None = None
+
+    def write(self, finding: Finding) -> None:
+        """One more."""
+        if finding.path != self._path:
+            self._path = finding.path
+            print(shown(finding.path), file=self._file)
+        if finding.seconds is not None:
+            start, end = finding.seconds
+            found = ", ".join(
+                f"{shown(tag.name)} {tag.probability:.3f}" for tag in finding.tags
+            )
+            print(f"  {start:9.2f} {end:9.2f}  {found or '-'}", file=self._file)
+            return
+        for tag in finding.tags:
+            print(f"  {tag.probability:.3f}  {shown(tag.name)}", file=self._file)
+        if not finding.tags:
+            print("  -", file=self._file)
+
+
+class JsonLinesWriter:
+    """For programs: an object for each sound or window, names as they are.
+
+    Arguments
+    ---------
+    file : TextIO
+    has_windows : bool
+    """
+
+    def __init__(self, file: TextIO, has_windows: bool) -> None:
+        self._file = file
+
+    def write(self, finding: Finding) -> None:
+        """One more."""
+        content: dict[str, object] = {"sound": str(finding.path)}
+        if finding.seconds is not None:
+            start, end = finding.seconds
+            content["start_seconds"] = round(start, DECIMALS)
+            content["end_seconds"] = round(end, DECIMALS)
+        content["tags"] = [
+            tag._asdict() | {"probability": round(tag.probability, DECIMALS)}
+            for tag in finding.tags
+        ]
+        print(json.dumps(content), file=self._file)
+
+
+class CsvWriter:
+    """For spreadsheets: a row for each class of a sound or window.
+
+    Arguments
+    ---------
+    file : TextIO
+    has_windows : bool
+    """
+
+    def __init__(self, file: TextIO, has_windows: bool) -> None:
+        self._rows = csv.writer(file, lineterminator="\n")
+        where = ["start_seconds", "end_seconds"] if has_windows else []
+        self._rows.writerow(["sound", *where, "name", "mid", "probability"])
+
+    def write(self, finding: Finding) -> None:
+        """One more."""
+        where = [f"{moment:.{DECIMALS}f}" for moment in finding.seconds or ()]
+        for tag in finding.tags:
+            chance = f"{tag.probability:.{DECIMALS}f}"
+            name, mid = shown(tag.name), shown(tag.mid)
+            self._rows.writerow([shown(finding.path), *where, name, mid, chance])
+
+
+FORMATS: dict[str, type[TableWriter] | type[JsonLinesWriter] | type[CsvWriter]] = {
+    "table": TableWriter,
+    "jsonl": JsonLinesWriter,
+    "csv": CsvWriter,
+}
+
+
+def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
+    """Refuses, before any work is done, a file that cannot be meant.
+
+    Arguments
+    ---------
+    path : Path
+        To be written.
+    suffixes : sequence of str
+        Those that it may have; none: any but those of sound.
+
+    Raises
+    ------
+    ValueError
+        For another suffix, and where it cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffixes and suffix not in suffixes:
+        raise ValueError(
+            f"{shown(path)} is to be written; its name must end in "
+            f"{' or '.join(suffixes)}"
+        )
+    if suffix in AUDIO_SUFFIXES:
+        raise ValueError(
+            f"{shown(path)} is to be written, but is named as a sound; give another "
+            "name"
+        )
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(
+            f"{shown(path)} cannot be written; give a file in a folder that exists and "
+            "may be written to"
+        )
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file to write instead, which becomes ``path`` if nothing goes wrong.
+
+    Arguments
+    ---------
+    path : Path
+
+    Yields
+    ------
+    Path
+        Beside ``path``; gone where the block raises.
+    """
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def text_output(path: Path | None) -> Iterator[TextIO]:
+    """Where results go: stdout, or a file that is whole or not there."""
+    if path is None:
+        yield sys.stdout
+        return
+    with (
+        written_aside(path) as unfinished,
+        open(unfinished, "w", encoding="utf-8", newline="") as file,
+    ):
+        yield file
+
+
+def hides_progress(output: Path | None) -> bool:
+    """Whether a bar would be seen by nobody, or stand between the results."""
+    return not sys.stderr.isatty() or (output is None and sys.stdout.isatty())

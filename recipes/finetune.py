@@ -1,0 +1,322 @@
+"""Fine-tunes a published tagger on labelled sounds: one's own, ESC-50, FSD50K.
+
+> python recipes/finetune.py hparams/finetune.yaml --dataset PATH
+> python recipes/finetune.py hparams/esc50.yaml --dataset ashraq/esc50 --fold 3
+
+Interrupted, the same command goes on where it stopped. What it leaves in
+OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import speechbrain as sb
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.epoch_loop import EpochCounterWithStopper
+from speechbrain.utils.train_logger import FileTrainLogger
+
+from efficientat_plugin.brain import History
+from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.rows import summarize_rows
+from efficientat_plugin.data.sampling import Draws, class_balanced_weights
+from efficientat_plugin.data.splits import (
+    Split,
+    given_split,
+    split_by_fold,
+    split_rows,
+)
+from efficientat_plugin.data.summary import describe
+from efficientat_plugin.data.tables import label_table, read_table
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.launch import load_hparams, parse_and_join
+from efficientat_plugin.losses import DistillationLoss
+from efficientat_plugin.metrics import (
+    ClassificationScores,
+    ClassificationStats,
+    Scores,
+    TaggingStats,
+)
+from efficientat_plugin.model_folder import (
+    HYPERPARAMS,
+    Provenance,
+    TrainedModel,
+    read_model_folder,
+    write_model_folder,
+)
+from efficientat_plugin.report import (
+    RunResult,
+    plot_confusion,
+    plot_curves,
+    write_scores,
+)
+from efficientat_plugin.students.student import Student
+from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.teachers.store import LogitsStore
+
+TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
+TABLE_KEYS += ("separator", "audio_folder")
+SPLITS = ("auto", "random", "fold", "given")
+
+
+class Table(NamedTuple):
+    """The data of all runs."""
+
+    rows: datasets.Dataset
+    labels: LabelTable
+    target: str  # "multilabel" or "multiclass"
+
+
+def main(argv: list[str]) -> None:
+    """Reads, splits, trains, tests and writes what the YAML and the overrides say."""
+    hparams_file, run_opts, overrides = parse_and_join(argv)
+    hparams = load_hparams(hparams_file, overrides)
+    try:
+        table = open_table(hparams)
+        splits = split_table(table, hparams)
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        sys.exit(str(error))
+    scores = {}
+    for name, split in splits.items():
+        # Anew for each, so that a run of several is several runs.
+        hparams = load_hparams(hparams_file, overrides)
+        hparams["output_folder"] += f"/{name}" if len(splits) > 1 else ""
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_to_save(hparams_file), overrides
+        )
+        try:
+            scores[name] = fine_tune(table, split, hparams, run_opts)
+        except ValueError as error:
+            sys.exit(str(error))
+    if len(scores) > 1 and if_main_process():
+        print(spread(scores))
+
+
+def hparams_to_save(hparams_file: str) -> str | None:
+    """The YAML, for the folder of the run; one that includes others stays behind."""
+    return None if "!include" in Path(hparams_file).read_text() else hparams_file
+
+
+def open_table(hparams: dict[str, Any]) -> Table:
+    """The rows that the YAML names, and what was found in them."""
+    if hparams["dataset"] is None:
+        raise ValueError(
+            "--dataset PATH is needed: a folder of class folders, a CSV, JSONL or "
+            "Parquet with a column of files and one of labels, or a hub id"
+        )
+    given = {key: hparams[key] for key in TABLE_KEYS}
+    given = {key: value for key, value in given.items() if value not in (None, "auto")}
+    facts = hparams["data"] | given
+    rows = read_table(
+        hparams["dataset"],
+        config=hparams["dataset_config"],
+        cache_dir=hparams["dataset_cache"],
+        **facts,
+    )
+    labels = label_table(rows, facts.get("classes"))
+    target = hparams["target"]
+    if target == "auto":
+        one_each = all(len(set(mids or ())) == 1 for mids in rows["labels"])
+        target = "multiclass" if one_each else "multilabel"
+    if if_main_process():
+        print(f"{hparams['dataset']}, {target}:\n{describe(rows)}")
+    return Table(rows, labels, target)
+
+
+def split_table(table: Table, hparams: dict[str, Any]) -> dict[str, Split]:
+    """Which clips to train, choose and test on, by name of the run."""
+    kind, columns = hparams["split"], table.rows.column_names
+    if kind not in SPLITS:
+        raise ValueError(f"split={kind!r}; it is one of {SPLITS}")
+    if kind == "auto":
+        by_column = {"given": "split", "fold": "fold"}
+        kinds = [kind for kind, column in by_column.items() if column in columns]
+        kind = kinds[0] if kinds else "random"
+    valid_share, seed = hparams["valid_share"], hparams["seed"]
+    if kind == "random":
+        split = split_rows(table.rows, valid_share, hparams["test_share"], seed)
+        return {"random": split}
+    if kind == "given":
+        split = given_split(table.rows)
+        if not split.valid:
+            split = with_validation(table.rows, split, valid_share, seed)
+        return {"given": split}
+    folds = [hparams["fold"]]
+    if hparams["fold"] is None:
+        folds = sorted({str(fold) for fold in table.rows["fold"]})
+    return {
+        f"fold{fold}": with_validation(
+            table.rows, split_by_fold(table.rows, fold), valid_share, seed
+        )
+        for fold in folds
+    }
+
+
+def with_validation(
+    rows: datasets.Dataset, split: Split, valid_share: float, seed: int
+) -> Split:
+    """Sets some of the training clips aside, to choose on."""
+    if valid_share == 0:
+        return split
+    inner = split_rows(rows.select(split.train), valid_share, 0.0, seed)
+    train = [split.train[row] for row in inner.train]
+    return split._replace(train=train, valid=[split.train[row] for row in inner.valid])
+
+
+def fine_tune(
+    table: Table, split: Split, hparams: dict[str, Any], run_opts: Any
+) -> Scores:
+    """One run: trains, tests, and writes the model and what is to be said of it."""
+    student = make_student(table, hparams)
+    add_parts(table, student, hparams)
+    brain = hparams["brain_class"](
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    # Without validation clips the last epoch is kept; training clips are scored then.
+    choosing = split.valid or split.train
+    brain.fit(
+        hparams["epoch_counter"],
+        training_clips(table, split.train, hparams),
+        clips(table, choosing, hparams),
+        train_loader_kwargs=hparams["train_loader"]
+        | {"sampler": training_draws(table, split.train, hparams)},
+        valid_loader_kwargs=dict(hparams["eval_loader"]),
+    )
+    best = "accuracy" if table.target == "multiclass" else "mAP"
+    brain.evaluate(
+        clips(table, split.test, hparams),
+        max_key=best if split.valid else None,
+        test_loader_kwargs=dict(hparams["eval_loader"]),
+    )
+    run_on_main(
+        finish,
+        kwargs={"brain": brain, "table": table, "split": split, "hparams": hparams},
+    )
+    return brain.scores
+
+
+def make_student(table: Table, hparams: dict[str, Any]) -> Student:
+    """The student that training begins with, its class layer of as many classes."""
+    source = hparams["pretrained"]
+    if not (Path(source) / HYPERPARAMS).is_file():
+        return load_student(
+            source,
+            num_classes=len(table.labels),
+            savedir=hparams["pretrained_folder"],
+            head=hparams["head"],
+        )
+    model = read_model_folder(source)
+    if model.labels.mids != table.labels.mids:
+        raise ValueError(
+            f"the model in {source} has {len(model.labels)} classes, and the data "
+            f"{len(table.labels)} others; start from a published name, or from a model "
+            "of the same classes"
+        )
+    return model.student
+
+
+def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
+    """What follows from data and weights, beside what the YAML has built."""
+    folder = Path(hparams["output_folder"])
+    log_mel = hparams["log_mel"](**student.front_end)
+    multiclass = table.target == "multiclass"
+    hparams["student"] = student
+    hparams["modules"] = {
+        "log_mel": log_mel,
+        "spec_mask": hparams["spec_mask"],
+        "student": student,
+    }
+    hparams["loss"] = DistillationLoss(
+        hparams["kd_weight"], hparams["kd_temperature"], table.target
+    )
+    hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
+    hparams["teacher_store"] = LogitsStore.open_or_none(hparams["teacher"])
+    hparams["history"] = History()
+    hparams["train_logger"] = FileTrainLogger(str(folder / "train_log.txt"), 4)
+    hparams["epoch_counter"] = EpochCounterWithStopper(
+        hparams["number_of_epochs"], hparams["patience"], 0, "max"
+    )
+    recoverables = {
+        "student": student,
+        "epoch_counter": hparams["epoch_counter"],
+        "history": hparams["history"],
+    }
+    hparams["checkpointer"] = AtomicCheckpointer(str(folder / "save"), recoverables)
+
+
+def clips(table: Table, rows: list[int], hparams: dict[str, Any]) -> Clips:
+    """Clips as they are, to be scored."""
+    return Clips(table.rows.select(rows), reader(table, hparams))
+
+
+def training_clips(table: Table, rows: list[int], hparams: dict[str, Any]) -> Clips:
+    """Clips as training hears them."""
+    return Clips(
+        table.rows.select(rows),
+        reader(table, hparams),
+        hparams["waveform_augment"],
+        hparams["waveform_mix"],
+        hparams["seed"],
+        replace_unreadable=True,
+    )
+
+
+def reader(table: Table, hparams: dict[str, Any]) -> ClipReader:
+    """Makes clips of rows."""
+    return ClipReader(table.labels, hparams["clip_seconds"], hparams["sample_rate"])
+
+
+def training_draws(table: Table, rows: list[int], hparams: dict[str, Any]) -> Draws:
+    """The order of an epoch; rare classes more often where the YAML says so."""
+    weights = None
+    if hparams["class_balanced"]:
+        summary = summarize_rows(table.rows.select(rows), table.labels)
+        weights = class_balanced_weights(summary.indices, len(table.labels))
+    return Draws(len(rows), None, weights, hparams["seed"])
+
+
+def finish(brain: Any, table: Table, split: Split, hparams: dict[str, Any]) -> None:
+    """Writes scores, figures and the model, and says where they are."""
+    folder, scores = Path(hparams["output_folder"]), brain.scores
+    write_scores(folder, scores, table.labels)
+    result = RunResult("test", scores, None, hparams["history"].epochs)
+    plot_curves(folder / "curves.png", [result])
+    if isinstance(scores, ClassificationScores):
+        plot_confusion(folder / "confusion.png", scores, table.labels)
+    sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
+    model = TrainedModel(
+        hparams["student"], table.labels, table.target, hparams["clip_seconds"]
+    )
+    provenance = Provenance(
+        name=Path(hparams["dataset"]).name,
+        started_from=str(hparams["pretrained"]),
+        data=f"{hparams['dataset']}: {len(table.rows)} clips ({sizes})",
+        data_licence=table.rows.info.license,
+        scores={f"test, {scores.num_clips} clips": scores},
+    )
+    write_model_folder(folder / "model", model, provenance)
+    print(f"test: {scores}\nThe model is in {folder / 'model'}")
+
+
+def spread(scores: dict[str, Scores]) -> str:
+    """Each fold, their mean, and how far they are apart."""
+    values = [found.averages()[found.main] for found in scores.values()]
+    name = next(iter(scores.values())).main
+    lines = [f"{fold}: {found}" for fold, found in scores.items()]
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    lines.append(
+        f"{name} {mean:.4f}, standard deviation {deviation:.4f} of {len(values)} folds"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,661 @@
+"""The command line says of sounds what the tagger says, and what it could not read."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from pyarrow import parquet
+
+from efficientat_plugin import __version__, list_students
+from efficientat_plugin.cli import inputs, main, parts
+from efficientat_plugin.cli.figure import PairedColumns
+from efficientat_plugin.cli.label_track import LabelMerger
+from efficientat_plugin.cli.outputs import shown
+from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.students.mn import MN
+
+RATE = 32000
+
+
+def _sound(seconds, seed=0):
+    """Noise whose spectrum wanders, so that its parts differ."""
+    rng = np.random.default_rng(seed)
+    sound = rng.standard_normal(round(seconds * RATE))
+    time = np.arange(len(sound)) / RATE
+    return (0.1 * sound * np.sin(2 * np.pi * 0.7 * time)).astype(np.float32)
+
+
+def _write(path, seconds=1.0, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, _sound(seconds, seed), RATE, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small student of AudioSet's classes; its numbers are random."""
+    torch.manual_seed(0)
+    student = MN(527, width=0.1)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # so that sounds differ
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.normal_(module.weight, mean=1.0, std=0.3)
+    path = tmp_path_factory.mktemp("model") / "student.pt"
+    torch.save(student.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tagger(model):
+    return AudioTagger.from_student(model, run_opts={"device": "cpu"})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good sounds, and a corrupt, an empty and a written one."""
+    folder = tmp_path / "sounds"
+    good = _write(folder / "good.wav", 1.0)
+    _write(folder / "below" / "also.flac.wav", 0.5, seed=1)
+    (folder / "corrupt.wav").write_bytes(good.read_bytes()[:20])
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("This is no sound.")
+    (folder / "notes.txt").write_text("No sound by its name, so not even tried.")
+    return folder
+
+
+@pytest.fixture
+def five(tmp_path):
+    folder = tmp_path / "five"
+    for number in range(5):
+        _write(folder / f"{number}.wav", 0.2 * (number + 1), seed=number)
+    return folder
+
+
+@pytest.fixture
+def run(model, capsys):
+    """Runs a command with the small student: exit code, stdout, stderr."""
+
+    def run(command, *rest):
+        options = [] if command in ("list", "info") else ["--model", model]
+        options += [] if command == "list" else ["--device", "cpu"]
+        code = main([command, *map(str, rest), *map(str, options)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# --- list, info, help -----------------------------------------------------------
+
+
+def test_list_has_every_published_student(run):
+    code, out, _ = run("list")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[1:]] == list_students()
+    code, out, _ = run("list", "--json")
+    entries = {entry["name"]: entry for entry in json.loads(out)}
+    assert list(entries) == list_students()
+    assert entries["mn04_as"]["mAP"] == 43.2 and entries["mn04_as"]["width"] == 0.4
+    assert entries["mn10_as_hop_5"]["front_end"]["hop_length"] == 160
+
+
+def test_list_imports_nothing_heavy():
+    program = (
+        "import sys; from efficientat_plugin.cli import main; main(['list']);"
+        "heavy = {'torch', 'numpy', 'speechbrain', 'matplotlib', 'datasets'};"
+        "sys.exit(repr(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_is_the_command():
+    command = [sys.executable, "-m", "efficientat_plugin.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"efficientat {__version__}\n")
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = f"{sys.executable} -m efficientat_plugin.cli list | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_info_says_what_a_model_is_and_costs(run, model):
+    code, out, _ = run("info", model)
+    facts = dict(re.split(r":\s+", line, maxsplit=1) for line in out.splitlines())
+    assert code == 0
+    assert facts["student"] == "MN of width 0.1"
+    assert facts["classes"] == "527, multilabel"
+    assert facts["front end"].startswith("32000 Hz, 128 mel bands")
+    of_student = sum(p.numel() for p in MN(527, width=0.1).parameters())
+    assert facts["trainable parameters"] == f"{of_student:,}"
+
+
+# --- tag ------------------------------------------------------------------------
+
+
+def _tags_of(tagger, path, top):
+    return [(tag.name, tag.probability) for tag in tagger.tag(path, top_k=top)]
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
+def test_every_format_says_what_the_tagger_says(
+    run, tagger, five, tmp_path, form, to_file
+):
+    target = tmp_path / "results"
+    output = ["--output", target] if to_file else []
+    code, out, _ = run("tag", five, "--top", 3, "--format", form, *output)
+    assert code == 0
+    if to_file:
+        assert out == ""
+        out = target.read_text(encoding="utf-8")
+    assert not list(tmp_path.glob("*.part"))
+    found, atol = _parsed(out, form)
+    assert list(found) == [str(five / f"{number}.wav") for number in range(5)]
+    for path, tags in found.items():
+        expected = _tags_of(tagger, path, 3)
+        assert [name for name, _ in tags] == [name for name, _ in expected]
+        for (_, one), (_, other) in zip(tags, expected, strict=True):
+            assert one == pytest.approx(other, abs=atol)
+
+
+def _parsed(text, form):
+    found = {}
+    if form == "jsonl":
+        for line in text.splitlines():
+            entry = json.loads(line)
+            tags = [(tag["name"], tag["probability"]) for tag in entry["tags"]]
+            found[entry["sound"]] = tags
+        return found, 1e-5
+    if form == "csv":
+        for row in csv.DictReader(io.StringIO(text)):
+            tag = (row["name"], float(row["probability"]))
+            found.setdefault(row["sound"], []).append(tag)
+        return found, 1e-5
+    for line in text.splitlines():
+        if line.startswith("  "):
+            probability, name = line.split(maxsplit=1)
+            tags.append((name, float(probability)))
+        else:
+            tags = found.setdefault(line, [])
+    return found, 6e-4
+
+
+def test_a_bad_file_does_not_stop_the_others(run, folder):
+    code, out, err = run("tag", folder, "--format", "jsonl", "--batch-size", 2)
+    heard = [json.loads(line)["sound"] for line in out.splitlines()]
+    assert heard == [str(folder / "below/also.flac.wav"), str(folder / "good.wav")]
+    assert code == 1
+    for name in ("corrupt.wav", "empty.wav", "text.wav"):
+        assert re.search(rf"{name}: not decodable: \S", err)
+    assert "3 of 5 inputs could not be read" in err and "Traceback" not in err
+    assert "notes.txt" not in err
+
+
+def test_nothing_readable_leaves_what_was_there(run, folder, tmp_path):
+    target = tmp_path / "results.csv"
+    target.write_text("of before")
+    code, _, err = run("tag", folder / "empty.wav", "--output", target)
+    assert code == 2 and "nothing could be read" in err
+    assert target.read_text() == "of before"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_not_there_is_named(run, folder, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    pipe = tmp_path / "pipe.wav"
+    os.mkfifo(pipe)
+    given = [tmp_path / "absent.wav", bare, pipe]
+    code, _, err = run("tag", *given, folder / "good.wav")
+    assert code == 1
+    assert "absent.wav: there is no such file" in err
+    assert "bare: the folder holds no sound" in err
+    assert "pipe.wav: it is no file" in err
+    assert run("tag", *given)[0] == 2
+
+
+def test_names_that_are_not_utf_8_are_told(run, tmp_path):
+    content = _write(tmp_path / "odd" / "a.wav", 0.1).read_bytes()
+    try:
+        with open(os.fsencode(tmp_path / "odd") + b"/\xff.wav", "wb") as file:
+            file.write(content)
+    except OSError:
+        pytest.skip("this file system has only names in UTF-8")
+    code, out, err = run("tag", tmp_path / "odd", "--format", "csv", "--top", 1)
+    assert code == 1 and len(out.splitlines()) == 2
+    assert r"\udcff.wav: its name is not UTF-8; rename it" in err
+
+
+def test_a_sound_given_twice_is_heard_once(run, five):
+    _, out, _ = run("tag", five / "0.wav", five, "--format", "jsonl")
+    assert len(out.splitlines()) == 5
+
+
+def test_long_sounds_are_heard_as_short_ones(run, five, monkeypatch):
+    options = (five, "--format", "jsonl", "--batch-size", 3)
+    _, short, _ = run("tag", *options)
+    monkeypatch.setattr(inputs, "SHORT_SECONDS", 0.5)
+    _, long, _ = run("tag", *options)
+    one, other = _parsed(short, "jsonl")[0], _parsed(long, "jsonl")[0]
+    assert list(one) == list(other)
+    for path, tags in one.items():
+        assert dict(tags) == pytest.approx(dict(other[path]), abs=1e-5)
+
+
+def test_an_ensemble_is_named_with_commas(capsys, model, tagger, five):
+    sound = str(five / "0.wav")
+    models = f"{model},{model}"
+    options = ["--top", "1", "--format", "jsonl", "--device", "cpu"]
+    assert main(["tag", sound, "--model", models, *options]) == 0
+    tag = json.loads(capsys.readouterr().out)["tags"][0]
+    assert tag["name"] == tagger.tag(sound)[0].name  # the mean of two alike
+    assert main(["info", models, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("MN of width 0.1") == 2
+
+
+def test_a_folder_of_hyperparams_is_a_model(capsys, tmp_path, five):
+    student = MN(2, width=0.1)
+    torch.save(student.state_dict(), tmp_path / "student.ckpt")
+    (tmp_path / "hyperparams.yaml").write_text(
+        """
+student: !new:efficientat_plugin.students.mn.MN
+    num_classes: 2
+    width: 0.1
+modules:
+    student: !ref <student>
+    log_mel: !new:efficientat_plugin.features.LogMel
+labels: !new:efficientat_plugin.data.targets.LabelTable
+    mids: [a, b]
+    names: [Ay, Bee]
+sample_rate: 32000
+clip_seconds: 1.0
+target: multiclass
+short_clips: repeat
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        student: !ref <student>
+"""
+    )
+    options = ["--model", str(tmp_path), "--device", "cpu", "--format", "jsonl"]
+    assert main(["tag", str(five / "0.wav"), *options]) == 0
+    tags = json.loads(capsys.readouterr().out)["tags"]
+    assert {tag["name"] for tag in tags} == {"Ay", "Bee"}
+    assert sum(tag["probability"] for tag in tags) == pytest.approx(1.0, abs=1e-5)
+    code = main(["tag", str(five / "0.wav"), "--model", str(five)])
+    assert code == 2 and "has no hyperparams.yaml" in capsys.readouterr().err
+
+
+def test_labels_name_the_classes_of_a_file(capsys, tmp_path, five):
+    path, table = tmp_path / "student.pt", tmp_path / "labels.csv"
+    torch.save(MN(2, width=0.1).state_dict(), path)
+    table.write_text('index,mid,display_name\n1,b,Bee\n0,a,"Ay, that"\n')
+    command = ["tag", str(five / "0.wav"), "--model", str(path), "--device", "cpu"]
+    form = ["--format", "csv", "--labels"]
+    assert main([*command, *form, str(table)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {(row["mid"], row["name"]) for row in rows} == {
+        ("a", "Ay, that"),
+        ("b", "Bee"),
+    }
+    table.write_text("no,such,columns\n1,2,3\n")
+    assert main([*command, *form, str(table)]) == 2
+    assert "is no table of labels" in capsys.readouterr().err
+
+
+def test_names_cannot_break_a_line_or_command_a_terminal(run, tmp_path):
+    name = "a\tb\nc\x1b[31m\u202e,d.wav"
+    _write(tmp_path / "odd" / name, 0.1)
+    escaped = r"a\tb\nc\x1b[31m\u202e,d.wav"
+    assert shown(name) == escaped
+    for form in ("table", "csv"):
+        _, out, _ = run("tag", tmp_path / "odd", "--top", 1, "--format", form)
+        assert escaped in out and len(out.splitlines()) == 2
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert rows[0]["sound"].endswith(escaped)
+    _, out, _ = run("tag", tmp_path / "odd", "--format", "jsonl")
+    assert json.loads(out)["sound"].endswith(name)
+
+
+def test_the_published_checkpoint_hears_the_metro(shared, capsys):
+    checkpoint = shared / "checkpoints" / "mn04_as_mAP_432.pt"
+    sound = shared / "audio" / "metro_station-paris.wav"
+    options = ["--model", str(checkpoint), "--device", "cpu"]
+    assert main(["tag", str(sound), *options]) == 0
+    first = capsys.readouterr().out.splitlines()[1]
+    probability, name = first.split(maxsplit=1)
+    assert name == "Train" and float(probability) == pytest.approx(0.727, abs=0.01)
+
+
+# --- scan -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["table", "jsonl", "csv"])
+def test_a_scan_says_what_the_tagger_scans(run, tagger, tmp_path, form):
+    sound = _write(tmp_path / "long.wav", 3.3)
+    windows = ["--window", 1.0, "--hop", 0.5]
+    options = [*windows, "--threshold", 0, "--top", 1, "--format", form]
+    code, out, err = run("scan", sound, *options)
+    assert (code, err) == (0, "")
+    expected = list(tagger.scan(sound, window_seconds=1.0, hop_seconds=0.5))
+    names = [audioset_labels().names[w.probabilities.argmax()] for w in expected]
+    if form == "jsonl":
+        entries = [json.loads(line) for line in out.splitlines()]
+        found = [
+            (e["start_seconds"], e["end_seconds"], e["tags"][0]["name"])
+            for e in entries
+        ]
+    elif form == "csv":
+        found = [
+            (float(row["start_seconds"]), float(row["end_seconds"]), row["name"])
+            for row in csv.DictReader(io.StringIO(out))
+        ]
+    else:
+        cells = [line.split(maxsplit=2) for line in out.splitlines()[1:]]
+        found = [(float(a), float(b), text.rsplit(" ", 1)[0]) for a, b, text in cells]
+    assert [name for *_, name in found] == names
+    for (start, end, _), window in zip(found, expected, strict=True):
+        assert start == pytest.approx(window.start_seconds, abs=0.01)
+        assert end == pytest.approx(window.end_seconds, abs=0.01)
+
+
+def test_an_audacity_track_covers_the_windows_above_the_threshold(
+    run, tagger, tmp_path
+):
+    sound = _write(tmp_path / "long.wav", 3.3)
+    windows = list(tagger.scan(sound, window_seconds=1.0, hop_seconds=0.5))
+    scores = np.stack([window.probabilities for window in windows])
+    threshold = float(np.quantile(scores.max(axis=1), 0.5))
+    options = ["--window", 1.0, "--threshold", threshold, "--format", "audacity"]
+    code, out, _ = run("scan", sound, *options)
+    assert code == 0
+    labels = [line.split("\t") for line in out.splitlines()]
+    for window in windows:
+        where = (window.start_seconds, window.end_seconds)
+        covering = {
+            name
+            for start, end, name in labels
+            if float(start) <= where[0] + 1e-5 and where[1] - 1e-5 <= float(end)
+        }
+        above = {
+            audioset_labels().names[k]
+            for k in np.flatnonzero(window.probabilities >= threshold)
+        }
+        assert above <= covering
+    by_class = {}
+    for start, end, name in labels:  # those of a class neither touch nor overlap
+        by_class.setdefault(name, []).append((float(start), float(end)))
+    assert by_class
+    for spans in by_class.values():
+        spans.sort()
+        assert all(a[1] <= b[0] + 1e-5 for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_windows_of_a_class_become_one_label():
+    merger = LabelMerger(["x"])
+    found = []
+    # above, above, below, below, above; then apart
+    for start, classes in enumerate([[0], [0], [], [], [0], [], [], []]):
+        found += merger.add(start / 2, start / 2 + 1, classes)
+    found += merger.finish()
+    assert [label[:2] for label in found] == [(0.0, 1.5), (2.0, 3.0)]
+    # One window below between two that overlap
+    for start, classes in enumerate([[0], [], [0]]):
+        assert merger.add(float(start), start + 4.0, classes) == []
+    assert [label[:2] for label in merger.finish()] == [(0.0, 6.0)]
+
+
+def test_a_figure_is_a_png(run, tmp_path):
+    sound = _write(tmp_path / "cost $5 _ ^2$ \u6f22.wav", 2.3)
+    target = tmp_path / "scan.png"
+    options = ["--window", 1.0, "--figure", target]
+    code, out, err = run("scan", sound, *options)
+    assert (code, err) == (0, "") and out
+    assert target.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    code, _, err = run("scan", sound, sound.parent, "--figure", tmp_path / "x.jpg")
+    assert code == 2 and "must end in .png" in err
+
+
+def test_columns_are_means_however_many_there_are():
+    for number in (1, 7, 8, 9, 100, 1000):
+        columns = PairedColumns(limit=8)
+        for value in range(number):
+            columns.add(np.array([value, 1.0]))
+        found = columns.columns()
+        assert len(found) <= 9 and (found[:, 1] == 1).all()
+        assert (np.diff(found[:, 0]) > 0).all()
+        assert found[0, 0] < number / 2 or number == 1
+
+
+def test_a_scan_goes_as_far_as_it_can(run, folder):
+    code, out, err = run("scan", folder, "--window", 0.5, "--format", "csv")
+    assert code == 1 and "3 of 5 inputs could not be read" in err
+    assert out.startswith("sound,start_seconds,end_seconds,name,mid,probability\n")
+
+
+def test_what_comes_before_a_fault_is_written(run, tmp_path):
+    sound, target = tmp_path / "cut.flac", tmp_path / "found.jsonl"
+    soundfile.write(sound, _sound(12.0), RATE)
+    content = sound.read_bytes()
+    sound.write_bytes(content[: len(content) // 2])
+    figure = tmp_path / "scan.png"
+    options = ["--window", 1, "--batch-size", 2, "--format", "jsonl"]
+    files = ["--output", target, "--figure", figure]
+    code, _, err = run("scan", sound, *options, *files)
+    assert code == 1 and "1 of 1 inputs could not be read" in err
+    assert re.search(r"cut.flac: read until \d\.\d\d s, then: not decodable", err)
+    windows = [json.loads(line) for line in target.read_text().splitlines()]
+    assert windows[0]["start_seconds"] == 0 and windows[-1]["end_seconds"] < 7
+    assert figure.exists()
+    assert run("tag", sound)[0] == 2  # half a sound is not tagged as a whole
+
+
+@pytest.mark.parametrize("option", [["--format", "audacity"], ["--figure", "x.png"]])
+def test_what_is_of_one_sound_takes_one(run, five, tmp_path, option, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("scan", five, *option)
+    assert code == 2 and "is of one sound, 5 were given" in err
+
+
+# --- embed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_embeddings_are_those_of_the_tagger(run, tagger, five, tmp_path, suffix):
+    target = tmp_path / f"embeddings.{suffix}"
+    assert run("embed", five, "--output", target, "--workers", 3)[0] == 0
+    if suffix == "npz":
+        with np.load(target) as content:
+            names, embeddings = content["names"].tolist(), content["embeddings"]
+            settings = json.loads(str(content["settings"]))
+    else:
+        table = parquet.read_table(target)
+        names = table["name"].to_pylist()
+        embeddings = np.array(table["embedding"].to_pylist(), np.float32)
+        settings = json.loads(table.schema.metadata[b"settings"])
+    assert names == [f"{number}.wav" for number in range(5)]
+    for name, embedding in zip(names, embeddings, strict=True):
+        np.testing.assert_allclose(embedding, tagger.embed(five / name), atol=1e-6)
+    assert settings["model_sha256"] == tagger.ensemble.sha256()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"embeddings.{suffix}",
+        "five",
+    ]
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """Lets the next run die when it comes to its n-th sound, counted from 0."""
+    embed = AudioTagger.embed
+
+    def die_at(number, error):
+        calls = iter(range(-1, 1000))  # the first is the check of the options
+
+        def dying(self, *args, **options):
+            if next(calls) == number:
+                raise error
+            return embed(self, *args, **options)
+
+        monkeypatch.setattr(AudioTagger, "embed", dying)
+
+    return die_at
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    run, five, tmp_path, killed_at, monkeypatch, suffix
+):
+    alone, target = tmp_path / f"alone.{suffix}", tmp_path / f"killed.{suffix}"
+    assert run("embed", five, "--output", alone)[0] == 0
+    kept = tmp_path / f"killed.{suffix}.parts"
+
+    # Killed outright: what is in no part yet is lost, and a part is half written.
+    monkeypatch.setattr(parts, "PART_SOUNDS", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.EmbeddingParts, "flush", _flush_only_full_parts)
+        killed_at(3, MemoryError("killed"))
+        assert run("embed", five, "--output", target)[0] == 2
+    (kept / "part-000001.npz.part").write_bytes(b"half a part")
+    assert [path.name for path in kept.glob("*.npz")] == ["part-000000.npz"]
+
+    killed_at(1, KeyboardInterrupt())  # the second of the three that are left
+    code, _, err = run("embed", five, "--output", target)
+    assert code == 130 and f"{target}.parts" in err and "goes on from there" in err
+    assert not target.exists()
+
+    killed_at(99, None)
+    assert run("embed", five, "--output", target)[0] == 0
+    assert target.read_bytes() == alone.read_bytes()
+    assert not kept.exists()
+
+
+def _flush_only_full_parts(self, flush=parts.EmbeddingParts.flush):
+    if len(self._new) >= parts.PART_SOUNDS:
+        flush(self)
+
+
+def test_what_was_heard_is_not_heard_again(run, five, tmp_path, killed_at):
+    target = tmp_path / "x.npz"
+    killed_at(4, KeyboardInterrupt())
+    assert run("embed", five, "--output", target)[0] == 130
+    killed_at(1, KeyboardInterrupt())  # one is left: there is no second
+    assert run("embed", five, "--output", target)[0] == 0
+    with np.load(target) as content:
+        assert len(content["names"]) == 5
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_what_changed_in_between_is_heard_again(
+    run, tagger, five, tmp_path, killed_at, is_damaged
+):
+    target = tmp_path / "x.npz"
+    killed_at(4, KeyboardInterrupt())
+    assert run("embed", five, "--output", target)[0] == 130
+    _write(five / "0.wav", 0.7, seed=9)
+    (five / "1.wav").unlink()
+    if is_damaged:
+        next((tmp_path / "x.npz.parts").glob("part-*.npz")).write_bytes(b"damaged")
+    killed_at(99, None)
+    assert run("embed", five, "--output", target)[0] == 0
+    with np.load(target) as arrays:
+        assert arrays["names"].tolist() == ["0.wav", "2.wav", "3.wav", "4.wav"]
+        expected = [tagger.embed(five / name) for name in arrays["names"]]
+        np.testing.assert_allclose(arrays["embeddings"], expected, atol=1e-6)
+
+
+def test_embeddings_of_other_settings_are_not_mixed(run, five, tmp_path, killed_at):
+    target = tmp_path / "x.npz"
+    killed_at(3, KeyboardInterrupt())
+    assert run("embed", five, "--output", target)[0] == 130
+    killed_at(99, None)
+    code, _, err = run("embed", five, "--output", target, "--pooling", "max")
+    assert code == 2 and "differ in pooling; delete the folder" in err
+    settings = tmp_path / "x.npz.parts" / "settings.json"
+    text = settings.read_text()
+    settings.unlink()
+    code, _, err = run("embed", five, "--output", target)
+    assert code == 2 and "model_sha256" in err
+    settings.write_text(text)
+    assert run("embed", five, "--output", target)[0] == 0
+    options = ("--pooling", "max", "--sources", "b5, mel")
+    assert run("embed", five, "--output", target, *options)[0] == 0
+    code, _, err = run("embed", five, "--output", target, "--sources", "b99")
+    assert code == 2 and "'b99' is none of this student's" in err
+    assert not (tmp_path / "x.npz.parts").exists()
+
+
+def test_embed_leaves_out_what_cannot_be_read(run, folder, tmp_path):
+    target = tmp_path / "x.npz"
+    code, _, err = run("embed", folder, "--output", target)
+    assert code == 1 and "3 of 5 inputs could not be read" in err
+    with np.load(target) as content:
+        assert content["names"].tolist() == ["below/also.flac.wav", "good.wav"]
+    for path in folder.rglob("*good*"):
+        path.unlink()
+    (folder / "below" / "also.flac.wav").unlink()
+    other = tmp_path / "y.npz"
+    assert run("embed", folder, "--output", other)[0] == 2
+    assert not other.exists() and not (tmp_path / "y.npz.parts").exists()
+
+
+# --- Refusals -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "arguments are required: COMMAND"),
+        (["tag"], "arguments are required: SOUND"),
+        (["tag", "x.wav", "--top", "0"], "'0' is given; give a whole number"),
+        (["tag", "x.wav", "--batch-size", "two"], "'two' is given; give a whole"),
+        (["tag", "x.wav", "--threshold", "nan"], "'nan' is given; give one from 0"),
+        (["tag", "x.wav", "--threshold", "much"], "'much' is no number"),
+        (["tag", "x.wav", "--format", "xml"], "invalid choice: 'xml'"),
+        (["scan", "x.wav", "--window", "inf"], "'inf' is given; give seconds above 0"),
+        (["scan", "x.wav", "--hop", "0"], "'0' is given; give seconds above 0"),
+        (["tag", "x.wav", "--output", "y.wav"], "is named as a sound"),
+        (["tag", "x.wav", "--output", "no/such/y.csv"], "cannot be written"),
+        (["embed", ".", "--output", "x.csv"], "must end in .npz or .parquet"),
+        (["embed", "x.wav", "--output", "x.npz"], "is no folder"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_sentence(arguments, message, capsys):
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "mn99_as"], "no published student and no file"),
+        (["--model", "no/such.pt"], "no/such.pt is no file"),
+        (["--device", "cuda:77"], "the device cuda:77 is not there"),
+        (["--device", "abacus"], "the device abacus is not there"),
+        (["--device", "meta"], "nothing is computed on the device meta"),
+    ],
+)
+def test_models_and_devices_that_are_not_there_are_refused(
+    five, model, capsys, options, message
+):
+    command = ["tag", str(five), "--model", str(model), "--device", "cpu", *options]
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+    assert main([*command, "--debug"]) == main(["--debug", *command]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_hop_beyond_the_window_is_refused(run, five):
+    code, out, err = run("scan", five / "0.wav", "--window", 1, "--hop", 2)
+    assert (code, out) == (2, "") and "the hop must be from 1 to the window" in err

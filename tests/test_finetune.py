@@ -1,0 +1,326 @@
+"""From a folder of sounds to a tagger of one's own."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speechbrain.inference.interfaces import Pretrained
+
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.finetuning import (
+    average_weights,
+    batch_norms,
+    layerwise_groups,
+)
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.metrics import classification_scores
+from efficientat_plugin.model_folder import (
+    Provenance,
+    TrainedModel,
+    read_model_folder,
+    write_model_folder,
+)
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.weights import load_student
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RECIPE = REPOSITORY / "recipes" / "finetune.py"
+RATE = 16000
+TONES = {"high": 3000.0, "low": 300.0, "noise": 0.0}  # Hz
+
+
+def _sound(frequency, seed):
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal(RATE // 2)
+    if not frequency:
+        return 0.2 * noise
+    tone = np.sin(2 * np.pi * frequency * np.arange(RATE // 2) / RATE)
+    return 0.3 * tone + 0.01 * noise
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """A folder of class folders, and two files in it that are no sound."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for name, frequency in TONES.items():
+        (folder / name).mkdir()
+        for number in range(16):
+            path = folder / name / f"{name}{number}.wav"
+            soundfile.write(path, _sound(frequency, number), RATE)
+    (folder / "low" / "notes.txt").write_text("recorded on Monday")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small student of other classes, which has heard such sounds."""
+    torch.manual_seed(0)
+    student, log_mel = MN(7, width=0.1), LogMel().eval()
+    for norm in batch_norms(student):
+        norm.momentum = None  # statistics are averages
+    heard = [_sound(tone, 99 + n) for n in range(8) for tone in TONES.values()]
+    heard = torch.from_numpy(np.repeat(np.stack(heard), 2, axis=1)).float()
+    with torch.no_grad():
+        student(log_mel(heard).unsqueeze(1))
+    path = tmp_path_factory.mktemp("weights") / "small.pt"
+    torch.save(student.state_dict(), path)
+    return path
+
+
+def _run(sounds, weights, output, expect=0, yaml="finetune", **more):
+    options = {
+        "dataset": sounds,
+        "pretrained": weights,
+        "output_folder": output,
+        "clip_seconds": 0.5,
+        "num_workers": 0,
+        "batch_size": 8,
+        "number_of_epochs": 24,
+        "lr": 0.01,
+        "freeze_batch_norm": True,  # few steps to learn statistics in
+        "mixup": "null",
+        "waveform_mix": "null",
+        "device": "cpu",
+    } | more
+    command = [sys.executable, str(RECIPE), str(REPOSITORY / f"hparams/{yaml}.yaml")]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(
+        [*command, "--noprogressbar"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == expect, text[-3000:]
+    return text
+
+
+@pytest.fixture(scope="module")
+def tuned(sounds, weights, tmp_path_factory):
+    """A run from a folder of class folders, and what it printed."""
+    output = tmp_path_factory.mktemp("runs") / "tuned"
+    return output, _run(sounds, weights, output)
+
+
+@pytest.mark.slow
+def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
+    output, text = tuned
+    assert "48 clips of 3 classes" in text
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["accuracy"] > 0.6 and scores["num_clips"] >= 6
+    with open(output / "per_class.csv", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == sorted(TONES)
+    for figure in ("curves.png", "confusion.png"):
+        assert (output / figure).read_bytes().startswith(b"\x89PNG")
+    tagger = AudioTagger.from_hparams(str(output / "model"), run_opts={"device": "cpu"})
+    hits = [
+        tagger.tag(path, top_k=1)[0].name == path.parent.name
+        for path in sorted(sounds.glob("*/*.wav"))
+    ]
+    assert np.mean(hits) > 0.8
+
+
+@pytest.mark.slow
+def test_a_tuned_model_goes_on_training(tuned, sounds, tmp_path):
+    output, _ = tuned
+    options = {"number_of_epochs": 1, "lr": 0.0, "valid_share": 0.0}
+    _run(sounds, output / "model", tmp_path / "again", **options)
+    scores = json.loads((tmp_path / "again" / "scores.json").read_text())
+    assert scores["accuracy"] > 0.6
+    (tmp_path / "other").mkdir()
+    for name in ("high", "low"):
+        (tmp_path / "other" / name).symlink_to(sounds / name)
+    text = _run(tmp_path / "other", output / "model", tmp_path / "no", expect=1)
+    assert "has 3 classes, and the data 2 others" in text
+
+
+@pytest.mark.slow
+def test_folds_are_tested_in_turn(sounds, weights, tmp_path):
+    table = tmp_path / "clips.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "fold"])
+        for path in sorted(sounds.glob("*/*.wav")):
+            number = int(path.stem.removeprefix(path.parent.name))
+            writer.writerow([path, path.parent.name, 1 + number % 2])
+    options = {"number_of_epochs": 1, "trainable": "head", "valid_share": 0.0}
+    text = _run(table, weights, tmp_path / "runs", **options)
+    assert "of 2 folds" in text and text.count("(N = 24 clips, 3 classes)") >= 2
+    for fold in ("fold1", "fold2"):
+        assert (tmp_path / "runs" / fold / "model" / "student.ckpt").is_file()
+    # The head alone was trained.
+    start = torch.load(weights, weights_only=True)
+    end = load_student(tmp_path / "runs" / "fold1" / "model" / "student.ckpt")
+    for name, value in end.state_dict().items():
+        if not name.startswith("classifier"):
+            assert torch.equal(value, start[name]), name
+
+
+def _recipe():
+    spec = importlib.util.spec_from_file_location("finetune", RECIPE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "--dataset PATH is needed"),
+        (lambda folder: folder / "nowhere", "nowhere"),
+        (lambda folder: folder, "holds|no"),
+    ],
+    ids=["none", "absent", "empty"],
+)
+def test_what_is_no_data_is_refused_in_a_sentence(make, message, tmp_path):
+    dataset = make(tmp_path)
+    overrides = {"dataset": None if dataset is None else str(dataset)}
+    yaml = str(REPOSITORY / "hparams" / "finetune.yaml")
+    command = [yaml, "--output_folder", str(tmp_path / "out")]
+    if dataset is not None:
+        command += ["--dataset", overrides["dataset"]]
+    with pytest.raises(SystemExit, match=message) as refusal:
+        _recipe().main(command)
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out").exists()
+
+
+# --- Which parameters learn, and how fast -----------------------------------------
+
+
+@pytest.mark.parametrize("family", [MN, DyMN])
+def test_groups_hold_every_parameter_once(family):
+    student = family(3, width=0.1)
+    groups = layerwise_groups(student, layer_decay=0.9)
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in student.parameters())
+    scales = [group["lr_scale"] for group in groups]
+    assert scales == sorted(scales) and scales[-1] == 1.0 and len(scales) == 18
+    head = layerwise_groups(student, trainable="head")
+    assert (
+        len(head) == 1
+        and not student.state_dict()[
+            "in_c.0.weight" if family is DyMN else "features.0.0.weight"
+        ].requires_grad
+    )
+
+
+def test_options_out_of_range_are_refused():
+    student = MN(3, width=0.1)
+    with pytest.raises(ValueError, match="trainable='tail'"):
+        layerwise_groups(student, trainable="tail")
+    with pytest.raises(ValueError, match="layer_decay=0 must be above 0"):
+        layerwise_groups(student, layer_decay=0)
+    with pytest.raises(ValueError, match="share=2 must be from 0 to 1"):
+        average_weights(student, student.state_dict(), share=2)
+
+
+def test_weights_between_two_students_are_a_student():
+    one, other = MN(3, width=0.1).eval(), MN(3, width=0.1).eval()
+    start = {k: v.clone() for k, v in one.state_dict().items()}
+    average_weights(one, other.state_dict(), share=0.25)
+    for name, value in one.state_dict().items():
+        if value.is_floating_point():
+            expected = 0.75 * start[name] + 0.25 * other.state_dict()[name]
+            torch.testing.assert_close(value, expected)
+    assert len(list(batch_norms(one))) > 10
+
+
+# --- Model folders -----------------------------------------------------------------
+
+
+def _model(names=("dog", "cat"), **options):
+    path_free = {"num_classes": len(names), "width": 0.1} | options
+    student = MN(**path_free).eval()
+    student.options = path_free
+    student.front_end = {"sample_rate": 32000, "n_mels": 128, "hop_length": 640}
+    return TrainedModel(student, LabelTable(names, names), "multiclass", 1.0)
+
+
+def _provenance(**changes):
+    scores = classification_scores(np.eye(2), np.eye(2))
+    given = Provenance("pets", "mn10_as", "2 clips", "CC0", {"test": scores})
+    return given._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"head": "linear"}, {"strides": [2, 2, 2, 1]}, {"se_dims": "none"}]
+)
+def test_a_model_folder_is_the_model(tmp_path, options):
+    model = _model(**options)
+    folder = write_model_folder(tmp_path / "model", model, _provenance())
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "hyperparams.yaml",
+        "labels.csv",
+        "metrics.json",
+        "student.ckpt",
+    }
+    sound = np.random.default_rng(0).standard_normal(32000).astype(np.float32)
+    log_mel = tagger_input = torch.from_numpy(sound)[None]
+    again = read_model_folder(folder)
+    assert again[1].names == ("dog", "cat") and again[2:] == model[2:]
+    assert again.student.front_end == model.student.front_end
+    tagger = AudioTagger.from_hparams(str(folder), run_opts={"device": "cpu"})
+    log_mel = tagger.mods.log_mel(tagger_input).unsqueeze(1)
+    assert log_mel.shape[-1] == 50  # its own hop
+    expected = model.student(log_mel).logits
+    torch.testing.assert_close(again.student(log_mel).logits, expected)
+    torch.testing.assert_close(tagger(tagger_input), expected.softmax(-1))
+    plain = Pretrained.from_hparams(str(folder), run_opts={"device": "cpu"})
+    torch.testing.assert_close(plain.mods.student(log_mel).logits, expected)
+    assert plain.audio_normalizer.sample_rate == 32000
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_card_says_what_a_model_is_and_no_markup_gets_in(tmp_path):
+    names = ("<script>alert(1)</script>", "a\nb # `c`")
+    provenance = _provenance(name="[x](http://evil)")
+    folder = write_model_folder(tmp_path / "model", _model(names), provenance)
+    card = (folder / "README.md").read_text()
+    for part in ("library_name: speechbrain", "multiply-accumulates", "CC0", "mn10"):
+        assert part in card
+    assert "<script>" not in card and "a\nb" not in card and "[x](" not in card
+    assert read_model_folder(folder).labels.names == names
+    with open(folder / "labels.csv", newline="") as file:
+        assert [row["display_name"] for row in csv.DictReader(file)] == list(names)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = write_model_folder(tmp_path / "model", _model(), _provenance())
+    before = (folder / "student.ckpt").read_bytes()
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
+        broken.setattr(torch, "save", full_disk)
+        write_model_folder(folder, _model(("bird", "cow")), _provenance())
+    assert (folder / "student.ckpt").read_bytes() == before
+    write_model_folder(folder, _model(("bird", "cow")), _provenance())
+    assert read_model_folder(folder).labels.names == ("bird", "cow")
+    assert list(tmp_path.iterdir()) == [folder]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="is there and is no model folder"):
+        write_model_folder(tmp_path / "mine", _model(), _provenance())
+
+
+def test_weights_of_another_width_are_refused(tmp_path):
+    folder = write_model_folder(tmp_path / "model", _model(), _provenance())
+    torch.save(MN(2, width=0.2).state_dict(), folder / "student.ckpt")
+    with pytest.raises(ValueError, match="it is of MN of width 0.2"):
+        AudioTagger.from_hparams(str(folder), run_opts={"device": "cpu"})
+    with pytest.raises(FileNotFoundError, match="is no model folder"):
+        read_model_folder(tmp_path)
