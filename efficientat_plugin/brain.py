@@ -140,15 +140,15 @@ class DistillationBrain(sb.Brain):
         return self.hparams.loss.soft_target(moved)
 
     def _append_scores(self, batch: ClipBatch, output: StudentOutput) -> None:
-        known = batch.labelled > 0
+        judged = batch.labelled > 0
+        known = judged.reshape(len(judged), -1).any(dim=1)
         ids = [
             clip
             for clip, labelled in zip(batch.clip_id, known, strict=True)
             if labelled
         ]
-        self.stats.append(
-            ids, output.logits[known.to(self.device)], batch.labels[known]
-        )
+        logits, labels = output.logits[known.to(self.device)], batch.labels[known]
+        self.stats.append(ids, logits, labels, judged[known])
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Seeds what this step draws at random."""

@@ -23,7 +23,7 @@ class Clip(NamedTuple):
     clip_id: str  # stable: teachers are keyed by it
     waveform: Tensor  # [N]
     labels: Tensor  # [K], from 0 to 1; zeros where unlabelled
-    labelled: float  # how much of the labels is known: 0, 1, or a mix's share
+    labelled: Tensor  # how much of the labels is known, from 0 to 1: [] or [K]
     partner_id: str = ""  # the clip mixed into the waveform, if any
     partner_share: float = 0.0  # its weight, at most 0.5
     skipped: tuple[Skipped, ...] = ()  # clips tried before this one
@@ -35,7 +35,7 @@ class ClipBatch(NamedTuple):
     clip_id: list[str]
     waveform: Tensor  # [B, N]
     labels: Tensor  # [B, K]
-    labelled: Tensor  # [B]
+    labelled: Tensor  # [B], or [B, K] where classes were judged one by one
     partner_id: list[str]
     partner_share: Tensor  # [B]
     skipped: list[Skipped]

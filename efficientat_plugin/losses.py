@@ -19,11 +19,13 @@ class SoftTarget(NamedTuple):
     """
 
     scores: Tensor  # [B, K]
-    weight: Tensor  # [B], from 0 to 1
+    weight: Tensor  # [B], or [B, K] where classes differ in it; from 0 to 1
 
     def mixed(self, partner: "SoftTarget", share: Tensor) -> "SoftTarget":
         """``share`` [B] of this target and the rest of ``partner``."""
         scores = share[:, None] * self.scores + (1 - share)[:, None] * partner.scores
+        if self.weight.ndim == 2:
+            share = share[:, None]
         return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
 
 
@@ -111,5 +113,5 @@ class DistillationLoss(torch.nn.Module):
         logits = logits.float()
         if self.target == "multiclass":
             return -(target.scores * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
-        known = target.weight[:, None] * functional.softplus(logits)
-        return (known - target.scores * logits).mean()
+        weight = target.weight if target.weight.ndim == 2 else target.weight[:, None]
+        return (weight * functional.softplus(logits) - target.scores * logits).mean()

@@ -102,18 +102,33 @@ class TaggingStats:
     """
 
     def __init__(self) -> None:
-        self.clips: dict[str, tuple[NDArray, NDArray]] = {}
+        self.clips: dict[str, tuple[NDArray, NDArray, NDArray]] = {}
 
-    def append(self, ids: Sequence[str], scores: Tensor, labels: Tensor) -> None:
-        """Adds a batch: scores (or logits) and 0/1 labels, both [B, K]."""
+    def append(
+        self,
+        ids: Sequence[str],
+        scores: Tensor,
+        labels: Tensor,
+        judged: Tensor | None = None,
+    ) -> None:
+        """Adds a batch: scores (or logits) and 0/1 labels, both [B, K].
+
+        ``judged`` [B] or [B, K] tells of which classes the labels say anything; None:
+        of all.
+        """
+        if judged is None:
+            judged = torch.ones(len(ids))
+        judged = judged.reshape(len(ids), -1).expand(len(ids), scores.shape[1])
         rows = zip(
             ids,
             scores.detach().float().cpu().numpy(),
             labels.detach().cpu().numpy() > 0.5,
+            judged.cpu().numpy() > 0,
             strict=True,
         )
-        for clip_id, score, label in rows:
-            self.clips[clip_id] = (score.copy(), label.copy())
+        for clip_id, *row in rows:
+            score, label, known = (part.copy() for part in row)
+            self.clips[clip_id] = (score, label, known)
 
     def gather(self) -> None:
         """Brings the clips of all processes together, on every one of them."""
@@ -133,14 +148,13 @@ class TaggingStats:
         """
         return tagging_scores(*self._stacked())
 
-    def _stacked(self) -> tuple[NDArray, NDArray]:
-        """[N, K] scores and labels."""
+    def _stacked(self) -> list[NDArray]:
+        """Scores, labels and what was judged, [N, K] each."""
         if not self.clips:
             raise ValueError("no clip was scored; evaluate at least one labelled clip")
         # In order of the ids, so that the sums do not depend on who scored what.
         rows = [self.clips[clip_id] for clip_id in sorted(self.clips)]
-        scores = np.stack([score for score, _ in rows])
-        return scores, np.stack([label for _, label in rows])
+        return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 class ClassificationStats(TaggingStats):
@@ -162,7 +176,8 @@ class ClassificationStats(TaggingStats):
         ValueError
             If there are none, or one has no class or several.
         """
-        return classification_scores(*self._stacked())
+        scores, labels, _ = self._stacked()
+        return classification_scores(scores, labels)
 
 
 def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationScores:
@@ -198,20 +213,27 @@ def _refuse_infinite(scores: NDArray) -> None:
         )
 
 
-def tagging_scores(scores: NDArray, labels: NDArray) -> TaggingScores:
-    """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K]."""
+def tagging_scores(
+    scores: NDArray, labels: NDArray, judged: NDArray | None = None
+) -> TaggingScores:
+    """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K].
+
+    A class is scored over the clips where it was ``judged`` [N, K]; None: over all.
+    """
     labels = np.asarray(labels).astype(bool)
-    present = labels.any(axis=0)
+    judged = np.ones_like(labels) if judged is None else np.asarray(judged, bool)
+    present = (labels & judged).any(axis=0)
     if not present.any():
         raise ValueError(
             f"none of the {len(labels)} clips has a label among the "
             f"{labels.shape[1]} classes; evaluate on labelled clips"
         )
     _refuse_infinite(scores)
-    per_class = [
-        (average_precision(score, label), area_under_curve(score, label))
-        for score, label in zip(scores.T, labels.T, strict=True)
+    classes = [
+        (score[on], label[on])
+        for score, label, on in zip(scores.T, labels.T, judged.T, strict=True)
     ]
+    per_class = [(average_precision(*one), area_under_curve(*one)) for one in classes]
     precision, area = np.array(per_class, dtype=np.float64).T
     # A class that every clip has leaves no curve to measure.
     mean_area = float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
@@ -236,9 +258,9 @@ def average_precision(scores: NDArray, labels: NDArray) -> float:
     >>> average_precision(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]) > 0)
     0.8333333333333333
     """
-    hits, found = _cumulated(scores, labels)
-    if hits[-1] == 0:
+    if not labels.any():
         return float("nan")
+    hits, found = _cumulated(scores, labels)
     precision = hits / found
     gained = np.diff(hits, prepend=0) / hits[-1]
     return float((precision * gained).sum())
@@ -252,10 +274,10 @@ def area_under_curve(scores: NDArray, labels: NDArray) -> float:
     >>> area_under_curve(np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1]) > 0)
     0.75
     """
+    if not labels.any() or labels.all():
+        return float("nan")
     hits, found = _cumulated(scores, labels)
     misses = found - hits
-    if hits[-1] == 0 or misses[-1] == 0:
-        return float("nan")
     recall = np.concatenate([[0.0], hits / hits[-1]])
     fall_out = np.concatenate([[0.0], misses / misses[-1]])
     return float((np.diff(fall_out) * (recall[1:] + recall[:-1]) / 2).sum())

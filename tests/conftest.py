@@ -24,6 +24,10 @@ from efficientat_plugin.data.rows import load_rows
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+# Small networks gain nothing by more, and test runs beside each other do not spin.
+torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of reference material that may stand beside the repository."""

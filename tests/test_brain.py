@@ -41,7 +41,7 @@ class Tones(torch.utils.data.Dataset):
         tone = torch.sin(2 * torch.pi * 300 * 2.0 ** (row % CLASSES) * time)
         noise = torch.from_numpy(rng.standard_normal(16000).astype(np.float32))
         labels = torch.eye(CLASSES)[row % CLASSES]
-        return Clip(f"tone{row}", tone + 0.05 * noise, labels, 1.0)
+        return Clip(f"tone{row}", tone + 0.05 * noise, labels, torch.tensor(1.0))
 
 
 class Oracle:

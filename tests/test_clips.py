@@ -96,7 +96,7 @@ def test_labels_are_mixed_like_the_waveforms(rows, reader):
             clip.labels, (1 - share) * own.labels + share * partner.labels
         )
         assert clip.labelled == (1 - share) * own.labelled + share * partner.labelled
-        labelled.add((own.labelled, partner.labelled))
+        labelled.add((float(own.labelled), float(partner.labelled)))
     assert len(labelled) == 4  # labelled or not, with labelled or not
 
 

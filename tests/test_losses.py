@@ -115,3 +115,22 @@ def test_a_clip_mixed_with_itself_is_itself(batch):
 def test_loss_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
         DistillationLoss(**settings)
+
+
+def test_classes_that_nobody_judged_cost_nothing():
+    """OpenMIC's masked loss: the mean runs over masked cells too, which are 0."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 5), (torch.rand(4, 5) > 0.5).float()
+    judged = (torch.rand(4, 5) > 0.4).float()
+    loss = DistillationLoss(kd_weight=0)(logits, SoftTarget(labels * judged, judged))
+    cells = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, labels, reduction="none"
+    )
+    torch.testing.assert_close(loss, (cells * judged).mean())
+    mix = Mix(torch.full((4,), 0.75), torch.tensor([1, 2, 3, 0]))
+    mixed = DistillationLoss(0)(logits, SoftTarget(labels * judged, judged), None, mix)
+    partner = (judged * labels)[mix.partner], judged[mix.partner]
+    target = 0.75 * judged * labels + 0.25 * partner[0]
+    weight = 0.75 * judged + 0.25 * partner[1]
+    expected = weight * torch.nn.functional.softplus(logits) - target * logits
+    torch.testing.assert_close(mixed, expected.mean())

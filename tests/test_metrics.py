@@ -5,7 +5,12 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from efficientat_plugin.metrics import TaggingStats, d_prime, tagging_scores
+from efficientat_plugin.metrics import (
+    TaggingStats,
+    classification_scores,
+    d_prime,
+    tagging_scores,
+)
 
 
 def test_scores_are_the_published_ones(shared):
@@ -69,3 +74,37 @@ def test_stats_refuse_nothing_and_nan():
         tagging_scores(np.zeros((3, 2)), np.zeros((3, 2)))
     with pytest.raises(ValueError, match="not finite"):
         tagging_scores(np.full((3, 2), np.nan), np.ones((3, 2)))
+
+
+def test_a_class_is_scored_where_it_was_judged():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((40, 3)), rng.random((40, 3)) > 0.6
+    judged = rng.random((40, 3)) > 0.3
+    judged[:, 2] = False  # nobody listened for it
+    found = tagging_scores(scores, labels, judged)
+    for index in range(2):
+        on = judged[:, index]
+        alone = tagging_scores(scores[on][:, [index]], labels[on][:, [index]])
+        assert found.average_precision[index] == alone.mAP
+        assert found.area_under_curve[index] == alone.AUC
+    assert np.isnan(found.average_precision[2]) and found.num_classes == 2
+    stats = TaggingStats()
+    ids = [str(number) for number in range(40)]
+    stats.append(ids, *map(torch.from_numpy, (scores, labels, judged)))
+    assert stats.summarize().mAP == pytest.approx(found.mAP, abs=1e-6)
+
+
+def test_accuracy_counts_hits():
+    scores = np.array([[3, 1, 0], [0, 2, 1], [0, 1, 2], [2, 1, 0]], float)
+    labels = np.eye(3)[[0, 1, 1, 0]]
+    found = classification_scores(scores, labels)
+    assert (found.accuracy, found.macro_recall) == (0.75, 0.75)
+    assert found.confusion.tolist() == [[2, 0, 0], [0, 1, 1], [0, 0, 0]]
+    assert (found.num_clips, found.num_classes, found.main) == (4, 2, "accuracy")
+    per_class = found.per_class()
+    np.testing.assert_array_equal(per_class["recall"], [1, 0.5, np.nan])
+    np.testing.assert_array_equal(per_class["precision"], [1, 1, 0])
+    with pytest.raises(ValueError, match="1 of 4 clips have no class or several"):
+        classification_scores(scores, np.eye(3)[[0, 1, 1, 0]] * [[1], [1], [1], [0]])
+    with pytest.raises(ValueError, match="not finite"):
+        classification_scores(scores * np.nan, labels)

@@ -229,7 +229,7 @@ def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -
 def _empty_place(skipped: Sequence[Skipped]) -> Clip:
     """A clip that is none: what ``collate`` leaves out, but for who was skipped."""
     nothing = torch.zeros(0)
-    return Clip("", nothing, nothing, 0.0, skipped=tuple(skipped))
+    return Clip("", nothing, nothing, torch.tensor(0.0), skipped=tuple(skipped))
 
 
 def collate(clips: Sequence[Clip]) -> ClipBatch:
@@ -240,7 +240,7 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
         clip_id=[clip.clip_id for clip in present],
         waveform=torch.stack([c.waveform for c in present]) if present else nothing,
         labels=torch.stack([c.labels for c in present]) if present else nothing,
-        labelled=torch.tensor([clip.labelled for clip in present]),
+        labelled=torch.stack([c.labelled for c in present]) if present else nothing[0:],
         partner_id=[clip.partner_id for clip in present],
         partner_share=torch.tensor([clip.partner_share for clip in present]),
         skipped=[skipped for clip in clips for skipped in clip.skipped],

@@ -273,9 +273,13 @@ class ClipReader:
         waveform = decode(row["audio"], self.sample_rate, self.num_samples)
         # What the table does not have was counted when the data was summed up.
         indices, _ = self.labels.indices(row["labels"] or ())
+        labelled = torch.tensor(float(bool(indices)))
+        if row.get("judged") is not None:  # the others may be there or not
+            judged, _ = self.labels.indices(row["judged"])
+            labelled = self.labels.multi_hot([*judged, *indices])
         return Clip(
             clip_id=str(row["video_id"]),
             waveform=torch.from_numpy(waveform),
             labels=self.labels.multi_hot(indices),
-            labelled=float(bool(indices)),
+            labelled=labelled,
         )
