@@ -9,21 +9,25 @@ OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 
 import statistics
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 import speechbrain as sb
+import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.train_logger import FileTrainLogger
+from tqdm import tqdm
 
 from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
-from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
+from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.splits import (
     Split,
     given_split,
@@ -48,6 +52,7 @@ from efficientat_plugin.model_folder import (
     read_model_folder,
     write_model_folder,
 )
+from efficientat_plugin.probe import fit_probe
 from efficientat_plugin.report import (
     RunResult,
     plot_confusion,
@@ -130,13 +135,15 @@ def open_table(hparams: dict[str, Any]) -> Table:
 def split_table(table: Table, hparams: dict[str, Any]) -> dict[str, Split]:
     """Which clips to train, choose and test on, by name of the run."""
     kind, columns = hparams["split"], table.rows.column_names
+    valid_share, seed = hparams["valid_share"], hparams["seed"]
+    if hparams["number_of_epochs"] == 0:
+        valid_share = 0.0  # there is nothing to choose
     if kind not in SPLITS:
         raise ValueError(f"split={kind!r}; it is one of {SPLITS}")
     if kind == "auto":
         by_column = {"given": "split", "fold": "fold"}
         kinds = [kind for kind, column in by_column.items() if column in columns]
         kind = kinds[0] if kinds else "random"
-    valid_share, seed = hparams["valid_share"], hparams["seed"]
     if kind == "random":
         split = split_rows(table.rows, valid_share, hparams["test_share"], seed)
         return {"random": split}
@@ -159,7 +166,7 @@ def split_table(table: Table, hparams: dict[str, Any]) -> dict[str, Split]:
 def with_validation(
     rows: datasets.Dataset, split: Split, valid_share: float, seed: int
 ) -> Split:
-    """Sets some of the training clips aside, to choose on."""
+    """Sets some of the training clips aside, to choose the epoch on."""
     if valid_share == 0:
         return split
     inner = split_rows(rows.select(split.train), valid_share, 0.0, seed)
@@ -173,6 +180,8 @@ def fine_tune(
     """One run: trains, tests, and writes the model and what is to be said of it."""
     student = make_student(table, hparams)
     add_parts(table, student, hparams)
+    if hparams["probe_ridge"] is not None:
+        start_from_probe(table, split, hparams, run_opts)
     brain = hparams["brain_class"](
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -250,6 +259,37 @@ def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
         "history": hparams["history"],
     }
     hparams["checkpointer"] = AtomicCheckpointer(str(folder / "save"), recoverables)
+
+
+def start_from_probe(
+    table: Table, split: Split, hparams: dict[str, Any], run_opts: Any
+) -> None:
+    """Gives the class layer what can be said of the training clips in closed form."""
+    train_rows = table.rows.select(split.train)
+    grouped = "group" in table.rows.column_names
+    by_id = dict(
+        zip(train_rows["video_id"], train_rows["group"], strict=True) if grouped else ()
+    )
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    student = hparams["student"].eval().to(device)
+    log_mel = hparams["modules"]["log_mel"].eval().to(device)
+    skipped = SkippedClips(hparams["max_unreadable_share"])
+
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+        loader = torch.utils.data.DataLoader(
+            clips(table, split.train, hparams),
+            collate_fn=collate,
+            **hparams["eval_loader"],
+        )
+        for batch in tqdm(loader, desc="probe", unit="batch"):
+            skipped.add(batch.skipped, len(batch.clip_id))
+            if batch.clip_id:
+                heard = log_mel(batch.waveform.to(device)).unsqueeze(1)
+                groups = [by_id.get(clip_id) or clip_id for clip_id in batch.clip_id]
+                yield heard, batch.labels, groups
+
+    fit_probe(student, batches(), table.target, hparams["probe_ridge"])
+    skipped.finish_pass()
 
 
 def clips(table: Table, rows: list[int], hparams: dict[str, Any]) -> Clips:
