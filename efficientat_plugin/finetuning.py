@@ -84,10 +84,19 @@ class FineTuningBrain(DistillationBrain):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.start_scores: Scores | None = None  # of the validation clips, if known
         # Here, since what is frozen must be so before processes share the student.
         self._groups = layerwise_groups(
             self.hparams.student, self.hparams.layer_decay, self.hparams.trainable
         )
+
+    def on_fit_start(self) -> None:
+        """As ``Brain``; what training begins with is a checkpoint to choose from."""
+        super().on_fit_start()
+        if self.checkpointer is not None and self.start_scores is not None:
+            main = self.start_scores.main
+            meta = {"epoch": 0, main: self.start_scores.averages()[main]}
+            self.checkpointer.save_checkpoint(meta=meta)
 
     def init_optimizers(self) -> None:
         """An optimizer whose groups learn at rates of their own."""

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 import datasets
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import ddp_barrier, if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.train_logger import FileTrainLogger
 from tqdm import tqdm
 
 from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.contracts import ClipBatch, Skipped
 from efficientat_plugin.data.clips import Clips, collate
-from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import SkippedClips
@@ -37,6 +38,7 @@ from efficientat_plugin.data.splits import (
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.tables import label_table, read_table
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.launch import load_hparams, parse_and_join
 from efficientat_plugin.losses import DistillationLoss
 from efficientat_plugin.metrics import (
@@ -62,6 +64,7 @@ from efficientat_plugin.report import (
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import load_student
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.writer import StoreWriter
 
 TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
 TABLE_KEYS += ("separator", "audio_folder")
@@ -95,7 +98,7 @@ def main(argv: list[str]) -> None:
         )
         try:
             scores[name] = fine_tune(table, split, hparams, run_opts)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             sys.exit(str(error))
     if len(scores) > 1 and if_main_process():
         print(spread(scores))
@@ -180,8 +183,10 @@ def fine_tune(
     """One run: trains, tests, and writes the model and what is to be said of it."""
     student = make_student(table, hparams)
     add_parts(table, student, hparams)
-    if hparams["probe_ridge"] is not None:
-        start_from_probe(table, split, hparams, run_opts)
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    hparams["teacher_store"] = open_teacher(table, split, hparams, device)
+    if hparams["probe_ridge"] is not None and not goes_on(hparams):
+        start_from_probe(table, split, hparams, device)
     brain = hparams["brain_class"](
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -191,6 +196,13 @@ def fine_tune(
     )
     # Without validation clips the last epoch is kept; training clips are scored then.
     choosing = split.valid or split.train
+    if split.valid and not hparams["checkpointer"].list_checkpoints():
+        # What training begins with is kept, if no epoch does better.
+        brain.evaluate(
+            clips(table, split.valid, hparams),
+            test_loader_kwargs=dict(hparams["eval_loader"]),
+        )
+        brain.start_scores = brain.scores
     brain.fit(
         hparams["epoch_counter"],
         training_clips(table, split.train, hparams),
@@ -215,7 +227,7 @@ def fine_tune(
 def make_student(table: Table, hparams: dict[str, Any]) -> Student:
     """The student that training begins with, its class layer of as many classes."""
     source = hparams["pretrained"]
-    if not (Path(source) / HYPERPARAMS).is_file():
+    if not goes_on(hparams):
         return load_student(
             source,
             num_classes=len(table.labels),
@@ -230,6 +242,11 @@ def make_student(table: Table, hparams: dict[str, Any]) -> Student:
             "of the same classes"
         )
     return model.student
+
+
+def goes_on(hparams: dict[str, Any]) -> bool:
+    """Whether training starts from a model folder, with its classes."""
+    return (Path(hparams["pretrained"]) / HYPERPARAMS).is_file()
 
 
 def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
@@ -247,7 +264,6 @@ def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
         hparams["kd_weight"], hparams["kd_temperature"], table.target
     )
     hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
-    hparams["teacher_store"] = LogitsStore.open_or_none(hparams["teacher"])
     hparams["history"] = History()
     hparams["train_logger"] = FileTrainLogger(str(folder / "train_log.txt"), 4)
     hparams["epoch_counter"] = EpochCounterWithStopper(
@@ -262,7 +278,7 @@ def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
 
 
 def start_from_probe(
-    table: Table, split: Split, hparams: dict[str, Any], run_opts: Any
+    table: Table, split: Split, hparams: dict[str, Any], device: str
 ) -> None:
     """Gives the class layer what can be said of the training clips in closed form."""
     train_rows = table.rows.select(split.train)
@@ -270,25 +286,63 @@ def start_from_probe(
     by_id = dict(
         zip(train_rows["video_id"], train_rows["group"], strict=True) if grouped else ()
     )
-    device = run_opts.device or sb.utils.distributed.infer_device()
     student = hparams["student"].eval().to(device)
     log_mel = hparams["modules"]["log_mel"].eval().to(device)
-    skipped = SkippedClips(hparams["max_unreadable_share"])
 
-    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
-        loader = torch.utils.data.DataLoader(
-            clips(table, split.train, hparams),
-            collate_fn=collate,
-            **hparams["eval_loader"],
+    def heard() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+        for batch in batches(table, split.train, hparams, "probe"):
+            groups = [by_id.get(clip_id) or clip_id for clip_id in batch.clip_id]
+            waveform = batch.waveform.to(device)
+            yield log_mel(waveform).unsqueeze(1), batch.labels, groups
+
+    fit_probe(student, heard(), table.target, hparams["probe_ridge"])
+
+
+@torch.inference_mode()
+def open_teacher(
+    table: Table, split: Split, hparams: dict[str, Any], device: str
+) -> LogitsStore | None:
+    """Stored logits, or those that the model of a folder gives the training clips."""
+    source = hparams["teacher"]
+    if source is None or not (Path(source) / HYPERPARAMS).is_file():
+        return LogitsStore.open_or_none(source)
+    tagger = AudioTagger.from_hparams(source, run_opts={"device": device})
+    if tagger.labels.mids != table.labels.mids:
+        raise ValueError(
+            f"the teacher in {source} has {len(tagger.labels)} classes, and the data "
+            f"{len(table.labels)} others; a teacher speaks of the student's classes"
         )
-        for batch in tqdm(loader, desc="probe", unit="batch"):
-            skipped.add(batch.skipped, len(batch.clip_id))
-            if batch.clip_id:
-                heard = log_mel(batch.waveform.to(device)).unsqueeze(1)
-                groups = [by_id.get(clip_id) or clip_id for clip_id in batch.clip_id]
-                yield heard, batch.labels, groups
+    path = Path(hparams["output_folder"]) / "teacher_logits"
+    if if_main_process():
+        with StoreWriter(
+            path,
+            teacher=str(source),
+            teacher_sha256=tagger.ensemble.sha256(),
+            labels_sha256=table.labels.sha256,
+            num_classes=len(table.labels),
+            sample_rate=hparams["sample_rate"],
+            clip_seconds=hparams["clip_seconds"],
+        ) as store:
+            for batch in batches(table, split.train, hparams, "teacher"):
+                new = [i for i, name in enumerate(batch.clip_id) if name not in store]
+                logits = tagger.ensemble(batch.waveform[new].to(device)).logits
+                store.append([batch.clip_id[i] for i in new], logits)
+    ddp_barrier()
+    return LogitsStore(path)
 
-    fit_probe(student, batches(), table.target, hparams["probe_ridge"])
+
+def batches(
+    table: Table, rows: list[int], hparams: dict[str, Any], name: str
+) -> Iterator[ClipBatch]:
+    """Clips as they are, with progress; those that cannot be read are named."""
+    skipped = SkippedClips(hparams["max_unreadable_share"])
+    loader = torch.utils.data.DataLoader(
+        clips(table, rows, hparams), collate_fn=collate, **hparams["eval_loader"]
+    )
+    for batch in tqdm(loader, desc=name, unit="batch"):
+        skipped.add(batch.skipped, len(batch.clip_id))
+        if batch.clip_id:
+            yield batch
     skipped.finish_pass()
 
 
@@ -331,6 +385,9 @@ def finish(brain: Any, table: Table, split: Split, hparams: dict[str, Any]) -> N
     plot_curves(folder / "curves.png", [result])
     if isinstance(scores, ClassificationScores):
         plot_confusion(folder / "confusion.png", scores, table.labels)
+    test = {f"test, {scores.num_clips} clips": scores}
+    if "device" in table.rows.column_names:
+        test |= by_device(brain.stats, table.rows.select(split.test))
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     model = TrainedModel(
         hparams["student"], table.labels, table.target, hparams["clip_seconds"]
@@ -340,10 +397,52 @@ def finish(brain: Any, table: Table, split: Split, hparams: dict[str, Any]) -> N
         started_from=str(hparams["pretrained"]),
         data=f"{hparams['dataset']}: {len(table.rows)} clips ({sizes})",
         data_licence=table.rows.info.license,
-        scores={f"test, {scores.num_clips} clips": scores},
+        scores=test,
     )
     write_model_folder(folder / "model", model, provenance)
-    print(f"test: {scores}\nThe model is in {folder / 'model'}")
+    if hparams["whole_clips"]:
+        whole = whole_clip_scores(folder / "model", table, split, brain.device)
+        provenance.scores["test, whole clips"] = whole
+        write_model_folder(folder / "model", model, provenance)
+    for name, found in provenance.scores.items():
+        print(f"{name}: {found}")
+    print(f"The model is in {folder / 'model'}")
+
+
+def by_device(stats: TaggingStats, rows: datasets.Dataset) -> dict[str, Scores]:
+    """Scores of the clips of each recording device."""
+    device_of = dict(zip(rows["video_id"], rows["device"], strict=True))
+    found = {}
+    for device in sorted({str(device) for device in device_of.values()}):
+        part = type(stats)()
+        part.clips = {
+            clip_id: row
+            for clip_id, row in stats.clips.items()
+            if str(device_of[clip_id]) == device
+        }
+        if part.clips:
+            found[f"device {device}"] = part.summarize()
+    return found
+
+
+def whole_clip_scores(model: Path, table: Table, split: Split, device: str) -> Scores:
+    """Scores of whole clips: windows of those that are longer are averaged."""
+    tagger = AudioTagger.from_hparams(str(model), run_opts={"device": device})
+    skipped = SkippedClips(1.0)
+    stats = ClassificationStats() if table.target == "multiclass" else TaggingStats()
+    for row in tqdm(table.rows.select(split.test), desc="whole clips", unit="clip"):
+        indices, _ = table.labels.indices(row["labels"] or ())
+        if not indices:
+            continue
+        sound = row["audio"]["bytes"] or row["audio"]["path"]
+        try:
+            scores = tagger.probabilities([sound])
+        except UnreadableClip as error:
+            skipped.add([Skipped(str(row["video_id"]), str(error))], 0)
+            continue
+        labels = table.labels.multi_hot(indices)[None]
+        stats.append([str(row["video_id"])], torch.from_numpy(scores), labels)
+    return stats.summarize()
 
 
 def spread(scores: dict[str, Scores]) -> str:

@@ -32,6 +32,7 @@ from efficientat_plugin.model_folder import (
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.teachers.store import LogitsStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "recipes" / "finetune.py"
@@ -184,6 +185,45 @@ def test_the_default_is_no_worse_than_a_linear_probe_on_real_clips(shared, tmp_p
     _run(shared / "data" / "esc50", weights, tmp_path, **options)
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["num_clips"] == 106 and scores["accuracy"] >= 0.915
+
+
+@pytest.mark.slow
+def test_a_model_folder_teaches(tuned, sounds, weights, tmp_path):
+    """By its logits of the training clips, stored beside the run."""
+    output, _ = tuned
+    options = {"teacher": output / "model", "kd_weight": 1.0, "number_of_epochs": 2}
+    _run(sounds, weights, tmp_path / "taught", **options)
+    store = LogitsStore(tmp_path / "taught" / "teacher_logits")
+    assert len(store) > 24
+    target = store.lookup([f"low/low{number}" for number in range(16)])
+    number = int(target.known.nonzero()[0])
+    run_opts = {"device": "cpu"}
+    teacher = AudioTagger.from_hparams(str(output / "model"), run_opts=run_opts)
+    told = teacher.probabilities([sounds / "low" / f"low{number}.wav"])[0]
+    stored = target.logits[number].softmax(-1)
+    np.testing.assert_allclose(stored.numpy(), told, atol=0.01)
+
+
+@pytest.mark.slow
+def test_judged_classes_devices_and_whole_clips_are_scored(sounds, weights, tmp_path):
+    """OpenMIC's, TAU's and FSD50K's ways, on one small table."""
+    rows = []
+    for path in sorted(sounds.glob("*/*.wav")):
+        number = int(path.stem.removeprefix(path.parent.name))
+        split = ("train", "train", "valid", "test")[number % 4]
+        rows.append([path, path.parent.name, split, f"phone {number % 3}"])
+    with open(tmp_path / "clips.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "label", "split", "device"])
+        table.writerows(rows)
+    options = {"number_of_epochs": 1, "whole_clips": True, "clip_seconds": 0.25}
+    text = _run(tmp_path / "clips.csv", weights, tmp_path / "run", **options)
+    metrics = json.loads((tmp_path / "run" / "model" / "metrics.json").read_text())
+    devices = {name for name in metrics if name.startswith("device")}
+    assert devices == {"device phone 0", "device phone 1", "device phone 2"}
+    clips = sum(metrics[name]["num_clips"] for name in devices)
+    assert clips == metrics["test, whole clips"]["num_clips"] == 12
+    assert "test, whole clips: accuracy" in text
 
 
 def _recipe():
