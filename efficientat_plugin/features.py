@@ -129,6 +129,7 @@ class LogMel(torch.nn.Module):
         self.f_max_jitter = f_max_jitter
         self.log_floor = log_floor
         self.log_floor_mode = log_floor_mode
+        self.periodic_window = periodic_window
         # Window and mel bank follow from the settings: not for a checkpoint.
         self.register_buffer("mel_bank", self._mel_bank(f_min, f_max), persistent=False)
         window = torch.hann_window(win_length, periodic=periodic_window)

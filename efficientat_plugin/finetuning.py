@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from efficientat_plugin.brain import DistillationBrain
@@ -123,35 +122,3 @@ class FineTuningBrain(DistillationBrain):
         # Before the checkpoint, which keeps how long nothing has improved.
         self.hparams.epoch_counter.update_metric(scores.averages()[scores.main])
         super()._finish_epoch(epoch, valid_loss, scores)
-
-
-def average_weights(
-    student: nn.Module, other: dict[str, torch.Tensor], share: float
-) -> None:
-    """Moves a student towards other weights of the same network, in place.
-
-    Source: Wortsman et al., "Robust Fine-Tuning of Zero-Shot Models", CVPR 2022.
-
-    Arguments
-    ---------
-    student : torch.nn.Module
-    other : dict of str to Tensor
-        A state dict of the same names and shapes.
-    share : float
-        Of ``other``, from 0 (none of it) to 1 (all).
-
-    Example
-    -------
-    >>> layer = torch.nn.Linear(1, 1, bias=False)
-    >>> average_weights(layer, {"weight": layer.weight.detach() + 2.0}, share=0.5)
-    """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share={share} must be from 0 to 1")
-    own = student.state_dict()
-    mixed = {
-        name: torch.lerp(value, other[name].to(value), share)
-        if value.is_floating_point()
-        else value
-        for name, value in own.items()
-    }
-    student.load_state_dict(mixed)

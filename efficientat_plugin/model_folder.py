@@ -20,6 +20,7 @@ from efficientat_plugin.complexity import measure
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.metrics import Scores
+from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import FRONT_END, load_student
 
@@ -155,7 +156,9 @@ def hyperparams(model: TrainedModel) -> str:
     >>> [line for line in text.splitlines() if line.startswith("student")]
     ['student: !new:efficientat_plugin.students.mn.MN']
     """
-    student, labels = model.student, model.labels
+    student, labels, options = model.student, model.labels, model.student.options
+    if isinstance(student, DyMN):  # which training moves
+        options = options | {"temperature": float(student.temperature)}
     kind = f"{type(student).__module__}.{type(student).__qualname__}"
     sample_rate = student.front_end.get("sample_rate", 32000)
     return f"""\
@@ -174,7 +177,7 @@ labels: !new:efficientat_plugin.data.targets.LabelTable
 log_mel: !new:efficientat_plugin.features.LogMel
 {_arguments(student.front_end | {"sample_rate": sample_rate})}
 student: !new:{kind}
-{_arguments(student.options)}
+{_arguments(options)}
 modules:
   log_mel: !ref <log_mel>
   student: !ref <student>

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from efficientat_plugin.students.heads import MLP, Linear
 from efficientat_plugin.students.student import Student
 
 SHARPNESS = (5.0, 7.5, 10.0, 15.0, 20.0, 30.0)  # to choose from
@@ -28,12 +29,12 @@ def class_layer(student: Student) -> nn.Linear:
     ValueError
         For heads that do not end with a linear layer.
     """
-    last = list(student.classifier.modules())[-1]
-    if not isinstance(last, nn.Linear):
+    head = student.classifier
+    last = list(head.children())[-1]
+    if not isinstance(head, MLP | Linear) or not isinstance(last, nn.Linear):
         raise ValueError(
-            "a probe replaces a linear class layer, and a "
-            f"{type(student.classifier).__name__} head has none; build the student "
-            "with head='mlp' or 'linear'"
+            f"a probe replaces a linear class layer, and a {type(head).__name__} head "
+            "has none; take head='mlp' or 'linear', or no probe"
         )
     return last
 

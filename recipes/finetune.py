@@ -7,6 +7,8 @@ Interrupted, the same command goes on where it stopped. What it leaves in
 OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
 
+import hashlib
+import json
 import statistics
 import sys
 from collections.abc import Iterator
@@ -62,8 +64,9 @@ from efficientat_plugin.report import (
     write_scores,
 )
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.students.weights import FRONT_END, load_student
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.verify import verify
 from efficientat_plugin.teachers.writer import StoreWriter
 
 TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
@@ -82,7 +85,10 @@ class Table(NamedTuple):
 def main(argv: list[str]) -> None:
     """Reads, splits, trains, tests and writes what the YAML and the overrides say."""
     hparams_file, run_opts, overrides = parse_and_join(argv)
+    if run_opts.test_only:
+        sys.exit("--test_only is audioset_kd.py's; every run here ends with a test")
     hparams = load_hparams(hparams_file, overrides)
+    parent = Path(hparams["output_folder"])
     try:
         table = open_table(hparams)
         splits = split_table(table, hparams)
@@ -92,7 +98,12 @@ def main(argv: list[str]) -> None:
     for name, split in splits.items():
         # Anew for each, so that a run of several is several runs.
         hparams = load_hparams(hparams_file, overrides)
-        hparams["output_folder"] += f"/{name}" if len(splits) > 1 else ""
+        if name.startswith("fold"):
+            hparams["output_folder"] += f"/{name}"
+        try:
+            refuse_another_run(table, split, hparams)
+        except ValueError as error:
+            sys.exit(str(error))
         sb.create_experiment_directory(
             hparams["output_folder"], hparams_to_save(hparams_file), overrides
         )
@@ -101,7 +112,34 @@ def main(argv: list[str]) -> None:
         except (OSError, ValueError) as error:
             sys.exit(str(error))
     if len(scores) > 1 and if_main_process():
+        (parent / "folds.txt").write_text(spread(scores) + "\n")
         print(spread(scores))
+
+
+def refuse_another_run(table: Table, split: Split, hparams: dict[str, Any]) -> None:
+    """A folder is of one run: other clips or another start would go on with its own."""
+    ids = table.rows.select_columns(["video_id"])["video_id"][:]
+    this = {
+        "dataset": str(hparams["dataset"]),
+        "pretrained": str(hparams["pretrained"]),
+        "probe_ridge": hparams["probe_ridge"],
+        "number_of_epochs": hparams["number_of_epochs"],
+    }
+    for side, rows in split._asdict().items():
+        names = "\n".join(ids[row] for row in rows)
+        this[side] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    path = Path(hparams["output_folder"]) / "run.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        other = [key for key in this if this[key] != found.get(key)]
+        if other:
+            raise ValueError(
+                f"{path.parent} holds a run with another {', '.join(other)}; name "
+                "another --output_folder, or remove that one"
+            )
+    elif if_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(this, indent=1))
 
 
 def hparams_to_save(hparams_file: str) -> str | None:
@@ -128,7 +166,7 @@ def open_table(hparams: dict[str, Any]) -> Table:
     labels = label_table(rows, facts.get("classes"))
     target = hparams["target"]
     if target == "auto":
-        one_each = all(len(set(mids or ())) == 1 for mids in rows["labels"])
+        one_each = all(len(set(mids)) == 1 for mids in rows["labels"] if mids)
         target = "multiclass" if one_each else "multilabel"
     if if_main_process():
         print(f"{hparams['dataset']}, {target}:\n{describe(rows)}")
@@ -148,22 +186,32 @@ def split_table(table: Table, hparams: dict[str, Any]) -> dict[str, Split]:
         kinds = [kind for kind, column in by_column.items() if column in columns]
         kind = kinds[0] if kinds else "random"
     if kind == "random":
-        split = split_rows(table.rows, valid_share, hparams["test_share"], seed)
-        return {"random": split}
-    if kind == "given":
-        split = given_split(table.rows)
+        # Test clips first, so that they are the same for any share to choose on.
+        tests = {"random": split_rows(table.rows, 0.0, hparams["test_share"], seed)}
+    elif kind == "given":
+        tests = {"given": given_split(table.rows)}
+    elif "fold" not in columns:
+        raise ValueError(
+            f"split=fold needs a column of folds; found were {', '.join(columns)}"
+        )
+    else:
+        folds = [hparams["fold"]]
+        if hparams["fold"] is None:
+            folds = sorted({str(fold) for fold in table.rows["fold"] if fold})
+        tests = {f"fold{fold}": split_by_fold(table.rows, fold) for fold in folds}
+    splits = {}
+    for name, split in tests.items():
         if not split.valid:
             split = with_validation(table.rows, split, valid_share, seed)
-        return {"given": split}
-    folds = [hparams["fold"]]
-    if hparams["fold"] is None:
-        folds = sorted({str(fold) for fold in table.rows["fold"]})
-    return {
-        f"fold{fold}": with_validation(
-            table.rows, split_by_fold(table.rows, fold), valid_share, seed
-        )
-        for fold in folds
-    }
+        splits[name] = split
+        for side in ("train", "test") + (("valid",) if split.valid else ()):
+            labels = table.rows.select(getattr(split, side))["labels"]
+            if not any(labels):
+                raise ValueError(
+                    f"no clip to {side} on ({name}) has a label; use another split, "
+                    "or other shares"
+                )
+    return splits
 
 
 def with_validation(
@@ -182,9 +230,15 @@ def fine_tune(
 ) -> Scores:
     """One run: trains, tests, and writes the model and what is to be said of it."""
     student = make_student(table, hparams)
-    add_parts(table, student, hparams)
+    add_parts(table, split, student, hparams)
     device = run_opts.device or sb.utils.distributed.infer_device()
     hparams["teacher_store"] = open_teacher(table, split, hparams, device)
+    judged = "judged" in table.rows.column_names
+    if hparams["probe_ridge"] is not None and judged:
+        raise ValueError(
+            "classes of these clips were judged one by one, which a probe does not "
+            "heed; pass --probe_ridge null and --number_of_epochs 80"
+        )
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
         start_from_probe(table, split, hparams, device)
     brain = hparams["brain_class"](
@@ -196,7 +250,8 @@ def fine_tune(
     )
     # Without validation clips the last epoch is kept; training clips are scored then.
     choosing = split.valid or split.train
-    if split.valid and not hparams["checkpointer"].list_checkpoints():
+    starts = not hparams["checkpointer"].list_checkpoints()
+    if split.valid and starts and hparams["number_of_epochs"]:
         # What training begins with is kept, if no epoch does better.
         brain.evaluate(
             clips(table, split.valid, hparams),
@@ -249,10 +304,19 @@ def goes_on(hparams: dict[str, Any]) -> bool:
     return (Path(hparams["pretrained"]) / HYPERPARAMS).is_file()
 
 
-def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
+def add_parts(
+    table: Table, split: Split, student: Student, hparams: dict[str, Any]
+) -> None:
     """What follows from data and weights, beside what the YAML has built."""
     folder = Path(hparams["output_folder"])
     log_mel = hparams["log_mel"](**student.front_end)
+    if log_mel.sample_rate != hparams["sample_rate"]:
+        raise ValueError(
+            f"sample_rate={hparams['sample_rate']} Hz, but {hparams['pretrained']} "
+            f"hears {log_mel.sample_rate} Hz; pass --sample_rate {log_mel.sample_rate}"
+        )
+    # All of it, so that the model folder hears what training heard.
+    student.front_end = {name: getattr(log_mel, name) for name in FRONT_END}
     multiclass = table.target == "multiclass"
     hparams["student"] = student
     hparams["modules"] = {
@@ -267,7 +331,11 @@ def add_parts(table: Table, student: Student, hparams: dict[str, Any]) -> None:
     hparams["history"] = History()
     hparams["train_logger"] = FileTrainLogger(str(folder / "train_log.txt"), 4)
     hparams["epoch_counter"] = EpochCounterWithStopper(
-        hparams["number_of_epochs"], hparams["patience"], 0, "max"
+        hparams["number_of_epochs"],
+        # Without validation clips there is nothing to be patient about.
+        hparams["patience"] if split.valid else hparams["number_of_epochs"] + 1,
+        0,
+        "max",
     )
     recoverables = {
         "student": student,
@@ -305,7 +373,7 @@ def open_teacher(
     """Stored logits, or those that the model of a folder gives the training clips."""
     source = hparams["teacher"]
     if source is None or not (Path(source) / HYPERPARAMS).is_file():
-        return LogitsStore.open_or_none(source)
+        return stored_teacher(table, split, source)
     tagger = AudioTagger.from_hparams(source, run_opts={"device": device})
     if tagger.labels.mids != table.labels.mids:
         raise ValueError(
@@ -325,10 +393,24 @@ def open_teacher(
         ) as store:
             for batch in batches(table, split.train, hparams, "teacher"):
                 new = [i for i, name in enumerate(batch.clip_id) if name not in store]
+                if not new:
+                    continue
                 logits = tagger.ensemble(batch.waveform[new].to(device)).logits
                 store.append([batch.clip_id[i] for i in new], logits)
     ddp_barrier()
     return LogitsStore(path)
+
+
+def stored_teacher(
+    table: Table, split: Split, source: str | None
+) -> LogitsStore | None:
+    """A store of logits, if it is of these classes and clips."""
+    store = LogitsStore.open_or_none(source)
+    if store is not None:
+        summary = summarize_rows(table.rows.select(split.train), table.labels)
+        clips = zip(summary.clip_ids, summary.indices, strict=True)
+        verify(store, clips, labels_sha256=table.labels.sha256).raise_if_bad()
+    return store
 
 
 def batches(

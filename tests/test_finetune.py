@@ -17,7 +17,6 @@ from speechbrain.inference.interfaces import Pretrained
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.finetuning import (
-    average_weights,
     batch_norms,
     layerwise_groups,
 )
@@ -148,6 +147,15 @@ def test_a_tuned_model_goes_on_training(tuned, sounds, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_folder_is_of_one_run(tuned, sounds, weights):
+    output, _ = tuned
+    text = _run(sounds, weights, output, expect=1, seed=7, split="random")
+    assert "holds a run with another train, valid, test; name another" in text
+    again = _run(sounds, weights, output)  # the very same ends as it had
+    assert "test, 7 clips: accuracy" in again
+
+
+@pytest.mark.slow
 def test_folds_are_tested_in_turn(sounds, weights, tmp_path):
     table = tmp_path / "clips.csv"
     with open(table, "w", newline="") as file:
@@ -183,7 +191,7 @@ def test_the_default_is_no_worse_than_a_linear_probe_on_real_clips(shared, tmp_p
     }
     weights = shared / "checkpoints" / "mn04_as_mAP_432.pt"
     _run(shared / "data" / "esc50", weights, tmp_path, **options)
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = json.loads((tmp_path / "fold2" / "scores.json").read_text())
     assert scores["num_clips"] == 106 and scores["accuracy"] >= 0.915
 
 
@@ -281,19 +289,6 @@ def test_options_out_of_range_are_refused():
         layerwise_groups(student, trainable="tail")
     with pytest.raises(ValueError, match="layer_decay=0 must be above 0"):
         layerwise_groups(student, layer_decay=0)
-    with pytest.raises(ValueError, match="share=2 must be from 0 to 1"):
-        average_weights(student, student.state_dict(), share=2)
-
-
-def test_weights_between_two_students_are_a_student():
-    one, other = MN(3, width=0.1).eval(), MN(3, width=0.1).eval()
-    start = {k: v.clone() for k, v in one.state_dict().items()}
-    average_weights(one, other.state_dict(), share=0.25)
-    for name, value in one.state_dict().items():
-        if value.is_floating_point():
-            expected = 0.75 * start[name] + 0.25 * other.state_dict()[name]
-            torch.testing.assert_close(value, expected)
-    assert len(list(batch_norms(one))) > 10
 
 
 # --- Model folders -----------------------------------------------------------------
@@ -341,6 +336,18 @@ def test_a_model_folder_is_the_model(tmp_path, options):
     torch.testing.assert_close(plain.mods.student(log_mel).logits, expected)
     assert plain.audio_normalizer.sample_rate == 32000
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_dymn_keeps_the_temperature_it_ended_with(tmp_path):
+    options = {"num_classes": 2, "width": 0.1, "temperature": 30.0}
+    student = DyMN(**options).eval()
+    student.options, student.front_end = options, {"sample_rate": 32000}
+    student.set_temperature(1.0)
+    model = _model()._replace(student=student)
+    folder = write_model_folder(tmp_path / "model", model, _provenance())
+    tagger = AudioTagger.from_hparams(str(folder), run_opts={"device": "cpu"})
+    for found in (read_model_folder(folder).student, tagger.mods.student):
+        assert float(found.temperature) == 1.0
 
 
 def test_a_card_says_what_a_model_is_and_no_markup_gets_in(tmp_path):

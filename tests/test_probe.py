@@ -106,6 +106,7 @@ def test_what_no_probe_can_be_made_of_is_refused():
     silent = [(torch.zeros(2, 1, 32, 40), torch.zeros(2, 3), ["a", "b"])]
     with pytest.raises(ValueError, match="none of the clips has a label"):
         fit_probe(student, silent, "multiclass")
-    student = MN(3, width=0.1, head="fully_convolutional").eval()
-    with pytest.raises(ValueError, match="FullyConvolutional head has none"):
-        fit_probe(student, silent, "multiclass")
+    for head in ("fully_convolutional", "multihead_attention_pooling"):
+        student = MN(3, width=0.1, head=head).eval()
+        with pytest.raises(ValueError, match="head has none; take head='mlp'"):
+            fit_probe(student, silent, "multiclass")
