@@ -156,7 +156,7 @@ def open_table(hparams: dict[str, Any]) -> Table:
         )
     given = {key: hparams[key] for key in TABLE_KEYS}
     given = {key: value for key, value in given.items() if value not in (None, "auto")}
-    facts = hparams["data"] | given
+    facts = hparams["facts"] | given
     rows = read_table(
         hparams["dataset"],
         config=hparams["dataset_config"],

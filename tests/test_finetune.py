@@ -2,8 +2,10 @@
 
 import csv
 import importlib.util
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import soundfile
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
+from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.finetuning import (
@@ -21,6 +24,7 @@ from efficientat_plugin.finetuning import (
     layerwise_groups,
 )
 from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.launch import load_hparams
 from efficientat_plugin.metrics import classification_scores
 from efficientat_plugin.model_folder import (
     Provenance,
@@ -261,6 +265,25 @@ def test_what_is_no_data_is_refused_in_a_sentence(make, message, tmp_path):
         _recipe().main(command)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+TUNING = ("finetune", "esc50", "fsd50k", "openmic", "tau2020")
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_facts_of_a_yaml_are_what_tables_are_read_by(name, tmp_path):
+    path = REPOSITORY / "hparams" / f"{name}.yaml"
+    hparams = load_hparams(path, {"output_folder": str(tmp_path)})
+    assert set(hparams["facts"]) <= set(inspect.signature(read_table).parameters)
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_yamls_of_fine_tuning_share_their_keys(name):
+    def keys(stem):
+        text = (REPOSITORY / "hparams" / f"{stem}.yaml").read_text()
+        return set(re.findall(r"^([a-z]\w*):", text, flags=re.MULTILINE))
+
+    assert keys(name) == keys("finetune")
 
 
 # --- Which parameters learn, and how fast -----------------------------------------

@@ -399,7 +399,7 @@ def test_set_temperature_refuses_what_is_not_positive(value):
         ({"strides": (2, 2, 2)}, r"strides=\(2, 2, 2\).*four"),
         ({"strides": (2, 2, 3, 1)}, "strides=.*1 or 2"),
         ({"dropout": 1.0}, r"dropout=1.0 .*\[0, 1\)"),
-        ({"head": "linear"}, "head='linear' .*'mlp', 'fully_convolutional'"),
+        ({"head": "cubic"}, "head='cubic' .*'mlp', 'linear', 'fully_convolutional'"),
     ],
 )
 def test_student_refuses_illegal_options(build, option, text):
