@@ -9,6 +9,7 @@ OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 
 import hashlib
 import json
+import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -102,12 +103,9 @@ def main(argv: list[str]) -> None:
             hparams["output_folder"] += f"/{name}"
         try:
             refuse_another_run(table, split, hparams)
-        except ValueError as error:
-            sys.exit(str(error))
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_to_save(hparams_file), overrides
-        )
-        try:
+            sb.create_experiment_directory(
+                hparams["output_folder"], hparams_to_save(hparams_file), overrides
+            )
             scores[name] = fine_tune(table, split, hparams, run_opts)
         except (OSError, ValueError) as error:
             sys.exit(str(error))
@@ -129,7 +127,9 @@ def refuse_another_run(table: Table, split: Split, hparams: dict[str, Any]) -> N
         names = "\n".join(ids[row] for row in rows)
         this[side] = hashlib.sha256(names.encode()).hexdigest()[:16]
     path = Path(hparams["output_folder"]) / "run.json"
-    if path.is_file():
+    # One that came to nothing, for a wrong name or a full disk, binds nobody.
+    came_to = [*path.parent.glob("save/CKPT*"), *path.parent.glob("model")]
+    if path.is_file() and came_to:
         found = json.loads(path.read_text())
         other = [key for key in this if this[key] != found.get(key)]
         if other:
@@ -139,7 +139,9 @@ def refuse_another_run(table: Table, split: Split, hparams: dict[str, Any]) -> N
             )
     elif if_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(this, indent=1))
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(this, indent=1))
+        os.replace(partial, path)
 
 
 def hparams_to_save(hparams_file: str) -> str | None:

@@ -12,6 +12,7 @@ from small_rows import (
     noise,
 )
 
+from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
 from efficientat_plugin.data.parquet import audioset_row
 
@@ -172,6 +173,15 @@ def test_a_clip_without_known_labels_is_unlabelled(reader, labels):
     row = audioset_row("clip", noise(0), SAMPLE_RATE) | {"labels": labels}
     clip = reader.read(row)
     assert not clip.labels.any() and clip.labelled == 0
+
+
+def test_classes_judged_one_by_one_are_known_one_by_one(reader):
+    row = audioset_row("clip", noise(0), SAMPLE_RATE, ["/m/c"])
+    clip = reader.read(row | {"judged": ["/m/a", "/m/c"]})
+    assert clip.labels.tolist() == [0, 0, 1] and clip.labelled.tolist() == [1, 0, 1]
+    absent = reader.read(row | {"labels": [], "judged": ["/m/b"]})
+    assert absent.labels.tolist() == [0, 0, 0] and absent.labelled.tolist() == [0, 1, 0]
+    assert collate([clip, absent]).labelled.shape == (2, 3)
 
 
 def test_clips_of_no_length_are_refused():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -217,8 +218,8 @@ def test_a_model_folder_teaches(tuned, sounds, weights, tmp_path):
 
 
 @pytest.mark.slow
-def test_judged_classes_devices_and_whole_clips_are_scored(sounds, weights, tmp_path):
-    """OpenMIC's, TAU's and FSD50K's ways, on one small table."""
+def test_devices_and_whole_clips_are_scored(sounds, weights, tmp_path):
+    """TAU's and FSD50K's ways, on one small table."""
     rows = []
     for path in sorted(sounds.glob("*/*.wav")):
         number = int(path.stem.removeprefix(path.parent.name))
@@ -249,8 +250,8 @@ def _recipe():
     ("make", "message"),
     [
         (lambda folder: None, "--dataset PATH is needed"),
-        (lambda folder: folder / "nowhere", "nowhere"),
-        (lambda folder: folder, "holds|no"),
+        (lambda folder: folder / "nowhere", "there is no file or folder"),
+        (lambda folder: folder, "holds neither one table"),
     ],
     ids=["none", "absent", "empty"],
 )
@@ -265,6 +266,61 @@ def test_what_is_no_data_is_refused_in_a_sentence(make, message, tmp_path):
         _recipe().main(command)
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
+
+
+def _table(recipe, labels, **columns):
+    ids = [f"clip{number:03d}" for number in range(len(labels))]
+    columns = {"video_id": ids, "labels": labels} | columns
+    rows = datasets.Dataset.from_dict(columns)
+    return recipe.Table(rows, LabelTable("ab", "ab"), "multiclass")
+
+
+def _tuning(tmp_path, **overrides):
+    overrides = {"output_folder": str(tmp_path / "run")} | overrides
+    return load_hparams(REPOSITORY / "hparams" / "finetune.yaml", overrides)
+
+
+def test_test_clips_do_not_depend_on_how_many_choose(tmp_path):
+    recipe = _recipe()
+    table = _table(recipe, [["a"], ["b"]] * 50)
+    splits = [
+        recipe.split_table(table, _tuning(tmp_path, number_of_epochs=epochs))["random"]
+        for epochs in (0, 40)
+    ]
+    assert splits[0].test == splits[1].test and not splits[0].valid
+    assert set(splits[1].train) | set(splits[1].valid) == set(splits[0].train)
+    assert len(splits[1].valid) > 5
+
+
+def test_what_training_could_not_use_is_refused_before(tmp_path):
+    recipe = _recipe()
+    unlabelled = _table(
+        recipe, [["a"], ["b"], []] * 2, split=["train", "train", "test"] * 2
+    )
+    with pytest.raises(ValueError, match=r"no clip to test on \(given\) has a label"):
+        recipe.split_table(unlabelled, _tuning(tmp_path))
+    with pytest.raises(
+        ValueError, match="needs a column of folds; found were video_id"
+    ):
+        table = _table(recipe, [["a"], ["b"]] * 9)
+        recipe.split_table(table, _tuning(tmp_path, split="fold"))
+    model, split = _model(), recipe.Split([0], [], [1])
+    with pytest.raises(ValueError, match="hears 32000 Hz; pass --sample_rate 32000"):
+        hparams = _tuning(tmp_path, sample_rate=16000)
+        recipe.add_parts(table, split, model.student, hparams)
+
+
+def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
+    recipe = _recipe()
+    table, split = _table(recipe, [["a"], ["b"]]), recipe.Split([0], [], [1])
+    recipe.refuse_another_run(table, split, _tuning(tmp_path, pretrained="misspelt"))
+    hparams = _tuning(tmp_path)
+    recipe.refuse_another_run(table, split, hparams)
+    (tmp_path / "run" / "model").mkdir()
+    recipe.refuse_another_run(table, split, hparams)
+    with pytest.raises(ValueError, match="holds a run with another pretrained; name"):
+        other = _tuning(tmp_path, pretrained="mn20_as")
+        recipe.refuse_another_run(table, split, other)
 
 
 TUNING = ("finetune", "esc50", "fsd50k", "openmic", "tau2020")
