@@ -85,6 +85,7 @@ class DistillationBrain(sb.Brain):
         self.skipped = SkippedClips(self.hparams.max_unreadable_share)
         self.train_stream: ClipStream | None = None
         self.scores: Scores | None = None
+        self.evaluation_name = "evaluated"  # in the log
 
     # --- What happens to a batch ------------------------------------------------
 
@@ -206,7 +207,8 @@ class DistillationBrain(sb.Brain):
             return
         # Called by every process, since the logger lets the first one tell the rest.
         self.hparams.train_logger.log_stats(
-            stats_meta={"evaluated": str(self.scores)}, test_stats={"loss": stage_loss}
+            stats_meta={self.evaluation_name: str(self.scores)},
+            test_stats={"loss": stage_loss}
         )
 
     def _finish_epoch(

@@ -89,6 +89,13 @@ class FineTuningBrain(DistillationBrain):
             self.hparams.student, self.hparams.layer_decay, self.hparams.trainable
         )
 
+    def score_start(self, valid_set: Any, loader_options: dict[str, Any]) -> None:
+        """Scores what training begins with, which is kept if no epoch does better."""
+        self.evaluation_name = "before training"
+        self.evaluate(valid_set, test_loader_kwargs=loader_options)
+        self.evaluation_name = "evaluated"
+        self.start_scores = self.scores
+
     def on_fit_start(self) -> None:
         """As ``Brain``; what training begins with is a checkpoint to choose from."""
         super().on_fit_start()

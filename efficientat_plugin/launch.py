@@ -1,7 +1,9 @@
-"""How a recipe starts: its arguments, its YAML, its processes."""
+"""How a recipe starts: its arguments, its YAML, its processes, its folder."""
 
 import dataclasses
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
-from speechbrain.utils.distributed import ddp_init_group
+from speechbrain.utils.distributed import ddp_init_group, if_main_process
 
 from efficientat_plugin.memory import keep_freed_memory
 
@@ -66,3 +68,46 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
 def world_size() -> int:
     """Processes that `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> None:
+    """A folder is of one run: another one would go on from its checkpoints.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run; made if need be.
+    run : Mapping
+        What makes it another run where it differs, as plain values.
+    started : bool
+        Whether there is something in the folder to go on from. A run that came to
+        nothing, for a wrong name or a full disk, binds nobody.
+
+    Raises
+    ------
+    ValueError
+        If the folder is of another run.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> claim_folder(folder, {"dataset": "dogs"}, started=False)
+    >>> claim_folder(folder, {"dataset": "cats"}, started=True)
+    Traceback (most recent call last):
+    ValueError: /... holds a run with another dataset; name another --output_folder, ...
+    """
+    path = Path(folder) / "run.json"
+    if path.is_file() and started:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [key for key in run if run[key] != found.get(key)]
+        if other:
+            raise ValueError(
+                f"{folder} holds a run with another {', '.join(other)}; name another "
+                "--output_folder, or remove that one"
+            )
+    elif if_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(dict(run), indent=1), encoding="utf-8")
+        os.replace(partial, path)

@@ -1,5 +1,6 @@
 """The distillation loss: what a student owes to the labels and to the teacher."""
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,39 @@ class SoftTarget(NamedTuple):
         return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
 
 
+def balanced_class_weights(
+    indices: Iterable[Sequence[int]], num_classes: int
+) -> Tensor:
+    """Weights by which the clips of every class count alike in sum.
+
+    A class weighs the average number of clips of a class over its own number; one
+    without clips weighs 1, and is never looked up.
+
+    Arguments
+    ---------
+    indices : Iterable[Sequence[int]]
+        Classes of each clip to train on.
+    num_classes : int
+        K.
+
+    Returns
+    -------
+    Tensor
+        [K]
+
+    Example
+    -------
+    >>> balanced_class_weights([[0], [0], [0], [1]], num_classes=3)
+    tensor([0.6667, 2.0000, 1.0000])
+    """
+    counts = torch.zeros(num_classes)
+    for classes in indices:
+        counts[list(classes)] += 1
+    present = counts > 0
+    average = counts.sum() / present.sum()
+    return torch.where(present, average / counts.clamp(min=1), 1.0)
+
+
 class DistillationLoss(torch.nn.Module):
     """``(1 - kd_weight) * label loss + kd_weight * teacher loss``.
 
@@ -50,6 +84,14 @@ class DistillationLoss(torch.nn.Module):
     target : str
         "multilabel": sigmoid and binary cross-entropy, averaged over classes;
         "multiclass": softmax and cross-entropy.
+    class_weights : Tensor | None
+        [K], what a class counts in the label term where a clip has it, above 0; see
+        ``balanced_class_weights``. None: 1 each. The teacher's term is left alone.
+
+    Raises
+    ------
+    ValueError
+        For options out of range.
 
     Example
     -------
@@ -65,6 +107,7 @@ class DistillationLoss(torch.nn.Module):
         kd_weight: float = 0.9,
         kd_temperature: float = 1.0,
         target: str = "multilabel",
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= kd_weight <= 1:
@@ -75,6 +118,12 @@ class DistillationLoss(torch.nn.Module):
             raise ValueError(f"kd_temperature={kd_temperature} must be above 0")
         if target not in TARGETS:
             raise ValueError(f"target={target!r}; it is one of {TARGETS}")
+        if class_weights is not None and not bool((class_weights > 0).all()):
+            raise ValueError(
+                f"class_weights={class_weights.tolist()} must all be above 0; a class "
+                "that should not count is left out of the data"
+            )
+        self.class_weights = class_weights
         self.kd_weight = kd_weight
         self.kd_temperature = kd_temperature
         self.target = target
@@ -90,7 +139,7 @@ class DistillationLoss(torch.nn.Module):
 
         Targets are those of the clips before ``mix``, which they follow.
         """
-        label_loss = self._term(logits, labels, mix)
+        label_loss = self._term(logits, self._weighted(labels), mix)
         if teacher is None:
             return label_loss
         teacher_loss = self._term(logits, teacher, mix)
@@ -103,6 +152,15 @@ class DistillationLoss(torch.nn.Module):
         scores = logits.sigmoid() if multilabel else logits.softmax(dim=-1)
         weight = teacher.known.to(scores.dtype)
         return SoftTarget(scores * weight[:, None], weight)
+
+    def _weighted(self, labels: SoftTarget) -> SoftTarget:
+        """Labels whose presence counts as much as the weight of their class."""
+        if self.class_weights is None:
+            return labels
+        class_weights = self.class_weights.to(labels.scores)
+        more = labels.scores * (class_weights - 1)
+        weight = labels.weight if labels.weight.ndim == 2 else labels.weight[:, None]
+        return SoftTarget(labels.scores + more, weight + more)
 
     def _term(self, logits: Tensor, target: SoftTarget, mix: Mix | None) -> Tensor:
         # Both losses are linear in the target: the loss of a mix is the loss of the

@@ -4,7 +4,7 @@ Equal to scikit-learn's, ties included, without depending on it. Where a clip ha
 class: accuracy and the confusion matrix.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -147,6 +147,29 @@ class TaggingStats:
             If there are none, or none has a label.
         """
         return tagging_scores(*self._stacked())
+
+    def by_group(self, group_of: Mapping[str, str]) -> dict[str, Scores]:
+        """Scores of the clips of each group (a recording device), by its name.
+
+        Groups without a label, of which nothing can be said, are left out.
+
+        Example
+        -------
+        >>> stats = TaggingStats()
+        >>> stats.append(["a", "b"], torch.eye(2), torch.eye(2))
+        >>> found = stats.by_group({"a": "phone", "b": "studio"})
+        >>> {name: scores.num_clips for name, scores in found.items()}
+        {'phone': 1, 'studio': 1}
+        """
+        parts: dict[str, TaggingStats] = {}
+        for clip_id, row in self.clips.items():
+            part = parts.setdefault(group_of[clip_id], type(self)())
+            part.clips[clip_id] = row
+        return {
+            name: part.summarize()
+            for name, part in sorted(parts.items())
+            if any((labels & judged).any() for _, labels, judged in part.clips.values())
+        }
 
     def _stacked(self) -> list[NDArray]:
         """Scores, labels and what was judged, [N, K] each."""

@@ -11,17 +11,13 @@ import sys
 from typing import Any
 
 import speechbrain as sb
-import torch
 from hyperpyyaml import load_hyperpyyaml
-from tqdm import tqdm
 
-from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.parquet import waveform_digest
 from efficientat_plugin.data.rows import summarize_rows
-from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.students.ensemble import Ensemble, load_ensemble
+from efficientat_plugin.teachers.dump import store_logits
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
 from efficientat_plugin.teachers.writer import StoreWriter
@@ -44,10 +40,8 @@ def main(argv: list[str]) -> None:
     check(hparams["store"], rows)
 
 
-@torch.inference_mode()
 def fill(hparams: dict[str, Any], rows: Any, teacher: Ensemble, device: str) -> None:
     """Appends the logits of all clips that the store does not know yet."""
-    skipped = SkippedClips(hparams["max_unreadable_share"])
     labels = audioset_labels()
     with StoreWriter(
         hparams["store"],
@@ -57,35 +51,17 @@ def fill(hparams: dict[str, Any], rows: Any, teacher: Ensemble, device: str) -> 
         num_classes=len(labels),
         sample_rate=hparams["sample_rate"],
         clip_seconds=hparams["clip_seconds"],
-    ) as store:
-        ids = rows.select_columns(["video_id"])["video_id"]
-        first_row = {clip_id: row for row, clip_id in reversed(list(enumerate(ids)))}
-        if len(first_row) < len(ids):
-            print(
-                f"{len(ids) - len(first_row)} rows repeat the video_id of another; the "
-                "first of each is heard"
-            )
-        remaining = sorted(
-            row for clip_id, row in first_row.items() if clip_id not in store
-        )
-        stored = len(first_row) - len(remaining)
-        print(f"{stored} of {len(first_row)} clips are stored already")
-        reader = ClipReader(labels, hparams["clip_seconds"], hparams["sample_rate"])
-        loader = torch.utils.data.DataLoader(
-            Clips(rows.select(remaining), reader),
+    ) as writer:
+        store_logits(
+            writer,
+            teacher,
+            rows,
+            ClipReader(labels, hparams["clip_seconds"], hparams["sample_rate"]),
+            device,
+            hparams["max_unreadable_share"],
             batch_size=hparams["batch_size"],
             num_workers=hparams["num_workers"],
-            collate_fn=collate,
         )
-        with tqdm(total=len(remaining), desc="teacher", unit="clip") as bar:
-            for batch in loader:
-                skipped.add(batch.skipped, len(batch.clip_id))
-                if batch.clip_id:
-                    logits = teacher(batch.waveform.to(device)).logits.float().cpu()
-                    digests = [waveform_digest(clip.numpy()) for clip in batch.waveform]
-                    store.append(batch.clip_id, logits, digests)
-                bar.update(len(batch.clip_id) + len(batch.skipped))
-    skipped.finish_pass()
 
 
 def check(path: str, rows: Any) -> None:

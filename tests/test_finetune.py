@@ -6,8 +6,10 @@ import inspect
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -17,6 +19,8 @@ import soundfile
 import torch
 from speechbrain.inference.interfaces import Pretrained
 
+from efficientat_plugin.data.labelled import LabelledClips
+from efficientat_plugin.data.splits import Split
 from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
@@ -82,7 +86,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def _run(sounds, weights, output, expect=0, yaml="finetune", **more):
+def _command(sounds, weights, output, yaml="finetune", **more):
     options = {
         "dataset": sounds,
         "pretrained": weights,
@@ -100,12 +104,14 @@ def _run(sounds, weights, output, expect=0, yaml="finetune", **more):
     command = [sys.executable, str(RECIPE), str(REPOSITORY / f"hparams/{yaml}.yaml")]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return [*command, "--noprogressbar"], environment
+
+
+def _run(sounds, weights, output, expect=0, yaml="finetune", **more):
+    command, environment = _command(sounds, weights, output, yaml, **more)
     done = subprocess.run(
-        [*command, "--noprogressbar"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, env=environment, capture_output=True, text=True, timeout=300
     )
     text = done.stdout + done.stderr
     assert done.returncode == expect, text[-3000:]
@@ -135,6 +141,26 @@ def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
         for path in sorted(sounds.glob("*/*.wav"))
     ]
     assert np.mean(hits) > 0.8
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_one_left_alone(tuned, sounds, weights, tmp_path):
+    output = tmp_path / "killed"
+    command, environment = _command(sounds, weights, output)
+    child = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while child.poll() is None and len([*(output / "save").glob("CKPT*")]) < 2:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (output / "model").exists(), "the run was over before it could be killed"
+    assert "Loading a checkpoint from" in _run(sounds, weights, output)
+    for name in ("scores.json", "model/student.ckpt"):
+        assert (output / name).read_bytes() == (tuned[0] / name).read_bytes(), name
 
 
 @pytest.mark.slow
@@ -268,11 +294,10 @@ def test_what_is_no_data_is_refused_in_a_sentence(make, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def _table(recipe, labels, **columns):
+def _clips(labels, **columns):
     ids = [f"clip{number:03d}" for number in range(len(labels))]
-    columns = {"video_id": ids, "labels": labels} | columns
-    rows = datasets.Dataset.from_dict(columns)
-    return recipe.Table(rows, LabelTable("ab", "ab"), "multiclass")
+    rows = datasets.Dataset.from_dict({"video_id": ids, "labels": labels} | columns)
+    return LabelledClips(rows, LabelTable("ab", "ab"), "multiclass")
 
 
 def _tuning(tmp_path, **overrides):
@@ -281,46 +306,39 @@ def _tuning(tmp_path, **overrides):
 
 
 def test_test_clips_do_not_depend_on_how_many_choose(tmp_path):
-    recipe = _recipe()
-    table = _table(recipe, [["a"], ["b"]] * 50)
+    clips = _clips([["a"], ["b"]] * 50)
     splits = [
-        recipe.split_table(table, _tuning(tmp_path, number_of_epochs=epochs))["random"]
-        for epochs in (0, 40)
+        _recipe().split_clips(clips, _tuning(tmp_path, number_of_epochs=n))["random"]
+        for n in (0, 40)
     ]
     assert splits[0].test == splits[1].test and not splits[0].valid
     assert set(splits[1].train) | set(splits[1].valid) == set(splits[0].train)
     assert len(splits[1].valid) > 5
 
 
-def test_what_training_could_not_use_is_refused_before(tmp_path):
-    recipe = _recipe()
-    unlabelled = _table(
-        recipe, [["a"], ["b"], []] * 2, split=["train", "train", "test"] * 2
-    )
-    with pytest.raises(ValueError, match=r"no clip to test on \(given\) has a label"):
-        recipe.split_table(unlabelled, _tuning(tmp_path))
-    with pytest.raises(
-        ValueError, match="needs a column of folds; found were video_id"
-    ):
-        table = _table(recipe, [["a"], ["b"]] * 9)
-        recipe.split_table(table, _tuning(tmp_path, split="fold"))
-    model, split = _model(), recipe.Split([0], [], [1])
+def test_a_student_of_another_rate_is_refused(tmp_path):
+    clips, model = _clips([["a"], ["b"]] * 9), _model()
+    hparams = _tuning(tmp_path, sample_rate=16000)
+    run = _recipe().Run(clips, Split([0], [], [1]), hparams, "cpu")
     with pytest.raises(ValueError, match="hears 32000 Hz; pass --sample_rate 32000"):
-        hparams = _tuning(tmp_path, sample_rate=16000)
-        recipe.add_parts(table, split, model.student, hparams)
+        _recipe().add_parts(run, model.student)
 
 
 def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
     recipe = _recipe()
-    table, split = _table(recipe, [["a"], ["b"]]), recipe.Split([0], [], [1])
-    recipe.refuse_another_run(table, split, _tuning(tmp_path, pretrained="misspelt"))
-    hparams = _tuning(tmp_path)
-    recipe.refuse_another_run(table, split, hparams)
+
+    def claim(**overrides):
+        hparams = _tuning(tmp_path, **overrides)
+        clips = _clips([["a"], ["b"]])
+        run = recipe.Run(clips, Split([0], [], [1]), hparams, "cpu")
+        recipe.refuse_another_run(run)
+
+    claim(pretrained="misspelt")
+    claim()
     (tmp_path / "run" / "model").mkdir()
-    recipe.refuse_another_run(table, split, hparams)
+    claim()
     with pytest.raises(ValueError, match="holds a run with another pretrained; name"):
-        other = _tuning(tmp_path, pretrained="mn20_as")
-        recipe.refuse_another_run(table, split, other)
+        claim(pretrained="mn20_as")
 
 
 TUNING = ("finetune", "esc50", "fsd50k", "openmic", "tau2020")

@@ -6,7 +6,11 @@ import torch
 from torch.nn import functional
 
 from efficientat_plugin.contracts import Mix, TeacherTarget
-from efficientat_plugin.losses import DistillationLoss, SoftTarget
+from efficientat_plugin.losses import (
+    DistillationLoss,
+    SoftTarget,
+    balanced_class_weights,
+)
 
 
 @pytest.fixture
@@ -134,3 +138,46 @@ def test_classes_that_nobody_judged_cost_nothing():
     weight = 0.75 * judged + 0.25 * partner[1]
     expected = weight * torch.nn.functional.softplus(logits) - target * logits
     torch.testing.assert_close(mixed, expected.mean())
+
+
+# --- Class weights -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_class_weights_are_those_of_torch(target):
+    torch.manual_seed(0)
+    logits, classes = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 0, 1])
+    labels = torch.eye(3)[classes]
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    loss = DistillationLoss(target=target, class_weights=weights)
+    found = loss(logits, SoftTarget(labels, torch.ones(6)))
+    if target == "multiclass":
+        each = functional.cross_entropy(logits, classes, weights, reduction="none")
+        expected = each.mean()
+    else:
+        expected = functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights
+        )
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_weights_leave_the_teacher_alone():
+    logits, weights = torch.randn(4, 3), torch.tensor([0.5, 1.0, 2.0])
+    labels = SoftTarget(torch.eye(3)[[0, 1, 2, 0]], torch.ones(4))
+    teacher = TeacherTarget(torch.randn(4, 3), torch.ones(4, dtype=torch.bool))
+    plain, weighted = (
+        DistillationLoss(kd_weight=1.0, class_weights=given)
+        for given in (None, weights)
+    )
+    target = plain.soft_target(teacher)
+    assert plain(logits, labels, target) == weighted(logits, labels, target)
+
+
+def test_balanced_classes_count_alike():
+    indices = [[0]] * 6 + [[1]] * 3 + [[2]]
+    weights = balanced_class_weights(indices, num_classes=4)
+    counts = torch.tensor([6.0, 3.0, 1.0])
+    torch.testing.assert_close(weights[:3] * counts, torch.full((3,), 10 / 3))
+    assert weights[3] == 1
+    with pytest.raises(ValueError, match=r"=\[0.0, 1.0\] must all be above 0"):
+        DistillationLoss(class_weights=torch.tensor([0.0, 1.0]))

@@ -108,3 +108,16 @@ def test_accuracy_counts_hits():
         classification_scores(scores, np.eye(3)[[0, 1, 1, 0]] * [[1], [1], [1], [0]])
     with pytest.raises(ValueError, match="not finite"):
         classification_scores(scores * np.nan, labels)
+
+
+def test_groups_are_scored_apart():
+    stats = TaggingStats()
+    names = ["a", "b", "c", "d", "e"]
+    labels = torch.eye(2)[[0, 1, 0, 1, 0]]
+    labels[4] = 0
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.6, 0.4], [0.5, 0.5]])
+    stats.append(names, scores, labels)
+    devices = dict(zip(names, ["near", "near", "far", "far", "mute"], strict=True))
+    found = stats.by_group(devices)
+    assert list(found) == ["far", "near"]  # nothing can be said of "mute"
+    assert found["near"].mAP == 1.0 and found["far"].mAP == 0.5

@@ -244,9 +244,12 @@ def test_an_unknown_fold_is_refused(folds):
         split_by_fold(rows, *folds)
 
 
-def test_other_names_of_splits_are_refused():
+def test_usual_names_of_splits_are_understood_and_others_refused():
+    rows = rows_of(["a"] * 3, split=["training", "validation", "testing"])
+    assert given_split(rows) == Split(train=[0], valid=[1], test=[2])
     rows = rows_of(["a"] * 3, split=["train", "dev", "eval"])
-    with pytest.raises(ValueError, match="column split holds dev, eval, .*{'dev': 'v"):
+    message = r"column split holds dev, eval, .* as splits={dev: ..., eval: ..., train:"
+    with pytest.raises(ValueError, match=message):
         given_split(rows)
 
 

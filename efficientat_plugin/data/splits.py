@@ -16,6 +16,10 @@ from efficientat_plugin.data.stratify import Unit, stratify, total_counts
 
 logger = logging.getLogger(__name__)
 
+# What others call the sides.
+SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SIDES |= {"valid": "valid", "validation": "valid", "val": "valid"}
+
 
 class Split(NamedTuple):
     """Rows of each side, in order; a side may be empty."""
@@ -140,7 +144,10 @@ def split_by_fold(
 
 
 def given_split(rows: datasets.Dataset) -> Split:
-    """The split that the ``split`` column gives: "train", "valid" and "test".
+    """The split that the ``split`` column gives.
+
+    Its names are "train", "valid" and "test", or "training", "validation", "val" and
+    "testing". What "dev" and "eval" are differs from one data set to the next.
 
     Raises
     ------
@@ -153,15 +160,37 @@ def given_split(rows: datasets.Dataset) -> Split:
     >>> given_split(rows)
     Split(train=[0, 2], valid=[], test=[1])
     """
-    names = _column(rows, "split")
-    other = sorted({str(name) for name in names} - set(Split._fields))
+    names = [str(name) for name in _column(rows, "split")]
+    found = sorted(set(names))
+    other = [name for name in found if name not in SIDES]
     if other:
+        sides = ", ".join(f"{name}: {SIDES.get(name, '...')}" for name in found)
         raise ValueError(
-            f"column split holds {', '.join(other)}, but should hold "
-            f"{', '.join(Split._fields)}; rename them as they are read, such as "
-            f"splits={{{other[0]!r}: 'valid'}}"
+            f"column split holds {', '.join(other)}, which may be any side; say which "
+            f"(train, valid, test) each is, as splits={{{sides}}}"
         )
-    return _by_name(rows, [str(name) for name in names])
+    return _by_name(rows, [SIDES[name] for name in names])
+
+
+def with_validation(
+    rows: datasets.Dataset, split: Split, valid_share: float, seed: int = 0
+) -> Split:
+    """Sets a share of the training clips aside to validate on; see ``split_rows``.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict(
+    ...     {"video_id": list("abcdef"), "labels": [["x"], ["y"]] * 3}
+    ... )
+    >>> split = with_validation(rows, Split([0, 1, 2, 3], [], [4, 5]), valid_share=0.5)
+    >>> len(split.train), len(split.valid), split.test
+    (2, 2, [4, 5])
+    """
+    if valid_share == 0:
+        return split
+    inner = split_rows(rows.select(split.train), valid_share, 0.0, seed)
+    train = [split.train[row] for row in inner.train]
+    return split._replace(train=train, valid=[split.train[row] for row in inner.valid])
 
 
 def _column(rows: datasets.Dataset, name: str) -> list:

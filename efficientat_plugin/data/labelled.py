@@ -1,0 +1,173 @@
+"""Labelled clips for fine-tuning: what they are of, and which of them are for what."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+from ruamel.yaml import YAML
+
+from efficientat_plugin.data.splits import (
+    Split,
+    given_split,
+    split_by_fold,
+    split_rows,
+    with_validation,
+)
+from efficientat_plugin.data.tables import label_table, read_table
+from efficientat_plugin.data.targets import LabelTable
+
+KINDS = ("auto", "random", "fold", "given")
+TARGETS = ("auto", "multilabel", "multiclass")
+
+
+class LabelledClips(NamedTuple):
+    """Rows, and what K means for all of them."""
+
+    rows: datasets.Dataset
+    labels: LabelTable
+    target: str  # "multilabel" or "multiclass"
+
+
+def open_labelled(
+    dataset: str | Path,
+    facts: Mapping[str, Any] | str | Path,
+    target: str = "auto",
+    **given: Any,
+) -> LabelledClips:
+    """Reads a table of clips and finds out what its labels are.
+
+    Arguments
+    ---------
+    dataset : str or Path
+        Folder, file or hub id.
+    facts : Mapping, str or Path
+        Arguments of ``read_table``, or a YAML with them.
+    target : str
+        "multiclass", "multilabel", or "auto": the former where every clip has one
+        class.
+    **given
+        Arguments of ``read_table`` that go before the facts, unless they are None or
+        "auto".
+
+    Returns
+    -------
+    LabelledClips
+
+    Raises
+    ------
+    OSError, ValueError
+        As ``read_table``; and for a YAML that holds no facts.
+
+    Example
+    -------
+    >>> import soundfile, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("dog", "cat"):
+    ...     (folder / name).mkdir()
+    ...     soundfile.write(folder / name / "1.wav", [0.0, 0.1], 32000)
+    >>> clips = open_labelled(folder, facts={})
+    >>> clips.labels.names, clips.target
+    (('cat', 'dog'), 'multiclass')
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target={target!r}; it is one of {TARGETS}")
+    if not isinstance(facts, Mapping):
+        facts = _read_facts(Path(facts))
+    given = {key: value for key, value in given.items() if value not in (None, "auto")}
+    arguments = dict(facts) | given
+    rows = read_table(dataset, **arguments)
+    labels = label_table(rows, arguments.get("classes"))
+    if target == "auto":
+        one_each = all(len(set(names)) == 1 for names in rows["labels"] if names)
+        target = "multiclass" if one_each else "multilabel"
+    return LabelledClips(rows, labels, target)
+
+
+def runs_of(
+    rows: datasets.Dataset,
+    kind: str = "auto",
+    fold: int | str | None = None,
+    valid_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+) -> dict[str, Split]:
+    """Which clips to train, choose and test on, by the name of the run.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        From ``read_table``.
+    kind : str
+        "given" (the ``split`` column), "fold" (the ``fold`` column), "random", or
+        "auto": the first of these that the columns allow.
+    fold : int, str or None
+        To test on; None: each in turn, a run for each.
+    valid_share : float
+        Of the clips to train on, set aside to choose the epoch on where the data does
+        not say which; 0: none.
+    test_share : float
+        Of the clips, where no column says which.
+    seed : int
+        Of what is drawn at random. Test clips do not depend on ``valid_share``.
+
+    Returns
+    -------
+    dict of str to Split
+
+    Raises
+    ------
+    ValueError
+        For another kind, a column that is not there, or a side without labels.
+
+    Example
+    -------
+    >>> columns = {"video_id": list("abcd"), "labels": [["x"], ["y"]] * 2}
+    >>> rows = datasets.Dataset.from_dict(columns | {"fold": list("1122")})
+    >>> runs_of(rows, valid_share=0.0)["fold2"]
+    Split(train=[0, 1], valid=[], test=[2, 3])
+    """
+    columns = rows.column_names
+    if kind not in KINDS:
+        raise ValueError(f"split={kind!r}; it is one of {KINDS}")
+    if kind == "auto":
+        by_column = {"given": "split", "fold": "fold"}
+        kinds = [kind for kind, column in by_column.items() if column in columns]
+        kind = kinds[0] if kinds else "random"
+    if kind == "random":
+        tests = {"random": split_rows(rows, 0.0, test_share, seed)}
+    elif kind == "given":
+        tests = {"given": given_split(rows)}
+    elif "fold" not in columns:
+        raise ValueError(
+            f"split=fold needs a column of folds; found were {', '.join(columns)}"
+        )
+    else:
+        folds = sorted({str(each) for each in rows["fold"] if each})
+        folds = folds if fold is None else [str(fold)]
+        tests = {f"fold{each}": split_by_fold(rows, each) for each in folds}
+    runs = {}
+    for name, split in tests.items():
+        if not split.valid:
+            split = with_validation(rows, split, valid_share, seed)
+        _refuse_without_labels(rows, split, name)
+        runs[name] = split
+    return runs
+
+
+def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> None:
+    for side in ("train", "test") + (("valid",) if split.valid else ()):
+        if not any(rows.select(getattr(split, side))["labels"]):
+            raise ValueError(
+                f"no clip to {side} on ({name}) has a label; use another split, or "
+                "other shares"
+            )
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    facts = YAML(typ="safe").load(path)
+    if not isinstance(facts, dict):
+        raise ValueError(
+            f"{path} holds no facts about data; see hparams/data for those that do"
+        )
+    return facts

@@ -1,0 +1,64 @@
+"""Clips as they are, batch after batch, with progress: to be scored or listened to."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from efficientat_plugin.contracts import ClipBatch
+from efficientat_plugin.data.clips import Clips, collate
+from efficientat_plugin.data.skipped import SkippedClips
+
+
+def read_batches(
+    clips: Clips,
+    description: str | None = None,
+    max_unreadable_share: float = 0.01,
+    **loader_options: Any,
+) -> Iterator[ClipBatch]:
+    """Reads clips once, in order; those that cannot be read are named and left out.
+
+    Arguments
+    ---------
+    clips : Clips
+    description : str or None
+        Of the progress bar; None: no bar.
+    max_unreadable_share : float
+        More than this is an error.
+    **loader_options
+        Of ``torch.utils.data.DataLoader``, as ``batch_size=32``.
+
+    Yields
+    ------
+    ClipBatch
+        With one clip at least.
+
+    Raises
+    ------
+    RuntimeError
+        If too many clips cannot be read.
+
+    Example
+    -------
+    >>> import io, datasets, soundfile
+    >>> from efficientat_plugin.data.decoding import ClipReader
+    >>> from efficientat_plugin.data.targets import LabelTable
+    >>> file = io.BytesIO()
+    >>> soundfile.write(file, [0.0, 0.1], 32000, format="WAV")
+    >>> row = {"video_id": "a", "audio": {"bytes": file.getvalue()}, "labels": ["x"]}
+    >>> rows = datasets.Dataset.from_list([row])
+    >>> clips = Clips(rows, ClipReader(LabelTable(["x"], ["X"]), clip_seconds=1.0))
+    >>> [tuple(batch.waveform.shape) for batch in read_batches(clips)]
+    [(1, 32000)]
+    """
+    skipped = SkippedClips(max_unreadable_share)
+    loader = torch.utils.data.DataLoader(clips, collate_fn=collate, **loader_options)
+    hidden = description is None
+    with tqdm(total=len(clips), desc=description, unit="clip", disable=hidden) as bar:
+        for batch in loader:
+            skipped.add(batch.skipped, len(batch.clip_id))
+            if batch.clip_id:
+                yield batch
+            bar.update(len(batch.clip_id) + len(batch.skipped))
+    skipped.finish_pass()

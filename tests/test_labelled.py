@@ -1,0 +1,73 @@
+"""What the labels of a table are, and which of its clips are for what."""
+
+import datasets
+import pytest
+import soundfile
+
+from efficientat_plugin.data.labelled import open_labelled, runs_of
+
+
+def rows_of(labels, **columns):
+    ids = [f"clip{number:03d}" for number in range(len(labels))]
+    return datasets.Dataset.from_dict({"video_id": ids, "labels": labels} | columns)
+
+
+@pytest.fixture
+def table(tmp_path):
+    lines = ["file,label,part"]
+    for number in range(8):
+        soundfile.write(tmp_path / f"{number}.wav", [0.0, 0.1], 32000)
+        part = ("train", "train", "dev", "eval")[number % 4]
+        lines.append(f"{number}.wav,{'dog' if number < 4 else 'cat'},{part}")
+    path = tmp_path / "clips.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_facts_may_stand_in_a_file_and_what_is_given_goes_before_them(table, tmp_path):
+    facts = tmp_path / "facts.yaml"
+    facts.write_text("classes: [dog, cat, cow]\nlicence: CC0\nlabel_column: nowhere\n")
+    clips = open_labelled(table, facts, label_column="label", group_column=None)
+    assert clips.labels.names == ("dog", "cat", "cow")
+    assert clips.target == "multiclass" and clips.rows.info.license == "CC0"
+    assert open_labelled(table, {}, "multilabel").target == "multilabel"
+    with pytest.raises(ValueError, match="target='both'; it is one of"):
+        open_labelled(table, {}, "both")
+    facts.write_text("- a\n- b\n")
+    with pytest.raises(ValueError, match="holds no facts about data"):
+        open_labelled(table, facts)
+
+
+def test_several_labels_of_a_clip_make_the_target_multilabel(table):
+    lines = table.read_text().replace("0.wav,dog", '0.wav,"dog;cat"')
+    table.write_text(lines)
+    assert open_labelled(table, {}, separator=";").target == "multilabel"
+
+
+def test_splits_of_other_names_are_used_once_they_are_explained(table):
+    named = {"train": "train", "dev": "valid", "eval": "test"}
+    clips = open_labelled(table, {"split_column": "part"}, splits=named)
+    (split,) = runs_of(clips.rows).values()
+    assert split == ([0, 1, 4, 5], [2, 6], [3, 7])
+
+
+def test_columns_decide_unless_they_are_told_otherwise():
+    labels = [["a"], ["b"]] * 6
+    rows = rows_of(labels, split=["train", "train", "test", "test"] * 3)
+    assert list(runs_of(rows)) == ["given"]
+    assert list(runs_of(rows, "random")) == ["random"]
+    folds = rows_of(labels, fold=["2", "2", "1", "1", "3", "3"] * 2)
+    assert list(runs_of(folds)) == ["fold1", "fold2", "fold3"]
+    assert list(runs_of(folds, fold=3)) == ["fold3"]
+    assert runs_of(folds, valid_share=0.0)["fold1"].test == [2, 3, 8, 9]
+    with pytest.raises(ValueError, match="needs a column of folds; found were vid"):
+        runs_of(rows_of(labels), "fold")
+    with pytest.raises(ValueError, match="split='thirds'; it is one of"):
+        runs_of(rows, "thirds")
+
+
+def test_a_side_without_labels_is_refused():
+    sides = ["train", "train", "test"] * 2
+    rows = rows_of([["a"], ["b"], []] * 2, split=sides)
+    with pytest.raises(ValueError, match=r"no clip to test on \(given\) has a label"):
+        runs_of(rows, valid_share=0.0)
