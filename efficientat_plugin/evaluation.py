@@ -34,7 +34,7 @@ def whole_clip_scores(
 
     Raises
     ------
-    RuntimeError
+    TooManyUnreadable
         If too many clips cannot be read.
     ValueError
         If none has a label.

@@ -29,6 +29,7 @@ from efficientat_plugin.data.labelled import LabelledClips, open_labelled, runs_
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
+from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.splits import Split
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.targets import LabelSummary
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> None:
                 hparams["output_folder"], hparams_to_save(hparams_file), overrides
             )
             scores[name] = fine_tune(run, run_opts)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
             sys.exit(str(error))
     if len(scores) > 1 and if_main_process():

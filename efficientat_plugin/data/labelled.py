@@ -47,8 +47,8 @@ def open_labelled(
         "multiclass", "multilabel", or "auto": the former where every clip has one
         class.
     **given
-        Arguments of ``read_table`` that go before the facts, unless they are None or
-        "auto".
+        Arguments of ``read_table`` that go before the facts, unless they are None,
+        "auto" or empty.
 
     Returns
     -------
@@ -74,7 +74,8 @@ def open_labelled(
         raise ValueError(f"target={target!r}; it is one of {TARGETS}")
     if not isinstance(facts, Mapping):
         facts = _read_facts(Path(facts))
-    given = {key: value for key, value in given.items() if value not in (None, "auto")}
+    unset = (None, "auto", {})
+    given = {key: value for key, value in given.items() if value not in unset}
     arguments = dict(facts) | given
     rows = read_table(dataset, **arguments)
     labels = label_table(rows, arguments.get("classes"))

@@ -36,7 +36,7 @@ def read_batches(
 
     Raises
     ------
-    RuntimeError
+    TooManyUnreadable
         If too many clips cannot be read.
 
     Example

@@ -12,6 +12,10 @@ ENOUGH_TO_JUDGE = 1000
 NAMED_IN_ERROR = 20
 
 
+class TooManyUnreadable(RuntimeError):
+    """So many clips cannot be read that the data as a whole needs a look."""
+
+
 class SkippedClips:
     """Keeps count of skipped clips over the passes through the data.
 
@@ -53,7 +57,7 @@ class SkippedClips:
 
         Raises
         ------
-        RuntimeError
+        TooManyUnreadable
             If more than the allowed share was skipped; names the clips.
         """
         self._judge()
@@ -75,7 +79,7 @@ class SkippedClips:
             return
         named = [f"{clip}: {self.reasons[clip]}" for clip in sorted(self.in_pass)]
         more = f"\n... and {len(named) - NAMED_IN_ERROR} more"
-        raise RuntimeError(
+        raise TooManyUnreadable(
             f"{self.num_skipped} of {tried} clips could not be read, more than the "
             f"allowed share of {self.max_share:g}; mend the data or raise "
             "max_unreadable_share:\n"

@@ -44,7 +44,7 @@ def store_logits(
 
     Raises
     ------
-    RuntimeError
+    TooManyUnreadable
         If too many clips cannot be read; what was heard is stored.
     """
     ids = rows.select_columns(["video_id"])["video_id"]
