@@ -1,27 +1,27 @@
 """A trained student as a folder that runs anywhere: weights, YAML, labels, a card.
 
-``AudioTagger.from_hparams(folder)`` and SpeechBrain's own interfaces load it offline;
-uploaded as it is, it is a model of the Hugging Face hub, without code of its own.
+``AudioTagger.from_hparams(folder)`` and SpeechBrain's `EncoderClassifier` load it
+offline; uploaded as it is, it is a model of the Hugging Face hub, without code of its
+own.
 """
 
 import csv
 import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from ruamel.yaml import YAML
 
-from efficientat_plugin.complexity import measure
+from efficientat_plugin.classifiers import classifies_embeddings
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.features import LogMel
-from efficientat_plugin.metrics import Scores
+from efficientat_plugin.model_card import Provenance, TrainedModel, model_card
 from efficientat_plugin.students.dymn import DyMN
-from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import FRONT_END, load_student
 
 HYPERPARAMS = "hyperparams.yaml"
@@ -29,26 +29,21 @@ WEIGHTS = "student.ckpt"
 LABELS = "labels.csv"
 METRICS = "metrics.json"
 CARD = "README.md"
-
-
-class TrainedModel(NamedTuple):
-    """A student and all that is needed to use it."""
-
-    student: Student  # with its ``options`` and ``front_end``
-    labels: LabelTable
-    target: str  # "multilabel" or "multiclass"
-    clip_seconds: float  # of the clips it was trained on
-    short_clips: str = "repeat"  # what is done with shorter sound
-
-
-class Provenance(NamedTuple):
-    """Where a model comes from, for its card."""
-
-    name: str
-    started_from: str | None  # weights that training began with
-    data: str  # what it was trained on, with N
-    data_licence: str
-    scores: Mapping[str, Scores]  # by what they were computed on
+# Parts of the one student. The embedding is always to be had; the classes only of a
+# head that takes embeddings, else SpeechBrain says that there is no classifier.
+EMBEDDING_SLOTS = """\
+  # For SpeechBrain's EncoderClassifier: parts of the student, on the same weights
+  compute_features: !new:efficientat_plugin.encoders.LogMelFeatures
+    log_mel: !ref <log_mel>
+  mean_var_norm: !new:efficientat_plugin.encoders.KeepFeatures
+  embedding_model: !new:efficientat_plugin.encoders.StudentEncoder
+    student: !ref <student>
+"""
+CLASSIFIER_SLOT = """\
+  classifier: !new:efficientat_plugin.classifiers.StudentClassifier
+    student: !ref <student>
+    target: !ref <target>
+"""
 
 
 def write_model_folder(
@@ -85,7 +80,7 @@ def write_model_folder(
         (partial / HYPERPARAMS).write_text(hyperparams(model), encoding="utf-8")
         _write_labels(partial / LABELS, model.labels)
         numbers = {
-            name: scores.averages() | {"num_clips": scores.num_clips}
+            name: _finite(scores.averages()) | {"num_clips": scores.num_clips}
             for name, scores in provenance.scores.items()
         }
         (partial / METRICS).write_text(json.dumps(numbers, indent=1))
@@ -161,18 +156,23 @@ def hyperparams(model: TrainedModel) -> str:
         options = options | {"temperature": float(student.temperature)}
     kind = f"{type(student).__module__}.{type(student).__qualname__}"
     sample_rate = student.front_end.get("sample_rate", 32000)
+    slots = EMBEDDING_SLOTS
+    if classifies_embeddings(student):
+        slots += CLASSIFIER_SLOT
     return f"""\
 # A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
 sample_rate: {sample_rate}  # Hz
 clip_seconds: {model.clip_seconds}  # s, of the clips that it was trained on
 target: {model.target}
 short_clips: {model.short_clips}  # what is done with shorter sound
-audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+audio_normalizer: !new:efficientat_plugin.classifiers.SoxrNormalizer
   sample_rate: !ref <sample_rate>
 
 labels: !new:efficientat_plugin.data.targets.LabelTable
   mids: {json.dumps(labels.mids, ensure_ascii=False)}
   names: {json.dumps(labels.names, ensure_ascii=False)}
+label_encoder: !apply:efficientat_plugin.classifiers.label_encoder
+  labels: !ref <labels>
 
 log_mel: !new:efficientat_plugin.features.LogMel
 {_arguments(student.front_end | {"sample_rate": sample_rate})}
@@ -181,7 +181,7 @@ student: !new:{kind}
 modules:
   log_mel: !ref <log_mel>
   student: !ref <student>
-
+{slots}
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
   loadables:
     student: !ref <student>
@@ -190,57 +190,9 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 
 
-def model_card(model: TrainedModel, provenance: Provenance) -> str:
-    """The folder's README: what the model costs, knows, and comes from."""
-    log_mel = LogMel(**model.student.front_end)
-    num_frames = log_mel.num_frames(round(model.clip_seconds * log_mel.sample_rate))
-    cost = measure(model.student, log_mel.n_mels, num_frames)
-    scores = "\n".join(f"- {name}: {s}" for name, s in provenance.scores.items())
-    names = ", ".join(_plain(name) for name in model.labels.names)
-    return f"""\
----
-library_name: speechbrain
-pipeline_tag: audio-classification
-tags: [audio-classification, speechbrain, efficientat_plugin]
-license: other
----
-
-# {_plain(provenance.name)}
-
-An audio tagger of efficientat_plugin: {type(model.student).__name__}, \
-{len(model.labels)} classes, {model.target}.
-
-```python
-from efficientat_plugin import AudioTagger
-
-tagger = AudioTagger.from_hparams("this folder, or its name on the hub")
-print(tagger.tag("sound.wav"))
-```
-
-## Scores
-
-{scores}
-
-## Cost of a clip of {model.clip_seconds:g} s
-
-```
-{cost.describe(log_mel)}
-```
-
-Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
-
-## Data and licences
-
-- Trained on: {_plain(provenance.data)}
-- Licence of the data: {_plain(provenance.data_licence) or "not stated"}
-- Started from: {_plain(provenance.started_from or "nothing, from scratch")} \
-(published weights of EfficientAT: MIT)
-- Code: Apache-2.0
-
-## Classes
-
-{names}
-"""
+def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no number for what nothing can be said of."""
+    return {k: v if math.isfinite(v) else None for k, v in averages.items()}
 
 
 def _plain_values(
@@ -259,14 +211,6 @@ def _arguments(options: Mapping[str, Any]) -> str:
     """Arguments of a ``!new:``, one a line; JSON is YAML."""
     lines = (f"  {name}: {json.dumps(value)}\n" for name, value in options.items())
     return "".join(lines)
-
-
-def _plain(text: str) -> str:
-    """Text that is no markup, whatever stands in it."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    for letter in "\\`*_[]<>#|":
-        text = text.replace(letter, f"\\{letter}")
-    return text
 
 
 def _write_labels(path: Path, labels: LabelTable) -> None:

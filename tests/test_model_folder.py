@@ -1,0 +1,296 @@
+"""What fine-tuning leaves is of use to SpeechBrain alone, to the hub, and later on."""
+
+import functools
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from huggingface_hub import ModelCard
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from efficientat_plugin import model_card
+from efficientat_plugin.complexity import measure
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.finetuning import batch_norms
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.metrics import classification_scores, tagging_scores
+from efficientat_plugin.model_folder import (
+    Provenance,
+    TrainedModel,
+    read_model_folder,
+    write_model_folder,
+)
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+
+ON_CPU = {"device": "cpu"}
+NAMES = ("Dog, <big>", "cat's => 'C'", "bird: é")
+# As the first folders had it: no slots of SpeechBrain's, SpeechBrain's normalizer.
+FIRST_YAML = """\
+# A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
+sample_rate: 32000  # Hz
+clip_seconds: 1.0  # s, of the clips that it was trained on
+target: multiclass
+short_clips: repeat  # what is done with shorter sound
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+  sample_rate: !ref <sample_rate>
+
+labels: !new:efficientat_plugin.data.targets.LabelTable
+  mids: ["/m/0", "/m/1", "/m/2"]
+  names: ["dog", "cat", "bird"]
+
+log_mel: !new:efficientat_plugin.features.LogMel
+  sample_rate: 32000
+  n_mels: 128
+  hop_length: 640
+
+student: !new:efficientat_plugin.students.mn.MN
+  num_classes: 3
+  width: 0.1
+
+modules:
+  log_mel: !ref <log_mel>
+  student: !ref <student>
+
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    student: !ref <student>
+  custom_hooks:  # all of the weights or none: SpeechBrain's own takes what fits
+    student: !name:efficientat_plugin.students.weights.load_published_state
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _measured_once():
+    """What a student costs is the card's slow part, and told the same every time."""
+    cost = measure(MN(3, width=0.1), n_frames=50, rounds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_card, "measure", lambda *_: cost)
+        yield
+
+
+def _model(target="multiclass", family=MN, **options):
+    """Of three classes, as if it had heard something."""
+    options = {"num_classes": 3, "width": 0.1} | options
+    front_end = {"sample_rate": 32000, "n_mels": 128, "hop_length": 640}
+    student, log_mel = family(**options), LogMel(**front_end).eval()
+    for norm in batch_norms(student):
+        norm.momentum = None  # statistics are averages
+    with torch.no_grad():
+        student(log_mel(0.1 * torch.randn(4, 16000)).unsqueeze(1))
+        for layer in student.classifier.class_layers:
+            torch.nn.init.normal_(student.classifier.get_submodule(layer).weight)
+    student.options, student.front_end = options, front_end
+    labels = LabelTable([f"/m/{k}" for k in range(3)], NAMES)
+    return TrainedModel(student.eval(), labels, target, 1.0)
+
+
+def _write(folder, model, scores=None):
+    if scores is None:
+        scores = {"test, 3 clips": classification_scores(np.eye(3), np.eye(3))}
+    provenance = Provenance("my pets/2024", "mn10_as", "3 clips", "CC0", scores)
+    return write_model_folder(folder, model, provenance)
+
+
+# --- SpeechBrain alone ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("options", [{"head": "fully_convolutional"}, {"family": DyMN}])
+def test_speechbrain_alone_says_what_the_student_says(tmp_path, options, target):
+    model = _model(target, **options)
+    folder = _write(tmp_path / "model", model)
+    classifier = EncoderClassifier.from_hparams(
+        source=str(folder), savedir=str(tmp_path / "links"), run_opts=ON_CPU
+    )
+    waveform = 0.1 * torch.randn(2, 32000)
+    waveform[1] = waveform[1].cumsum(0) / 100  # as unlike as two sounds can be
+    with torch.no_grad():
+        output = model.student(classifier.mods.log_mel(waveform).unsqueeze(1))
+        given, score, index, names = classifier.classify_batch(waveform)
+        embedding = classifier.encode_batch(waveform)
+    logits = output.logits
+    assert (logits[0] - logits[1]).abs().max() > 0.1
+    expected = logits.sigmoid() if target == "multilabel" else logits.softmax(-1)
+    torch.testing.assert_close(given.exp(), expected)
+    assert names == [NAMES[k] for k in logits.argmax(-1)]
+    torch.testing.assert_close(score, given.gather(1, index[:, None])[:, 0])
+    torch.testing.assert_close(embedding, output.embedding.unsqueeze(1))
+
+
+def test_weights_are_there_once_and_whole(tmp_path):
+    folder = _write(tmp_path / "model", _model())
+    classifier = EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
+    students = {id(p) for p in classifier.mods.student.parameters()}
+    assert {id(p) for p in classifier.parameters()} == students
+    assert [path.suffix for path in folder.iterdir()].count(".ckpt") == 1
+    torch.save(MN(3, width=0.2).state_dict(), folder / "student.ckpt")
+    with pytest.raises(ValueError, match="it is of MN of width 0.2"):
+        EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
+    (folder / "student.ckpt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"student\.ckpt is no file"):
+        EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_files_are_heard_as_the_tagger_hears_them(tmp_path, rate):
+    folder = _write(tmp_path / "model", _model())
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, (rate, 2))  # 1 s
+    soundfile.write(tmp_path / "sound.wav", samples, rate)
+    classifier = EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
+    given, _, _, names = classifier.classify_file(str(tmp_path / "sound.wav"))
+    tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
+    expected = tagger.probabilities([tmp_path / "sound.wav"])
+    np.testing.assert_allclose(given.exp().numpy(), expected, rtol=1e-4, atol=1e-6)
+    assert names == [tagger.tag(tmp_path / "sound.wav")[0].name]
+
+
+def test_a_head_that_needs_frames_embeds_and_has_no_classifier(tmp_path):
+    folder = _write(tmp_path / "model", _model(head="multihead_attention_pooling"))
+    classifier = EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
+    waveform = torch.randn(1, 32000)
+    assert classifier.encode_batch(waveform).shape == (1, 1, 96)
+    with pytest.raises(AttributeError, match="no attribute 'classifier'"):
+        classifier.classify_batch(waveform)
+    assert "no classes there" in (folder / "README.md").read_text()
+    tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
+    assert len(tagger.tag(waveform[0], sample_rate=32000)) == 3
+
+
+# --- Later ---------------------------------------------------------------------------
+
+
+def test_the_first_folders_are_still_read(tmp_path):
+    model = _model()
+    folder = _write(tmp_path / "model", model)
+    (folder / "hyperparams.yaml").write_text(FIRST_YAML)
+    again = read_model_folder(folder)
+    assert again.labels.names == ("dog", "cat", "bird")
+    assert again.labels.mids == model.labels.mids and again[2:] == model[2:]
+    log_mel = torch.randn(1, 1, 128, 50)
+    expected = model.student(log_mel).logits
+    torch.testing.assert_close(again.student(log_mel).logits, expected)
+    tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
+    torch.testing.assert_close(tagger.mods.student(log_mel).logits, expected)
+
+
+def test_reading_to_train_on_builds_nothing(tmp_path):
+    folder = _write(tmp_path / "model", _model())
+    with open(folder / "hyperparams.yaml", "a") as file:
+        file.write(f"\nmade: !apply:os.mkdir [{tmp_path / 'made'}]\n")
+    assert read_model_folder(folder).labels.names == NAMES
+    assert not (tmp_path / "made").exists()
+
+
+# --- The hub -------------------------------------------------------------------------
+
+
+def test_the_hub_reads_the_card(tmp_path):
+    everywhere = np.ones((2, 3))  # classes without a negative: no AUC
+    scores = {
+        "test, 3 clips": tagging_scores(np.eye(3), np.eye(3)),
+        "device *a*": tagging_scores(everywhere, everywhere),
+    }
+    folder = _write(tmp_path / "model", _model("multilabel"), scores)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "speechbrain"
+    assert card.data.pipeline_tag == "audio-classification"
+    assert {"speechbrain", "audio-classification"} <= set(card.data.tags)
+    # "other" would need the text of a licence in the folder, and a name for it
+    assert card.data.license == "unknown"
+    assert card.data.metrics == ["mAP"]
+    results = {r.metric_name: r.metric_value for r in card.data.eval_results}
+    assert results["mAP, test, 3 clips"] == results["AUC, test, 3 clips"] == 1.0
+    assert all(np.isfinite(value) for value in results.values())
+    assert {r.dataset_name for r in card.data.eval_results} == {"my-pets-2024"}
+    assert card.text.strip().startswith("# my pets/2024")
+
+
+class _Hub(http.server.SimpleHTTPRequestHandler):
+    """Answers for "someone/<folder>" as the hub does for public files."""
+
+    def translate_path(self, path):
+        found = re.fullmatch(r"/someone/(\w+)/resolve/main/([\w.]+)", path)
+        return os.path.join(self.directory, *found.groups() if found else ["nothing"])
+
+    def end_headers(self):
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{abs(hash(self.path)):x}"')
+        super().end_headers()
+
+    def send_error(self, code, message=None, explain=None):
+        self.send_response(code)
+        self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """Serves the folders of ``tmp_path``; gives its address."""
+    handler = functools.partial(_Hub, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+LOADING = """
+import json, sys
+from speechbrain.inference.classifiers import EncoderClassifier
+from efficientat_plugin import AudioTagger
+
+sound, savedir = sys.argv[1:]
+on_cpu = {"device": "cpu"}
+tagger = AudioTagger.from_hparams("someone/model", savedir=savedir, run_opts=on_cpu)
+classifier = EncoderClassifier.from_hparams("someone/model", run_opts=on_cpu)
+try:
+    AudioTagger.from_hparams("someone/without", run_opts=on_cpu)
+except Exception as error:
+    refusal = f"{type(error).__name__}: {error}"
+said = [tagger.tag(sound)[0].name, classifier.classify_file(sound)[3][0], refusal]
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_loads_by_its_name_on_the_hub(tmp_path, hub):
+    folder = _write(tmp_path / "model", _model())
+    (_write(tmp_path / "without", _model()) / "student.ckpt").unlink()
+    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 32000)
+    soundfile.write(tmp_path / "sound.wav", samples, 32000)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, tmp_path / "sound.wav", tmp_path / "saved"],
+        env=os.environ
+        | {
+            "HF_ENDPOINT": hub,
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    tagged, classified, refusal = json.loads(done.stdout.splitlines()[-1])
+    tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
+    assert tagged == classified == tagger.tag(tmp_path / "sound.wav")[0].name
+    assert "someone/without" in refusal and "student.ckpt" in refusal
+    saved = {path.name for path in (tmp_path / "saved").iterdir()}
+    assert saved == {"hyperparams.yaml", "student.ckpt"}
