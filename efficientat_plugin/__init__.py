@@ -6,10 +6,10 @@ A file is a stage, a folder is a slot whose members are interchangeable::
      clip_id            [B, N]               [B, 1, F, T]               |    \\
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
-What is trained is used by ``inference`` (files, streams; ``cli`` on the command line),
-``encoders`` (SpeechBrain's slots), ``embeddings`` and ``hear``; ``finetuning`` and
-``probe`` go on from weights, ``model_folder`` keeps the result, ``complexity`` tells
-what it costs.
+What is trained is used by ``inference`` (files and ``streams``, of which it says
+``tags``; ``cli`` on the command line), ``encoders`` (SpeechBrain's slots),
+``embeddings`` and ``hear``; ``finetuning`` and ``probe`` go on from weights,
+``model_folder`` keeps the result, ``complexity`` tells what it costs.
 
 Between stages travel the named tuples of ``contracts``. Axes: **B** batch,
 **N** samples, **F** mel bins, **T** mel frames, **C** channels, **K** classes,

@@ -8,6 +8,7 @@ Slot of SpeechBrain          Shape there                     Fill it with
 ``compute_fbank``            [B, T, bins] -> [B, T, F]       `LogMelFbank`
 ``mean_var_norm``            [B, T, F] -> [B, T, F]          `KeepFeatures`
 ``embedding_model``          [B, T, F] -> [B, 1, D]          `load_encoder`
+``classifier``               [B, 1, D] -> [B, 1, K]          `classifiers`
 ``encoder``, of waveforms    [B, N] -> {"embeddings": ...}   `StudentWaveformEncoder`
 ===========================  ==============================  ======================
 
@@ -36,7 +37,6 @@ from typing import Any
 # SpeechBrain's scripts and `AudioClassifier` use it without importing it.
 import speechbrain.processing.features  # noqa: F401
 import torch
-from speechbrain.utils.autocast import fwd_default_precision
 from speechbrain.utils.checkpoints import mark_as_transfer, register_checkpoint_hooks
 from torch import Tensor, nn
 
@@ -150,15 +150,9 @@ class LogMelSTFT(LogMelPart):
     torch.Size([2, 100, 513, 2])
     """
 
-    @fwd_default_precision(cast_inputs=torch.float32)
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, N] -> [B, T, n_fft / 2 + 1, 2]"""
-        log_mel = self.log_mel
-        emphasised = log_mel._pre_emphasis(waveform)
-        half = log_mel.n_fft // 2
-        padded = nn.functional.pad(emphasised[:, None], (half, half), "reflect")
-        frames = padded[:, 0].unfold(1, log_mel.n_fft, log_mel.hop_length)
-        return torch.view_as_real(torch.fft.rfft(frames * log_mel.window))
+        return torch.view_as_real(self.log_mel.spectrum(waveform))
 
 
 class LogMelFbank(LogMelPart):
@@ -172,16 +166,9 @@ class LogMelFbank(LogMelPart):
     torch.Size([2, 100, 128])
     """
 
-    @fwd_default_precision(cast_inputs=torch.float32)
     def forward(self, power: Tensor) -> Tensor:
         """[B, T, n_fft / 2 + 1] -> [B, T, F]"""
-        log_mel = self.log_mel
-        mel = power @ log_mel._current_mel_bank().T  # [B, T, F]
-        if log_mel.log_floor_mode == "add":
-            mel = mel + log_mel.log_floor
-        else:
-            mel = mel.clamp(min=log_mel.log_floor)
-        return (mel.log() + LOG_MEL_OFFSET) / LOG_MEL_SCALE
+        return self.log_mel.from_power(power)
 
 
 class KeepFeatures(nn.Module):

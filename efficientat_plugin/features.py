@@ -137,22 +137,40 @@ class LogMel(torch.nn.Module):
         window = torch.nn.functional.pad(window, (left, n_fft - win_length - left))
         self.register_buffer("window", window, persistent=False)
 
-    @fwd_default_precision(cast_inputs=torch.float32)
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, N] -> [B, F, T]"""
-        power = self._power_spectrogram(self._pre_emphasis(waveform))
+        spectrum = self.spectrum(waveform)
+        # Squaring the complex tensor itself takes longer.
+        power = spectrum.real.square() + spectrum.imag.square()
+        return self.from_power(power).transpose(1, 2)
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def spectrum(self, waveform: Tensor) -> Tensor:
+        """The first half, complex: [B, N] -> [B, T, n_fft / 2 + 1]"""
+        self._check(waveform)
+        emphasised = waveform[:, 1:] - PRE_EMPHASIS * waveform[:, :-1]
+        # A strided view and a real transform give torch.stft's numbers at a third of
+        # the time, since nothing is transposed.
+        half = self.n_fft // 2
+        padded = torch.nn.functional.pad(emphasised[:, None], (half, half), "reflect")
+        frames = padded[:, 0].unfold(1, self.n_fft, self.hop_length)  # [B, T, n_fft]
+        return torch.fft.rfft(frames * self.window)
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def from_power(self, power: Tensor) -> Tensor:
+        """The second half: [B, T, n_fft / 2 + 1] -> [B, T, F]"""
         mel = power @ self._current_mel_bank().T  # [B, T, F]
         if self.log_floor_mode == "add":
             log_mel = (mel + self.log_floor).log_()
         else:
             log_mel = mel.clamp(min=self.log_floor).log_()
-        return log_mel.add_(LOG_MEL_OFFSET).div_(LOG_MEL_SCALE).transpose(1, 2)
+        return log_mel.add_(LOG_MEL_OFFSET).div_(LOG_MEL_SCALE)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames T that a waveform of ``num_samples`` gives."""
         return 1 + (num_samples - 1) // self.hop_length
 
-    def _pre_emphasis(self, waveform: Tensor) -> Tensor:
+    def _check(self, waveform: Tensor) -> None:
         if waveform.ndim != 2:
             raise ValueError(
                 f"a waveform of shape {tuple(waveform.shape)} was given; LogMel takes "
@@ -163,17 +181,6 @@ class LogMel(torch.nn.Module):
                 f"{waveform.shape[1]} samples are too few for n_fft={self.n_fft}: at "
                 f"least {self.n_fft // 2 + 2} are needed; pad the waveform"
             )
-        return waveform[:, 1:] - PRE_EMPHASIS * waveform[:, :-1]
-
-    def _power_spectrogram(self, waveform: Tensor) -> Tensor:
-        """[B, N] -> [B, T, n_fft / 2 + 1]"""
-        # A strided view and a real transform give torch.stft's numbers at a third of
-        # the time, since nothing is transposed and no complex tensor is squared.
-        half = self.n_fft // 2
-        padded = torch.nn.functional.pad(waveform[:, None], (half, half), "reflect")
-        frames = padded[:, 0].unfold(1, self.n_fft, self.hop_length)  # [B, T, n_fft]
-        spectrum = torch.fft.rfft(frames * self.window)
-        return spectrum.real.square() + spectrum.imag.square()
 
     def _current_mel_bank(self) -> Tensor:
         if not self.training or not (self.f_min_jitter or self.f_max_jitter):

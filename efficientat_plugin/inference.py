@@ -1,8 +1,8 @@
 """Tagging of files, arrays, long recordings and streams."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,36 +10,21 @@ from numpy.typing import NDArray
 from speechbrain.inference.interfaces import Pretrained
 from torch import Tensor
 
-from efficientat_plugin.data.decoding import (
-    Resampler,
-    UnreadableClip,
-    decode_blocks,
-    mono_samples,
-)
+from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.losses import TARGETS
+from efficientat_plugin.streams import (
+    Averages,
+    Sound,
+    TagStream,
+    batches,
+    blocks_of,
+    cut,
+)
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
+from efficientat_plugin.tags import ScanWindow, Tag, likeliest
 from efficientat_plugin.windows import SHORT_CLIPS, Window, WindowCutter, lengthened
-
-TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
-Sound = str | Path | bytes | NDArray | Tensor
-
-
-class Tag(NamedTuple):
-    """A class that a sound may have."""
-
-    name: str
-    mid: str  # AudioSet's id of it; of other classes the name again
-    probability: float
-
-
-class ScanWindow(NamedTuple):
-    """What a window of a long sound sounds like."""
-
-    start_seconds: float
-    end_seconds: float
-    probabilities: NDArray[np.float32]  # [K]
 
 
 class AudioTagger(Pretrained):
@@ -204,7 +189,8 @@ class AudioTagger(Pretrained):
         ValueError
             For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
         """
-        return self._tags(self.probabilities([sound], sample_rate)[0], top_k, threshold)
+        probabilities = self.probabilities([sound], sample_rate)[0]
+        return likeliest(self.labels, probabilities, top_k, threshold)
 
     def tag_batch(
         self,
@@ -219,7 +205,7 @@ class AudioTagger(Pretrained):
         One that cannot be read refuses the call, as in ``tag``.
         """
         probabilities = self.probabilities(sounds, sample_rate, batch_size)
-        return [self._tags(row, top_k, threshold) for row in probabilities]
+        return [likeliest(self.labels, row, top_k, threshold) for row in probabilities]
 
     def probabilities(
         self,
@@ -228,16 +214,15 @@ class AudioTagger(Pretrained):
         batch_size: int = 16,
     ) -> NDArray[np.float32]:
         """[sounds, K]: how probable each class is in each sound."""
-        total = _Averages()
-        hop = max(1, self.clip_samples // 2)
-        for batch in _batches(self._windows(sounds, sample_rate, hop), batch_size):
-            scores = self._scores([window.samples for _, window in batch])
-            for (number, _), row in zip(batch, scores, strict=True):
-                total.add(number, row)
-        return total.means(len(self.labels))
+        averages = self._averages(self, sounds, sample_rate, batch_size)
+        return averages.means(len(self.labels))
 
     def embed(
-        self, sound: Sound, sample_rate: int | None = None, **options: Any
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        batch_size: int = 16,
+        **options: Any,
     ) -> NDArray[np.float32]:
         """[D]: what a sound is like, whatever its classes; for search and probes.
 
@@ -247,6 +232,8 @@ class AudioTagger(Pretrained):
             As ``tag`` takes it; longer ones are heard in windows and averaged.
         sample_rate : int or None
             Of samples, Hz.
+        batch_size : int
+            Windows to hear at once.
         **options
             Of ``LayerEmbedding``: ``sources`` and ``pooling``.
 
@@ -255,21 +242,20 @@ class AudioTagger(Pretrained):
         NDArray
             Members of an ensemble follow each other.
         """
+        members = self.ensemble.members
         layers = [
-            LayerEmbedding(member.student, **options).eval()
-            for member in self.ensemble.members
+            LayerEmbedding(member.student, **options).eval() for member in members
         ]
-        total = _Averages()
-        hop = max(1, self.clip_samples // 2)
-        with torch.inference_mode():
-            for _, window in self._windows([sound], sample_rate, hop):
-                waveform = torch.from_numpy(window.samples[None]).to(self.device)
-                parts = [
-                    layer(member.log_mel(waveform).unsqueeze(1))[0]
-                    for layer, member in zip(layers, self.ensemble.members, strict=True)
-                ]
-                total.add(0, torch.cat(parts).cpu().numpy())
-        return total.means(0)[0]
+
+        def embedding(waveform: Tensor) -> Tensor:  # [B, N] -> [B, D]
+            parts = [
+                layer(member.log_mel(waveform).unsqueeze(1))
+                for layer, member in zip(layers, members, strict=True)
+            ]
+            return torch.cat(parts, dim=1)
+
+        averages = self._averages(embedding, [sound], sample_rate, batch_size)
+        return averages.means(0)[0]
 
     # --- Long sound -------------------------------------------------------------
 
@@ -303,18 +289,23 @@ class AudioTagger(Pretrained):
         Yields
         ------
         ScanWindow
+
+        Raises
+        ------
+        ValueError
+            For windows too short for a frame, and hops that would leave sound out.
         """
-        stream = self.stream(None, window_seconds, hop_seconds)
-        windows = stream.cut(self._blocks(sound, sample_rate))
-        for batch in _batches(windows, batch_size):
-            yield from stream.hear(batch)
+        cutter = self._cutter(window_seconds, hop_seconds)
+        windows = cut(blocks_of(sound, sample_rate, self.sample_rate), cutter)
+        for batch in batches(windows, batch_size):
+            yield from self._hear(batch, cutter.window)
 
     def stream(
         self,
         sample_rate: int | None = None,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
-    ) -> "TagStream":
+    ) -> TagStream:
         """Sound that arrives in chunks: a microphone, a socket.
 
         Arguments
@@ -331,8 +322,16 @@ class AudioTagger(Pretrained):
         TagStream
             ``feed(chunk)`` gives the windows that are complete, ``finish()`` the rest;
             all of them are what ``scan`` gives of the whole.
+
+        Raises
+        ------
+        ValueError
+            As ``scan``.
         """
-        return TagStream(self, sample_rate, window_seconds, hop_seconds)
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        resampler = Resampler(rate, self.sample_rate)
+        cutter = self._cutter(window_seconds, hop_seconds)
+        return TagStream(resampler, cutter, self._hear)
 
     # --- What they share --------------------------------------------------------
 
@@ -343,142 +342,78 @@ class AudioTagger(Pretrained):
             return logits.sigmoid()
         return logits.softmax(dim=-1)
 
-    def _scores(self, waveforms: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """[B, K], hearing together only what is equally long."""
-        scores = np.zeros((len(waveforms), len(self.labels)), np.float32)
+    def _averages(
+        self,
+        model: Callable[[Tensor], Tensor],
+        sounds: Iterable[Sound],
+        sample_rate: int | None,
+        batch_size: int,
+    ) -> Averages:
+        """What ``model`` makes of sounds, averaged over the windows of each."""
+        averages = Averages()
+        for batch in batches(self._windows(sounds, sample_rate), batch_size):
+            rows = self._rows(model, [window.samples for _, window in batch])
+            for (number, _), row in zip(batch, rows, strict=True):
+                averages.add(number, row)
+        return averages
+
+    def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
+        """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
+        full = [self._as_long_as_needed(window, num_samples) for window in windows]
+        rows = self._rows(self, [window.samples for window in full])
+        rate = self.sample_rate
+        return [
+            ScanWindow(start / rate, (start + len(samples)) / rate, row)
+            for (start, samples), row in zip(windows, rows, strict=True)
+        ]
+
+    def _rows(
+        self,
+        model: Callable[[Tensor], Tensor],
+        waveforms: Sequence[NDArray[np.float32]],
+    ) -> list[NDArray[np.float32]]:
+        """A row each of what ``model`` makes of them; equally long ones go together."""
         by_length: dict[int, list[int]] = {}
-        for row, waveform in enumerate(waveforms):
-            by_length.setdefault(len(waveform), []).append(row)
+        for number, waveform in enumerate(waveforms):
+            by_length.setdefault(len(waveform), []).append(number)
+        rows: dict[int, NDArray[np.float32]] = {}
         with torch.inference_mode(), self.inference_ctx:
-            for rows in by_length.values():
-                batch = torch.from_numpy(np.stack([waveforms[row] for row in rows]))
-                scores[rows] = self(batch.to(self.device)).float().cpu().numpy()
-        return scores
+            for numbers in by_length.values():
+                stacked = np.stack([waveforms[number] for number in numbers])
+                output = model(torch.from_numpy(stacked).to(self.device))
+                rows |= zip(numbers, output.float().cpu().numpy(), strict=True)
+        return [rows[number] for number in range(len(waveforms))]
 
     def _windows(
-        self, sounds: Iterable[Sound], sample_rate: int | None, hop: int
+        self, sounds: Iterable[Sound], sample_rate: int | None
     ) -> Iterator[tuple[int, Window]]:
-        """Windows of clip length, with the number of the sound they are of."""
+        """Windows of clip length, half overlapping, with the number of their sound."""
+        hop = max(1, self.clip_samples // 2)
         for number, sound in enumerate(sounds):
             cutter = WindowCutter(self.clip_samples, hop)
-            for block in self._blocks(sound, sample_rate):
-                for window in cutter.feed(block):
-                    yield number, window
-            if not cutter.num_samples:
-                raise UnreadableClip(TOO_SHORT)
-            for window in cutter.finish():
+            for window in cut(blocks_of(sound, sample_rate, self.sample_rate), cutter):
                 yield number, self._as_long_as_needed(window, self.clip_samples)
+
+    def _cutter(
+        self, window_seconds: float | None, hop_seconds: float | None
+    ) -> WindowCutter:
+        if window_seconds is None:
+            window_seconds = self.hparams.clip_seconds
+        if hop_seconds is None:
+            hop_seconds = window_seconds / 2
+        window = round(window_seconds * self.sample_rate)
+        if window < self.ensemble.min_samples:
+            raise ValueError(
+                f"window_seconds={window_seconds} is too short to hear anything; give "
+                f"at least {self.ensemble.min_samples / self.sample_rate:.3f}"
+            )
+        return WindowCutter(window, round(hop_seconds * self.sample_rate))
 
     def _as_long_as_needed(self, window: Window, num_samples: int) -> Window:
         samples = lengthened(window.samples, num_samples, self.hparams.short_clips)
-        if (
-            len(samples) < self.ensemble.min_samples
-        ):  # "as_is", and too short for one frame
-            samples = lengthened(samples, self.ensemble.min_samples, "zero_pad")
+        # "as_is" can leave it too short for one frame.
+        samples = lengthened(samples, self.ensemble.min_samples, "zero_pad")
         return window._replace(samples=samples)
-
-    def _blocks(
-        self, sound: Sound, sample_rate: int | None
-    ) -> Iterator[NDArray[np.float32]]:
-        """Any sound as mono blocks at the student's rate."""
-        if isinstance(sound, str | Path | bytes):
-            yield from decode_blocks(sound, self.sample_rate)
-            return
-        if sample_rate is None:
-            raise ValueError(
-                "samples do not tell their rate; pass sample_rate in Hz with them"
-            )
-        samples = mono_samples(sound)
-        if not len(samples):
-            raise UnreadableClip("it has no samples")
-        resampler = Resampler(sample_rate, self.sample_rate)
-        yield resampler.feed(samples)
-        yield resampler.finish()
-
-    def _tags(
-        self, probabilities: NDArray[np.float32], top_k: int | None, threshold: float
-    ) -> list[Tag]:
-        order = np.argsort(-probabilities, kind="stable")[:top_k]
-        return [
-            Tag(self.labels.names[k], self.labels.mids[k], float(probabilities[k]))
-            for k in order
-            if probabilities[k] >= threshold
-        ]
-
-
-class TagStream:
-    """Sound that arrives in chunks; made by ``AudioTagger.stream``.
-
-    Arguments
-    ---------
-    tagger : AudioTagger
-        Hears the windows.
-    sample_rate : int or None
-        Of the chunks, Hz; None: the tagger's.
-    window_seconds : float or None
-        None: the tagger's ``clip_seconds``.
-    hop_seconds : float or None
-        None: half a window.
-
-    Raises
-    ------
-    ValueError
-        For windows too short for a frame, and hops that would leave sound out.
-    """
-
-    def __init__(
-        self,
-        tagger: AudioTagger,
-        sample_rate: int | None,
-        window_seconds: float | None,
-        hop_seconds: float | None,
-    ) -> None:
-        if window_seconds is None:
-            window_seconds = tagger.hparams.clip_seconds
-        if hop_seconds is None:
-            hop_seconds = window_seconds / 2
-        window = round(window_seconds * tagger.sample_rate)
-        if window < tagger.ensemble.min_samples:
-            raise ValueError(
-                f"window_seconds={window_seconds} is too short to hear anything; give "
-                f"at least {tagger.ensemble.min_samples / tagger.sample_rate:.3f}"
-            )
-        self._tagger = tagger
-        self._cutter = WindowCutter(window, round(hop_seconds * tagger.sample_rate))
-        rate = tagger.sample_rate if sample_rate is None else sample_rate
-        self._resampler = Resampler(rate, tagger.sample_rate)
-
-    def feed(self, chunk: NDArray | Tensor) -> list[ScanWindow]:
-        """The windows that are complete with a chunk: samples as ``tag`` takes them."""
-        samples = self._resampler.feed(mono_samples(chunk))
-        return self.hear(self._cutter.feed(samples))
-
-    def finish(self) -> list[ScanWindow]:
-        """The windows that the end of the sound completes."""
-        windows = self._cutter.feed(self._resampler.finish())
-        return self.hear([*windows, *self._cutter.finish()])
-
-    def cut(self, blocks: Iterable[NDArray[np.float32]]) -> Iterator[Window]:
-        """The windows of a sound at the tagger's own rate."""
-        for block in blocks:
-            yield from self._cutter.feed(block)
-        if not self._cutter.num_samples:
-            raise UnreadableClip(TOO_SHORT)
-        yield from self._cutter.finish()
-
-    def hear(self, windows: Sequence[Window]) -> list[ScanWindow]:
-        """What windows sound like."""
-        tagger = self._tagger
-        if not windows:
-            return []
-        ends = [window.start + len(window.samples) for window in windows]
-        full = [tagger._as_long_as_needed(w, self._cutter.window) for w in windows]
-        scores = tagger._scores([window.samples for window in full])
-        rate = tagger.sample_rate
-        return [
-            ScanWindow(window.start / rate, end / rate, row)
-            for window, end, row in zip(windows, ends, scores, strict=True)
-        ]
 
 
 def _check_settings(settings: Any) -> None:
@@ -490,42 +425,3 @@ def _check_settings(settings: Any) -> None:
         )
     if not settings.clip_seconds > 0:
         raise ValueError(f"clip_seconds={settings.clip_seconds} must be above 0")
-
-
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    if size < 1:
-        raise ValueError(f"batch_size={size} must be 1 or more")
-    batch = []
-    try:
-        for item in items:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except UnreadableClip:  # what was heard until then is told first
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
-
-
-class _Averages:
-    """Means of rows by number, without keeping the rows."""
-
-    def __init__(self) -> None:
-        self._sums: list[Any] = []
-        self._counts: list[int] = []
-
-    def add(self, number: int, row: NDArray[np.float32]) -> None:
-        while len(self._sums) <= number:
-            self._sums.append(0.0)
-            self._counts.append(0)
-        self._sums[number] = self._sums[number] + row.astype(np.float64)
-        self._counts[number] += 1
-
-    def means(self, width: int) -> NDArray[np.float32]:
-        if not self._sums:
-            return np.zeros((0, width), np.float32)
-        pairs = zip(self._sums, self._counts, strict=True)
-        return np.stack([total / count for total, count in pairs]).astype(np.float32)

@@ -58,6 +58,27 @@ def test_log_mel_is_torch_stft(waveform):
     torch.testing.assert_close(log_mel(waveform), ((mel + 1e-5).log() + 4.5) / 5)
 
 
+def test_log_mel_is_its_two_halves(waveform):
+    log_mel = LogMel().eval()
+    power = log_mel.spectrum(waveform).abs().square()
+    given = power.clone()
+    halves = log_mel.from_power(power).transpose(1, 2)
+    torch.testing.assert_close(halves, log_mel(waveform))
+    assert torch.equal(power, given)
+
+
+@pytest.mark.parametrize("mode", ["add", "clamp"])
+def test_gradients_of_the_second_half_are_those_of_the_logarithm(mode):
+    log_mel = LogMel(log_floor_mode=mode).eval()
+    power = torch.rand(1, 10, 513, requires_grad=True)
+    mel = power @ log_mel.mel_bank.T
+    mel = mel + 1e-5 if mode == "add" else mel.clamp(min=1e-5)
+    expected = (mel.log() + 4.5) / 5
+    (found,) = torch.autograd.grad(log_mel.from_power(power).square().sum(), power)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), power)
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("mode", ["add", "clamp"])
 def test_log_mel_of_silence_is_the_floor(mode):
     log_mel = LogMel(log_floor_mode=mode).eval()(torch.zeros(1, 32000))

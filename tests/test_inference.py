@@ -194,6 +194,28 @@ def test_an_embedding_is_of_the_sound_alone(tagger):
     assert _tagger(_member(0), _member(1)).embed(sound, RATE).shape == (368,)
 
 
+@pytest.mark.parametrize("short_clips", ["repeat", "as_is"])
+def test_an_embedding_of_long_sound_is_the_average_of_its_windows(short_clips):
+    tagger = _tagger(short_clips=short_clips)
+    sound = _noise(2.2)
+    starts = [0, RATE // 2, RATE, len(sound) - RATE]
+    parts = [tagger.embed(sound[start : start + RATE], RATE) for start in starts]
+    for batch_size in (1, 3, 16):
+        together = tagger.embed(sound, RATE, batch_size=batch_size)
+        _assert_alike(together, np.mean(parts, axis=0))
+
+
+def test_sound_is_heard_in_the_precision_asked_for(tagger):
+    parts, settings = {"ensemble": tagger.ensemble}, vars(tagger.hparams)
+    coarse = AudioTagger(parts, settings, {"device": "cpu", "precision": "bf16"})
+    sound = _noise(1.0)
+    for say in (AudioTagger.embed, _scores):
+        expected, found = say(tagger, sound, RATE), say(coarse, sound, RATE)
+        assert found.dtype == np.float32
+        assert not np.array_equal(found, expected)
+        _assert_alike(found, expected, atol=0.05 * np.abs(expected).max())
+
+
 # --- Long sound -----------------------------------------------------------------
 
 
@@ -223,7 +245,7 @@ def test_a_scan_tells_what_it_heard_before_a_fault(tagger):
 
     heard = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tagger, "_blocks", broken)
+        patch.setattr("efficientat_plugin.inference.blocks_of", broken)
         with pytest.raises(UnreadableClip, match="ends there"):
             for window in tagger.scan(sound, RATE):
                 heard.append(window.start_seconds)
@@ -261,7 +283,9 @@ def test_a_long_file_is_scanned_in_little_memory(tagger, tmp_path, monkeypatch):
         return windows
 
     monkeypatch.setattr(type(tagger.stream(None)._cutter), "feed", spy)
-    monkeypatch.setattr(AudioTagger, "_scores", lambda self, w: np.zeros((len(w), 3)))
+    monkeypatch.setattr(
+        AudioTagger, "_rows", lambda self, model, w: np.zeros((len(w), 3))
+    )
     windows = list(tagger.scan(path, window_seconds=1.0, hop_seconds=1.0))
     assert len(windows) == 600
     assert max(held) < 20 * RATE  # seconds, of 600

@@ -14,7 +14,8 @@ from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
 from efficientat_plugin.windows import lengthened
 
 if TYPE_CHECKING:
-    from efficientat_plugin.inference import AudioTagger, ScanWindow
+    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tags import ScanWindow
 
 MAX_COLUMNS = 2000  # twice what the picture has pixels for; even
 NUM_CLASSES = 10

@@ -8,7 +8,7 @@ from efficientat_plugin.cli.outputs import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.data.targets import LabelTable
-    from efficientat_plugin.inference import ScanWindow
+    from efficientat_plugin.tags import ScanWindow
 
 
 class TimeLabel(NamedTuple):

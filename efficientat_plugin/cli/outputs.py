@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
-    from efficientat_plugin.inference import Tag
+    from efficientat_plugin.tags import Tag
 
 DECIMALS = 6  # of probabilities and seconds, in what programs read
 

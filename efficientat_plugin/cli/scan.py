@@ -26,12 +26,10 @@ from efficientat_plugin.cli.outputs import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from efficientat_plugin.cli.figure import ScanFigure
     from efficientat_plugin.data.targets import LabelTable
-    from efficientat_plugin.inference import AudioTagger, ScanWindow, Tag
+    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tags import ScanWindow
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -174,34 +172,6 @@ def _windows(
         failures.add(path, f"it is shorter than a sample at {tagger.sample_rate} Hz")
 
 
-def likeliest(
-    labels: "LabelTable",
-    probabilities: "NDArray[np.float32]",
-    top: int | None,
-    threshold: float,
-) -> "list[Tag]":
-    """Classes of [K] probabilities, the likeliest first.
-
-    Example
-    -------
-    >>> import numpy as np
-    >>> from efficientat_plugin.data.targets import LabelTable
-    >>> labels = LabelTable(["/m/a", "/m/b"], ["A", "B"])
-    >>> [tag.name for tag in likeliest(labels, np.array([0.25, 0.5]), 2, 0.0)]
-    ['B', 'A']
-    """
-    import numpy as np
-
-    from efficientat_plugin.inference import Tag
-
-    order = np.argsort(-probabilities, kind="stable")[:top]
-    return [
-        Tag(labels.names[k], labels.mids[k], float(probabilities[k]))
-        for k in order
-        if probabilities[k] >= threshold
-    ]
-
-
 # --- Formats --------------------------------------------------------------------
 
 
@@ -224,6 +194,8 @@ class WindowWriter:
         self, path: Path, window: "ScanWindow", top: int, threshold: float
     ) -> None:
         """One more."""
+        from efficientat_plugin.tags import likeliest
+
         tags = likeliest(self._labels, window.probabilities, top, threshold)
         where = (window.start_seconds, window.end_seconds)
         self._writer.write(Finding(path, tags, where))

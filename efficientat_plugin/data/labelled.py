@@ -74,7 +74,7 @@ def open_labelled(
         raise ValueError(f"target={target!r}; it is one of {TARGETS}")
     if not isinstance(facts, Mapping):
         facts = _read_facts(Path(facts))
-    unset = (None, "auto", {})
+    unset: tuple[Any, ...] = (None, "auto", {})
     given = {key: value for key, value in given.items() if value not in unset}
     arguments = dict(facts) | given
     rows = read_table(dataset, **arguments)

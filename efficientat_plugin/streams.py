@@ -1,0 +1,174 @@
+"""Sound that comes bit by bit: cut, batched, averaged, none of it kept.
+
+What is heard of it is the business of ``inference``, which hands itself in.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from efficientat_plugin.data.decoding import (
+    Resampler,
+    UnreadableClip,
+    decode_blocks,
+    mono_samples,
+)
+from efficientat_plugin.tags import ScanWindow
+from efficientat_plugin.windows import Window, WindowCutter
+
+TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
+Sound = str | Path | bytes | NDArray | Tensor
+
+
+def blocks_of(
+    sound: Sound, source_rate: int | None, sample_rate: int
+) -> Iterator[NDArray[np.float32]]:
+    """Any sound as mono blocks at ``sample_rate``.
+
+    Arguments
+    ---------
+    sound : str, Path, bytes, NDArray or Tensor
+        A file, the bytes of one, or samples as ``mono_samples`` takes them.
+    source_rate : int or None
+        Of samples, Hz; files tell theirs.
+    sample_rate : int
+        Of the blocks, Hz.
+
+    Yields
+    ------
+    NDArray
+        [samples]
+
+    Raises
+    ------
+    ValueError
+        For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
+    """
+    if isinstance(sound, str | Path | bytes):
+        yield from decode_blocks(sound, sample_rate)
+        return
+    if source_rate is None:
+        raise ValueError(
+            "samples do not tell their rate; pass sample_rate in Hz with them"
+        )
+    samples = mono_samples(sound)
+    if not len(samples):
+        raise UnreadableClip("it has no samples")
+    resampler = Resampler(source_rate, sample_rate)
+    yield resampler.feed(samples)
+    yield resampler.finish()
+
+
+def cut(
+    blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter
+) -> Iterator[Window]:
+    """The windows of a sound; ``UnreadableClip`` where there is nothing of it."""
+    for block in blocks:
+        yield from cutter.feed(block)
+    if not cutter.num_samples:
+        raise UnreadableClip(TOO_SHORT)
+    yield from cutter.finish()
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last of what remains.
+
+    Example
+    -------
+    >>> list(batches("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    if size < 1:
+        raise ValueError(f"batch_size={size} must be 1 or more")
+    batch = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except UnreadableClip:  # what was heard until then is told first
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+class Averages:
+    """Means of rows by number, without keeping the rows.
+
+    Example
+    -------
+    >>> averages = Averages()
+    >>> for row in ([1.0, 2.0], [2.0, 6.0]):
+    ...     averages.add(0, np.array(row, np.float32))
+    >>> averages.means(2)
+    array([[1.5, 4. ]], dtype=float32)
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Any] = []
+        self._counts: list[int] = []
+
+    def add(self, number: int, row: NDArray[np.float32]) -> None:
+        """One more row of a number; numbers begin at 0 and leave none out."""
+        while len(self._sums) <= number:
+            self._sums.append(0.0)
+            self._counts.append(0)
+        self._sums[number] = self._sums[number] + row.astype(np.float64)
+        self._counts[number] += 1
+
+    def means(self, width: int) -> NDArray[np.float32]:
+        """[numbers, width]; ``width`` tells it where there are no rows."""
+        if not self._sums:
+            return np.zeros((0, width), np.float32)
+        pairs = zip(self._sums, self._counts, strict=True)
+        return np.stack([total / count for total, count in pairs]).astype(np.float32)
+
+
+class TagStream:
+    """Sound that arrives in chunks; made by ``AudioTagger.stream``.
+
+    Arguments
+    ---------
+    resampler : Resampler
+        From the rate of the chunks to the student's.
+    cutter : WindowCutter
+        Of samples at the student's rate.
+    hear : callable
+        Tells of windows what they sound like, given the length in samples that the
+        student is to hear of each.
+
+    Example
+    -------
+    >>> def hear(windows, num_samples):
+    ...     return [(window.start, num_samples) for window in windows]
+    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), hear)
+    >>> stream.feed(np.zeros(5)), stream.finish()
+    ([(0, 4)], [(1, 4)])
+    """
+
+    def __init__(
+        self,
+        resampler: Resampler,
+        cutter: WindowCutter,
+        hear: Callable[[Sequence[Window], int], list[ScanWindow]],
+    ) -> None:
+        self._resampler = resampler
+        self._cutter = cutter
+        self._hear = hear
+
+    def feed(self, chunk: NDArray | Tensor) -> list[ScanWindow]:
+        """The windows that are complete with a chunk: samples as ``tag`` takes them."""
+        samples = self._resampler.feed(mono_samples(chunk))
+        return self._hear(self._cutter.feed(samples), self._cutter.window)
+
+    def finish(self) -> list[ScanWindow]:
+        """The windows that the end of the sound completes."""
+        windows = self._cutter.feed(self._resampler.finish())
+        return self._hear([*windows, *self._cutter.finish()], self._cutter.window)
