@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from efficientat_plugin.contracts import ClipBatch, Mix, StudentOutput
+from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.losses import SoftTarget
-from efficientat_plugin.metrics import Scores
+from efficientat_plugin.metrics import Scores, TaggingStats
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class History:
 
 
 class DistillationBrain(sb.Brain):
-    """Trains a student on labels and on a teacher's stored logits.
+    """Trains a student on labels and on what a teacher says.
 
     Everything random in a step comes from torch's global generator, seeded with
     (seed, epoch, step, rank), so a run that is killed and started again ends like one
@@ -65,8 +65,9 @@ class DistillationBrain(sb.Brain):
     Its ``modules`` are ``log_mel``, ``spec_mask`` and ``student``; its ``hparams``:
 
     - ``student`` and ``loss`` (a ``DistillationLoss``);
-    - ``teacher_store``: a ``LogitsStore``, or None for the plain label loss. It stays
-      out of ``modules``, where it would be trained and checkpointed;
+    - ``teacher``: a ``StoredTeacher`` or an ``OnlineTeacher``, or None for the plain
+      label loss. It stays out of ``modules``, where it would be trained and
+      checkpointed;
     - ``mixup``: a ``Mixup`` or None;
     - ``make_stats``: gives what an evaluation is summed up by, a ``TaggingStats``;
     - ``lr_schedule`` and ``temperature_schedule`` (or None): functions of the epoch;
@@ -91,56 +92,49 @@ class DistillationBrain(sb.Brain):
 
     def compute_forward(
         self, batch: ClipBatch, stage: sb.Stage
-    ) -> tuple[StudentOutput, Mix | None]:
-        """Waveforms to the student's output, and how they were mixed."""
+    ) -> tuple[StudentOutput, Heard]:
+        """Waveforms to the student's output, and what it heard."""
         log_mel = self.modules.log_mel(batch.waveform.to(self.device))  # [B, F, T]
         mix = None
         if stage == TRAIN:
             log_mel = self.modules.spec_mask(log_mel)
             if self.hparams.mixup is not None:
                 log_mel, mix = self.hparams.mixup(log_mel)
-        return self._student(stage)(log_mel.unsqueeze(1)), mix
+        output = self._on_device(self.modules.student, stage)(log_mel.unsqueeze(1))
+        return output, Heard(batch, log_mel, mix)
 
     def compute_objectives(
         self,
-        predictions: tuple[StudentOutput, Mix | None],
+        predictions: tuple[StudentOutput, Heard],
         batch: ClipBatch,
         stage: sb.Stage,
     ) -> Tensor:
         """The distillation loss in training, the label loss in evaluation."""
-        output, mix = predictions
-        labels = SoftTarget(
-            batch.labels.to(self.device), batch.labelled.to(self.device)
-        )
+        output, heard = predictions
+        labels = self._labels(heard)
         if stage != TRAIN:
-            self._append_scores(batch, output)
+            self._append_scores(self.stats, batch, output)
             return self.hparams.loss(output.logits, labels)
-        teacher = self._teacher_target(batch)
-        return self.hparams.loss(output.logits, labels, teacher, mix)
+        teacher = None
+        if self.hparams.teacher is not None:
+            teacher = self.hparams.teacher(heard, self.hparams.loss.soft_target)
+        return self.hparams.loss(output.logits, labels, teacher)
 
-    def _student(self, stage: sb.Stage) -> torch.nn.Module:
-        student = self.modules.student
-        if stage != TRAIN and isinstance(student, DistributedDataParallel):
+    def _on_device(self, module: torch.nn.Module, stage: sb.Stage) -> torch.nn.Module:
+        if stage != TRAIN and isinstance(module, DistributedDataParallel):
             # Processes evaluate unequal numbers of batches, and DDP's forward would
             # wait for the others'.
-            return student.module
-        return student
+            return module.module
+        return module
 
-    def _teacher_target(self, batch: ClipBatch) -> SoftTarget | None:
-        if self.hparams.teacher_store is None:
-            return None
-        target = self._look_up(batch.clip_id)
-        if batch.partner_share.any():
-            share = 1 - batch.partner_share.to(self.device)
-            target = target.mixed(self._look_up(batch.partner_id), share)
-        return target
+    def _labels(self, heard: Heard) -> SoftTarget:
+        labels, labelled = heard.batch.labels, heard.batch.labelled
+        target = SoftTarget(labels.to(self.device), labelled.to(self.device))
+        return target.followed(heard.mix)
 
-    def _look_up(self, clip_ids: list[str]) -> SoftTarget:
-        target = self.hparams.teacher_store.lookup(clip_ids)
-        moved = type(target)(*(field.to(self.device) for field in target))
-        return self.hparams.loss.soft_target(moved)
-
-    def _append_scores(self, batch: ClipBatch, output: StudentOutput) -> None:
+    def _append_scores(
+        self, stats: TaggingStats, batch: ClipBatch, output: StudentOutput
+    ) -> None:
         judged = batch.labelled > 0
         known = judged.reshape(len(judged), -1).any(dim=1)
         ids = [
@@ -149,7 +143,7 @@ class DistillationBrain(sb.Brain):
             if labelled
         ]
         logits, labels = output.logits[known.to(self.device)], batch.labels[known]
-        self.stats.append(ids, logits, labels, judged[known])
+        stats.append(ids, logits, labels, judged[known])
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Seeds what this step draws at random."""
@@ -208,29 +202,34 @@ class DistillationBrain(sb.Brain):
         # Called by every process, since the logger lets the first one tell the rest.
         self.hparams.train_logger.log_stats(
             stats_meta={self.evaluation_name: str(self.scores)},
-            test_stats={"loss": stage_loss}
+            test_stats={"loss": stage_loss},
         )
 
     def _finish_epoch(
         self, epoch: int | None, valid_loss: float, scores: Scores
     ) -> None:
         lr = max(group["lr"] for group in self.optimizer.param_groups)
+        averages = self._averages(scores)
         summary = {
             "epoch": epoch,
             "lr": lr,
             "train_loss": self.train_loss,
             "valid_loss": valid_loss,
-            **scores.averages(),
         }
-        self.hparams.history.epochs.append(summary)
+        self.hparams.history.epochs.append(summary | averages)
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch": epoch, "lr": lr, "valid": str(scores)},
             train_stats={"loss": self.train_loss},
             valid_stats={"loss": valid_loss},
         )
         if self.checkpointer is not None:
-            meta = {"epoch": epoch, scores.main: scores.averages()[scores.main]}
-            self.checkpointer.save_and_keep_only(meta=meta, max_keys=[scores.main])
+            best = [key for key in averages if key.endswith(scores.main)]
+            meta = {"epoch": epoch} | {key: averages[key] for key in best}
+            self.checkpointer.save_and_keep_only(meta=meta, max_keys=best)
+
+    def _averages(self, scores: Scores) -> dict[str, float]:
+        """What is kept of an epoch; a checkpoint is the best by what is main in it."""
+        return scores.averages()
 
     # --- Loaders and processes --------------------------------------------------
 

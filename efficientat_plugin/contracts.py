@@ -48,6 +48,14 @@ class Mix(NamedTuple):
     partner: Tensor  # [B], int64, an index into the batch
 
 
+class Heard(NamedTuple):
+    """A batch as the student hears it."""
+
+    batch: ClipBatch
+    log_mel: Tensor  # [B, F, T], masked and mixed in training
+    mix: Mix | None  # how log-mels were mixed
+
+
 class TeacherTarget(NamedTuple):
     """What a teacher says of a batch of clips, where it says anything."""
 

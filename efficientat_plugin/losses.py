@@ -29,6 +29,14 @@ class SoftTarget(NamedTuple):
             share = share[:, None]
         return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
 
+    def followed(self, mix: Mix | None) -> "SoftTarget":
+        """The target of a batch that was mixed; None: that was not."""
+        if mix is None:
+            return self
+        # The losses are linear in the target: that of a mix is that of mixed targets.
+        partner = SoftTarget(self.scores[mix.partner], self.weight[mix.partner])
+        return self.mixed(partner, mix.weight)
+
 
 def balanced_class_weights(
     indices: Iterable[Sequence[int]], num_classes: int
@@ -129,20 +137,13 @@ class DistillationLoss(torch.nn.Module):
         self.target = target
 
     def forward(
-        self,
-        logits: Tensor,
-        labels: SoftTarget,
-        teacher: SoftTarget | None = None,
-        mix: Mix | None = None,
+        self, logits: Tensor, labels: SoftTarget, teacher: SoftTarget | None = None
     ) -> Tensor:
-        """Loss of a batch: the student's logits [B, K] against labels and teacher.
-
-        Targets are those of the clips before ``mix``, which they follow.
-        """
-        label_loss = self._term(logits, self._weighted(labels), mix)
+        """Loss of a batch: the student's logits [B, K] against labels and teacher."""
+        label_loss = self._term(logits, self._weighted(labels))
         if teacher is None:
             return label_loss
-        teacher_loss = self._term(logits, teacher, mix)
+        teacher_loss = self._term(logits, teacher)
         return (1 - self.kd_weight) * label_loss + self.kd_weight * teacher_loss
 
     def soft_target(self, teacher: TeacherTarget) -> SoftTarget:
@@ -162,12 +163,8 @@ class DistillationLoss(torch.nn.Module):
         weight = labels.weight if labels.weight.ndim == 2 else labels.weight[:, None]
         return SoftTarget(labels.scores + more, weight + more)
 
-    def _term(self, logits: Tensor, target: SoftTarget, mix: Mix | None) -> Tensor:
-        # Both losses are linear in the target: the loss of a mix is the loss of the
-        # mixed targets, and a missing target is one whose weight is 0.
-        if mix is not None:
-            partner = SoftTarget(*(field[mix.partner] for field in target))
-            target = target.mixed(partner, mix.weight)
+    def _term(self, logits: Tensor, target: SoftTarget) -> Tensor:
+        # A missing target is one whose weight is 0.
         logits = logits.float()
         if self.target == "multiclass":
             return -(target.scores * logits.log_softmax(dim=-1)).sum(dim=-1).mean()

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import datasets
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import if_main_process
 
 from efficientat_plugin.complexity import measure
@@ -26,7 +25,6 @@ from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.launch import load_hparams, parse_and_join, world_size
-from efficientat_plugin.metrics import TaggingStats
 from efficientat_plugin.report import (
     RunResult,
     comparison_table,
@@ -36,8 +34,7 @@ from efficientat_plugin.report import (
 )
 from efficientat_plugin.students.published import find_published
 from efficientat_plugin.students.weights import load_published_state, load_student
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.verify import verify
+from efficientat_plugin.teachers.stored import as_teacher
 
 STREAM_HEAD = 256  # clips of a stream that are looked at before training
 NOTHING_NEEDED = (
@@ -51,7 +48,7 @@ class Inputs(NamedTuple):
 
     train_rows: Any
     eval_rows: Any
-    teacher_store: LogitsStore | None
+    teacher: Any  # of those in efficientat_plugin.teachers, or None
 
 
 class Run(NamedTuple):
@@ -75,7 +72,7 @@ def main(argv: list[str]) -> None:
     runs = [prepare(hparams_file, overrides, hparams)]
     teacher: list[RunResult] = []
     if hparams["compare_without_teacher"] and hparams["teacher"] is not None:
-        teacher = teacher_itself(runs[0].inputs)
+        teacher = teacher_itself(runs[0])
         alone = overrides | without_teacher(hparams)
         baseline = load_hparams(hparams_file, alone)
         runs.append(prepare(hparams_file, alone, baseline))
@@ -95,14 +92,14 @@ def main(argv: list[str]) -> None:
 def open_inputs(hparams: dict[str, Any]) -> Inputs:
     """Opens data, teacher and start weights, or says in one message what to pass."""
     problems = []
-    train_rows = eval_rows = store = None
+    train_rows = eval_rows = teacher = None
     try:
         train_rows = rows_of(hparams, hparams["train_split"], training=True)
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
     except FileNotFoundError as error:
         problems.append(f"--dataset PATH: {error}")
     try:
-        store = LogitsStore.open_or_none(hparams["teacher"])
+        teacher = as_teacher(hparams["teacher"])
     except FileNotFoundError as error:
         problems.append(
             f"--teacher STORE: {error}; recipes/import_teacher_logits.py makes one of "
@@ -119,7 +116,7 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         sys.exit(f"This run needs what is not there. Pass:\n{listed}\n{NOTHING_NEEDED}")
-    return Inputs(train_rows, eval_rows, store)
+    return Inputs(train_rows, eval_rows, teacher)
 
 
 def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
@@ -143,7 +140,7 @@ def prepare(
             f"num_classes={num_classes}: AudioSet has {len(audioset_labels())} classes"
         )
     inputs = open_inputs(hparams)
-    hparams["teacher_store"] = inputs.teacher_store
+    hparams["teacher"] = inputs.teacher
     warn_of_another_front_end(hparams)
     try:
         if hparams["streaming"]:
@@ -191,7 +188,7 @@ def train_and_evaluate(run: Run, run_opts: Any) -> RunResult:
         train_loader_kwargs=run.train_loader,
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
-    teacher = "without teacher" if run.inputs.teacher_store is None else "with teacher"
+    teacher = "without teacher" if run.inputs.teacher is None else "with teacher"
     return evaluate(brain, eval_set, f"student {teacher}")
 
 
@@ -261,21 +258,13 @@ def streamed_training_data(
 
 def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
     """Prints what the data is; refuses logits of other classes or clips, or too few."""
-    verdict = None
-    if hparams["teacher_store"] is not None:
-        clips = zip(summary.clip_ids, summary.indices, strict=True)
-        verdict = verify(
-            hparams["teacher_store"],
-            clips,
-            labels_sha256=audioset_labels().sha256,
-            minimum_coverage=hparams["min_teacher_coverage"],
-        )
     if if_main_process():
         print(f"{what}: {summary}")
-        if verdict is not None:
+    if hparams["teacher"] is not None:
+        minimum = hparams["min_teacher_coverage"]
+        verdict = hparams["teacher"].check(summary, audioset_labels(), minimum)
+        if if_main_process():
             print(f"Teacher: {verdict}")
-    if verdict is not None:
-        verdict.raise_if_bad()
 
 
 def reader(hparams: dict[str, Any]) -> ClipReader:
@@ -340,25 +329,19 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
     except FileNotFoundError as error:
         sys.exit(f"--dataset PATH is needed: {error}")
-    hparams["teacher_store"] = None
+    hparams["teacher"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
     evaluate(brain, Clips(eval_rows, reader(hparams)), str(name))
 
 
-def teacher_itself(inputs: Inputs) -> list[RunResult]:
-    """How well the stored logits tag the evaluation clips, if they are of any."""
-    summary = summarize_rows(inputs.eval_rows, audioset_labels())
-    target = inputs.teacher_store.lookup(summary.clip_ids)
-    known = target.known.nonzero()[:, 0].tolist()
-    known = [row for row in known if summary.indices[row]]
-    if not known:
-        return []
-    labels = [audioset_labels().multi_hot(summary.indices[row]) for row in known]
-    stats = TaggingStats()
-    ids = [summary.clip_ids[row] for row in known]
-    stats.append(ids, target.logits[known], torch.stack(labels))
-    return [RunResult("teacher", stats.summarize())]
+def teacher_itself(run: Run) -> list[RunResult]:
+    """How well the teacher tags the evaluation clips, if it is known of any."""
+    summary = summarize_rows(run.inputs.eval_rows, audioset_labels())
+    eval_set = Clips(run.inputs.eval_rows, reader(run.hparams))
+    loader_options = run.hparams["eval_loader"]
+    scores = run.inputs.teacher.scores(eval_set, summary, loader_options)
+    return [] if scores is None else [RunResult("teacher", scores)]
 
 
 def without_teacher(hparams: dict[str, Any]) -> dict[str, Any]:

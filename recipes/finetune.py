@@ -62,7 +62,7 @@ from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import FRONT_END, load_student
 from efficientat_plugin.teachers.dump import store_logits
 from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.verify import verify
+from efficientat_plugin.teachers.stored import StoredTeacher
 from efficientat_plugin.teachers.writer import StoreWriter
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     hparams, split = run.hparams, run.split
     student = make_student(run)
     add_parts(run, student)
-    hparams["teacher_store"] = open_teacher(run)
+    hparams["teacher"] = open_teacher(run)
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
         start_from_probe(run)
     brain = hparams["brain_class"](
@@ -262,17 +262,16 @@ def add_parts(run: Run, student: Student) -> None:
     hparams["checkpointer"] = AtomicCheckpointer(str(run.folder / "save"), recoverables)
 
 
-def open_teacher(run: Run) -> LogitsStore | None:
+def open_teacher(run: Run) -> StoredTeacher | None:
     """Stored logits, or those that the model of a folder gives the training clips."""
-    source, labels = run.hparams["teacher"], run.clips.labels
-    if source is not None and (Path(source) / HYPERPARAMS).is_file():
-        return logits_of_model(run, source)
-    store = LogitsStore.open_or_none(source)
-    if store is not None:
-        summary = labels_to_train_on(run)
-        clips = zip(summary.clip_ids, summary.indices, strict=True)
-        verify(store, clips, labels_sha256=labels.sha256).raise_if_bad()
-    return store
+    source = run.hparams["teacher"]
+    if source is None:
+        return None
+    if (Path(source) / HYPERPARAMS).is_file():
+        return StoredTeacher(logits_of_model(run, source))
+    teacher = StoredTeacher(source)
+    teacher.check(labels_to_train_on(run), run.clips.labels)
+    return teacher
 
 
 def logits_of_model(run: Run, source: str) -> LogitsStore:

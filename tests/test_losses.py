@@ -44,7 +44,9 @@ def test_loss_has_the_published_value(golden, entry, temperature, mixed, missing
     for kd_weight, expected in zip((0.0, 1.0, 0.9), golden[entry], strict=True):
         loss = DistillationLoss(kd_weight, temperature)
         teacher = loss.soft_target(TeacherTarget(golden["teacher_logits"], known))
-        value = loss(golden["student_logits"], labels, teacher, mix)
+        value = loss(
+            golden["student_logits"], labels.followed(mix), teacher.followed(mix)
+        )
         torch.testing.assert_close(value, expected, atol=1e-6, rtol=1e-6)
 
 
@@ -91,7 +93,7 @@ def test_an_unknown_partner_adds_nothing_to_the_teacher_term(batch):
     mix = Mix(torch.tensor([1.0, 1.0, 0.6, 1.0]), torch.tensor([0, 1, 1, 3]))
     loss = DistillationLoss(kd_weight=1.0)
     target = loss.soft_target(TeacherTarget(batch[2].logits, known))
-    loss(logits, batch[1], target, mix).backward()
+    loss(logits, batch[1].followed(mix), target.followed(mix)).backward()
     # Clip 2 keeps 0.6 of its own term, and nothing of clip 1, which nobody heard.
     own = 0.6 * (logits.detach().sigmoid() - batch[2].logits.sigmoid())[2] / 28
     torch.testing.assert_close(logits.grad[2], own)
@@ -103,9 +105,8 @@ def test_a_clip_mixed_with_itself_is_itself(batch):
     loss = DistillationLoss()
     target = loss.soft_target(teacher)
     mix = Mix(torch.full((4,), 0.7), torch.arange(4))
-    torch.testing.assert_close(
-        loss(logits, labels, target, mix), loss(logits, labels, target)
-    )
+    mixed = loss(logits, labels.followed(mix), target.followed(mix))
+    torch.testing.assert_close(mixed, loss(logits, labels, target))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,8 @@ def test_classes_that_nobody_judged_cost_nothing():
     )
     torch.testing.assert_close(loss, (cells * judged).mean())
     mix = Mix(torch.full((4,), 0.75), torch.tensor([1, 2, 3, 0]))
-    mixed = DistillationLoss(0)(logits, SoftTarget(labels * judged, judged), None, mix)
+    target = SoftTarget(labels * judged, judged).followed(mix)
+    mixed = DistillationLoss(0)(logits, target)
     partner = (judged * labels)[mix.partner], judged[mix.partner]
     target = 0.75 * judged * labels + 0.25 * partner[0]
     weight = 0.75 * judged + 0.25 * partner[1]

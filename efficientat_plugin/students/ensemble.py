@@ -36,6 +36,16 @@ class HeardStudent(nn.Module):
         self.log_mel = log_mel
         self.student = student
 
+    @property
+    def sample_rate(self) -> int:
+        """Of what it hears, Hz."""
+        return self.log_mel.sample_rate
+
+    @property
+    def num_classes(self) -> int:
+        """K"""
+        return self.student.num_classes
+
     def forward(self, waveform: Tensor) -> StudentOutput:
         """[B, N] -> [B, K], [B, D]"""
         return self.student(self.log_mel(waveform).unsqueeze(1))

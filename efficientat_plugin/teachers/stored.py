@@ -1,0 +1,121 @@
+"""A teacher that was heard beforehand: its stored logits, in the training loop."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from efficientat_plugin.contracts import Heard, TeacherTarget
+from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.targets import LabelSummary, LabelTable
+from efficientat_plugin.losses import SoftTarget
+from efficientat_plugin.metrics import Scores, TaggingStats
+from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.verify import verify
+
+
+class StoredTeacher:
+    """What a teacher said of clean clips, found by their ids.
+
+    Both clips of a mix are asked for, each by its share; see ``OnlineTeacher`` for a
+    teacher that hears the mix itself.
+
+    Arguments
+    ---------
+    store : LogitsStore, str or Path
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As ``LogitsStore``.
+
+    Example
+    -------
+    >>> StoredTeacher("nowhere")
+    Traceback (most recent call last):
+    FileNotFoundError: no logits store at ...
+    """
+
+    def __init__(self, store: LogitsStore | str | Path) -> None:
+        self.store = store if isinstance(store, LogitsStore) else LogitsStore(store)
+
+    def __call__(
+        self, heard: Heard, soften: Callable[[TeacherTarget], SoftTarget]
+    ) -> SoftTarget:
+        """What is asked of the student for a batch as it heard it."""
+        batch, device = heard.batch, heard.log_mel.device
+        target = self._look_up(batch.clip_id, device, soften)
+        if batch.partner_share.any():
+            share = 1 - batch.partner_share.to(device)
+            partner = self._look_up(batch.partner_id, device, soften)
+            target = target.mixed(partner, share)
+        return target.followed(heard.mix)
+
+    def _look_up(
+        self,
+        clip_ids: list[str],
+        device: torch.device,
+        soften: Callable[[TeacherTarget], SoftTarget],
+    ) -> SoftTarget:
+        logits, known = self.store.lookup(clip_ids)
+        return soften(TeacherTarget(logits.to(device), known.to(device)))
+
+    def check(
+        self, summary: LabelSummary, labels: LabelTable, minimum_coverage: float = 0.9
+    ) -> str:
+        """What can be said of it before training.
+
+        Raises
+        ------
+        ValueError
+            If it is of other classes or clips, or of too few.
+        """
+        clips = zip(summary.clip_ids, summary.indices, strict=True)
+        verdict = verify(
+            self.store,
+            clips,
+            labels_sha256=labels.sha256,
+            minimum_coverage=minimum_coverage,
+        )
+        verdict.raise_if_bad()
+        return str(verdict)
+
+    def scores(
+        self, clips: Clips, summary: LabelSummary, loader_options: Mapping[str, Any]
+    ) -> Scores | None:
+        """How well it tags clips, of those that it was asked about; None: of none."""
+        del loader_options  # nothing is heard
+        target = self.store.lookup(summary.clip_ids)
+        known = [row for row in target.known.nonzero()[:, 0] if summary.indices[row]]
+        if not known:
+            return None
+        labels = [clips.reader.labels.multi_hot(summary.indices[row]) for row in known]
+        stats = TaggingStats()
+        ids = [summary.clip_ids[row] for row in known]
+        stats.append(ids, target.logits[known], torch.stack(labels))
+        return stats.summarize()
+
+
+def as_teacher(teacher: Any) -> Any:
+    """What a YAML's ``teacher`` means: a path is that of a store; null is none.
+
+    Arguments
+    ---------
+    teacher : str, Path, OnlineTeacher, StoredTeacher or None
+
+    Returns
+    -------
+    StoredTeacher, OnlineTeacher or None
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As ``LogitsStore``.
+
+    Example
+    -------
+    >>> as_teacher(None) is None
+    True
+    """
+    return StoredTeacher(teacher) if isinstance(teacher, str | Path) else teacher

@@ -1,0 +1,146 @@
+"""A teacher that listens along hears what the student hears, and is left alone."""
+
+import pytest
+import torch
+from test_brain import CLASSES, Tones, _brain, _fit
+
+from efficientat_plugin.contracts import Heard
+from efficientat_plugin.data.clips import collate
+from efficientat_plugin.data.mixing import Mixup
+from efficientat_plugin.data.targets import LabelTable, summarize_labels
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.losses import DistillationLoss
+from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.teachers.online import OnlineTeacher
+
+LABELS = LabelTable("abcd", "abcd")
+SOFTEN = DistillationLoss().soft_target
+
+
+def log_mel_of(**options):
+    return LogMel(hop_length=1280, n_mels=64, **options)
+
+
+def model_of(**options):
+    torch.manual_seed(1)
+    return HeardStudent(log_mel_of(**options), MN(CLASSES, width=0.1))
+
+
+def heard_of(mixed=False):
+    batch = collate([Tones()[row] for row in range(4)])
+    log_mel, mix = log_mel_of().eval()(batch.waveform), None
+    if mixed:
+        log_mel, mix = Mixup(0.3)(log_mel)
+    return Heard(batch, log_mel, mix)
+
+
+class FromWaveforms(torch.nn.Module):
+    """Somebody's own: logits of waveforms."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(16000, CLASSES)
+
+    def forward(self, waveform):
+        return self.layer(waveform)
+
+
+def test_a_front_end_alike_is_the_students():
+    model, heard = model_of(f_max_jitter=500), heard_of(mixed=True)
+    teacher = OnlineTeacher(model, log_mel_of(f_min_jitter=10))
+    assert teacher.shares_log_mel  # whatever the jitter
+    masked = heard._replace(log_mel=heard.log_mel * 0.5)
+    expected = model.student(masked.log_mel.unsqueeze(1)).logits.sigmoid()
+    torch.testing.assert_close(teacher(masked, SOFTEN).scores, expected)
+
+
+def test_another_front_end_hears_the_waveforms_and_mixes_alike():
+    model, heard = model_of(f_max=8000.0), heard_of(mixed=True)
+    teacher = OnlineTeacher(model, log_mel_of())
+    assert not teacher.shares_log_mel
+    features, mix = model.log_mel(heard.batch.waveform), heard.mix
+    share = mix.weight[:, None, None]
+    features = share * features + (1 - share) * features[mix.partner]
+    expected = model.student(features.unsqueeze(1)).logits.sigmoid()
+    torch.testing.assert_close(teacher(heard, SOFTEN).scores, expected)
+
+
+def test_a_module_of_ones_own_hears_mixed_waveforms():
+    model, heard = FromWaveforms(), heard_of(mixed=True)
+    waveform, mix = heard.batch.waveform, heard.mix
+    share = mix.weight[:, None]
+    mixed = share * waveform + (1 - share) * waveform[mix.partner]
+    target = OnlineTeacher(model, log_mel_of())(heard, SOFTEN)
+    torch.testing.assert_close(target.scores, model(mixed).sigmoid())
+    assert (target.weight == 1).all()
+
+
+def test_an_ensemble_averages_logits():
+    members = [model_of(), HeardStudent(log_mel_of(), MN(CLASSES, width=0.2))]
+    heard = heard_of()
+    each = [
+        OnlineTeacher(member, log_mel_of())(heard, lambda target: target).logits
+        for member in members
+    ]
+    both = OnlineTeacher(Ensemble(members), log_mel_of())(heard, lambda target: target)
+    torch.testing.assert_close(both.logits, (each[0] + each[1]) / 2)
+
+
+def test_training_leaves_the_teacher_alone(tmp_path):
+    model = model_of()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    teacher = OnlineTeacher(model, log_mel_of())
+    brain, epochs = _brain(tmp_path, teacher=teacher, mixup=Mixup(0.3))
+    _fit(brain, epochs)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert set(brain.modules) == {"log_mel", "spec_mask", "student"}
+    taught = {id(p) for group in brain.optimizer.param_groups for p in group["params"]}
+    assert not taught & {id(p) for p in model.parameters()}
+    saved = brain.checkpointer.find_checkpoint().paramfiles
+    assert not {"teacher", "model"} & set(saved)
+
+
+def test_the_student_comes_to_agree_with_its_teacher():
+    """Whatever the labels say: with a teacher alone they have no part."""
+    teacher = OnlineTeacher(model_of(), log_mel_of())
+    brain, epochs = _brain(
+        teacher=teacher,
+        loss=DistillationLoss(kd_weight=1.0),
+        lr_schedule=lambda epoch: 0.01,
+        epochs=8,
+    )
+    losses = []
+    finish = brain._finish_epoch
+
+    def note(epoch, *others):
+        losses.append(brain.train_loss)
+        finish(epoch, *others)
+
+    brain._finish_epoch = note
+    _fit(brain, epochs)
+    assert losses[-1] < losses[0]
+
+
+def test_what_does_not_fit_is_refused():
+    summary = summarize_labels(["x"], [["a"]], LABELS)
+    teacher = OnlineTeacher(model_of(), log_mel_of())
+    assert "log-mel, 1 clips" in teacher.check(summary, LABELS)
+    three = LabelTable("abc", "abc")
+    with pytest.raises(ValueError, match="the teacher has 4 classes and the student 3"):
+        teacher.check(summary, three)
+    other = OnlineTeacher(model_of(), log_mel_of(), LabelTable("abce", "abce"))
+    with pytest.raises(ValueError, match="teacher and student share 3 classes"):
+        other.check(summary, LABELS)
+    slow = OnlineTeacher(model_of(sample_rate=16000, f_max=8000.0), log_mel_of())
+    with pytest.raises(ValueError, match="the teacher hears 16000 Hz and the clips"):
+        slow.check(summary, LABELS)
+
+
+def test_a_teacher_that_has_diverged_names_the_clip():
+    model = FromWaveforms()
+    torch.nn.init.constant_(model.layer.bias, float("nan"))
+    with pytest.raises(ValueError, match="of 4 clips are not finite, .* tone0; check"):
+        OnlineTeacher(model, log_mel_of())(heard_of(), SOFTEN)
