@@ -87,7 +87,8 @@ class StoredTeacher:
         """How well it tags clips, of those that it was asked about; None: of none."""
         del loader_options  # nothing is heard
         target = self.store.lookup(summary.clip_ids)
-        known = [row for row in target.known.nonzero()[:, 0] if summary.indices[row]]
+        known = target.known.nonzero()[:, 0].tolist()
+        known = [row for row in known if summary.indices[row]]
         if not known:
             return None
         labels = [clips.reader.labels.multi_hot(summary.indices[row]) for row in known]
