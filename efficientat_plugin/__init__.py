@@ -11,6 +11,9 @@ What is trained is used by ``inference`` (files and ``streams``, of which it say
 ``embeddings`` and ``hear``; ``finetuning`` and ``probe`` go on from weights,
 ``model_folder`` keeps the result, ``complexity`` tells what it costs.
 
+Whatever ``load_teacher`` loads can teach: a PaSST, which is a student as well, any
+other student, an AST of the hub; each hears waveforms through its own front end.
+
 Between stages travel the named tuples of ``contracts``. Axes: **B** batch,
 **N** samples, **F** mel bins, **T** mel frames, **C** channels, **K** classes,
 **D** embedding. SpeechBrain's features are ``[B, T, F]``; a student takes
@@ -40,9 +43,11 @@ _HOME = {
     "StudentOutput": "contracts",
     "TaggingStats": "metrics",
     "list_students": "students.published",
+    "list_teachers": "teachers.weights",
     "load_encoder": "encoders",
     "load_rows": "data.rows",
     "load_student": "students.weights",
+    "load_teacher": "teachers.weights",
     "read_table": "data.tables",
 }
 

@@ -130,9 +130,10 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     """Multiply-accumulates of one clip, as published.
 
     Products of convolutions and matrices count, squeeze-excite's and those that mix
-    a dynamic convolution's kernels for the clip included, and one for every bias that
-    a convolution or linear layer adds; normalisation, activations, gating, pooling
-    and residuals are free. Nothing is computed but shapes.
+    a dynamic convolution's kernels for the clip included, attention's of queries with
+    keys and of weights with values, and one for every bias that a convolution or linear
+    layer adds; normalisation, activations, softmax, gating, pooling and residuals are
+    free. Nothing is computed but shapes.
 
     Source: the README of github.com/fschmid56/EfficientAT has the counts. Its digits
     would be the same without biases, and without the mixing of kernels.
@@ -244,6 +245,9 @@ def measure(
 ) -> Complexity:
     """All at once; see `count_parameters`, `count_state`, `count_macs`,
     `peak_memory`, `receptive_field` and `measure_latency`.
+
+    A transformer's receptive field is a patch, since attention sees the whole clip; its
+    peak memory has attention's weights, of which fused kernels hold only some.
 
     Arguments
     ---------

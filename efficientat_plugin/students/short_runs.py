@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from efficientat_plugin.students.heads import MLP
+from efficientat_plugin.students.heads import MLP, Linear
 from efficientat_plugin.students.student import Student
+from efficientat_plugin.teachers.passt import PaSST
 
 
 def prepare_for_short_run(
@@ -23,7 +24,7 @@ def prepare_for_short_run(
     Arguments
     ---------
     student : Student
-        With an mlp head.
+        With a class layer of its own: an mlp or linear head, or a PaSST.
     prior : float
         Expected share of clips that have a class, between 0 and 1.
     batch_norm_momentum : float
@@ -48,13 +49,21 @@ def prepare_for_short_run(
             f"prior={prior} must be between 0 and 1, and batch_norm_momentum="
             f"{batch_norm_momentum} above 0 and at most 1"
         )
-    if not isinstance(student.classifier, MLP):
-        raise ValueError(
-            "a short run starts from the bias of an mlp head, and the student's is a "
-            f"{type(student.classifier).__name__}; build it with head='mlp'"
-        )
-    bias = student.classifier.get_parameter("5.bias")
+    bias = _class_layer(student).get_parameter("bias")
     torch.nn.init.constant_(bias, math.log(prior / (1 - prior)))
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = batch_norm_momentum
+
+
+def _class_layer(student: Student) -> torch.nn.Module:
+    if isinstance(student, PaSST):
+        head: torch.nn.Module = student.head
+    elif isinstance(student.classifier, MLP | Linear):
+        head = student.classifier
+    else:
+        raise ValueError(
+            "a short run starts from the bias of an mlp head, and the student's is a "
+            f"{type(student.classifier).__name__}; build it with head='mlp'"
+        )
+    return list(head.children())[-1]

@@ -17,11 +17,13 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r} is not known; choose one of {legal}")
 
 
-def check_integer(name: str, value: object) -> None:
-    """Refuses an option that is no integer of at least 1."""
+def check_integer(name: str, value: object, at_least: int = 1) -> None:
+    """Refuses an option that is no integer of at least so much."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or int(value) < 1:  # type: ignore[call-overload]
-        raise ValueError(f"{name}={value!r} is illegal; give an integer of at least 1")
+    if not is_integer or int(value) < at_least:  # type: ignore[call-overload]
+        raise ValueError(
+            f"{name}={value!r} is illegal; give an integer of at least {at_least}"
+        )
 
 
 def check_positive(name: str, value: object) -> None:
@@ -31,18 +33,20 @@ def check_positive(name: str, value: object) -> None:
 
 
 class Student(nn.Module):
-    """What students have in common; a member gives ``maps`` and a ``classifier``.
+    """What students have in common; a member gives ``maps`` and a ``classifier``, or a
+    ``forward`` of its own.
 
     Arguments
     ---------
     num_classes : int
         K, at least 1.
     width : float
-        What every number of channels is multiplied by, greater than 0.
+        What every number of channels is multiplied by, greater than 0; 1 of a family
+        that has no widths.
     strides : sequence of int
-        Four, each 1 or 2.
+        Four, each 1 or 2, of a family that has them.
     dropout : float
-        Before the last layer of the mlp head, in [0, 1).
+        Before the last layer of the mlp head, in [0, 1), of a family that has one.
 
     Shape
     -----
@@ -62,7 +66,11 @@ class Student(nn.Module):
     options: dict[str, Any]
 
     def __init__(
-        self, num_classes: int, width: float, strides: Sequence[int], dropout: float
+        self,
+        num_classes: int,
+        width: float = 1.0,
+        strides: Sequence[int] = (2, 2, 2, 2),
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_integer("num_classes", num_classes)

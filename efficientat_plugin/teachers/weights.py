@@ -1,0 +1,493 @@
+"""Teachers with their weights: published ones by name, and files of one's own.
+
+As with students, an import is whole or refused.
+"""
+
+import difflib
+import inspect
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.students.download import (
+    BASE_URL_VARIABLE,
+    _download,
+    read_state,
+)
+from efficientat_plugin.students.ensemble import HeardStudent
+from efficientat_plugin.students.published import (
+    PUBLISHED,
+    PublishedStudent,
+    find_published,
+)
+from efficientat_plugin.students.weights import (
+    DEFAULT_FRONT_END,
+    FRONT_END,
+    _differences,
+    load_student,
+)
+from efficientat_plugin.teachers.ast import ASTTeacher, load_ast
+from efficientat_plugin.teachers.passt import (
+    PATCH,
+    PaSST,
+    num_patches,
+    num_positions,
+)
+
+RELEASES = "https://github.com/kkoutini/PaSST/releases/download/"
+STRIDES = (10, 12, 14, 16, 20)  # that shapes are searched for
+CLASS_TOKEN = "cls_token"  # what tells a PaSST's state dict from a student's
+UNREAD = "head_dist."  # in published checkpoints, read by nobody
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+class PublishedTeacher(NamedTuple):
+    """A published PaSST, and what must be known to use it."""
+
+    name: str
+    release: str  # the folder of its file
+    file: str
+    mean_ap: float | None = None  # percent, on what it was trained for, as printed
+    stride: int = 10  # mel bins and frames
+    num_frames: int = 998  # mel frames that its time positions are for
+    hop_length: int = 320  # samples
+    depth: int = 12
+    num_classes: int = 527
+    trained_on: str = "AudioSet"
+    n_mels: int = 128
+    embed_dim: int = 768
+    num_heads: int = 12
+    sample_rate: int = 32000  # Hz
+    licence: str = "Apache-2.0"
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the PaSST."""
+        names = (
+            "num_classes",
+            "n_mels",
+            "num_frames",
+            "embed_dim",
+            "depth",
+            "num_heads",
+        )
+        strides = {"frequency_stride": self.stride, "time_stride": self.stride}
+        return {name: getattr(self, name) for name in names} | strides
+
+    def front_end(self) -> dict[str, Any]:
+        """Arguments of the log-mel that it was trained on."""
+        names = ("sample_rate", "n_mels", "hop_length")
+        return {name: getattr(self, name) for name in names}
+
+
+def _named(file: str) -> dict[str, Any]:
+    """What the name of a published file says: ...-s12-ap.473 has stride 12, 47.3 %."""
+    said: dict[str, Any] = {}
+    if stride := re.search(r"-s(\d+)-", file):
+        said["stride"] = int(stride[1])
+    if mean_ap := re.search(r"-ap(\.\d+)", file):
+        said["mean_ap"] = round(100 * float(mean_ap[1]), 2)
+    return said
+
+
+def _audioset(name: str, release: str, file: str, **options: Any) -> PublishedTeacher:
+    """A PaSST of AudioSet; the files of most begin alike."""
+    file = f"passt-s-f128{file}" if file.startswith("-") else file
+    return PublishedTeacher(name, release, f"{file}.pt", **_named(file) | options)
+
+
+def _tuned(
+    release: str,
+    file: str,
+    trained_on: str,
+    num_classes: int,
+    name: str | None = None,
+    **options: Any,
+) -> PublishedTeacher:
+    """A PaSST of another data set; most are called like their files."""
+    options |= {"trained_on": trained_on, "num_classes": num_classes}
+    return PublishedTeacher(
+        name or file, release, f"{file}.pt", **_named(file) | options
+    )
+
+
+_V1, _V2, _V3 = (f"v0.0.{number}-audioset" for number in (1, 2, 3))
+_V7, _OPENMIC = "v.0.0.7-audioset", "openmic2008.passt-u-f128-p16-s10-ap.85"
+_HOP_100 = {"hop_length": 100, "num_frames": 3200}
+_HOP_160 = {"hop_length": 160, "num_frames": 2000}
+_FOLD_ACCURACIES = {1: "967", 2: "977", 3: "959", 4: "987", 5: "962"}  # per mille
+_ENTRIES = (
+    # Patches overlap, the less the larger the stride; swa: averaged weights
+    _audioset("passt_s_swa_p16_128_ap476", _V1, "-p16-s10-ap.476-swa"),
+    _audioset("passt_s_swa_p16_128_ap4761", _V2, "-p16-s10-ap.4761-swa"),
+    _audioset("passt_s_p16_128_ap472", _V2, "-p16-s10-ap.472"),
+    _audioset("passt_s_p16_s12_128_ap470", _V2, "-p16-s12-ap.470"),
+    _audioset("passt_s_swa_p16_s12_128_ap473", _V2, "-p16-s12-ap.473-swa"),
+    _audioset("passt_s_p16_s14_128_ap469", _V2, "-p16-s14-ap.469"),
+    _audioset("passt_s_swa_p16_s14_128_ap471", _V2, "-p16-s14-ap.471-swa"),
+    _audioset("passt_s_p16_s16_128_ap468", _V2, "-p16-s16-ap.468"),
+    _audioset("passt_s_swa_p16_s16_128_ap473", _V2, "-p16-s16-ap.473-swa"),
+    # Finer in time (hop, samples), and for longer clips (seconds)
+    _audioset(
+        "passt_s_swa_f128_stfthop100_p16_s10_ap473",
+        _V3,
+        "-stfthop100-p16-s10-ap.473-swa",
+        **_HOP_100,
+    ),
+    _audioset(
+        "passt_s_swa_f128_stfthop160_p16_s10_ap473",
+        _V3,
+        "-stfthop160-p16-s10-ap.473-swa",
+        **_HOP_160,
+    ),
+    _audioset(
+        "passt-s-f128-20sec-p16-s10-ap474-swa",
+        "v0.0.5",
+        "-20sec-p16-s10-ap.474-swa",
+        num_frames=2000,
+    ),
+    _audioset(
+        "passt-s-f128-30sec-p16-s10-ap473-swa",
+        "v0.0.5",
+        "-30sec-p16-s10-ap.473-swa",
+        num_frames=3000,
+    ),
+    # Distilled; the light one has 7 blocks
+    _audioset("passt_s_kd_p16_128_ap486", "v.0.0.9", "passt-s-kd-ap.486"),
+    _audioset("passt_l_kd_p16_128_ap47", "v.0.0.10", "passt-l-kd-ap.47", depth=7),
+    # Trained without patchout, and with 600 patches out
+    _audioset("passt_b_f128_p16_s16_ap_459", _V7, "passt-b-f128-p16-s16-ap.459"),
+    _audioset("passt_u600_f128_p16_s16_ap_460", _V7, "passt-u600-f128-p16-s16-ap.460"),
+    # Fine-tuned
+    _tuned("v0.0.5", "fsd50k-passt-s-f128-p16-s10-ap.655", "FSD50K", 200),
+    _tuned("v0.0.5", "fsd50k-passt-s-n-f128-p16-s16-ap.642", "FSD50K", 200),
+    _tuned("v0.0.5", "openmic-passt-s-f128-10sec-p16-s10-ap.85", "OpenMIC", 20),
+    *(
+        _tuned(
+            "v0.0.4-openmic",
+            _OPENMIC + suffix,
+            "OpenMIC",
+            20,
+            f"openmic2008_passt_u_f128_p16_s10_ap85{suffix.replace('-', '_')}",
+            **_HOP_100,
+        )
+        for suffix in ("", "-swa")
+    ),
+    *(
+        _tuned(
+            "v.0.0.6",
+            f"esc50-passt-s-n-f128-p16-s10-fold{fold}-acc.{accuracy}",
+            f"ESC-50 without fold {fold}",
+            50,
+        )
+        for fold, accuracy in _FOLD_ACCURACIES.items()
+    ),
+)
+TEACHERS: dict[str, PublishedTeacher] = {entry.name: entry for entry in _ENTRIES}
+
+
+def list_teachers() -> list[str]:
+    """The names of the published PaSSTs.
+
+    `load_teacher` knows them, and what `list_students` has besides.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> "passt_s_swa_p16_128_ap476" in list_teachers()
+    True
+    """
+    return list(TEACHERS)
+
+
+def fetch_teacher(
+    entry: PublishedTeacher, savedir: str | Path | None, base_url: str | None
+) -> Path:
+    """The file of a published teacher, downloaded where it is not there yet."""
+    folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
+    path = folder / entry.file
+    if not path.is_file():
+        own = base_url or os.environ.get(BASE_URL_VARIABLE)
+        to_download = PublishedStudent(entry.name, "passt", entry.file, width=1.0)
+        _download(to_download, path, own or RELEASES + entry.release)
+    return path
+
+
+def find_teacher(source: str | Path) -> PublishedTeacher | None:
+    """The entry that a name stands for, or a file by its name; None for others.
+
+    Example
+    -------
+    >>> find_teacher("downloads/passt-l-kd-ap.47.pt").depth
+    7
+    """
+    by_file = {entry.file: entry for entry in TEACHERS.values()}
+    return TEACHERS.get(str(source)) or by_file.get(Path(source).name)
+
+
+def infer_options(
+    state: Mapping[str, Tensor], known: Mapping[str, Any], front_end: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of the PaSST that a state dict was saved from.
+
+    Arguments
+    ---------
+    state : mapping of str to Tensor
+    known : mapping
+        Arguments that are known, or ``clip_seconds`` of what it was trained on: no
+        state dict tells the stride in time.
+    front_end : mapping
+        Arguments of `LogMel`.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    ValueError
+        For a state dict of something else, and for what is neither told nor known.
+
+    Example
+    -------
+    >>> state = PaSST(3, embed_dim=64, depth=2, num_heads=4).state_dict()
+    >>> options = infer_options(state, {"clip_seconds": 10, "num_heads": 4}, {})
+    >>> options["depth"], options["time_stride"], options["num_frames"]
+    (2, 10, 990)
+    """
+    needed = (
+        CLASS_TOKEN,
+        "freq_new_pos_embed",
+        "time_new_pos_embed",
+        "blocks.0.mlp.fc1.bias",
+        "head.1.bias",
+    )
+    if missing := [name for name in needed if name not in state]:
+        raise ValueError(
+            f"the state dict is no PaSST's: it begins with {list(state)[:3]} and has "
+            f"no {missing[0]}"
+        )
+    embed_dim = state[CLASS_TOKEN].shape[-1]
+    rows = state["freq_new_pos_embed"].shape[-2]
+    columns = state["time_new_pos_embed"].shape[-1]
+    n_mels = front_end.get("n_mels", 128)
+    time_stride = known.get("time_stride") or _time_stride(
+        columns, known.get("clip_seconds"), front_end
+    )
+    block = re.compile(r"blocks\.\d+\.norm1\.weight")
+    return {
+        "num_classes": state["head.1.bias"].numel(),
+        "n_mels": n_mels,
+        "num_frames": columns * time_stride - max(0, time_stride - PATCH),
+        "frequency_stride": known.get("frequency_stride")
+        or _frequency_stride(rows, n_mels),
+        "time_stride": time_stride,
+        "embed_dim": embed_dim,
+        "depth": sum(1 for name in state if block.fullmatch(name)),
+        "num_heads": known.get("num_heads") or _num_heads(embed_dim),
+        "mlp_ratio": state["blocks.0.mlp.fc1.bias"].numel() / embed_dim,
+    }
+
+
+def _num_heads(embed_dim: int) -> int:
+    published = PublishedTeacher._field_defaults
+    if embed_dim != published["embed_dim"]:
+        raise ValueError(
+            f"the state dict has embed_dim={embed_dim}, unlike what is published, and "
+            "does not tell the heads of its attention; pass num_heads"
+        )
+    return published["num_heads"]
+
+
+def _frequency_stride(rows: int, n_mels: int) -> int:
+    fitting = [each for each in STRIDES if num_positions(n_mels, each) == rows]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"n_mels={n_mels} and {rows} frequency positions go with the strides "
+            f"{fitting} of {STRIDES}; pass frequency_stride, or n_mels"
+        )
+    return fitting[0]
+
+
+def _time_stride(
+    columns: int, clip_seconds: float | None, front_end: Mapping[str, Any]
+) -> int:
+    if clip_seconds is None:
+        raise ValueError(
+            f"the state dict has {columns} time positions, which do not tell their "
+            "stride; pass time_stride (mel frames), or clip_seconds of the clips that "
+            "it was trained on"
+        )
+    log_mel = LogMel(**front_end)
+    frames = log_mel.num_frames(round(clip_seconds * log_mel.sample_rate))
+    # Published tables may have a position more than the clip has patches.
+    fitting = [
+        each for each in STRIDES if columns - num_patches(frames, each) in (0, 1)
+    ]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"clip_seconds={clip_seconds} are {frames} frames, whose patches go with "
+            f"{columns} time positions at the strides {fitting} of {STRIDES}; pass "
+            "time_stride, or another clip_seconds"
+        )
+    return fitting[0]
+
+
+def _strides_of_name(path: Path) -> dict[str, int]:
+    """The strides that a file is called by, as published: -p16-s10- has 10 in both."""
+    hint = re.search(r"-p16-s(\d+)(?=[-.])", path.name)
+    return (
+        dict.fromkeys(("frequency_stride", "time_stride"), int(hint[1])) if hint else {}
+    )
+
+
+def _check_overrides(
+    overrides: Mapping[str, Any], legal: Iterable[str], what: str
+) -> None:
+    """Refuses what is no argument of what is loaded."""
+    legal = list(legal)
+    for name in overrides:
+        if name not in legal:
+            near = difflib.get_close_matches(name, legal, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see its documentation"
+            raise ValueError(f"{name} is no option of {what}; {hint}")
+
+
+def _filled(
+    options: Mapping[str, Any], state: Mapping[str, Tensor], origin: str
+) -> PaSST:
+    """A PaSST whose weights are all of a state dict."""
+    with torch.device("meta"):  # nothing is drawn that would be overwritten
+        passt = PaSST(**options)
+    own = passt.state_dict()
+    given = dict(state) | {
+        name: torch.zeros(value.shape)
+        for name, value in own.items()
+        if name.startswith(UNREAD) and name not in state
+    }
+    if differences := _differences(own, given):
+        raise ValueError(
+            f"{origin} does not fit a PaSST of {options} ({'; '.join(differences)}); "
+            "pass the options that it was trained with"
+        )
+    passt.load_state_dict(
+        {name: value.float() for name, value in given.items()}, strict=True, assign=True
+    )
+    return passt
+
+
+def _load_passt(
+    origin: str, path: Path, state: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> HeardStudent:
+    """A PaSST of a file, and its front end."""
+    entry = find_teacher(path)
+    of_passt = inspect.signature(PaSST).parameters
+    legal = [*of_passt, *FRONT_END, *(["clip_seconds"] if entry is None else [])]
+    _check_overrides(overrides, legal, "PaSST or LogMel")
+    front_end = DEFAULT_FRONT_END if entry is None else entry.front_end()
+    front_end = front_end | {k: v for k, v in overrides.items() if k in FRONT_END}
+    if entry is None:
+        known = _strides_of_name(path) | dict(overrides)
+        options = infer_options(state, known, front_end)
+    else:
+        options = entry.options()
+    options |= {k: v for k, v in overrides.items() if k in of_passt}
+    passt = _filled(options, state, origin)
+    passt.front_end, passt.options = front_end, options
+    return HeardStudent(LogMel(**front_end), passt).eval()
+
+
+def _load_student(source: str | Path, **options: Any) -> HeardStudent:
+    """A student as a teacher."""
+    entry = find_published(source)
+    if entry is not None and entry.trained_on == "ImageNet":
+        raise ValueError(
+            f"{source} comes from ImageNet, so its class layer is untrained and has "
+            "nothing to teach; take one whose name ends with _as"
+        )
+    student = load_student(source, **options)
+    return HeardStudent(LogMel(**student.front_end), student).eval()
+
+
+def load_teacher(
+    source: str | Path,
+    savedir: str | Path | None = None,
+    base_url: str | None = None,
+    **overrides: Any,
+) -> HeardStudent | ASTTeacher:
+    """A teacher with its weights and its front end: [B, N] -> StudentOutput.
+
+    Arguments
+    ---------
+    source : str or Path
+        A name of `list_teachers` or `list_students`, downloaded once; a file with the
+        state dict of a PaSST or a student; a name on the hub, or a folder that
+        ``save_pretrained`` wrote, of an AST (see `load_ast`). Of a file with a
+        published name the options are known; else they follow from names and shapes.
+    savedir : str or Path or None
+        Folder of downloads; None: "efficientat_plugin" in torch.hub's folder, and the
+        hub's own.
+    base_url : str or None
+        A folder with all the files; None: the environment's EFFICIENTAT_BASE_URL, or
+        the published releases.
+    **overrides
+        Arguments of the network, of `LogMel` or of `load_ast` that the source does not
+        tell or that shall differ: ``patchout_time``, ``hop_length``; and
+        ``time_stride``, or ``clip_seconds`` of what it was trained on, of a PaSST's
+        file without published name.
+
+    Returns
+    -------
+    HeardStudent or ASTTeacher
+        In evaluation mode; takes waveforms of its ``sample_rate``.
+
+    Raises
+    ------
+    ImportError
+        For an AST without transformers.
+    OSError
+        Where a download fails or there is no such file.
+    ValueError
+        For an unknown name or option, a file that is no state dict, and one that does
+        not fit.
+
+    Example
+    -------
+    >>> teacher = load_teacher("passt_s_swa_p16_128_ap476")  # doctest: +SKIP
+    >>> teacher(torch.zeros(2, 320000)).logits.shape  # doctest: +SKIP
+    torch.Size([2, 527])
+    """
+    name, path = str(source), Path(source)
+    if name in TEACHERS:
+        path = fetch_teacher(TEACHERS[name], savedir, base_url)
+        return _load_passt(name, path, read_state(path), overrides)
+    if name in PUBLISHED:
+        return _load_student(source, savedir=savedir, base_url=base_url, **overrides)
+    if path.is_file():
+        state = read_state(path)
+        if CLASS_TOKEN in state:
+            return _load_passt(name, path, state, overrides)
+        return _load_student(path, **overrides)
+    is_file_name = path.suffix in WEIGHT_FILES
+    if path.is_dir() or (HUB_NAME.fullmatch(name) and not is_file_name):
+        _check_overrides(
+            overrides, list(inspect.signature(load_ast).parameters)[2:], "an AST"
+        )
+        return load_ast(source, savedir, **overrides)
+    if is_file_name or path.parent != Path("."):
+        raise FileNotFoundError(
+            f"{source} is neither file nor folder; give the path of a state dict, a "
+            "name of list_teachers() or list_students(), or one of an AST on the hub"
+        )
+    near = difflib.get_close_matches(name, [*TEACHERS, *PUBLISHED])
+    hint = f"did you mean {' or '.join(near)}?" if near else "list_teachers() has all"
+    raise ValueError(f"{name!r} is no published teacher and no file; {hint}")
