@@ -21,7 +21,7 @@ from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.losses import SoftTarget
-from efficientat_plugin.metrics import Scores, TaggingStats
+from efficientat_plugin.metrics import Scores
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,9 @@ class DistillationBrain(sb.Brain):
         output, heard = predictions
         labels = self._labels(heard)
         if stage != TRAIN:
-            self._append_scores(self.stats, batch, output)
+            self.stats.append(
+                batch.clip_id, output.logits, batch.labels, batch.labelled
+            )
             return self.hparams.loss(output.logits, labels)
         teacher = None
         if self.hparams.teacher is not None:
@@ -131,19 +133,6 @@ class DistillationBrain(sb.Brain):
         labels, labelled = heard.batch.labels, heard.batch.labelled
         target = SoftTarget(labels.to(self.device), labelled.to(self.device))
         return target.followed(heard.mix)
-
-    def _append_scores(
-        self, stats: TaggingStats, batch: ClipBatch, output: StudentOutput
-    ) -> None:
-        judged = batch.labelled > 0
-        known = judged.reshape(len(judged), -1).any(dim=1)
-        ids = [
-            clip
-            for clip, labelled in zip(batch.clip_id, known, strict=True)
-            if labelled
-        ]
-        logits, labels = output.logits[known.to(self.device)], batch.labels[known]
-        stats.append(ids, logits, labels, judged[known])
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Seeds what this step draws at random."""
@@ -291,5 +280,5 @@ class DistillationBrain(sb.Brain):
     def _agree_on_buffers(self) -> None:
         """Gives every process the batch-norm statistics that the first one saves."""
         if self.distributed_launch:
-            for buffer in self.hparams.student.buffers():
+            for buffer in self.modules.buffers():
                 torch.distributed.broadcast(buffer, src=0)

@@ -114,7 +114,7 @@ class TaggingStats:
         """Adds a batch: scores (or logits) and 0/1 labels, both [B, K].
 
         ``judged`` [B] or [B, K] tells of which classes the labels say anything; None:
-        of all.
+        of all. Clips of which they say nothing are left out.
         """
         if judged is None:
             judged = torch.ones(len(ids))
@@ -128,7 +128,8 @@ class TaggingStats:
         )
         for clip_id, *row in rows:
             score, label, known = (part.copy() for part in row)
-            self.clips[clip_id] = (score, label, known)
+            if known.any():
+                self.clips[clip_id] = (score, label, known)
 
     def gather(self) -> None:
         """Brings the clips of all processes together, on every one of them."""

@@ -147,7 +147,7 @@ def prepare(
             train_set, loader = streamed_training_data(hparams, inputs)
         else:
             train_set, loader = training_data(hparams, inputs)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     return Run(hparams_file, overrides, hparams, inputs, train_set, loader)
 

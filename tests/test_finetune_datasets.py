@@ -3,10 +3,6 @@
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,25 +11,15 @@ import pytest
 import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from recipe_runs import REPOSITORY, arguments_of, run_recipe
 
 from efficientat_plugin.model_folder import read_model_folder
 from efficientat_plugin.students.mn import MN
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 HPARAMS = REPOSITORY / "hparams"
 RATE = 16000
 
 pytestmark = pytest.mark.slow
-
-# Several runs in one interpreter: importing takes longer than such a run.
-DRIVER = """
-import importlib.util, json, sys
-spec = importlib.util.spec_from_file_location("finetune", sys.argv[1])
-recipe = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(recipe)
-for arguments in json.loads(sys.argv[2]):
-    recipe.main(arguments)
-"""
 
 
 def _classes(name):
@@ -187,24 +173,8 @@ def runs(tmp_path_factory):
             "num_workers": 0,
             "device": "cpu",
         }
-        arguments = [str(HPARAMS / f"{yaml}.yaml"), "--noprogressbar"]
-        for key, value in options.items():
-            arguments += [f"--{key}", str(value)]
-        calls.append(arguments)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            DRIVER,
-            str(REPOSITORY / "recipes" / "finetune.py"),
-            json.dumps(calls),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        calls.append(arguments_of(yaml, **options))
+    run_recipe("finetune", calls)
     return parent
 
 

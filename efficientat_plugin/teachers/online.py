@@ -1,6 +1,8 @@
 """A teacher that listens along: any frozen model inside the training loop."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import Scores, TaggingStats
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.weights import FRONT_END
+from efficientat_plugin.teachers.weights import load_teacher
 
 
 class OnlineTeacher:
@@ -33,13 +36,18 @@ class OnlineTeacher:
 
     Arguments
     ---------
-    model : torch.nn.Module
-        Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``HeardStudent`` from
-        ``load_teacher``, an ``Ensemble``, or one's own.
+    model : torch.nn.Module, str or Path
+        Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``HeardStudent``, an
+        ``Ensemble``, or one's own; or what ``load_teacher`` takes, loaded when it is
+        first needed.
     log_mel : LogMel
         The student's.
     labels : LabelTable or None
         What the model's classes are; None: the student's.
+    savedir : str, Path or None
+        Folder of downloads.
+    options : Mapping or None
+        More of what ``load_teacher`` takes.
 
     Example
     -------
@@ -52,19 +60,37 @@ class OnlineTeacher:
     """
 
     def __init__(
-        self, model: nn.Module, log_mel: LogMel, labels: LabelTable | None = None
+        self,
+        model: nn.Module | str | Path,
+        log_mel: LogMel,
+        labels: LabelTable | None = None,
+        savedir: str | Path | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = model.eval().requires_grad_(False)
         self.labels = labels
-        self.sample_rate = log_mel.sample_rate
+        self.log_mel = log_mel
+        self._source = model
+        self._options = {"savedir": savedir, **(options or {})}
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The teacher itself, frozen."""
+        model = self._source
+        if not isinstance(model, nn.Module):
+            model = load_teacher(model, **self._options)
+        return model.eval().requires_grad_(False)
+
+    @cached_property
+    def _members(self) -> list[tuple[Any, bool]]:
+        """Those that vote, and whether each is given the student's log-mel."""
+        model, ours = self.model, _settings(self.log_mel)
         members = [*model.members] if isinstance(model, Ensemble) else [model]
-        self._members: list[Any] = members
-        self._shares = [_front_end(member) == _settings(log_mel) for member in members]
+        return [(member, _front_end(member) == ours) for member in members]
 
     @property
     def shares_log_mel(self) -> bool:
         """Whether it is given what the student hears, and not merely its waveforms."""
-        return all(self._shares)
+        return all(shares for _, shares in self._members)
 
     @torch.no_grad()
     def __call__(
@@ -72,13 +98,15 @@ class OnlineTeacher:
     ) -> SoftTarget:
         """What is asked of the student for a batch as it heard it."""
         self.model.to(heard.log_mel.device)
-        logits = torch.stack(list(self._logits(heard))).mean(dim=0)
+        said = torch.stack(list(self._logits(heard)))  # [members, B, K]
+        model = self.model
+        logits = model.average(said) if isinstance(model, Ensemble) else said[0]
         return soften(TeacherTarget(logits, _known(logits, heard.batch.clip_id)))
 
     def _logits(self, heard: Heard) -> Iterator[Tensor]:
         """[B, K] of each member."""
         waveform = heard.batch.waveform.to(heard.log_mel.device)
-        for member, shares in zip(self._members, self._shares, strict=True):
+        for member, shares in self._members:
             if shares:
                 yield _logits_of(member.student(heard.log_mel.unsqueeze(1)))
             elif isinstance(member, HeardStudent):
@@ -94,16 +122,17 @@ class OnlineTeacher:
 
         Raises
         ------
-        ValueError
-            If its classes or its sample rate are others.
+        OSError, ValueError
+            If it cannot be loaded, or its classes or its sample rate are others.
         """
         del minimum_coverage  # it hears every clip
         _refuse_other_classes(self.model, self.labels or labels, labels)
-        sample_rate = getattr(self.model, "sample_rate", self.sample_rate)
-        if sample_rate != self.sample_rate:
+        ours = self.log_mel.sample_rate
+        theirs = getattr(self.model, "sample_rate", ours)
+        if theirs != ours:
             raise ValueError(
-                f"the teacher hears {sample_rate} Hz and the clips have "
-                f"{self.sample_rate} Hz; give it a resampler, or pass --sample_rate"
+                f"the teacher hears {theirs} Hz and the clips have {ours} Hz; give it "
+                "a resampler, or take one of the student's rate"
             )
         heard = "log-mel" if self.shares_log_mel else "waveforms"
         return f"it hears the student's {heard}, {len(summary.clip_ids)} clips of them"

@@ -1,0 +1,134 @@
+"""How far a student says what its teacher says; no label is needed for that."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from efficientat_plugin.contracts import TeacherTarget
+from efficientat_plugin.losses import TARGETS
+from efficientat_plugin.metrics import FloatArray, TaggingStats
+from efficientat_plugin.students.student import check_choice
+
+
+class AgreementScores(NamedTuple):
+    """A student against its teacher, over ``num_clips`` clips."""
+
+    agreement: float  # share of clips of which both name the same likeliest class
+    divergence: float  # nats a clip, from the teacher's probabilities to the student's
+    difference: float  # of probabilities, mean of absolute values
+    num_clips: int
+    num_classes: int
+    difference_by_class: FloatArray  # [K]
+
+    @property
+    def main(self) -> str:
+        """The average that a checkpoint is chosen by."""
+        return "agreement"
+
+    def __str__(self) -> str:
+        return (
+            f"agreement {self.agreement:.4f}, divergence {self.divergence:.4f}, "
+            f"difference {self.difference:.4f} (N = {self.num_clips} clips, "
+            f"{self.num_classes} classes)"
+        )
+
+    def averages(self) -> dict[str, float]:
+        """What one number says, by name."""
+        names = ("agreement", "divergence", "difference")
+        return {name: getattr(self, name) for name in names}
+
+    def per_class(self) -> dict[str, FloatArray]:
+        """[K] each, by name."""
+        return {"difference": self.difference_by_class}
+
+
+class AgreementStats(TaggingStats):
+    """Collects what a student says, beside what its teacher said of the same clips.
+
+    Labels are not looked at, and clips that the teacher never heard are left out.
+
+    Arguments
+    ---------
+    look_up : Callable
+        Clip ids to a ``TeacherTarget``: ``LogitsStore.lookup``.
+    target : str
+        "multilabel" (sigmoid) or "multiclass" (softmax).
+
+    Example
+    -------
+    >>> said = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
+    >>> look_up = lambda ids: TeacherTarget(said, torch.tensor([True, True]))
+    >>> stats = AgreementStats(look_up, "multilabel")
+    >>> stats.append(["a", "b"], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    >>> stats.summarize().agreement
+    0.5
+    """
+
+    def __init__(
+        self, look_up: Callable[[Sequence[str]], TeacherTarget], target: str
+    ) -> None:
+        super().__init__()
+        check_choice("target", target, TARGETS)
+        self.look_up = look_up
+        self.target = target
+
+    def append(
+        self,
+        ids: Sequence[str],
+        scores: Tensor,
+        labels: Tensor | None = None,
+        judged: Tensor | None = None,
+    ) -> None:
+        """Adds a batch of logits [B, K]."""
+        del labels, judged
+        said, known = self.look_up(list(ids))
+        ours, theirs = scores.detach().float().cpu().numpy(), said.float().numpy()
+        for row in known.nonzero()[:, 0].tolist():
+            # In the form of TaggingStats, whose third part is what was judged.
+            everything = np.ones(ours.shape[1], bool)
+            self.clips[ids[row]] = (ours[row].copy(), theirs[row].copy(), everything)
+
+    def summarize(self) -> AgreementScores:  # type: ignore[override]
+        """Scores over all clips appended so far.
+
+        Raises
+        ------
+        ValueError
+            If the teacher heard none of them, or a student's score is not finite.
+        """
+        ours, theirs, _ = self._stacked()
+        if not np.isfinite(ours).all():
+            raise ValueError(
+                "some scores are not finite, so they agree with nothing; the model "
+                "that gave them has diverged"
+            )
+        student, teacher = (
+            self._log_probabilities(ours),
+            self._log_probabilities(theirs),
+        )
+        divergence = [
+            np.exp(said) * (said - answered)
+            for said, answered in zip(teacher, student, strict=True)
+        ]
+        difference = np.abs(np.exp(student[0]) - np.exp(teacher[0]))
+        return AgreementScores(
+            agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
+            divergence=float(sum(divergence).sum(axis=1).mean()),
+            difference=float(difference.mean()),
+            num_clips=len(ours),
+            num_classes=ours.shape[1],
+            difference_by_class=difference.mean(axis=0),
+        )
+
+    def _log_probabilities(self, logits: NDArray) -> list[NDArray]:
+        """[N, K] of the classes; of several at once also of their absence."""
+        values = torch.from_numpy(logits).double()
+        if self.target == "multiclass":
+            return [values.log_softmax(dim=1).numpy()]
+        return [
+            torch.nn.functional.logsigmoid(sign * values).numpy() for sign in (1, -1)
+        ]

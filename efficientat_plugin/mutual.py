@@ -1,0 +1,102 @@
+"""Two students that teach each other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import speechbrain as sb
+import torch
+from torch import Tensor
+
+from efficientat_plugin.brain import TRAIN, DistillationBrain
+from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput, TeacherTarget
+from efficientat_plugin.metrics import Scores
+
+
+class MutualBrain(DistillationBrain):
+    """``DistillationBrain`` of two students at once, each the other's teacher.
+
+    Both hear the same log-mel, and each owes the labels and what the other says of it,
+    without gradients: the loss is the sum of two. Checkpoints hold both, and the best
+    of either is kept.
+
+    Its ``modules`` have a ``peer`` besides; its ``hparams`` too, and ``peer_lr_scale``,
+    the peer's learning rate as a multiple of the student's. A ``teacher`` there is not
+    asked.
+
+    Source: Zhang et al., "Deep Mutual Learning", CVPR 2018, section 3.2, with the loss
+    of Gong et al., "CMKD", 2022.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Of ``speechbrain.Brain``.
+    """
+
+    peer_scores: Scores
+
+    def compute_forward(  # type: ignore[override]
+        self, batch: ClipBatch, stage: sb.Stage
+    ) -> tuple[StudentOutput, StudentOutput, Heard]:
+        """Waveforms to what both say, and what they heard."""
+        output, heard = super().compute_forward(batch, stage)
+        peer = self._on_device(self.modules.peer, stage)
+        return output, peer(heard.log_mel.unsqueeze(1)), heard
+
+    def compute_objectives(  # type: ignore[override]
+        self,
+        predictions: tuple[StudentOutput, StudentOutput, Heard],
+        batch: ClipBatch,
+        stage: sb.Stage,
+    ) -> Tensor:
+        """Both distillation losses in training, the student's label loss otherwise."""
+        output, peer_output, heard = predictions
+        labels = self._labels(heard)
+        if stage != TRAIN:
+            known = batch.labels, batch.labelled
+            self.stats.append(batch.clip_id, output.logits, *known)
+            self.peer_stats.append(batch.clip_id, peer_output.logits, *known)
+            return self.hparams.loss(output.logits, labels)
+        loss = self.hparams.loss
+        asked = loss(output.logits, labels, self._said(peer_output))
+        return asked + loss(peer_output.logits, labels, self._said(output))
+
+    def _said(self, output: StudentOutput) -> Any:
+        logits = output.logits.detach()
+        known = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
+        return self.hparams.loss.soft_target(TeacherTarget(logits, known))
+
+    def init_optimizers(self) -> None:
+        """One optimizer for both, each at its rate."""
+        groups: Sequence[dict[str, Any]] = [
+            {"params": [*self.hparams.student.parameters()]},
+            {
+                "params": [*self.hparams.peer.parameters()],
+                "lr_scale": self.hparams.peer_lr_scale,
+            },
+        ]
+        self.optimizer = self.opt_class(groups)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
+        """As ``DistillationBrain``, with statistics of the peer."""
+        super().on_stage_start(stage, epoch)
+        self.peer_stats = self.hparams.make_stats()
+
+    def on_stage_end(
+        self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """As ``DistillationBrain``; the peer's scores are logged too."""
+        if stage != TRAIN:
+            self.peer_stats.gather()
+            self.peer_scores = self.peer_stats.summarize()
+            # By every process, since the logger lets the first one tell the rest.
+            self.hparams.train_logger.log_stats(
+                stats_meta={"epoch": epoch, "peer": str(self.peer_scores)}
+            )
+        super().on_stage_end(stage, stage_loss, epoch)
+
+    def _averages(self, scores: Scores) -> dict[str, float]:
+        peer = self.peer_scores.averages()
+        return scores.averages() | {f"peer_{name}": n for name, n in peer.items()}

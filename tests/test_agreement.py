@@ -1,0 +1,71 @@
+"""A student against its teacher, without a label."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from efficientat_plugin.agreement import AgreementStats
+from efficientat_plugin.contracts import TeacherTarget
+
+IDS = ["a", "b", "c", "d"]
+
+
+def stats_of(said, known=None, target="multilabel"):
+    known = torch.ones(len(said), dtype=torch.bool) if known is None else known
+    rows = {clip: row for row, clip in enumerate(IDS)}
+
+    def look_up(ids):
+        places = [rows[clip] for clip in ids]
+        return TeacherTarget(said[places], known[places])
+
+    return AgreementStats(look_up, target)
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_who_says_the_same_agrees_wholly(target):
+    said = torch.randn(4, 5)
+    stats = stats_of(said, target=target)
+    stats.append(IDS, said)
+    scores = stats.summarize()
+    assert (scores.agreement, scores.divergence, scores.difference) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_the_divergence_is_that_of_torch(target):
+    said, ours = torch.randn(4, 5).double(), torch.randn(4, 5).double()
+    stats = stats_of(said, target=target)
+    stats.append(IDS[:3], ours[:3])
+    stats.append(IDS[3:], ours[3:])
+    scores = stats.summarize()
+    if target == "multiclass":
+        expected = functional.kl_div(
+            ours.log_softmax(1), said.softmax(1), reduction="batchmean"
+        )
+    else:
+        cost = functional.binary_cross_entropy_with_logits
+        each = cost(ours, said.sigmoid(), reduction="sum")
+        expected = (each - cost(said, said.sigmoid(), reduction="sum")) / 4
+    assert scores.divergence == pytest.approx(float(expected), rel=1e-5)
+    assert scores.agreement == float((said.argmax(1) == ours.argmax(1)).double().mean())
+    np.testing.assert_allclose(scores.difference_by_class.mean(), scores.difference)
+
+
+def test_clips_that_the_teacher_never_heard_are_left_out():
+    said = torch.eye(4) * 5
+    stats = stats_of(said, torch.tensor([True, True, False, False]))
+    stats.append(IDS, said.flip(0) + said * 2 * torch.eye(4)[[0]].T)
+    assert stats.summarize().num_clips == 2
+    deaf = stats_of(said, torch.zeros(4, dtype=torch.bool))
+    deaf.append(IDS, said)
+    with pytest.raises(ValueError, match="no clip was scored"):
+        deaf.summarize()
+
+
+def test_a_student_that_has_diverged_is_refused():
+    stats = stats_of(torch.zeros(4, 2))
+    stats.append(IDS, torch.full((4, 2), float("nan")))
+    with pytest.raises(ValueError, match="not finite"):
+        stats.summarize()
+    with pytest.raises(ValueError, match="target='both' is not known"):
+        stats_of(torch.zeros(4, 2), target="both")

@@ -1,0 +1,184 @@
+"""CNN and transformer teach each other, by YAML alone."""
+
+import json
+
+import pytest
+import speechbrain as sb
+import torch
+from recipe_runs import arguments_of, run_recipe
+from small_rows import EVAL_IDS, TRAIN_IDS, rows_of, write_parquet
+from speechbrain.utils.epoch_loop import EpochCounter
+from test_brain import CLASSES, Tones, _fit
+
+from efficientat_plugin.brain import History
+from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.data.clips import collate
+from efficientat_plugin.data.mixing import Mixup
+from efficientat_plugin.features import LogMel, SpecMask
+from efficientat_plugin.losses import DistillationLoss
+from efficientat_plugin.metrics import TaggingStats
+from efficientat_plugin.mutual import MutualBrain
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.short_runs import prepare_for_short_run
+from efficientat_plugin.teachers.passt import PaSST
+
+SMALL = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_frames": 51}
+SMALL |= {"frequency_stride": 16, "time_stride": 16}
+PATCHOUT = {"patchout_time": 1, "patchout_frequency": 1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A small transformer taught by a CNN, a CNN taught by one, and both at once."""
+    parent = tmp_path_factory.mktemp("cmkd")
+    torch.manual_seed(0)
+    torch.save(MN(527, width=0.1).state_dict(), parent / "cnn.pt")
+    torch.save(PaSST(527, **SMALL).state_dict(), parent / "transformer.pt")
+    for split, ids in {"bal_train": TRAIN_IDS, "eval": EVAL_IDS}.items():
+        rows = [row | {"labels": ["/m/09x0r"]} for row in rows_of(ids)]
+        write_parquet(parent / "data" / "data" / split / "0.parquet", rows)
+    common = {
+        "dataset": parent / "data",
+        "dataset_cache": parent / "cache",
+        "train_split": "bal_train",
+        "clip_seconds": 0.5,
+        "class_balanced": False,
+        "clips_per_epoch": 4,
+        "batch_size": 4,
+        "eval_batch_size": 4,
+        "num_workers": 0,
+        "number_of_epochs": 1,
+        "pretrained": None,
+        "device": "cpu",
+    }
+    options = {
+        "cmkd_transformer_from_cnn": SMALL
+        | PATCHOUT
+        | {"teacher_name": parent / "cnn.pt"},
+        "cmkd_cnn_from_transformer": {
+            "width": 0.1,
+            "teacher_name": parent / "transformer.pt",
+            "teacher_options": "{time_stride: 16, num_heads: 2}",
+            "compare_without_teacher": True,
+        },
+        "cmkd_mutual": SMALL | PATCHOUT | {"width": 0.1, "prior": 0.01},
+    }
+    calls = [
+        arguments_of(yaml, output_folder=parent / yaml, **common | given)
+        for yaml, given in options.items()
+    ]
+    return parent, run_recipe("audioset_kd", calls)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("yaml", "kind"),
+    [("cmkd_transformer_from_cnn", PaSST), ("cmkd_cnn_from_transformer", MN)],
+)
+def test_either_family_is_taught_by_the_other(runs, yaml, kind):
+    parent, printed = runs
+    assert "Teacher: it hears the student's log-mel, 8 clips of them" in printed
+    assert json.loads((parent / yaml / "scores.json").read_text())["num_clips"] == 2
+    (saved,) = (parent / yaml / "save").glob("CKPT*/student.ckpt")
+    state = torch.load(saved, weights_only=True)
+    student = kind(527, **SMALL) if kind is PaSST else kind(527, width=0.1)
+    student.load_state_dict(state)
+    names = {path.name for path in saved.parent.iterdir()}
+    assert not any("teacher" in name for name in names)
+
+
+@pytest.mark.slow
+def test_the_comparison_scores_the_teacher_itself(runs):
+    parent, _ = runs
+    table = (parent / "cmkd_cnn_from_transformer" / "comparison.md").read_text()
+    for row in ("student with teacher", "teacher", "student without teacher"):
+        assert f"| {row} |" in table
+
+
+@pytest.mark.slow
+def test_mutual_training_keeps_both(runs):
+    parent, _ = runs
+    (folder,) = (parent / "cmkd_mutual" / "save").glob("CKPT*")
+    MN(527, width=0.1).load_state_dict(
+        torch.load(folder / "student.ckpt", weights_only=True)
+    )
+    PaSST(527, **SMALL).load_state_dict(
+        torch.load(folder / "peer.ckpt", weights_only=True)
+    )
+
+
+# --- Mutual training ---------------------------------------------------------------
+
+
+def _mutual(folder=None, epochs=1, **overrides):
+    torch.manual_seed(0)
+    student = MN(CLASSES, width=0.1, dropout=0.0)
+    prepare_for_short_run(student, prior=0.25, batch_norm_momentum=0.5)
+    options = {"n_mels": 64, "num_frames": 25, "embed_dim": 32, "depth": 1}
+    peer = PaSST(CLASSES, num_heads=4, time_stride=16, **options)
+    hparams = {
+        "student": student,
+        "peer": peer,
+        "peer_lr_scale": 0.5,
+        "loss": DistillationLoss(kd_weight=0.5),
+        "teacher": None,
+        "mixup": Mixup(0.3),
+        "make_stats": TaggingStats,
+        "lr_schedule": lambda epoch: 0.004,
+        "temperature_schedule": None,
+        "history": History(),
+        "train_logger": sb.utils.train_logger.FileTrainLogger("/dev/null"),
+        "seed": 0,
+        "max_unreadable_share": 0.01,
+    } | overrides
+    counter = EpochCounter(limit=epochs)
+    checkpointer = None
+    if folder is not None:
+        recoverables = {"student": student, "peer": peer, "epochs": counter}
+        recoverables["history"] = hparams["history"]
+        checkpointer = AtomicCheckpointer(folder, recoverables)
+    brain = MutualBrain(
+        modules={
+            "log_mel": LogMel(hop_length=640, n_mels=64),
+            "spec_mask": SpecMask(),
+            "student": student,
+            "peer": peer,
+        },
+        opt_class=lambda parameters: torch.optim.AdamW(parameters, lr=0.004),
+        hparams=hparams,
+        run_opts={"device": "cpu", "noprogressbar": True, "max_grad_norm": 1e9},
+        checkpointer=checkpointer,
+    )
+    return brain, counter
+
+
+def test_each_learns_at_its_rate_from_the_others_detached_word():
+    brain, counter = _mutual(loss=DistillationLoss(kd_weight=1.0), mixup=None)
+    brain.on_fit_start()
+    brain.on_stage_start(sb.Stage.TRAIN, 1)
+    rates = [group["lr"] for group in brain.optimizer.param_groups]
+    assert rates == [0.004, 0.002]
+    batch = collate([Tones()[row] for row in range(4)])
+    brain.modules.train()
+    predictions = brain.compute_forward(batch, sb.Stage.TRAIN)
+    output, peer_output, _ = predictions
+    loss = brain.compute_objectives(predictions, batch, sb.Stage.TRAIN)
+    towards_student, towards_peer = torch.autograd.grad(
+        loss, [output.logits, peer_output.logits]
+    )
+    # With the teacher's word alone, each gradient is the difference of probabilities.
+    gap = (output.logits.sigmoid() - peer_output.logits.sigmoid()).detach()
+    torch.testing.assert_close(towards_student, gap / gap.numel())
+    torch.testing.assert_close(towards_peer, -gap / gap.numel())
+
+
+@pytest.mark.slow
+def test_both_fit_a_handful_of_clips(tmp_path):
+    brain, counter = _mutual(tmp_path, epochs=20, mixup=None)
+    _fit(brain, counter)
+    assert brain.scores.mAP == 1.0 and brain.peer_scores.mAP > 0.9
+    epochs = brain.hparams.history.epochs
+    assert {"mAP", "peer_mAP"} <= set(epochs[0])
+    kept = brain.checkpointer.list_checkpoints()
+    best = max(epoch["peer_mAP"] for epoch in epochs)
+    assert best in [checkpoint.meta["peer_mAP"] for checkpoint in kept]
