@@ -17,6 +17,7 @@ from efficientat_plugin.students.student import check_choice
 class AgreementScores(NamedTuple):
     """A student against its teacher, over ``num_clips`` clips."""
 
+    explained: float  # of the divergence of the teacher's average answer; at most 1
     agreement: float  # share of clips of which both name the same likeliest class
     divergence: float  # nats a clip, from the teacher's probabilities to the student's
     difference: float  # of probabilities, mean of absolute values
@@ -27,18 +28,18 @@ class AgreementScores(NamedTuple):
     @property
     def main(self) -> str:
         """The average that a checkpoint is chosen by."""
-        return "agreement"
+        return "explained"
 
     def __str__(self) -> str:
         return (
-            f"agreement {self.agreement:.4f}, divergence {self.divergence:.4f}, "
-            f"difference {self.difference:.4f} (N = {self.num_clips} clips, "
-            f"{self.num_classes} classes)"
+            f"explained {self.explained:.4f}, agreement {self.agreement:.4f}, "
+            f"divergence {self.divergence:.4f}, difference {self.difference:.4f} "
+            f"(N = {self.num_clips} clips, {self.num_classes} classes)"
         )
 
     def averages(self) -> dict[str, float]:
         """What one number says, by name."""
-        names = ("agreement", "divergence", "difference")
+        names = ("explained", "agreement", "divergence", "difference")
         return {name: getattr(self, name) for name in names}
 
     def per_class(self) -> dict[str, FloatArray]:
@@ -106,18 +107,17 @@ class AgreementStats(TaggingStats):
                 "some scores are not finite, so they agree with nothing; the model "
                 "that gave them has diverged"
             )
-        student, teacher = (
-            self._log_probabilities(ours),
-            self._log_probabilities(theirs),
-        )
-        divergence = [
-            np.exp(said) * (said - answered)
-            for said, answered in zip(teacher, student, strict=True)
-        ]
+        student = self._log_probabilities(ours)
+        teacher = self._log_probabilities(theirs)
+        # What a student would come to that says the same of every clip
+        average = [np.log(np.exp(said).mean(axis=0)) for said in teacher]
+        at_most = _divergence(teacher, average)
+        divergence = _divergence(teacher, student)
         difference = np.abs(np.exp(student[0]) - np.exp(teacher[0]))
         return AgreementScores(
+            explained=1 - divergence / at_most if at_most else float(not divergence),
             agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-            divergence=float(sum(divergence).sum(axis=1).mean()),
+            divergence=divergence,
             difference=float(difference.mean()),
             num_clips=len(ours),
             num_classes=ours.shape[1],
@@ -132,3 +132,12 @@ class AgreementStats(TaggingStats):
         return [
             torch.nn.functional.logsigmoid(sign * values).numpy() for sign in (1, -1)
         ]
+
+
+def _divergence(teacher: list[NDArray], student: list[NDArray]) -> float:
+    """Kullback-Leibler's, of log-probabilities [N, K]: nats a clip."""
+    each = [
+        np.exp(said) * (said - answered)
+        for said, answered in zip(teacher, student, strict=True)
+    ]
+    return float(sum(each).sum(axis=1).mean())

@@ -7,7 +7,6 @@ Interrupted, the same command goes on where it stopped. What it leaves in
 OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
 
-import hashlib
 import logging
 import statistics
 import sys
@@ -30,7 +29,7 @@ from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.data.splits import Split
+from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.targets import LabelSummary
 from efficientat_plugin.evaluation import whole_clip_scores
@@ -155,10 +154,7 @@ def refuse_another_run(run: Run) -> None:
     """Other clips, or another start, would go on from what this folder holds."""
     keys = ("dataset", "pretrained", "probe_ridge", "number_of_epochs")
     this = {key: run.hparams[key] for key in keys}
-    ids = run.clips.rows.select_columns(["video_id"])["video_id"][:]
-    for side, rows in run.split._asdict().items():
-        names = "\n".join(ids[row] for row in rows)
-        this[side] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    this |= split_digest(run.clips.rows, run.split)
     done = [*run.folder.glob("save/CKPT*"), *run.folder.glob("model")]
     claim_folder(run.folder, this, started=bool(done))
 

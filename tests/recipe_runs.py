@@ -12,8 +12,14 @@ import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("recipe", sys.argv[1])
 recipe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipe)
+refused = False
 for arguments in json.loads(sys.argv[2]):
-    recipe.main(arguments)
+    try:
+        recipe.main(arguments)
+    except SystemExit as stop:
+        print(stop.code)
+        refused = True
+sys.exit(refused)
 """
 
 
@@ -25,7 +31,7 @@ def arguments_of(yaml, **options):
     return arguments
 
 
-def run_recipe(recipe, calls):
+def run_recipe(recipe, calls, folder=None, expect=0):
     """Runs ``recipes/{recipe}.py`` for each list of arguments; what it printed."""
     path = str(REPOSITORY / "recipes" / f"{recipe}.py")
     done = subprocess.run(
@@ -34,6 +40,7 @@ def run_recipe(recipe, calls):
         capture_output=True,
         text=True,
         timeout=300,
+        cwd=folder,
     )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert done.returncode == expect, (done.stdout + done.stderr)[-3000:]
     return done.stdout + done.stderr

@@ -29,6 +29,7 @@ def test_who_says_the_same_agrees_wholly(target):
     stats.append(IDS, said)
     scores = stats.summarize()
     assert (scores.agreement, scores.divergence, scores.difference) == (1.0, 0.0, 0.0)
+    assert scores.explained == 1.0
 
 
 @pytest.mark.parametrize("target", ["multilabel", "multiclass"])
@@ -49,6 +50,17 @@ def test_the_divergence_is_that_of_torch(target):
     assert scores.divergence == pytest.approx(float(expected), rel=1e-5)
     assert scores.agreement == float((said.argmax(1) == ours.argmax(1)).double().mean())
     np.testing.assert_allclose(scores.difference_by_class.mean(), scores.difference)
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_who_always_says_the_average_explains_nothing(target):
+    said = torch.randn(4, 5).double()
+    likely = said.sigmoid() if target == "multilabel" else said.softmax(1)
+    average = likely.mean(0)
+    ours = average.logit() if target == "multilabel" else average.log()
+    stats = stats_of(said, target=target)
+    stats.append(IDS, ours.expand(4, -1))
+    assert stats.summarize().explained == pytest.approx(0.0, abs=1e-5)
 
 
 def test_clips_that_the_teacher_never_heard_are_left_out():

@@ -5,6 +5,7 @@ import pytest
 import soundfile
 
 from efficientat_plugin.data.labelled import open_labelled, runs_of
+from efficientat_plugin.data.targets import LabelTable
 
 
 def rows_of(labels, **columns):
@@ -71,3 +72,17 @@ def test_a_side_without_labels_is_refused():
     rows = rows_of([["a"], ["b"], []] * 2, split=sides)
     with pytest.raises(ValueError, match=r"no clip to test on \(given\) has a label"):
         runs_of(rows, valid_share=0.0)
+
+
+def test_a_folder_of_sounds_needs_no_labels_where_classes_are_given(table):
+    folder = table.parent
+    clips = open_labelled(
+        folder, {}, "multilabel", LabelTable("xyz", "XYZ"), form="sounds"
+    )
+    assert clips.rows["video_id"][:] == [str(number) for number in range(8)]
+    assert not any(clips.rows["labels"]) and clips.labels.names == ("X", "Y", "Z")
+    split = runs_of(clips.rows, valid_share=0.25, test_share=0.25)["random"]
+    assert [len(side) for side in split] == [5, 1, 2]
+    (folder / "none").mkdir()
+    with pytest.raises(FileNotFoundError, match="none holds no audio"):
+        open_labelled(folder / "none", {}, form="sounds")

@@ -189,7 +189,6 @@ def test_clips_without_labels_are_dealt_out_too():
             {},
             r"the 2 clips have 1 class \(dog\); .* takes clips of two or more",
         ),
-        (rows_of([[], []]), {}, r"the 2 clips have 0 classes \(no labels\)"),
         (
             rows_of(["dog", "cat"]),
             {},
@@ -242,6 +241,13 @@ def test_an_unknown_fold_is_refused(folds):
     rows = rows_of(["a"] * 6, fold=list("112233"))
     with pytest.raises(ValueError, match="must be two of the folds 1, 2, 3"):
         split_by_fold(rows, *folds)
+
+
+def test_clips_without_labels_are_split_by_number():
+    rows = rows_of([[] for _ in range(20)])
+    assert [len(side) for side in split_rows(rows, 0.2, 0.3)] == [10, 4, 6]
+    grouped = rows_of([[] for _ in range(20)], ["x"] * 3 + ["y"] * 3 + [None] * 14)
+    assert_laws(grouped, split_rows(grouped, 0.2, 0.3))
 
 
 def test_usual_names_of_splits_are_understood_and_others_refused():

@@ -1,7 +1,7 @@
 """From clips to batches: data sets, at random access or in passing."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import datasets
 import numpy as np
@@ -145,6 +145,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         Of this process.
     world_size : int
         Number of processes, which share the stream.
+    passed_over : Container of str
+        Ids of clips to leave out, not even decoded.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        passed_over: Container[str] = (),
     ) -> None:
         if world_size > 1 and clips_per_epoch is None:
             raise ValueError(
@@ -176,6 +179,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.clips_per_epoch = clips_per_epoch
         self.seed = seed
         self.world_size = world_size
+        self.passed_over = passed_over
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -189,6 +193,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         for row in self.rows:
             if remaining <= 0:
                 break
+            if str(row["video_id"]) in self.passed_over:
+                continue
             try:
                 clip = self.reader.read(row)
             except UnreadableClip as error:

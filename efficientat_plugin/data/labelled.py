@@ -33,6 +33,7 @@ def open_labelled(
     dataset: str | Path,
     facts: Mapping[str, Any] | str | Path,
     target: str = "auto",
+    labels: LabelTable | None = None,
     **given: Any,
 ) -> LabelledClips:
     """Reads a table of clips and finds out what its labels are.
@@ -46,6 +47,8 @@ def open_labelled(
     target : str
         "multiclass", "multilabel", or "auto": the former where every clip has one
         class.
+    labels : LabelTable or None
+        What K means; None: the classes of the facts, or those that are found.
     **given
         Arguments of ``read_table`` that go before the facts, unless they are None,
         "auto" or empty.
@@ -78,7 +81,8 @@ def open_labelled(
     given = {key: value for key, value in given.items() if value not in unset}
     arguments = dict(facts) | given
     rows = read_table(dataset, **arguments)
-    labels = label_table(rows, arguments.get("classes"))
+    if labels is None:
+        labels = label_table(rows, arguments.get("classes"))
     if target == "auto":
         one_each = all(len(set(names)) == 1 for names in rows["labels"] if names)
         target = "multiclass" if one_each else "multilabel"
@@ -119,7 +123,8 @@ def runs_of(
     Raises
     ------
     ValueError
-        For another kind, a column that is not there, or a side without labels.
+        For another kind, a column that is not there, or, of labelled clips, a side
+        without labels.
 
     Example
     -------
@@ -147,11 +152,12 @@ def runs_of(
         folds = sorted({str(each) for each in rows["fold"] if each})
         folds = folds if fold is None else [str(fold)]
         tests = {f"fold{each}": split_by_fold(rows, each) for each in folds}
-    runs = {}
+    runs, labelled = {}, any(rows["labels"]) if "labels" in columns else False
     for name, split in tests.items():
         if not split.valid:
             split = with_validation(rows, split, valid_share, seed)
-        _refuse_without_labels(rows, split, name)
+        if labelled:
+            _refuse_without_labels(rows, split, name)
         runs[name] = split
     return runs
 

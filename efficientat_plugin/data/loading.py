@@ -7,25 +7,28 @@ import torch
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import ClipBatch
-from efficientat_plugin.data.clips import Clips, collate
+from efficientat_plugin.data.clips import Clips, ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 
 
 def read_batches(
-    clips: Clips,
+    clips: Clips | ClipStream,
     description: str | None = None,
     max_unreadable_share: float = 0.01,
+    num_clips: int | None = None,
     **loader_options: Any,
 ) -> Iterator[ClipBatch]:
     """Reads clips once, in order; those that cannot be read are named and left out.
 
     Arguments
     ---------
-    clips : Clips
+    clips : Clips or ClipStream
     description : str or None
         Of the progress bar; None: no bar.
     max_unreadable_share : float
         More than this is an error.
+    num_clips : int or None
+        To come, for the bar; None: all of them, or nobody knows of a stream.
     **loader_options
         Of ``torch.utils.data.DataLoader``, as ``batch_size=32``.
 
@@ -55,7 +58,9 @@ def read_batches(
     skipped = SkippedClips(max_unreadable_share)
     loader = torch.utils.data.DataLoader(clips, collate_fn=collate, **loader_options)
     hidden = description is None
-    with tqdm(total=len(clips), desc=description, unit="clip", disable=hidden) as bar:
+    if num_clips is None and isinstance(clips, Clips):
+        num_clips = len(clips)
+    with tqdm(total=num_clips, desc=description, unit="clip", disable=hidden) as bar:
         for batch in loader:
             skipped.add(batch.skipped, len(batch.clip_id))
             if batch.clip_id:

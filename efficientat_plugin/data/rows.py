@@ -6,11 +6,12 @@ and `datasets` never decodes their sound.
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
@@ -23,7 +24,7 @@ HUB_TIMEOUT_SECONDS = 10
 
 def load_rows(
     dataset: str,
-    split: str,
+    split: str | None,
     streaming: bool = False,
     config: str | None = None,
     cache_dir: str | None = None,
@@ -35,9 +36,11 @@ def load_rows(
     dataset : str
         Hub id; or a folder of Parquet files (``data/<split>/*.parquet``,
         ``<split>/*.parquet`` or ``<split>*.parquet``), of ``save_to_disk``, or of
-        audio files with the official ``<split>_segments.csv``; or a Parquet file.
-    split : str
-        Its name; several, joined by "+", follow each other.
+        audio files with the official ``<split>_segments.csv``; or a Parquet file; or
+        a folder of audio files that nobody labelled.
+    split : str | None
+        Its name; several, joined by "+", follow each other. None: all audio files of
+        a folder, unlabelled, a clip's id being its name from there on.
     streaming : bool
         Rows in passing, for what does not fit the disk: an ``IterableDataset``.
     config : str | None
@@ -53,8 +56,11 @@ def load_rows(
         If a column is missing.
     """
     parts = []
-    names = split.split("+")
     path = Path(dataset).expanduser()
+    if split is None:
+        rows = _read_audio_folder(path)
+        return rows.to_iterable_dataset() if streaming else rows
+    names = split.split("+")
     if len(names) > 1 and (path.is_file() or (path / "state.json").is_file()):
         raise ValueError(
             f"{dataset} is one split, but split={split!r} names {len(names)}; name one"
@@ -100,7 +106,8 @@ def _load_split(
         raise FileNotFoundError(
             f"{path} holds no split {split!r}: expected {split}/*.parquet, "
             f"data/{split}/*.parquet, {split}*.parquet, {split}_segments.csv with "
-            "audio files, or a save_to_disk folder; pass the right folder or split"
+            "audio files, or a save_to_disk folder; pass the right folder or split, or "
+            "none to take all audio files as unlabelled"
         )
     return datasets.load_dataset(
         "parquet",
@@ -142,6 +149,28 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
     return []
 
 
+def _read_audio_folder(folder: Path) -> datasets.Dataset:
+    """Rows of the audio files below a folder, none of them labelled."""
+    files = [
+        file.relative_to(folder)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".")
+    ]
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} is no folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
+            "name one, or the split of a data set"
+        )
+    ids = [(file.parent / youtube_id(file.name)).as_posix() for file in files]
+    # In Arrow from the start: a dictionary for each of millions of files is much.
+    paths = pa.array([str(folder / file) for file in files])
+    nothing = pa.nulls(len(files), pa.binary())
+    audio = pa.StructArray.from_arrays([nothing, paths], ["bytes", "path"])
+    labels = pa.array([[]] * len(files), pa.list_(pa.string()))
+    table = pa.table({"video_id": pa.array(ids), "audio": audio, "labels": labels})
+    return datasets.Dataset(datasets.table.InMemoryTable(table))
+
+
 def _read_segments(segments: Path) -> datasets.Dataset:
     """Rows of an official segments CSV for whose clips there is an audio file."""
     files = {
@@ -171,6 +200,16 @@ def _read_segments(segments: Path) -> datasets.Dataset:
     return datasets.Dataset.from_dict(
         {"video_id": ids, "audio": audio, "labels": labels}
     )
+
+
+def labels_of_rows(
+    rows: datasets.Dataset, table: LabelTable
+) -> Iterator[tuple[str, list[int]]]:
+    """Id and class indices of each of map-style rows, in passing; reads no audio."""
+    metadata = rows.select_columns(["video_id", "labels"])
+    for batch in metadata.iter(batch_size=10_000):
+        for clip_id, labels in zip(batch["video_id"], batch["labels"], strict=True):
+            yield str(clip_id), table.indices(labels or ())[0]
 
 
 def summarize_rows(rows: datasets.Dataset, table: LabelTable) -> LabelSummary:

@@ -101,6 +101,16 @@ def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
     return _of_splits({"train": rows}, path.name, folder, path.parent)
 
 
+def read_sounds(folder: Path) -> Source:
+    """All audio below a folder, of which nothing is known."""
+    names, _ = list_audio(folder)
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no audio ({', '.join(AUDIO_SUFFIXES)})"
+        )
+    return Source(folder.name, {"file": names, "label": [None] * len(names)}, folder)
+
+
 def read_class_folders(folder: Path) -> Source:
     """``<class>/.../<clip>``, or ``<split>/<class>/.../<clip>``."""
     names, others = list_audio(folder)
@@ -110,7 +120,7 @@ def read_class_folders(folder: Path) -> Source:
         raise FileNotFoundError(
             f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
             f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
-            f"{found or 'no files'}"
+            f"{found or 'no files'}; of sound without labels, say form=sounds"
         )
     if len(inside) < len(names):
         outside = len(names) - len(inside)

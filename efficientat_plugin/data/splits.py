@@ -4,6 +4,7 @@ Clips of one ``group`` (a recording, a place) never stand on both sides: a netwo
 be tested on what it has heard.
 """
 
+import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -38,8 +39,9 @@ def split_rows(
     """Splits rows at random: groups whole, each class in proportion.
 
     Where clips have one label and no group, each side has the share of each class to
-    within a clip; elsewhere, as nearly as groups and labels allow. The outcome depends
-    on the seed and on ids and groups, not on the order of rows.
+    within a clip; elsewhere, as nearly as groups and labels allow. Clips without any
+    label are split by number alone. The outcome depends on the seed and on ids and
+    groups, not on the order of rows.
 
     Arguments
     ---------
@@ -193,6 +195,23 @@ def with_validation(
     return split._replace(train=train, valid=[split.train[row] for row in inner.valid])
 
 
+def split_digest(rows: datasets.Dataset, split: Split) -> dict[str, str]:
+    """What tells one split from another: a digest of the ids of each side.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"video_id": ["a", "b"]})
+    >>> split_digest(rows, Split([0], [], [1]))["train"]
+    'ca978112ca1bbdca'
+    """
+    ids = rows.select_columns(["video_id"])["video_id"][:]
+    digests = {}
+    for side, places in split._asdict().items():
+        names = "\n".join(ids[place] for place in places)
+        digests[side] = hashlib.sha256(names.encode()).hexdigest()[:16]
+    return digests
+
+
 def _column(rows: datasets.Dataset, name: str) -> list:
     if name not in rows.column_names:
         raise ValueError(
@@ -278,11 +297,10 @@ def _refuse_too_few(
     names: Sequence[str],
     shares: Sequence[float],
 ) -> None:
-    if len(counts) < 2:
+    if len(counts) == 1:  # without any, there is nothing to keep in proportion
         raise ValueError(
-            f"the {num_rows} clips have {len(counts)} class"
-            f"{'' if len(counts) == 1 else 'es'} ({', '.join(counts) or 'no labels'}); "
-            "to split them by class takes clips of two or more"
+            f"the {num_rows} clips have 1 class ({', '.join(counts)}); to split them "
+            "by class takes clips of two or more"
         )
     if len(units) < len(names):
         kind = "clips" if len(units) == num_rows else f"groups (of {num_rows} clips)"

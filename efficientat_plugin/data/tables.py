@@ -20,6 +20,7 @@ from efficientat_plugin.data.sources import (
     find_tables,
     read_class_folders,
     read_rows,
+    read_sounds,
     read_table_file,
 )
 from efficientat_plugin.data.targets import LabelTable
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 NAMED_FOLDERS: dict[str, Callable[[Path], Source]] = {
     "class_folders": read_class_folders,
+    "sounds": read_sounds,
     "fsd50k_folder": read_fsd50k_folder,
     "tau2020_folder": read_tau2020_folder,
 }
@@ -71,8 +73,8 @@ def read_table(
         one of them and audio; a ``save_to_disk`` folder or one of Parquet files; or a
         hub id.
     form : str
-        "auto" finds it out; "class_folders", "fsd50k_folder" or "tau2020_folder" say
-        what the folder is.
+        "auto" finds it out; "class_folders", "sounds" (without labels),
+        "fsd50k_folder" or "tau2020_folder" say what the folder is.
     audio_column : str | None
         File names or the sound itself; None: sound if there is any, or else a usual
         name such as ``filename``.
@@ -164,7 +166,7 @@ def read_table(
     rows, kept = rows_with_sound(
         source, table, kept, audio_column, id_column, audio_folder
     )
-    if not any(table["labels"][row] for row in kept):
+    if form != "sounds" and not any(table["labels"][row] for row in kept):
         raise ValueError(
             f"no clip of {source.name} has a label in column {labels}; name another "
             "one with label_column"

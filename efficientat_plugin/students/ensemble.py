@@ -1,6 +1,7 @@
 """Students with ears: each hears waveforms through the front end it was trained on."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class HeardStudent(nn.Module):
         """K"""
         return self.student.num_classes
 
+    @property
+    def min_samples(self) -> int:
+        """What the front end needs for a frame."""
+        return self.log_mel.n_fft // 2 + 2
+
     def forward(self, waveform: Tensor) -> StudentOutput:
         """[B, N] -> [B, K], [B, D]"""
         return self.student(self.log_mel(waveform).unsqueeze(1))
@@ -56,13 +62,16 @@ class Ensemble(nn.Module):
 
     Arguments
     ---------
-    members : Sequence[HeardStudent]
-        One or more, of the same classes and sample rate.
+    members : Sequence[nn.Module]
+        One or more, of the same classes and sample rate: each a `HeardStudent`, or any
+        [B, N] -> StudentOutput with ``num_classes`` and ``sample_rate``.
+    weights : Sequence[float] or None
+        Of the members' logits, 0 or more; only how they relate counts. None: alike.
 
     Raises
     ------
     ValueError
-        For none, and for members that do not go together.
+        For none, for members that do not go together, and for weights that are none.
 
     Example
     -------
@@ -73,40 +82,64 @@ class Ensemble(nn.Module):
     (torch.Size([2, 3]), torch.Size([2, 288]))
     """
 
-    def __init__(self, members: Sequence[HeardStudent]) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], weights: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         if not members:
             raise ValueError("no student was named; list_students() has the published")
-        for name, found in (
-            ("num_classes", [member.student.num_classes for member in members]),
-            ("sample_rate", [member.log_mel.sample_rate for member in members]),
-        ):
-            if len(set(found)) > 1:
+        found: dict[str, list[Any]] = {
+            name: [getattr(member, name) for member in members]
+            for name in ("num_classes", "sample_rate")
+        }
+        for name, values in found.items():
+            if len(set(values)) > 1:
                 raise ValueError(
-                    f"the members of an ensemble have {name} {found}; they must agree"
+                    f"the members of an ensemble have {name} {values}; they must agree"
                 )
         self.members = nn.ModuleList(members)
-        self._heard = tuple(members)  # typed, and in no state dict
-        self.num_classes = members[0].student.num_classes
-        self.sample_rate = members[0].log_mel.sample_rate
-        # What the front ends need for a frame
-        self.min_samples = max(m.log_mel.n_fft // 2 + 2 for m in members)
+        self._heard = tuple(members)  # in no state dict
+        self.num_classes: int = found["num_classes"][0]
+        self.sample_rate: int = found["sample_rate"][0]
+        self.min_samples: int = max(getattr(m, "min_samples", 1) for m in members)
+        self.weights = None if weights is None else _shares(weights, len(members))
 
     def forward(self, waveform: Tensor) -> StudentOutput:
         """[B, N] -> [B, K], [B, D of all members]"""
         outputs = [member(waveform) for member in self.members]
         return StudentOutput(
-            torch.stack([output.logits for output in outputs]).mean(dim=0),
+            self.average(torch.stack([output.logits for output in outputs])),
             torch.cat([output.embedding for output in outputs], dim=1),
         )
+
+    def average(self, logits: Tensor) -> Tensor:
+        """Of the members, as they are weighted: [members, B, K] -> [B, K]"""
+        if self.weights is None:
+            return logits.mean(dim=0)
+        return torch.einsum("mbk,m->bk", logits, logits.new_tensor(self.weights))
 
     def sha256(self) -> str:
         """Digest of all weights, names included."""
         digest = hashlib.sha256()
-        students = nn.ModuleList([member.student for member in self._heard])
-        for name, value in sorted(students.state_dict().items()):
-            digest.update(name.encode() + value.cpu().numpy().tobytes())
+        networks = nn.ModuleList(
+            [m.student if isinstance(m, HeardStudent) else m for m in self._heard]
+        )
+        for name, value in sorted(networks.state_dict().items()):
+            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(name.encode() + content.numpy().tobytes())
+        if self.weights is not None:
+            digest.update(repr(self.weights).encode())
         return digest.hexdigest()
+
+
+def _shares(weights: Sequence[float], count: int) -> tuple[float, ...]:
+    legal = all(math.isfinite(weight) and weight >= 0 for weight in weights)
+    if len(weights) != count or not legal or not sum(weights):
+        raise ValueError(
+            f"weights={list(weights)} must be {count} numbers, one for each member, 0 "
+            "or more and not all 0"
+        )
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def load_ensemble(

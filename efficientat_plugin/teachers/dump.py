@@ -1,37 +1,165 @@
 """From a teacher to its stored logits: every clip once, whatever interrupts."""
 
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+from datasets.distributed import split_dataset_by_node
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.contracts import ClipBatch
+from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.parquet import waveform_digest
-from efficientat_plugin.students.ensemble import Ensemble
+from efficientat_plugin.teachers.even_sample import EvenSample
+from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.verify import MAX_SAMPLE
 from efficientat_plugin.teachers.writer import StoreWriter
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Batches:
+    """Rows to hear, dealt out to processes: a ``batch_sampler``.
+
+    A row's batch depends on the data set and ``batch_size`` alone, not on what is
+    stored already nor on who hears it, so that a run that was killed ends with the
+    same logits, bit for bit.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        Of rows with one ``video_id`` the first is heard.
+    stored : LogitsStore
+        Its clips are not heard again.
+    batch_size : int
+    rank : int
+        Of this process.
+    world_size : int
+        Number of processes.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        stored: LogitsStore,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        first, known = _first_rows(rows, stored)
+        self.num_clips, self.num_stored = len(first), int(known.sum())
+        self._rows = first[~known]
+        batch_of = (np.arange(len(first)) // batch_size)[~known]
+        starts = np.flatnonzero(np.diff(batch_of, prepend=-1))
+        # Neighbours stay together, so that a process reads on where it is.
+        shares = np.linspace(0, len(starts), world_size + 1).round().astype(np.int64)
+        bounds = np.append(starts, len(batch_of))
+        self._bounds = bounds[shares[rank] : shares[rank + 1] + 1]
+
+    @property
+    def num_remaining(self) -> int:
+        """Clips for this process to hear."""
+        return int(self._bounds[-1] - self._bounds[0])
+
+    def __len__(self) -> int:
+        return len(self._bounds) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for start, stop in pairwise(self._bounds):
+            yield self._rows[start:stop].tolist()
+
+
+def _first_rows(
+    rows: datasets.Dataset, stored: LogitsStore
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The first row of each clip, ascending, and whether the store has the clip."""
+    # Bytes, not strings: of AudioSet's two million ids these are 22 MB.
+    ids, known = [np.empty(0, "S1")], [np.empty(0, bool)]
+    for batch in rows.select_columns(["video_id"]).iter(batch_size=10_000):
+        names = [str(clip_id) for clip_id in batch["video_id"]]
+        ids.append(np.array([name.encode(errors="surrogatepass") for name in names]))
+        known.append(stored.rows(names) >= 0)
+    first = np.unique(np.concatenate(ids), return_index=True)[1]
+    first.sort()
+    return first, np.concatenate(known)[first]
+
+
+def check_precision(precision: str, device: str | torch.device) -> None:
+    """Refuses what a device does not compute in.
+
+    Raises
+    ------
+    ValueError
+        For an unknown precision, and for "fp16" on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision={precision!r} must be one of {', '.join(PRECISIONS)}"
+        )
+    if precision == "fp16" and torch.device(device).type == "cpu":
+        raise ValueError(
+            "precision=fp16 is for GPUs, and this is a CPU; choose bf16, or fp32"
+        )
+
+
+def hear(
+    teacher: nn.Module, waveform: Tensor, device: str | torch.device, precision: str
+) -> Tensor:
+    """What a teacher says, on the CPU in float32: [B, N] -> [B, K].
+
+    Raises
+    ------
+    ValueError
+        If the device has not the memory; says which batch size to try.
+    """
+    kind = torch.device(device).type
+    reduced = precision != "fp32"
+    try:
+        with torch.autocast(
+            kind, dtype=PRECISIONS[precision] if reduced else None, enabled=reduced
+        ):
+            return teacher(waveform.to(device)).logits.float().cpu()
+    except torch.OutOfMemoryError as error:
+        size = len(waveform)
+        smaller = f"pass --batch_size {size // 2}"
+        raise ValueError(
+            f"a batch of {size} clips is too much for the memory of {device}; "
+            + (smaller if size > 1 else "use a device with more, or --precision bf16")
+        ) from error
 
 
 @torch.inference_mode()
 def store_logits(
     writer: StoreWriter,
-    teacher: Ensemble,
-    rows: datasets.Dataset,
+    teacher: nn.Module,
+    rows: datasets.Dataset | datasets.IterableDataset,
     reader: ClipReader,
     device: str | torch.device = "cpu",
     max_unreadable_share: float = 0.01,
+    *,
+    stored: LogitsStore | None = None,
+    batch_size: int = 16,
+    precision: str = "fp32",
+    rank: int = 0,
+    world_size: int = 1,
+    num_clips: int | None = None,
     **loader_options: Any,
-) -> None:
+) -> list[tuple[str, list[int]]]:
     """Appends what a teacher says of all clips that the store does not know yet.
 
     Arguments
     ---------
     writer : StoreWriter
         Open, of this teacher.
-    teacher : Ensemble
-        On ``device``.
-    rows : datasets.Dataset
+    teacher : nn.Module
+        On ``device``: [B, N] -> StudentOutput.
+    rows : datasets.Dataset or datasets.IterableDataset
         From ``load_rows`` or ``read_table``; of rows with one ``video_id`` the first
         is heard.
     reader : ClipReader
@@ -39,26 +167,85 @@ def store_logits(
     device : str or torch.device
     max_unreadable_share : float
         More than this is an error.
+    stored : LogitsStore or None
+        Whose clips are not heard again; None: that of ``writer``.
+    batch_size : int
+        Clips heard at once, and committed at once.
+    precision : str
+        "fp32", "bf16" or "fp16" (not on a CPU), of the teacher.
+    rank : int
+        Of this process; only the first shows a bar.
+    world_size : int
+        Number of processes, which share the clips; each has a writer of its own.
+    num_clips : int or None
+        Of a stream, for the bar; None: nobody knows.
     **loader_options
         Of ``torch.utils.data.DataLoader``.
+
+    Returns
+    -------
+    list of (str, list of int)
+        Id and classes of clips heard, an even sample of them: what ``verify`` takes.
 
     Raises
     ------
     TooManyUnreadable
         If too many clips cannot be read; what was heard is stored.
+    ValueError
+        If a logit is not finite, the memory does not suffice, or the device has not
+        this precision; what was heard before is stored.
     """
-    ids = rows.select_columns(["video_id"])["video_id"]
-    first_row = {str(clip_id): row for row, clip_id in reversed(list(enumerate(ids)))}
-    if len(first_row) < len(ids):
+    check_precision(precision, device)
+    stored = LogitsStore(writer.path) if stored is None else stored
+    clips: Clips | ClipStream
+    if isinstance(rows, datasets.Dataset):
+        batches = Batches(rows, stored, batch_size, rank, world_size)
+        _say_what_is_there(len(rows), batches, rank)
+        clips, num_clips = Clips(rows, reader), batches.num_remaining
+        loader_options |= {"batch_sampler": batches}
+    else:
+        if world_size > 1:
+            rows = split_dataset_by_node(rows, rank, world_size)
+        clips = ClipStream(rows, reader, passed_over=stored)
+        if num_clips is not None:
+            num_clips = max(num_clips - len(stored), 0) // world_size
+        loader_options |= {"batch_size": batch_size}
+    heard: EvenSample[tuple[str, list[int]]] = EvenSample(MAX_SAMPLE)
+    for batch in read_batches(
+        clips,
+        None if rank else "teacher",
+        max_unreadable_share,
+        num_clips,
+        **loader_options,
+    ):
+        new = _new_clips(batch, writer)
+        if not new:
+            continue
+        waveform = batch.waveform[new]
+        logits = hear(teacher, waveform, device, precision)
+        digests = [waveform_digest(clip.numpy()) for clip in waveform]
+        writer.append([batch.clip_id[place] for place in new], logits, digests)
+        for place in new:
+            classes = batch.labels[place].nonzero()[:, 0].tolist()
+            heard.add((batch.clip_id[place], classes))
+    return heard.sample()
+
+
+def _say_what_is_there(num_rows: int, batches: Batches, rank: int) -> None:
+    if rank:
+        return
+    if batches.num_clips < num_rows:
         print(
-            f"{len(ids) - len(first_row)} rows repeat the video_id of another; the "
+            f"{num_rows - batches.num_clips} rows repeat the video_id of another; the "
             "first of each is heard"
         )
-    remaining = sorted(row for name, row in first_row.items() if name not in writer)
-    stored = len(first_row) - len(remaining)
-    print(f"{stored} of {len(first_row)} clips are stored already")
-    clips = Clips(rows.select(remaining), reader)
-    for batch in read_batches(clips, "teacher", max_unreadable_share, **loader_options):
-        logits = teacher(batch.waveform.to(device)).logits.float().cpu()
-        digests = [waveform_digest(clip.numpy()) for clip in batch.waveform]
-        writer.append(batch.clip_id, logits, digests)
+    print(f"{batches.num_stored} of {batches.num_clips} clips are stored already")
+
+
+def _new_clips(batch: ClipBatch, writer: StoreWriter) -> list[int]:
+    """Places of clips to hear: a stream may bring one several times."""
+    first = {clip_id: n for n, clip_id in reversed(list(enumerate(batch.clip_id)))}
+    known = writer.knows(batch.clip_id)
+    return [
+        n for n, clip in enumerate(batch.clip_id) if first[clip] == n and not known[n]
+    ]

@@ -6,12 +6,12 @@ labels of the data set, which cost nothing to read, are held against the store.
 
 import math
 import operator
-from array import array
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from efficientat_plugin.teachers.even_sample import EvenSample
 from efficientat_plugin.teachers.store import LogitsStore
 
 MIN_LABELLED = 20  # labelled clips; fewer give no verdict
@@ -175,7 +175,7 @@ def verify(
     if len(rows) < MIN_LABELLED:
         return report
     shuffled = _Shuffled(
-        _standardise(store._logits[rows]), _mark(labels, store.manifest.num_classes)
+        _standardise(store.logits(rows)), _mark(labels, store.manifest.num_classes)
     )
     everything = np.arange(len(rows))
     if shuffled.deviation(everything) < MIN_DEVIATION:  # the same labels everywhere
@@ -225,7 +225,7 @@ class _Shuffled:
 
 
 def _standardise(logits: np.ndarray) -> np.ndarray:
-    scores = logits.astype(np.float32)
+    scores = np.array(logits, np.float32)
     scores -= scores.mean(axis=0, dtype=np.float64)
     spread = scores.std(axis=0, dtype=np.float64)
     # A class that the teacher says the same of everywhere tells nothing.
@@ -246,8 +246,7 @@ def _gather(
     """Clips, known ones, and rows and labels of those known and labelled, of which
     an even sample if they are many."""
     count, known = 0, 0
-    # Flat arrays: a data set may have millions of clips.
-    kept_rows, kept_classes, ends = array("q"), array("q"), array("q")
+    kept: EvenSample[tuple[int, list[int]]] = EvenSample(MAX_SAMPLE)
     for batch in _batches(clips, 4096):
         rows = store.rows([clip_id for clip_id, _ in batch])
         count += len(batch)
@@ -255,20 +254,15 @@ def _gather(
         for row, (clip_id, classes) in zip(rows.tolist(), batch, strict=True):
             indices = _class_indices(clip_id, classes, store.manifest.num_classes)
             if row >= 0 and indices:
-                kept_rows.append(row)
-                kept_classes.extend(indices)
-                ends.append(len(kept_classes))
+                kept.add((row, indices))
     if not count:
         raise ValueError("clips is empty; give a pair of id and classes per clip")
-    chosen = np.arange(len(kept_rows))
-    if len(chosen) > MAX_SAMPLE:
-        chosen = np.linspace(0, len(chosen) - 1, MAX_SAMPLE).astype(np.int64)
-    starts = array("q", [0]) + ends
+    sample = kept.sample()
     return (
         count,
         known,
-        np.array(kept_rows, dtype=np.int64)[chosen],
-        [np.array(kept_classes[starts[c] : ends[c]]) for c in chosen],
+        np.array([row for row, _ in sample], dtype=np.int64),
+        [np.array(indices) for _, indices in sample],
     )
 
 

@@ -1,26 +1,24 @@
 """Writing a store of logits, so that a job killed at any byte loses one append."""
 
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from efficientat_plugin.teachers.store import (
+from efficientat_plugin.teachers.clip_index import MAX_ID_BYTES, ClipIndex
+from efficientat_plugin.teachers.manifest import (
     CLIPS,
-    FORMAT,
     LOGITS,
     MANIFEST,
-    MAX_ID_BYTES,
-    VERSION,
     Manifest,
     file_size,
     read_manifest,
 )
+from efficientat_plugin.teachers.top_k import pack
 
 try:
     import fcntl
@@ -28,6 +26,7 @@ except ImportError:  # Windows: there, two writers at once go unnoticed
     fcntl = None  # type: ignore[assignment]
 
 FLOAT16_MAX = 65504.0
+MAX_RECENT = 1 << 16  # ids held as strings until the index takes them up
 
 
 def _prepare_folder(path: Path) -> None:
@@ -48,20 +47,13 @@ def _prepare_folder(path: Path) -> None:
 
 
 def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
-    for name in [field.name for field in fields(Manifest)][:6]:
-        here, given = getattr(stored, name), getattr(wanted, name)
+    for name, given in wanted.kind.items():
+        here = stored.kind[name]
         if here != given:
             raise ValueError(
                 f"{name}={given!r} differs from {name}={here!r} of the store at "
                 f"{path}; logits of one store are of one kind, so write to another"
             )
-
-
-def _read_ids(path: Path, manifest: Manifest) -> Iterator[str]:
-    if manifest.count:
-        with open(path / CLIPS, encoding="utf-8", newline="\n") as clips:
-            for line in clips:
-                yield line.split("\t")[0]
 
 
 def _is_clean(name: str) -> bool:
@@ -112,6 +104,8 @@ class StoreWriter:
         The window it hears.
     teacher_sha256 : str or None
         Digest of its weights.
+    top_k : int or None
+        Classes to keep of each row, the highest; None: all.
 
     Raises
     ------
@@ -134,6 +128,7 @@ class StoreWriter:
         sample_rate: int,
         clip_seconds: float,
         teacher_sha256: str | None = None,
+        top_k: int | None = None,
     ) -> None:
         wanted = Manifest(
             teacher,
@@ -142,6 +137,7 @@ class StoreWriter:
             num_classes,
             sample_rate,
             clip_seconds,
+            top_k=top_k,
         )
         self.path = Path(os.path.abspath(path))
         _prepare_folder(self.path)
@@ -158,7 +154,8 @@ class StoreWriter:
             lengths = self.manifest.logits_bytes, self.manifest.clips_bytes
             for file, length in zip(self._files, lengths, strict=True):
                 file.truncate(length)
-            self._ids = set(_read_ids(self.path, self.manifest))
+            self._index = ClipIndex(self.path, self.manifest)
+            self._recent: set[str] = set()
         except BaseException:
             self.close()
             raise
@@ -180,11 +177,7 @@ class StoreWriter:
             os.fsync(file.fileno())
         aside = self.path / f"{MANIFEST}.partial"
         with open(aside, "w", encoding="utf-8") as text:
-            json.dump(
-                {"format": FORMAT, "version": VERSION, **asdict(manifest)},
-                text,
-                indent=2,
-            )
+            text.write(manifest.to_json())
             text.flush()
             os.fsync(text.fileno())
         os.replace(aside, self.path / MANIFEST)
@@ -195,7 +188,12 @@ class StoreWriter:
         return self.manifest.count
 
     def __contains__(self, clip_id: object) -> bool:
-        return clip_id in self._ids
+        return isinstance(clip_id, str) and bool(self.knows([clip_id])[0])
+
+    def knows(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """Which clips are in the store: [B], bool."""
+        recent = np.array([clip_id in self._recent for clip_id in clip_ids], dtype=bool)
+        return recent | (self._index.rows(clip_ids) >= 0)
 
     def append(
         self,
@@ -221,13 +219,39 @@ class StoreWriter:
         ValueError
             For what cannot be stored; nothing is then written.
         """
+        self._refuse_closed()
+        digests = [""] * len(clip_ids) if digests is None else digests
+        self._refuse_bad_names(clip_ids, digests)
+        rows = self._as_float16(logits, clip_ids)
+        self._write(clip_ids, digests, pack(rows, self.manifest.top_k))
+
+    def absorb(
+        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
+    ) -> None:
+        """Add rows of another store of this teacher, but for clips known here.
+
+        Arguments
+        ---------
+        clip_ids : Sequence[str]
+        digests : Sequence[str]
+        rows : np.ndarray
+            As ``LogitsStore.stretch`` gives the three.
+        """
+        self._refuse_closed()
+        new = np.flatnonzero(~self.knows(clip_ids)).tolist()
+        chosen = [clip_ids[i] for i in new], [digests[i] for i in new]
+        self._refuse_bad_names(*chosen)
+        self._write(*chosen, rows[new])
+
+    def _refuse_closed(self) -> None:
         if not self._files:
             raise ValueError(
                 f"the writer of {self.path} is closed; open another StoreWriter"
             )
-        digests = [""] * len(clip_ids) if digests is None else digests
-        self._refuse_bad_names(clip_ids, digests)
-        rows = self._as_float16(logits, len(clip_ids))
+
+    def _write(
+        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
+    ) -> None:
         if not len(clip_ids):
             return
         lines = "".join(f"{i}\t{d}\n" for i, d in zip(clip_ids, digests, strict=True))
@@ -243,7 +267,10 @@ class StoreWriter:
                     clips_bytes=self.manifest.clips_bytes + len(payloads[1]),
                 )
             )
-            self._ids.update(clip_ids)
+            self._recent.update(clip_ids)
+            if len(self._recent) > MAX_RECENT:
+                self._index = ClipIndex(self.path, self.manifest)
+                self._recent.clear()
         except BaseException:
             # Disk full, or interrupted: only opening anew tells what was committed.
             self.close()
@@ -263,40 +290,44 @@ class StoreWriter:
                     f"clip id or digest {name!r} must be a string without tabs, "
                     "newlines or other control characters; rename the clip"
                 )
-        seen: set[str] = set()
         for clip_id in clip_ids:
             if not 0 < len(clip_id.encode()) <= MAX_ID_BYTES:
                 raise ValueError(
                     f"clip id {clip_id[:40]!r} must be from 1 to {MAX_ID_BYTES} bytes "
                     f"long and is {len(clip_id.encode())}; name the clip differently"
                 )
-            if clip_id in self._ids or clip_id in seen:
+        seen: set[str] = set()
+        for clip_id, known in zip(clip_ids, self.knows(clip_ids), strict=True):
+            if known or clip_id in seen:
                 raise ValueError(
                     f"clip {clip_id!r} is in {self.path} or in this append already; a "
                     "clip has one row, so skip those for which `clip_id in writer`"
                 )
             seen.add(clip_id)
 
-    def _as_float16(self, logits: Tensor | np.ndarray, count: int) -> np.ndarray:
+    def _as_float16(
+        self, logits: Tensor | np.ndarray, clip_ids: Sequence[str]
+    ) -> np.ndarray:
         if isinstance(logits, Tensor):
             # numpy has no bfloat16, and float32 would make 1e39 infinite.
             logits = logits.detach().cpu().double().numpy()
         rows = np.asarray(logits)
         if (
-            rows.shape != (count, self.manifest.num_classes)
+            rows.shape != (len(clip_ids), self.manifest.num_classes)
             or rows.dtype.kind not in "fiu"
         ):
             raise ValueError(
                 f"logits of shape {list(rows.shape)} and type {rows.dtype} must be "
-                f"numbers of shape [{count}, {self.manifest.num_classes}]: a row per "
-                "clip, a column per class"
+                f"numbers of shape [{len(clip_ids)}, {self.manifest.num_classes}]: a "
+                "row per clip, a column per class"
             )
         finite = np.isfinite(rows)
         if not finite.all():
             bad = int(np.flatnonzero(~finite.all(axis=1))[0])
             raise ValueError(
-                f"row {bad} of the logits is not finite; all must be, so look at what "
-                "the teacher made of that clip"
+                f"row {bad} of the logits, clip {clip_ids[bad]!r}, is not finite; all "
+                "must be, so look at what the teacher made of that clip, or let it "
+                "compute in float32"
             )
         return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2")
 

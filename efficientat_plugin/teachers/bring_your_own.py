@@ -1,0 +1,170 @@
+"""A teacher of one's own: any module from waveforms to logits, by its dotted name."""
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torchaudio
+from torch import Tensor, nn
+
+from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.data.targets import LabelTable
+
+# Kaiser's window with the parameters that resampy calls kaiser_best
+RESAMPLING = {
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "resampling_method": "sinc_interp_kaiser",
+    "beta": 14.769656459379492,
+}
+
+
+def is_dotted(source: str) -> bool:
+    """Whether a teacher is named as ``package.module:function``."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source) is not None
+
+
+class OwnTeacher(nn.Module):
+    """Any module as a teacher: [B, N] -> StudentOutput.
+
+    Arguments
+    ---------
+    module : nn.Module
+        [B, N] -> logits [B, K], or anything that has them as ``logits``.
+    sample_rate : int
+        Of what it hears, Hz.
+    labels : LabelTable
+        What K means.
+
+    Example
+    -------
+    >>> import torch
+    >>> network = nn.Sequential(nn.AdaptiveAvgPool1d(8), nn.Linear(8, 2))
+    >>> teacher = OwnTeacher(network, 16000, LabelTable("ab", "ab"))
+    >>> teacher(torch.zeros(3, 16000)).logits.shape
+    torch.Size([3, 2])
+    """
+
+    def __init__(self, module: nn.Module, sample_rate: int, labels: LabelTable) -> None:
+        super().__init__()
+        self.module = module
+        self.sample_rate = sample_rate
+        self.labels = labels
+        self.num_classes = len(labels)
+
+    def forward(self, waveform: Tensor) -> StudentOutput:
+        """[B, N] -> [B, K], and an embedding [B, D] where the module has one"""
+        output = self.module(waveform)
+        logits = getattr(output, "logits", output)
+        expected = (len(waveform), self.num_classes)
+        if not isinstance(logits, Tensor) or logits.shape != expected:
+            found = getattr(logits, "shape", type(logits).__name__)
+            raise ValueError(
+                f"{type(self.module).__name__} returned {found} for waveforms of shape "
+                f"{tuple(waveform.shape)}; it must be logits of shape {expected}: a "
+                "row per clip, a column per class of its labels"
+            )
+        embedding = getattr(output, "embedding", None)
+        if not isinstance(embedding, Tensor):
+            embedding = logits.new_zeros(len(logits), 0)
+        return StudentOutput(logits, embedding)
+
+
+class Resampled(nn.Module):
+    """A teacher of another sample rate among those that hear the same waveforms.
+
+    Arguments
+    ---------
+    member : nn.Module
+        [B, N] -> StudentOutput, with ``sample_rate`` and ``num_classes``.
+    sample_rate : int
+        Of the waveforms, Hz.
+    """
+
+    def __init__(self, member: Any, sample_rate: int) -> None:
+        super().__init__()
+        self.member = member
+        self.sample_rate = sample_rate
+        self.own_rate: int = member.sample_rate
+        self.num_classes: int = member.num_classes
+
+    def forward(self, waveform: Tensor) -> StudentOutput:
+        """[B, N] -> [B, K], [B, D]"""
+        return self.member(
+            torchaudio.functional.resample(
+                waveform.float(), self.sample_rate, self.own_rate, **RESAMPLING
+            )
+        )
+
+
+def load_own(
+    source: str,
+    sample_rate: int | None = None,
+    labels: LabelTable | None = None,
+) -> OwnTeacher:
+    """What a function returns, as a teacher in evaluation mode.
+
+    Arguments
+    ---------
+    source : str
+        ``package.module:function``, found from the current folder too; the function
+        is called without arguments and returns an ``nn.Module``, whose attributes
+        ``sample_rate`` (Hz) and ``labels`` (a `LabelTable` or names) say the rest.
+    sample_rate : int or None
+        Of a module that has none, Hz.
+    labels : LabelTable or None
+        Of a module that has none.
+
+    Raises
+    ------
+    ValueError
+        If nothing of that name is there, it makes no module, or what the module does
+        not say is not given.
+    """
+    module = _call(source)
+    rate = getattr(module, "sample_rate", sample_rate)
+    names = getattr(module, "labels", labels)
+    if rate is None or names is None:
+        lacks = [
+            ("sample_rate", "--teacher_sample_rate HZ"),
+            ("labels", "--labels CSV"),
+        ]
+        name, option = lacks[0] if rate is None else lacks[1]
+        raise ValueError(
+            f"the teacher of {source} has no attribute {name}; give it one, or pass "
+            f"{option}"
+        )
+    return OwnTeacher(module, int(rate), _as_table(source, names)).eval()
+
+
+def _as_table(source: str, names: Any) -> LabelTable:
+    if isinstance(names, LabelTable):
+        return names
+    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+        raise ValueError(
+            f"labels of the teacher of {source} are {str(names)[:40]!r}; they must be "
+            "a LabelTable or a list of names"
+        )
+    return LabelTable(map(str, names), map(str, names))
+
+
+def _call(source: str) -> nn.Module:
+    place, name = source.split(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(place), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"the teacher {source} cannot be imported ({error}); it must be "
+            "package.module:function, installed or in the current folder"
+        ) from error
+    module = make()
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"{source} returned {type(module).__name__} and must return an nn.Module"
+        )
+    return module

@@ -1,0 +1,262 @@
+"""Distils any teacher into a small student, on sound without labels.
+
+> python recipes/distil.py hparams/distil.yaml --dataset FOLDER --teacher TEACHER
+
+TEACHER is a published name, a file of weights, a model folder, or
+package.module:function.
+Interrupted, the same command goes on where it stopped. What it leaves in
+OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
+"""
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import speechbrain as sb
+from speechbrain.utils.distributed import ddp_barrier, if_main_process, run_on_main
+
+from efficientat_plugin.agreement import AgreementStats
+from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labelled import LabelledClips, open_labelled, runs_of
+from efficientat_plugin.data.rows import summarize_rows
+from efficientat_plugin.data.sampling import Draws
+from efficientat_plugin.data.skipped import TooManyUnreadable
+from efficientat_plugin.data.splits import Split, split_digest
+from efficientat_plugin.data.summary import describe
+from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join
+from efficientat_plugin.metrics import ClassificationStats, TaggingStats
+from efficientat_plugin.model_folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
+from efficientat_plugin.report import RunResult, plot_curves, write_scores
+from efficientat_plugin.students.ensemble import Ensemble
+from efficientat_plugin.students.short_runs import prepare_for_short_run
+from efficientat_plugin.students.weights import FRONT_END
+from efficientat_plugin.teachers.dump import store_logits
+from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.stored import StoredTeacher
+from efficientat_plugin.teachers.writer import StoreWriter
+
+logger = logging.getLogger(__name__)
+
+TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
+TABLE_KEYS += ("separator", "audio_folder")
+
+
+class Run(NamedTuple):
+    """What is distilled, from whom, and into what."""
+
+    clips: LabelledClips
+    split: Split
+    store: LogitsStore
+    hparams: dict[str, Any]
+
+
+def main(argv: list[str]) -> None:
+    """Asks the teacher, trains the student, and writes what it came to."""
+    hparams_file, run_opts, overrides = parse_and_join(argv)
+    hparams = load_hparams(hparams_file, overrides)
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    try:
+        for key in ("dataset", "teacher"):
+            if hparams[key] is None:
+                raise ValueError(f"--{key} is needed; see the head of {hparams_file}")
+        run = prepare(hparams, device)
+    except (OSError, ValueError, TooManyUnreadable) as error:
+        logger.debug("Where the run stopped:", exc_info=True)
+        sys.exit(str(error))
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    distil(run, run_opts)
+
+
+def prepare(hparams: dict[str, Any], device: str) -> Run:
+    """Reads the clips and asks the teacher about all of them."""
+    teacher, labels = open_teachers(
+        hparams["teacher"],
+        labels=hparams["labels"],
+        sample_rate=hparams["sample_rate"],
+        own_rate=hparams["teacher_sample_rate"],
+        savedir=hparams["pretrained_folder"],
+    )
+    given = {key: hparams[key] for key in TABLE_KEYS}
+    clips = open_labelled(
+        hparams["dataset"],
+        hparams["facts"],
+        hparams["target"],
+        labels,
+        cache_dir=hparams["dataset_cache"],
+        **given,
+    )
+    if if_main_process():
+        print(f"{hparams['dataset']}:\n{describe(clips.rows)}")
+    (split,) = runs_of(
+        clips.rows,
+        "random",
+        None,
+        hparams["valid_share"],
+        hparams["test_share"],
+        hparams["seed"],
+    ).values()
+    refuse_another_run(clips, split, teacher, hparams)
+    store = ask(teacher.to(device), clips, hparams, device)
+    return Run(clips, split, store, hparams)
+
+
+def refuse_another_run(
+    clips: LabelledClips, split: Split, teacher: Ensemble, hparams: dict[str, Any]
+) -> None:
+    """Other clips, or another teacher, would go on from what this folder holds."""
+    folder = Path(hparams["output_folder"])
+    this = {
+        "dataset": str(hparams["dataset"]),
+        "teacher": teacher.sha256(),
+        "width": hparams["width"],
+        "number_of_epochs": hparams["number_of_epochs"],
+        **split_digest(clips.rows, split),
+    }
+    done = [*folder.glob("save/CKPT*"), *folder.glob("model")]
+    claim_folder(folder, this, started=bool(done))
+
+
+def ask(
+    teacher: Ensemble, clips: LabelledClips, hparams: dict[str, Any], device: str
+) -> LogitsStore:
+    """What the teacher says of every clip, stored beside the run."""
+    path = Path(hparams["output_folder"]) / "teacher_logits"
+    if if_main_process():
+        with StoreWriter(
+            path,
+            teacher=str(hparams["teacher"]),
+            teacher_sha256=teacher.sha256(),
+            labels_sha256=clips.labels.sha256,
+            num_classes=len(clips.labels),
+            sample_rate=teacher.sample_rate,
+            clip_seconds=hparams["clip_seconds"],
+        ) as writer:
+            store_logits(
+                writer,
+                teacher,
+                clips.rows,
+                ClipReader(clips.labels, hparams["clip_seconds"], teacher.sample_rate),
+                device,
+                hparams["max_unreadable_share"],
+                **hparams["eval_loader"],
+            )
+    ddp_barrier()
+    return LogitsStore(path)
+
+
+def distil(run: Run, run_opts: Any) -> None:
+    """Trains the student from the start or its last checkpoint, and tests it."""
+    hparams, split = run.hparams, run.split
+    add_parts(run)
+    brain = hparams["brain_class"](
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    test_set, loader = as_they_are(run, split.test), hparams["eval_loader"]
+    draws = Draws(len(split.train), hparams["clips_per_epoch"], None, hparams["seed"])
+    if not hparams["checkpointer"].list_checkpoints():
+        brain.evaluate(test_set, test_loader_kwargs=dict(loader))
+        if if_main_process():
+            print(f"Before: {brain.scores}")
+    brain.fit(
+        hparams["epoch_counter"],
+        Clips(
+            run.clips.rows.select(split.train),
+            reader(run),
+            hparams["waveform_augment"],
+            hparams["waveform_mix"],
+            hparams["seed"],
+            replace_unreadable=True,
+        ),
+        as_they_are(run, split.valid or split.train),
+        train_loader_kwargs=hparams["train_loader"] | {"sampler": draws},
+        valid_loader_kwargs=dict(loader),
+    )
+    brain.evaluate(
+        test_set,
+        max_key="explained" if split.valid else None,
+        test_loader_kwargs=dict(loader),
+    )
+    scores = {f"agreement with the teacher, {len(split.test)} clips": brain.scores}
+    summary = summarize_rows(run.clips.rows.select(split.test), run.clips.labels)
+    if summary.num_labelled:
+        multiclass = run.clips.target == "multiclass"
+        brain.hparams.make_stats = ClassificationStats if multiclass else TaggingStats
+        brain.evaluate(test_set, test_loader_kwargs=dict(loader))
+        scores[f"labels, {summary.num_labelled} clips"] = brain.scores
+    run_on_main(finish, kwargs={"run": run, "scores": scores})
+
+
+def add_parts(run: Run) -> None:
+    """What follows from the teacher's classes, beside what the YAML has built."""
+    hparams, clips = run.hparams, run.clips
+    folder, log_mel = Path(hparams["output_folder"]), hparams["log_mel"]
+    student = hparams["student"](num_classes=len(clips.labels))
+    student.options = hparams["student"].keywords | {"num_classes": len(clips.labels)}
+    prepare_for_short_run(student, hparams["prior"], hparams["batch_norm_momentum"])
+    student.front_end = {name: getattr(log_mel, name) for name in FRONT_END}
+    hparams["student"] = student
+    hparams["modules"] = {
+        "log_mel": log_mel,
+        "spec_mask": hparams["spec_mask"],
+        "student": student,
+    }
+    hparams["teacher"] = StoredTeacher(run.store)
+    hparams["make_stats"] = partial(AgreementStats, run.store.lookup, clips.target)
+    recoverables = {
+        "student": student,
+        "epoch_counter": hparams["epoch_counter"],
+        "history": hparams["history"],
+    }
+    hparams["checkpointer"] = AtomicCheckpointer(str(folder / "save"), recoverables)
+
+
+def as_they_are(run: Run, rows: list[int]) -> Clips:
+    """Clips without augmentation."""
+    return Clips(run.clips.rows.select(rows), reader(run))
+
+
+def reader(run: Run) -> ClipReader:
+    """Makes clips of rows."""
+    hparams = run.hparams
+    return ClipReader(run.clips.labels, hparams["clip_seconds"], hparams["sample_rate"])
+
+
+def finish(run: Run, scores: dict[str, Any]) -> None:
+    """Writes scores, curves and the model, and says where they are."""
+    hparams, clips = run.hparams, run.clips
+    folder, agreement = Path(hparams["output_folder"]), next(iter(scores.values()))
+    write_scores(folder, agreement, clips.labels)
+    result = RunResult("test", agreement, None, hparams["history"].epochs)
+    plot_curves(folder / "curves.png", [result])
+    model = TrainedModel(
+        hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
+    )
+    provenance = Provenance(
+        name=Path(hparams["dataset"]).name,
+        started_from=None,
+        data=f"{hparams['dataset']}: {len(clips.rows)} clips, taught by "
+        f"{run.store.manifest.teacher}",
+        data_licence=clips.rows.info.license,
+        scores=scores,
+    )
+    write_model_folder(folder / "model", model, provenance)
+    for name, found in scores.items():
+        print(f"{name}: {found}")
+    print(f"The model is in {folder / 'model'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,135 @@
+"""Any teacher, a folder of sound without labels, and a small student of both."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from recipe_runs import arguments_of, run_recipe
+
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.model_folder import read_model_folder
+
+RATE = 16000
+TEACHER = '''
+"""Hears how high a sound is, at a rate of its own."""
+
+import torch
+
+
+class Ear(torch.nn.Module):
+    sample_rate = 16000
+    labels = ["low", "middle", "high"]
+
+    def forward(self, waveform):
+        power = torch.fft.rfft(waveform).abs().square()
+        size = power.shape[1]
+        bands = torch.tensor_split(power, [size // 16, size // 4], 1)
+        loud = torch.stack([band.sum(dim=1) for band in bands], dim=1)
+        return 8 * loud / loud.sum(dim=1, keepdim=True) - 4
+
+
+def make():
+    return Ear()
+
+
+def too_long():
+    class Fussy(Ear):
+        def forward(self, waveform):
+            seconds = waveform.shape[1] / self.sample_rate
+            if seconds < 10:
+                raise ValueError(f"{seconds:g} s are too short; I hear 10 s")
+
+    return Fussy()
+'''
+SMALL = {
+    "clip_seconds": 0.5,
+    "width": 0.1,
+    "prior": 0.3,
+    "batch_norm_momentum": 0.5,
+    "batch_size": 8,
+    "num_workers": 0,
+    "lr": 0.01,
+    "mixup": None,
+    "waveform_mix": None,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with sounds, a teacher, and what distilling it came to."""
+    place = tmp_path_factory.mktemp("distil")
+    (place / "ear.py").write_text(TEACHER)
+    (place / "sounds").mkdir()
+    rng = np.random.default_rng(0)
+    time = np.arange(RATE // 2) / RATE
+    for number in range(48):
+        tone = np.sin(2 * np.pi * (200.0, 1200.0, 5000.0)[number % 3] * time)
+        sound = 0.3 * tone + 0.01 * rng.standard_normal(len(time))
+        soundfile.write(place / "sounds" / f"{number}.wav", sound, RATE)
+    (place / "sounds" / "broken.txt").write_text("not a sound")
+    return place
+
+
+def _call(place, output, **more):
+    options = {"dataset": "sounds", "teacher": "ear:make", "number_of_epochs": 12}
+    options |= SMALL | {"output_folder": output} | more
+    return arguments_of("distil", **options)
+
+
+@pytest.mark.slow
+def test_a_student_comes_to_say_what_its_teacher_says(place):
+    output = place / "run"
+    printed = run_recipe("distil", [_call(place, output)], place)
+    assert "48 clips" in printed and "Before: explained" in printed
+    scores = json.loads((output / "scores.json").read_text())
+    assert scores["agreement"] == 1.0 and scores["explained"] > 0.5
+    before = float(printed.split("Before: explained ")[1].split(",")[0])
+    assert before < 0.2
+    assert read_model_folder(output / "model").labels.names == ("low", "middle", "high")
+    tagger = AudioTagger.from_hparams(str(output / "model"), run_opts={"device": "cpu"})
+    assert tagger.tag(place / "sounds" / "2.wav", top_k=1)[0].name == "high"
+    # The same command ends as it had, and asks the teacher nothing.
+    again = run_recipe("distil", [_call(place, output)], place)
+    assert "48 of 48 clips are stored already" in again and "Before:" not in again
+    assert json.loads((output / "scores.json").read_text()) == scores
+
+
+REFUSALS = {
+    "--teacher is needed; see the head of": {"teacher": None},
+    "nowhere": {"dataset": "nowhere"},
+    "the teacher ear:nobody cannot be imported": {"teacher": "ear:nobody"},
+    "0.5 s are too short; I hear 10 s": {"teacher": "ear:too_long"},
+}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_distilled_is_refused_in_a_sentence(place):
+    output = place / "refused"
+    calls = [_call(place, output, **options) for options in REFUSALS.values()]
+    printed = run_recipe("distil", calls, place, expect=1)
+    assert all(message in printed for message in REFUSALS)
+    assert "Traceback" not in printed and not (output / "model").exists()
+
+
+@pytest.mark.slow
+def test_labels_take_part_where_there_are_any(place):
+    lines = [f"sounds/{n}.wav,{('low', 'middle', 'high')[n % 3]}" for n in range(48)]
+    (place / "clips.csv").write_text("\n".join(["file,label", *lines]))
+    options = {"dataset": "clips.csv", "form": "auto", "kd_weight": 0.5}
+    output = place / "labelled"
+    printed = run_recipe("distil", [_call(place, output, **options)], place)
+    metrics = json.loads((output / "model" / "metrics.json").read_text())
+    assert len(metrics) == 2 and "labels, " in printed
+    other = _call(place, output, teacher="ear:make", number_of_epochs=2)
+    assert "holds a run with another" in run_recipe("distil", [other], place, expect=1)
+
+
+def test_the_oracle_tells_tones_apart():
+    namespace = {}
+    exec(TEACHER, namespace)
+    time = torch.arange(8000) / RATE
+    tones = torch.stack([torch.sin(2 * torch.pi * f * time) for f in (200, 1200, 5000)])
+    assert namespace["make"]()(tones).argmax(1).tolist() == [0, 1, 2]
