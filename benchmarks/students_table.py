@@ -1,7 +1,7 @@
-"""Prints a Markdown table of the published students: what each costs, and scores.
+"""Prints a Markdown table of published students and teachers: costs and scores.
 
     python benchmarks/students_table.py
-    python benchmarks/students_table.py mn04_as dymn04_as --no-latency
+    python benchmarks/students_table.py mn04_as passt_s_kd_p16_128_ap486 --no-latency
 
 Nothing is downloaded: costs do not depend on the values of weights, and the mAP is
 the published one.
@@ -24,6 +24,8 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.published import PUBLISHED, PublishedStudent, published
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import FAMILIES
+from efficientat_plugin.teachers.passt import PaSST
+from efficientat_plugin.teachers.published_passt import TEACHERS, PublishedTeacher
 
 CLIP_SECONDS = 10
 COLUMNS = {
@@ -49,29 +51,45 @@ def main_students() -> list[str]:
     return list(first_names.values())
 
 
-def build(entry: PublishedStudent, device: str) -> Student:
-    """The student with weights by chance; on the meta device with none."""
+def build(entry: PublishedStudent | PublishedTeacher, device: str) -> Student:
+    """The network with weights by chance; on the meta device with none."""
+    family = PaSST if isinstance(entry, PublishedTeacher) else FAMILIES[entry.family]
     with torch.device(device):
-        return FAMILIES[entry.family](**entry.options())
+        return family(**entry.options())
 
 
-def row(entry: PublishedStudent, rounds: int) -> list[str]:
-    """The cells of one student; the last only where there are rounds."""
+def hears(
+    entry: PublishedStudent | PublishedTeacher, student: Student, log_mel: LogMel
+) -> list[str]:
+    """Peak memory, plain and in slices, and receptive field."""
+    if isinstance(
+        entry, PublishedTeacher
+    ):  # its memory is what attention's kernel does
+        return ["-", "-", "the whole clip"]
+    n_mels = log_mel.n_mels
+    n_frames = log_mel.num_frames(CLIP_SECONDS * log_mel.sample_rate)
+    memory = peak_memory(student, n_mels, n_frames)
+    field = receptive_field(student, n_mels, n_frames)
+    seconds = field.milliseconds(log_mel) / 1000
+    return [
+        f"{memory.plain / 1e6:.2f} MB",
+        f"{memory.efficient / 1e6:.2f} MB",
+        f"{field.frames} frames ({seconds:.1f} s), {field.bands} bands",
+    ]
+
+
+def row(entry: PublishedStudent | PublishedTeacher, rounds: int) -> list[str]:
+    """The cells of one network; the last only where there are rounds."""
     log_mel = LogMel(**entry.front_end())
     n_mels = log_mel.n_mels
     n_frames = log_mel.num_frames(CLIP_SECONDS * log_mel.sample_rate)
     student = build(entry, "meta")
-    memory = peak_memory(student, n_mels, n_frames)
-    field = receptive_field(student, n_mels, n_frames)
-    seconds = field.milliseconds(log_mel) / 1000
     cells = [
         entry.name,
         f"{count_parameters(student) / 1e6:.3f} M",
         f"{count_state(student) / 1e6:.3f} M",
         f"{count_macs(student, n_mels, n_frames) / 1e9:.3f} G",
-        f"{memory.plain / 1e6:.2f} MB",
-        f"{memory.efficient / 1e6:.2f} MB",
-        f"{field.frames} frames ({seconds:.1f} s), {field.bands} bands",
+        *hears(entry, student, log_mel),
         "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
     ]
     if rounds:
@@ -82,7 +100,7 @@ def row(entry: PublishedStudent, rounds: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="published students; none: the main")
+    parser.add_argument("names", nargs="*", help="published; none: the main students")
     parser.add_argument("--no-latency", action="store_true", help="time nothing")
     parser.add_argument("--rounds", type=int, default=20, help="timed runs of each")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
@@ -90,7 +108,10 @@ def main() -> None:
     if arguments.rounds < 1 or arguments.threads < 1:
         parser.error("--rounds and --threads must be 1 or more")
     try:
-        entries = [published(name) for name in arguments.names or main_students()]
+        entries = [
+            TEACHERS[name] if name in TEACHERS else published(name)
+            for name in arguments.names or main_students()
+        ]
     except ValueError as error:
         parser.error(str(error))
 

@@ -43,7 +43,7 @@ _HOME = {
     "StudentOutput": "contracts",
     "TaggingStats": "metrics",
     "list_students": "students.published",
-    "list_teachers": "teachers.weights",
+    "list_teachers": "teachers.published_passt",
     "load_encoder": "encoders",
     "load_rows": "data.rows",
     "load_student": "students.weights",

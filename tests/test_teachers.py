@@ -21,12 +21,12 @@ from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers import weights
 from efficientat_plugin.teachers.ast import ASTFeatures, load_ast, order_of
 from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.weights import (
+from efficientat_plugin.teachers.published_passt import (
     TEACHERS,
     PublishedTeacher,
     list_teachers,
-    load_teacher,
 )
+from efficientat_plugin.teachers.weights import load_teacher
 
 SMALL = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SECOND = 32000  # samples

@@ -122,7 +122,7 @@ def _try_addresses(addresses: list[str], part: Path, target: Path) -> str:
     return address
 
 
-def _download(entry: PublishedStudent, target: Path, base_url: str) -> None:
+def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> None:
     """Whole and verified, or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
@@ -178,7 +178,7 @@ def fetch(
     path = folder / entry.file
     if not path.is_file():
         address = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
-        _download(entry, path, address)
+        download_weights(entry, path, address)
     elif entry.sha256 is not None and _sha256(path) != entry.sha256:
         raise ValueError(
             f"{path} has not the SHA-256 of {name}; delete it to download it anew"

@@ -76,7 +76,7 @@ def _described(state: Mapping[str, Tensor]) -> str:
     return f"of {FAMILIES[family].__name__} of width {options['width']:g}"
 
 
-def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def differences_of(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What keeps ``given`` from filling a student whose state dict is ``own``."""
     optional = {"temperature"}  # published checkpoints have none
     found = {
@@ -117,7 +117,7 @@ def _fill(
         prefixes = tuple(f"classifier.{layer}." for layer in layers)
         kept = [name for name in own if name.startswith(prefixes) and name in state]
     merged |= {name: own[name] for name in kept}
-    if differences := _differences(own, merged):
+    if differences := differences_of(own, merged):
         raise ValueError(
             f"{origin} does not fit the student: it is {_described(state)}, the "
             f"student a {type(student).__name__} of width {student.width:g} "
