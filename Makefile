@@ -9,7 +9,7 @@ demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
 
 test: tools lint  ## everything that checks the project
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: tools
 	$(BIN)/ruff check .
