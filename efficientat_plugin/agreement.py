@@ -13,11 +13,14 @@ from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.metrics import FloatArray, TaggingStats
 from efficientat_plugin.students.student import check_choice
 
+NOTHING_TO_EXPLAIN = 1e-6  # nats a clip: what rounding leaves of no difference
+
 
 class AgreementScores(NamedTuple):
     """A student against its teacher, over ``num_clips`` clips."""
 
-    explained: float  # of the divergence of the teacher's average answer; at most 1
+    explained: float  # of the divergence of the teacher's average answer; at most 1,
+    # and 0 where the teacher says the same of all clips and the student does not
     agreement: float  # share of clips of which both name the same likeliest class
     divergence: float  # nats a clip, from the teacher's probabilities to the student's
     difference: float  # of probabilities, mean of absolute values
@@ -93,6 +96,10 @@ class AgreementStats(TaggingStats):
             everything = np.ones(ours.shape[1], bool)
             self.clips[ids[row]] = (ours[row].copy(), theirs[row].copy(), everything)
 
+    @staticmethod
+    def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
+        return True  # of every clip the teacher said something
+
     def summarize(self) -> AgreementScores:  # type: ignore[override]
         """Scores over all clips appended so far.
 
@@ -110,12 +117,12 @@ class AgreementStats(TaggingStats):
         student = self._log_probabilities(ours)
         teacher = self._log_probabilities(theirs)
         # What a student would come to that says the same of every clip
-        average = [np.log(np.exp(said).mean(axis=0)) for said in teacher]
+        average = [np.logaddexp.reduce(said) - np.log(len(said)) for said in teacher]
         at_most = _divergence(teacher, average)
         divergence = _divergence(teacher, student)
         difference = np.abs(np.exp(student[0]) - np.exp(teacher[0]))
         return AgreementScores(
-            explained=1 - divergence / at_most if at_most else float(not divergence),
+            explained=_explained(divergence, at_most),
             agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
             divergence=divergence,
             difference=float(difference.mean()),
@@ -132,6 +139,12 @@ class AgreementStats(TaggingStats):
         return [
             torch.nn.functional.logsigmoid(sign * values).numpy() for sign in (1, -1)
         ]
+
+
+def _explained(divergence: float, at_most: float) -> float:
+    if at_most > NOTHING_TO_EXPLAIN:
+        return 1 - divergence / at_most
+    return float(divergence <= NOTHING_TO_EXPLAIN)
 
 
 def _divergence(teacher: list[NDArray], student: list[NDArray]) -> float:

@@ -4,6 +4,7 @@ Equal to scikit-learn's, ties included, without depending on it. Where a clip ha
 class: accuracy and the confusion matrix.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -164,13 +165,21 @@ class TaggingStats:
         """
         parts: dict[str, TaggingStats] = {}
         for clip_id, row in self.clips.items():
-            part = parts.setdefault(group_of[clip_id], type(self)())
-            part.clips[clip_id] = row
+            name = group_of[clip_id]
+            if name not in parts:
+                parts[name] = copy.copy(self)
+                parts[name].clips = {}
+            parts[name].clips[clip_id] = row
         return {
             name: part.summarize()
             for name, part in sorted(parts.items())
-            if any((labels & judged).any() for _, labels, judged in part.clips.values())
+            if any(self._says_something(row) for row in part.clips.values())
         }
+
+    @staticmethod
+    def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
+        _, labels, judged = row
+        return bool((labels & judged).any())
 
     def _stacked(self) -> list[NDArray]:
         """Scores, labels and what was judged, [N, K] each."""

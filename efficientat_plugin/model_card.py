@@ -85,8 +85,7 @@ Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
 
 - Trained on: {_plain(provenance.data)}
 - Licence of the data: {_plain(provenance.data_licence) or "not stated"}
-- Started from: {_plain(provenance.started_from or "nothing, from scratch")} \
-(published weights of EfficientAT: MIT)
+- Started from: {_started_from(provenance)}
 - Code: Apache-2.0
 - Licence of the model: for whoever publishes it to choose, as `license` above
 
@@ -132,6 +131,12 @@ def hub_metadata(provenance: Provenance) -> ModelCardData:
         model_name=name if results else None,
         eval_results=results or None,
     )
+
+
+def _started_from(provenance: Provenance) -> str:
+    if provenance.started_from is None:
+        return "nothing, from scratch"
+    return f"{_plain(provenance.started_from)} (published weights of EfficientAT: MIT)"
 
 
 def _plain(text: str) -> str:

@@ -8,6 +8,7 @@ Interrupted, the same command goes on where it stopped; `torchrun` runs it on se
 processes.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
+from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.launch import load_hparams, parse_and_join, world_size
@@ -35,6 +37,8 @@ from efficientat_plugin.report import (
 from efficientat_plugin.students.published import find_published
 from efficientat_plugin.students.weights import load_published_state, load_student
 from efficientat_plugin.teachers.stored import as_teacher
+
+logger = logging.getLogger(__name__)
 
 STREAM_HEAD = 256  # clips of a stream that are looked at before training
 NOTHING_NEEDED = (
@@ -78,7 +82,11 @@ def main(argv: list[str]) -> None:
         runs.append(prepare(hparams_file, alone, baseline))
     results: list[RunResult] = []
     for run in runs:
-        results.append(train_and_evaluate(run, run_opts))
+        try:
+            results.append(train_and_evaluate(run, run_opts))
+        except (OSError, ValueError, TooManyUnreadable) as error:
+            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
+            sys.exit(str(error))
         table = [*results[:1], *teacher, *results[1:]]
         if if_main_process():  # a second run that fails leaves what the first came to
             write_comparison(hparams["output_folder"], table)
@@ -147,7 +155,7 @@ def prepare(
             train_set, loader = streamed_training_data(hparams, inputs)
         else:
             train_set, loader = training_data(hparams, inputs)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
     return Run(hparams_file, overrides, hparams, inputs, train_set, loader)
 
@@ -339,7 +347,8 @@ def teacher_itself(run: Run) -> list[RunResult]:
     """How well the teacher tags the evaluation clips, if it is known of any."""
     summary = summarize_rows(run.inputs.eval_rows, audioset_labels())
     eval_set = Clips(run.inputs.eval_rows, reader(run.hparams))
-    loader_options = run.hparams["eval_loader"]
+    share = run.hparams["max_unreadable_share"]
+    loader_options = run.hparams["eval_loader"] | {"max_unreadable_share": share}
     scores = run.inputs.teacher.scores(eval_set, summary, loader_options)
     return [] if scores is None else [RunResult("teacher", scores)]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
-from speechbrain.utils.distributed import ddp_barrier, if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.agreement import AgreementStats
 from efficientat_plugin.checkpoints import AtomicCheckpointer
@@ -38,16 +38,18 @@ from efficientat_plugin.report import RunResult, plot_curves, write_scores
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.students.short_runs import prepare_for_short_run
 from efficientat_plugin.students.weights import FRONT_END
-from efficientat_plugin.teachers.dump import store_logits
+from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.members import open_teachers
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
-from efficientat_plugin.teachers.writer import StoreWriter
 
 logger = logging.getLogger(__name__)
 
 TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
-TABLE_KEYS += ("separator", "audio_folder")
+TABLE_KEYS += ("separator", "audio_folder", "splits")
+# What makes it another run, if it differs
+RUN_KEYS = ("target", "width", "number_of_epochs", "clip_seconds", "sample_rate")
+RUN_KEYS += ("kd_weight", "kd_temperature", "lr")
 
 
 class Run(NamedTuple):
@@ -69,16 +71,18 @@ def main(argv: list[str]) -> None:
             if hparams[key] is None:
                 raise ValueError(f"--{key} is needed; see the head of {hparams_file}")
         run = prepare(hparams, device)
-    except (OSError, ValueError, TooManyUnreadable) as error:
-        logger.debug("Where the run stopped:", exc_info=True)
+        sb.create_experiment_directory(
+            hparams["output_folder"], hparams_file, overrides
+        )
+        distil(run, run_opts)
+    except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
+        logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
         sys.exit(str(error))
-    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    distil(run, run_opts)
 
 
 def prepare(hparams: dict[str, Any], device: str) -> Run:
     """Reads the clips and asks the teacher about all of them."""
-    teacher, labels = open_teachers(
+    teacher, labels, target = open_teachers(
         hparams["teacher"],
         labels=hparams["labels"],
         sample_rate=hparams["sample_rate"],
@@ -86,6 +90,10 @@ def prepare(hparams: dict[str, Any], device: str) -> Run:
         savedir=hparams["pretrained_folder"],
     )
     given = {key: hparams[key] for key in TABLE_KEYS}
+    if target not in (None, hparams["target"]):
+        raise ValueError(
+            f"the teacher {hparams['teacher']} is {target}; pass --target {target}"
+        )
     clips = open_labelled(
         hparams["dataset"],
         hparams["facts"],
@@ -96,17 +104,29 @@ def prepare(hparams: dict[str, Any], device: str) -> Run:
     )
     if if_main_process():
         print(f"{hparams['dataset']}:\n{describe(clips.rows)}")
+    split = split_clips(clips, hparams)
+    refuse_another_run(clips, split, teacher, hparams)
+    add_student(clips, hparams)
+    store = ask(teacher.to(device), clips, hparams, device)
+    return Run(clips, split, store, hparams)
+
+
+def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
+    """Which clips to train, choose and test on."""
+    given = "split" in clips.rows.column_names
     (split,) = runs_of(
         clips.rows,
-        "random",
+        "given" if given else "random",
         None,
         hparams["valid_share"],
         hparams["test_share"],
         hparams["seed"],
     ).values()
-    refuse_another_run(clips, split, teacher, hparams)
-    store = ask(teacher.to(device), clips, hparams, device)
-    return Run(clips, split, store, hparams)
+    if not split.test:
+        raise ValueError(
+            f"test_share={hparams['test_share']} leaves no clip to test on; give more"
+        )
+    return split
 
 
 def refuse_another_run(
@@ -117,11 +137,11 @@ def refuse_another_run(
     this = {
         "dataset": str(hparams["dataset"]),
         "teacher": teacher.sha256(),
-        "width": hparams["width"],
-        "number_of_epochs": hparams["number_of_epochs"],
+        **{key: hparams[key] for key in RUN_KEYS},
         **split_digest(clips.rows, split),
     }
-    done = [*folder.glob("save/CKPT*"), *folder.glob("model")]
+    patterns = ("save/CKPT*", "model", "teacher_logits/manifest.json")
+    done = [found for pattern in patterns for found in folder.glob(pattern)]
     claim_folder(folder, this, started=bool(done))
 
 
@@ -130,26 +150,17 @@ def ask(
 ) -> LogitsStore:
     """What the teacher says of every clip, stored beside the run."""
     path = Path(hparams["output_folder"]) / "teacher_logits"
-    if if_main_process():
-        with StoreWriter(
-            path,
-            teacher=str(hparams["teacher"]),
-            teacher_sha256=teacher.sha256(),
-            labels_sha256=clips.labels.sha256,
-            num_classes=len(clips.labels),
-            sample_rate=teacher.sample_rate,
-            clip_seconds=hparams["clip_seconds"],
-        ) as writer:
-            store_logits(
-                writer,
-                teacher,
-                clips.rows,
-                ClipReader(clips.labels, hparams["clip_seconds"], teacher.sample_rate),
-                device,
-                hparams["max_unreadable_share"],
-                **hparams["eval_loader"],
-            )
-    ddp_barrier()
+    fill_store(
+        path,
+        hparams["teacher"],
+        teacher,
+        clips.labels,
+        clips.rows,
+        hparams["clip_seconds"],
+        device,
+        hparams["max_unreadable_share"],
+        **hparams["eval_loader"],
+    )
     return LogitsStore(path)
 
 
@@ -199,10 +210,9 @@ def distil(run: Run, run_opts: Any) -> None:
     run_on_main(finish, kwargs={"run": run, "scores": scores})
 
 
-def add_parts(run: Run) -> None:
-    """What follows from the teacher's classes, beside what the YAML has built."""
-    hparams, clips = run.hparams, run.clips
-    folder, log_mel = Path(hparams["output_folder"]), hparams["log_mel"]
+def add_student(clips: LabelledClips, hparams: dict[str, Any]) -> None:
+    """A student of the teacher's classes."""
+    log_mel = hparams["log_mel"]
     student = hparams["student"](num_classes=len(clips.labels))
     student.options = hparams["student"].keywords | {"num_classes": len(clips.labels)}
     prepare_for_short_run(student, hparams["prior"], hparams["batch_norm_momentum"])
@@ -213,6 +223,12 @@ def add_parts(run: Run) -> None:
         "spec_mask": hparams["spec_mask"],
         "student": student,
     }
+
+
+def add_parts(run: Run) -> None:
+    """What follows from the teacher's answers, beside what the YAML has built."""
+    hparams, clips = run.hparams, run.clips
+    student, folder = hparams["student"], Path(hparams["output_folder"])
     hparams["teacher"] = StoredTeacher(run.store)
     hparams["make_stats"] = partial(AgreementStats, run.store.lookup, clips.target)
     recoverables = {

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.distributed import ddp_barrier, if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from speechbrain.utils.train_logger import FileTrainLogger
 
@@ -59,15 +59,18 @@ from efficientat_plugin.report import (
 )
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import FRONT_END, load_student
-from efficientat_plugin.teachers.dump import store_logits
+from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
-from efficientat_plugin.teachers.writer import StoreWriter
 
 logger = logging.getLogger(__name__)
 
 TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
 TABLE_KEYS += ("separator", "audio_folder", "splits")
+# What makes it another run, if it differs
+RUN_KEYS = ("dataset", "pretrained", "probe_ridge", "number_of_epochs", "clip_seconds")
+RUN_KEYS += ("teacher", "kd_weight", "kd_temperature", "class_balanced")
+RUN_KEYS += ("class_weights", "trainable", "lr")
 
 
 class Run(NamedTuple):
@@ -109,7 +112,7 @@ def main(argv: list[str]) -> None:
                 hparams["output_folder"], hparams_to_save(hparams_file), overrides
             )
             scores[name] = fine_tune(run, run_opts)
-        except (OSError, ValueError, TooManyUnreadable) as error:
+        except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
             sys.exit(str(error))
     if len(scores) > 1 and if_main_process():
@@ -152,10 +155,10 @@ def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> dict[str, Spli
 
 def refuse_another_run(run: Run) -> None:
     """Other clips, or another start, would go on from what this folder holds."""
-    keys = ("dataset", "pretrained", "probe_ridge", "number_of_epochs")
-    this = {key: run.hparams[key] for key in keys}
+    this = {key: run.hparams[key] for key in RUN_KEYS} | {"target": run.clips.target}
     this |= split_digest(run.clips.rows, run.split)
-    done = [*run.folder.glob("save/CKPT*"), *run.folder.glob("model")]
+    patterns = ("save/CKPT*", "model", "teacher_logits/manifest.json")
+    done = [found for pattern in patterns for found in run.folder.glob(pattern)]
     claim_folder(run.folder, this, started=bool(done))
 
 
@@ -266,7 +269,7 @@ def open_teacher(run: Run) -> StoredTeacher | None:
     if (Path(source) / HYPERPARAMS).is_file():
         return StoredTeacher(logits_of_model(run, source))
     teacher = StoredTeacher(source)
-    teacher.check(labels_to_train_on(run), run.clips.labels)
+    teacher.check(labels_to_train_on(run), run.clips.labels, target=run.clips.target)
     return teacher
 
 
@@ -279,27 +282,29 @@ def logits_of_model(run: Run, source: str) -> LogitsStore:
             f"the teacher in {source} has {len(tagger.labels)} classes, and the data "
             f"{len(labels)} others; a teacher speaks of the student's classes"
         )
+    if tagger.hparams.target != run.clips.target:
+        raise ValueError(
+            f"the teacher in {source} is {tagger.hparams.target}, and the data "
+            f"{run.clips.target}; pass --target {tagger.hparams.target}, or another "
+            "teacher"
+        )
+    if tagger.sample_rate != hparams["sample_rate"]:
+        raise ValueError(
+            f"the teacher in {source} hears {tagger.sample_rate} Hz, and clips have "
+            f"{hparams['sample_rate']} Hz; a teacher hears what its student hears"
+        )
     path = run.folder / "teacher_logits"
-    if if_main_process():
-        with StoreWriter(
-            path,
-            teacher=str(source),
-            teacher_sha256=tagger.ensemble.sha256(),
-            labels_sha256=labels.sha256,
-            num_classes=len(labels),
-            sample_rate=hparams["sample_rate"],
-            clip_seconds=hparams["clip_seconds"],
-        ) as writer:
-            store_logits(
-                writer,
-                tagger.ensemble,
-                run.clips.rows.select(run.split.train),
-                reader(run),
-                run.device,
-                hparams["max_unreadable_share"],
-                **hparams["eval_loader"],
-            )
-    ddp_barrier()
+    fill_store(
+        path,
+        str(source),
+        tagger.ensemble,
+        labels,
+        run.clips.rows.select(run.split.train),
+        hparams["clip_seconds"],
+        run.device,
+        hparams["max_unreadable_share"],
+        **hparams["eval_loader"],
+    )
     return LogitsStore(path)
 
 

@@ -63,6 +63,24 @@ def test_who_always_says_the_average_explains_nothing(target):
     assert stats.summarize().explained == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.parametrize("logit", [0.3, -2000.0])
+def test_where_there_is_nothing_to_explain_nothing_explodes(logit):
+    said = torch.full((4, 5), logit)
+    said[:, 0] = 1.0
+    alike, apart = stats_of(said), stats_of(said)
+    alike.append(IDS, said)
+    apart.append(IDS, said + 1.0)
+    assert alike.summarize().explained == 1.0
+    assert apart.summarize().explained == 0.0
+
+
+def test_groups_are_compared_apart():
+    stats = stats_of(torch.eye(4))
+    stats.append(IDS, torch.eye(4)[[0, 1, 3, 2]])
+    found = stats.by_group(dict(zip(IDS, "xxyy", strict=True)))
+    assert found["x"].agreement == 1.0 and found["y"].agreement == 0.0
+
+
 def test_clips_that_the_teacher_never_heard_are_left_out():
     said = torch.eye(4) * 5
     stats = stats_of(said, torch.tensor([True, True, False, False]))

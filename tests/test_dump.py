@@ -20,7 +20,7 @@ from torch import nn
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.rows import load_rows
+from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
@@ -36,6 +36,7 @@ from efficientat_plugin.teachers.bring_your_own import OwnTeacher, Resampled, lo
 from efficientat_plugin.teachers.dump import Batches, store_logits
 from efficientat_plugin.teachers.merge import merge_parts, part_path, parts_folder
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.stored import StoredTeacher
 from efficientat_plugin.teachers.writer import StoreWriter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -702,3 +703,29 @@ def test_another_sample_rate_is_resampled_where_it_is_asked_for(
     teacher, _ = recipe.open_teacher(options | {"sample_rate": 32000})
     assert teacher.sample_rate == 32000
     assert teacher(torch.zeros(2, 16000)).logits.shape == (2, 3)
+
+
+def test_a_bad_clip_is_no_larger_share_of_what_a_resume_hears(
+    train_rows, tmp_path, reader
+):
+    """Of 8 clips one is bad; a second run has nothing else to hear."""
+    write_parquet(tmp_path / "t.parquet", [damaged(train_rows[0]), *train_rows[1:]])
+    rows = load_rows(str(tmp_path / "t.parquet"), "t")
+    options = {"max_unreadable_share": 0.2}
+    dump(tmp_path / "store", rows, reader, **options)
+    before = contents(tmp_path / "store")
+    ear = Ear()
+    dump(tmp_path / "store", rows, reader, ear, **options)
+    assert not ear.heard and contents(tmp_path / "store") == before
+    with pytest.raises(TooManyUnreadable, match="1 of 8 clips"):
+        dump(tmp_path / "store", rows, reader, max_unreadable_share=0.1)
+
+
+def test_the_top_k_is_refused_where_one_class_is_meant(rows, reader, tmp_path):
+    with StoreWriter(tmp_path / "store", **ABOUT, top_k=2) as writer:
+        store_logits(writer, Ear(), rows, reader)
+    summary = summarize_rows(rows, LABELS)
+    teacher = StoredTeacher(tmp_path / "store")
+    teacher.check(summary, LABELS, minimum_coverage=0.5)
+    with pytest.raises(ValueError, match="keeps the top 2 classes, .* store all of th"):
+        teacher.check(summary, LABELS, 0.5, target="multiclass")

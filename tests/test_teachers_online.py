@@ -134,6 +134,10 @@ def test_what_does_not_fit_is_refused():
     other = OnlineTeacher(model_of(), log_mel_of(), LabelTable("abce", "abce"))
     with pytest.raises(ValueError, match="teacher and student share 3 classes"):
         other.check(summary, LABELS)
+    model = model_of()
+    model.labels = LabelTable("abdc", "abdc")  # of its own
+    with pytest.raises(ValueError, match="teacher and student share 4 classes, in ano"):
+        OnlineTeacher(model, log_mel_of()).check(summary, LABELS)
     slow = OnlineTeacher(model_of(sample_rate=16000, f_max=8000.0), log_mel_of())
     with pytest.raises(ValueError, match="the teacher hears 16000 Hz and the clips"):
         slow.check(summary, LABELS)

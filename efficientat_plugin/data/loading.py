@@ -16,6 +16,7 @@ def read_batches(
     description: str | None = None,
     max_unreadable_share: float = 0.01,
     num_clips: int | None = None,
+    already_read: int = 0,
     **loader_options: Any,
 ) -> Iterator[ClipBatch]:
     """Reads clips once, in order; those that cannot be read are named and left out.
@@ -29,6 +30,9 @@ def read_batches(
         More than this is an error.
     num_clips : int or None
         To come, for the bar; None: all of them, or nobody knows of a stream.
+    already_read : int
+        Clips of the same data that were read before, in an interrupted run: the share
+        is of all of them.
     **loader_options
         Of ``torch.utils.data.DataLoader``, as ``batch_size=32``.
 
@@ -56,6 +60,7 @@ def read_batches(
     [(1, 32000)]
     """
     skipped = SkippedClips(max_unreadable_share)
+    skipped.add((), already_read)
     loader = torch.utils.data.DataLoader(clips, collate_fn=collate, **loader_options)
     hidden = description is None
     if num_clips is None and isinstance(clips, Clips):

@@ -198,6 +198,7 @@ def store_logits(
     check_precision(precision, device)
     stored = LogitsStore(writer.path) if stored is None else stored
     clips: Clips | ClipStream
+    already = len(stored)  # so that few bad clips are not most of what remains
     if isinstance(rows, datasets.Dataset):
         batches = Batches(rows, stored, batch_size, rank, world_size)
         _say_what_is_there(len(rows), batches, rank)
@@ -216,6 +217,7 @@ def store_logits(
         None if rank else "teacher",
         max_unreadable_share,
         num_clips,
+        already,
         **loader_options,
     ):
         new = _new_clips(batch, writer)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -11,7 +11,15 @@ from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.model_folder import HYPERPARAMS
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import Resampled, is_dotted, load_own
-from efficientat_plugin.teachers.weights import load_teacher
+from efficientat_plugin.teachers.weights import load_teacher, names_ast
+
+
+class OpenedTeachers(NamedTuple):
+    """Who teaches, and what they say."""
+
+    ensemble: Ensemble  # in evaluation mode
+    labels: LabelTable  # what its classes are
+    target: str | None  # "multilabel" or "multiclass", where that is known
 
 
 def open_teachers(
@@ -21,7 +29,7 @@ def open_teachers(
     own_rate: int | None = None,
     weights: Sequence[float] | None = None,
     savedir: str | Path | None = None,
-) -> tuple[Ensemble, LabelTable]:
+) -> OpenedTeachers:
     """A teacher, or several whose logits are averaged, and what their classes are.
 
     Arguments
@@ -45,20 +53,36 @@ def open_teachers(
 
     Returns
     -------
-    Ensemble, LabelTable
+    OpenedTeachers
 
     Raises
     ------
     OSError, ValueError
         For what cannot be loaded, and for teachers that do not go together.
+    ImportError
+        For an AST without transformers.
+
+    Example
+    -------
+    >>> teacher, labels, _ = open_teachers("mn04_as,mn10_as")  # doctest: +SKIP
+    >>> len(labels)  # doctest: +SKIP
+    527
     """
     given = None if labels is None else LabelTable.from_csv(labels)
     members: list[Any] = []
     tables: list[LabelTable] = []
+    targets: set[str] = set()
     for source in sources.split(","):
-        more, table = _members_of(source, given, own_rate, savedir)
+        more, table, target = _members_of(source, given, own_rate, savedir)
         members += more
         tables.append(table)
+        if target is not None:
+            targets.add(target)
+    if len(targets) > 1:
+        raise ValueError(
+            f"some of the teachers {sources} name one class and others several; an "
+            "ensemble is of one kind"
+        )
     for table in tables:
         if table.mids != tables[0].mids:
             raise ValueError(
@@ -76,7 +100,8 @@ def open_teachers(
             f"the teachers {sources} hear sound of different sample rates, {rates} Hz; "
             "pass --sample_rate to say at which clips are read, the others resample"
         )
-    return Ensemble(members, weights).eval(), tables[0]
+    ensemble = Ensemble(members, weights).eval()
+    return OpenedTeachers(ensemble, tables[0], next(iter(targets), None))
 
 
 def _members_of(
@@ -84,23 +109,28 @@ def _members_of(
     given: LabelTable | None,
     own_rate: int | None,
     savedir: str | Path | None,
-) -> tuple[list[nn.Module], LabelTable]:
+) -> tuple[list[nn.Module], LabelTable, str | None]:
     """A published name, a file of weights, a model folder or a function's module."""
     members: list[Any]
+    target = None
     if is_dotted(source):
         own = load_own(source, own_rate, given)
         members, table = [own], own.labels
     elif (Path(source) / HYPERPARAMS).is_file():
         tagger = AudioTagger.from_hparams(source)
         members, table = list(tagger.ensemble.members), tagger.labels
+        target = tagger.hparams.target
     else:
-        members = [load_teacher(source, savedir)]
-        own_labels = getattr(members[0], "labels", None)  # an AST says them
-        table = given or own_labels or audioset_labels()
+        # An AST of other classes than AudioSet's is put in the order of the table.
+        in_order = given is not None and names_ast(source)
+        options: dict[str, Any] = {"labels": given} if in_order else {}
+        members = [load_teacher(source, savedir, **options)]
+        own_labels = getattr(members[0], "labels", None)
+        table = own_labels or given or audioset_labels()
     num_classes = members[0].num_classes
     if num_classes != len(table):
         raise ValueError(
             f"{source} has {num_classes} classes and the label table {len(table)}; "
             "pass --labels CSV with the teacher's own (index, mid, display_name)"
         )
-    return members, table
+    return members, table, target

@@ -116,7 +116,11 @@ class OnlineTeacher:
                 yield _logits_of(member(_mixed(waveform, heard)))
 
     def check(
-        self, summary: LabelSummary, labels: LabelTable, minimum_coverage: float = 0.0
+        self,
+        summary: LabelSummary,
+        labels: LabelTable,
+        minimum_coverage: float = 0.0,
+        target: str = "multilabel",
     ) -> str:
         """What can be said of it before training.
 
@@ -125,14 +129,16 @@ class OnlineTeacher:
         OSError, ValueError
             If it cannot be loaded, or its classes or its sample rate are others.
         """
-        del minimum_coverage  # it hears every clip
-        _refuse_other_classes(self.model, self.labels or labels, labels)
+        del minimum_coverage, target  # it hears every clip, and says logits
+        theirs = self.labels or getattr(self.model, "labels", None) or labels
+        _refuse_other_classes(self.model, theirs, labels)
         ours = self.log_mel.sample_rate
-        theirs = getattr(self.model, "sample_rate", ours)
-        if theirs != ours:
+        own = getattr(self.model, "sample_rate", ours)
+        if own != ours:
             raise ValueError(
-                f"the teacher hears {theirs} Hz and the clips have {ours} Hz; give it "
-                "a resampler, or take one of the student's rate"
+                f"the teacher hears {own} Hz and the clips have {ours} Hz; an AST "
+                f"resamples with options={{'sample_rate': {ours}}}, another teacher "
+                "must be of the student's rate"
             )
         heard = "log-mel" if self.shares_log_mel else "waveforms"
         return f"it hears the student's {heard}, {len(summary.clip_ids)} clips of them"

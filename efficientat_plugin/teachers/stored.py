@@ -62,15 +62,27 @@ class StoredTeacher:
         return soften(TeacherTarget(logits.to(device), known.to(device)))
 
     def check(
-        self, summary: LabelSummary, labels: LabelTable, minimum_coverage: float = 0.9
+        self,
+        summary: LabelSummary,
+        labels: LabelTable,
+        minimum_coverage: float = 0.9,
+        target: str = "multilabel",
     ) -> str:
         """What can be said of it before training.
 
         Raises
         ------
         ValueError
-            If it is of other classes or clips, or of too few.
+            If it is of other classes or clips, or of too few; or of the top k, where
+            one class of all is meant: the rest of them share a logit that is right for
+            each by itself.
         """
+        if target == "multiclass" and self.store.manifest.top_k is not None:
+            raise ValueError(
+                f"{self.store.path} keeps the top {self.store.manifest.top_k} classes, "
+                "which is for several classes at once; store all of them for target: "
+                "multiclass"
+            )
         clips = zip(summary.clip_ids, summary.indices, strict=True)
         verdict = verify(
             self.store,

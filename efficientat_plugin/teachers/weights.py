@@ -250,6 +250,19 @@ def _load_student(source: str | Path, **options: Any) -> HeardStudent:
     return HeardStudent(LogMel(**student.front_end), student).eval()
 
 
+def names_ast(source: str | Path) -> bool:
+    """Whether that is an AST: a folder, or a name on the hub.
+
+    Example
+    -------
+    >>> names_ast("MIT/ast-finetuned-audioset-10-10-0.4593"), names_ast("mn10_as")
+    (True, False)
+    """
+    path = Path(source)
+    named = HUB_NAME.fullmatch(str(source)) and path.suffix not in WEIGHT_FILES
+    return path.is_dir() or (bool(named) and not path.is_file())
+
+
 def load_teacher(
     source: str | Path,
     savedir: str | Path | None = None,
@@ -309,13 +322,12 @@ def load_teacher(
         if CLASS_TOKEN in state:
             return _load_passt(name, path, state, overrides)
         return _load_student(path, **overrides)
-    is_file_name = path.suffix in WEIGHT_FILES
-    if path.is_dir() or (HUB_NAME.fullmatch(name) and not is_file_name):
+    if names_ast(source):
         _check_overrides(
             overrides, list(inspect.signature(load_ast).parameters)[2:], "an AST"
         )
         return load_ast(source, savedir, **overrides)
-    if is_file_name or path.parent != Path("."):
+    if path.suffix in WEIGHT_FILES or path.parent != Path("."):
         raise FileNotFoundError(
             f"{source} is neither file nor folder; give the path of a state dict, a "
             "name of list_teachers() or list_students(), or one of an AST on the hub"
