@@ -687,7 +687,7 @@ def test_code_in_an_index_is_refused_and_not_run(tmp_path, protocol):
         np.array([None], dtype=object),
         {1, 2}.union,
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_object_in_an_index_is_refused(tmp_path, content):
     files = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: content})
