@@ -32,6 +32,11 @@ def main(argv: list[str]) -> None:
     device = run_opts.device or sb.utils.distributed.infer_device()
     try:
         rows = hparams["load_rows"]()
+    except FileNotFoundError as error:
+        sys.exit(f"--dataset PATH and --split NAME are needed: {error}")
+    except ValueError as error:
+        sys.exit(str(error))
+    try:
         teacher, labels = open_teacher(hparams)
         heard = fill_store(
             hparams["store"],
@@ -50,8 +55,6 @@ def main(argv: list[str]) -> None:
         )
         if if_main_process() and hparams["verify"]:
             check(hparams, rows, labels, heard)
-    except FileNotFoundError as error:
-        sys.exit(f"--dataset PATH, --split NAME or --teachers NAME: {error}")
     except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
         sys.exit(str(error))
 

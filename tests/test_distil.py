@@ -127,7 +127,7 @@ def test_labels_take_part_where_there_are_any(place):
     printed = run_recipe("distil", [call], place)
     metrics = json.loads((output / "model" / "metrics.json").read_text())
     assert len(metrics) == 2 and "labels, " in printed
-    other = _call(place, output, **options, kd_temperature=2.0)
+    other = _call(place, output, **options, kd_weight=0.5, kd_temperature=2.0)
     printed = run_recipe("distil", [other], place, expect=1)
     assert "holds a run with another kd_temperature; name another" in printed
 
