@@ -21,7 +21,12 @@ from efficientat_plugin.agreement import AgreementStats
 from efficientat_plugin.checkpoints import AtomicCheckpointer
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.labelled import LabelledClips, open_labelled, runs_of
+from efficientat_plugin.data.labelled import (
+    TABLE_OPTIONS,
+    LabelledClips,
+    open_labelled,
+    runs_of,
+)
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.skipped import TooManyUnreadable
@@ -45,8 +50,6 @@ from efficientat_plugin.teachers.stored import StoredTeacher
 
 logger = logging.getLogger(__name__)
 
-TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
-TABLE_KEYS += ("separator", "audio_folder", "splits")
 # What makes it another run, if it differs
 RUN_KEYS = ("target", "width", "number_of_epochs", "clip_seconds", "sample_rate")
 RUN_KEYS += ("kd_weight", "kd_temperature", "lr")
@@ -89,7 +92,7 @@ def prepare(hparams: dict[str, Any], device: str) -> Run:
         own_rate=hparams["teacher_sample_rate"],
         savedir=hparams["pretrained_folder"],
     )
-    given = {key: hparams[key] for key in TABLE_KEYS}
+    given = {key: hparams[key] for key in TABLE_OPTIONS}
     if target not in (None, hparams["target"]):
         raise ValueError(
             f"the teacher {hparams['teacher']} is {target}; pass --target {target}"

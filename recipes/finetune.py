@@ -24,7 +24,12 @@ from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.labelled import LabelledClips, open_labelled, runs_of
+from efficientat_plugin.data.labelled import (
+    TABLE_OPTIONS,
+    LabelledClips,
+    open_labelled,
+    runs_of,
+)
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
@@ -65,8 +70,6 @@ from efficientat_plugin.teachers.stored import StoredTeacher
 
 logger = logging.getLogger(__name__)
 
-TABLE_KEYS = ("form", "audio_column", "label_column", "group_column")
-TABLE_KEYS += ("separator", "audio_folder", "splits")
 # What makes it another run, if it differs
 RUN_KEYS = ("dataset", "pretrained", "probe_ridge", "number_of_epochs", "clip_seconds")
 RUN_KEYS += ("teacher", "kd_weight", "kd_temperature", "class_balanced")
@@ -133,7 +136,7 @@ def open_clips(hparams: dict[str, Any]) -> LabelledClips:
         hparams["target"],
         config=hparams["dataset_config"],
         cache_dir=hparams["dataset_cache"],
-        **{key: hparams[key] for key in TABLE_KEYS},
+        **{key: hparams[key] for key in TABLE_OPTIONS},
     )
     if if_main_process():
         print(f"{hparams['dataset']}, {clips.target}:\n{describe(clips.rows)}")

@@ -194,7 +194,8 @@ def test_fsd50k_is_tested_cut_and_whole(runs, name, clips):
     metrics = _metrics(runs / name)
     whole = metrics["test, whole clips"]
     assert whole["num_clips"] == clips == metrics[f"test, {clips} clips"]["num_clips"]
-    assert whole["mAP"] != metrics[f"test, {clips} clips"]["mAP"] or name != "fsd50k"
+    cut = metrics[f"test, {clips} clips"]
+    assert whole != cut  # something was heard beyond the cut
     history = (runs / name / "train_log.txt").read_text()
     assert history.splitlines()[0].startswith("before training: mAP")
     assert "N = 2 clips" in history  # the official ones choose the epoch

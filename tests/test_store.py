@@ -17,6 +17,7 @@ import torch
 from efficientat_plugin.data.clip_ids import youtube_id
 from efficientat_plugin.teachers.published import import_published
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.stored import as_teacher
 from efficientat_plugin.teachers.verify import verify
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -161,14 +162,11 @@ def test_store_pickles_as_its_path(tmp_path, monkeypatch):
     assert pickle.loads(payload).lookup(["b"]).known.all()
 
 
-def test_null_in_yaml_is_no_store(tmp_path):
-    from hyperpyyaml import load_hyperpyyaml
-
-    yaml = "store: !apply:{}.LogitsStore.open_or_none [{}]"
-    module = "efficientat_plugin.teachers.store"
+def test_a_yamls_teacher_is_a_path_or_null(tmp_path):
     path = write(tmp_path / "s", ["a"])
-    assert load_hyperpyyaml(yaml.format(module, "null"))["store"] is None
-    assert len(load_hyperpyyaml(yaml.format(module, path))["store"]) == 1
+    assert as_teacher(None) is None
+    teacher = as_teacher(str(path))
+    assert len(teacher.store) == 1 and as_teacher(teacher) is teacher
 
 
 # Appending and being killed

@@ -17,6 +17,16 @@ from efficientat_plugin.data.splits import (
 from efficientat_plugin.data.tables import label_table, read_table
 from efficientat_plugin.data.targets import LabelTable
 
+# Arguments of `read_table` that are options of a recipe
+TABLE_OPTIONS = (
+    "form",
+    "audio_column",
+    "label_column",
+    "group_column",
+    "separator",
+    "audio_folder",
+    "splits",
+)
 KINDS = ("auto", "random", "fold", "given")
 TARGETS = ("auto", "multilabel", "multiclass")
 

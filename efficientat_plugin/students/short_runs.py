@@ -4,9 +4,7 @@ import math
 
 import torch
 
-from efficientat_plugin.students.heads import MLP, Linear
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.teachers.passt import PaSST
 
 
 def prepare_for_short_run(
@@ -57,13 +55,12 @@ def prepare_for_short_run(
 
 
 def _class_layer(student: Student) -> torch.nn.Module:
-    if isinstance(student, PaSST):
-        head: torch.nn.Module = student.head
-    elif isinstance(student.classifier, MLP | Linear):
-        head = student.classifier
-    else:
-        raise ValueError(
-            "a short run starts from the bias of an mlp head, and the student's is a "
-            f"{type(student.classifier).__name__}; build it with head='mlp'"
-        )
-    return list(head.children())[-1]
+    last = list(student.classifier.children())[-1]
+    if isinstance(student.classifier, torch.nn.Sequential) and isinstance(
+        last, torch.nn.Linear
+    ):
+        return last
+    raise ValueError(
+        "a short run starts from the bias of an mlp head, and the student's is a "
+        f"{type(student.classifier).__name__}; build it with head='mlp'"
+    )

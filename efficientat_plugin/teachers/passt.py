@@ -232,6 +232,11 @@ class PaSST(Student):
                     nn.init.zeros_(part.bias)
 
     @property
+    def classifier(self) -> nn.Module:  # type: ignore[override]
+        """The head, by the name that it has in other students."""
+        return self.head
+
+    @property
     def max_frames(self) -> int:
         """Mel frames of the longest clip that there are time positions for."""
         columns = self.time_new_pos_embed.shape[3]

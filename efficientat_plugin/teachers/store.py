@@ -62,21 +62,6 @@ class LogitsStore:
         self._index = ClipIndex(self.path, self.manifest)
         self._rows = map_rows(self.path, self.manifest)
 
-    @classmethod
-    def open_or_none(cls, path: str | None) -> "LogitsStore | None":
-        """The store at ``path``, or None for None: what a YAML's ``null`` means.
-
-        Arguments
-        ---------
-        path : str or None
-            Folder of the store.
-
-        Returns
-        -------
-        store : LogitsStore or None
-        """
-        return None if path is None else cls(path)
-
     def __len__(self) -> int:
         return self.manifest.count
 
