@@ -343,6 +343,7 @@ def load_encoder(
     """
     if family is not None:
         check_choice("family", family, FAMILIES)
+    student: Student
     if pretrained is None:
         student = FAMILIES[family or "mn"](
             width=1.0 if width is None else width, **options

@@ -35,8 +35,10 @@ from efficientat_plugin.report import (
     write_scores,
 )
 from efficientat_plugin.students.published import find_published
-from efficientat_plugin.students.weights import load_published_state, load_student
+from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.teachers.published_passt import find_teacher
 from efficientat_plugin.teachers.stored import as_teacher
+from efficientat_plugin.teachers.weights import load_start, load_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
         )
     try:
         if hparams["pretrained"] is not None:
-            load_published_state(
+            load_start(
                 hparams["student"], hparams["pretrained"], hparams["pretrained_folder"]
             )
     except (OSError, ValueError) as error:
@@ -163,7 +165,7 @@ def prepare(
 def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
     """Published weights that start a run listen best as they were trained."""
     name = hparams["pretrained"]
-    entry = None if name is None else find_published(name)
+    entry = None if name is None else find_published(name) or find_teacher(name)
     if entry is None or entry.trained_on == "ImageNet":
         return
     trained = entry.front_end().items()
@@ -316,11 +318,15 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     checkpointer = None
     name = hparams["pretrained"]
     if named:
-        student = load_student(name, savedir=hparams["pretrained_folder"])
+        folder = hparams["pretrained_folder"]
+        if find_teacher(name) is None:
+            student = load_student(name, savedir=folder)
+        else:
+            student = load_teacher(name, folder).student
         hparams["student"] = hparams["modules"]["student"] = student
         # Width and front end go with what was published, whatever the YAML says; a
         # file of one's own does not tell its front end, but the YAML does.
-        if find_published(name) is not None:
+        if find_published(name) or find_teacher(name):
             hparams["log_mel"] = LogMel(**student.front_end)
             hparams["modules"]["log_mel"] = hparams["log_mel"]
         # Not over the scores of a run that trained in this folder.

@@ -481,7 +481,7 @@ def test_dilated_gates_are_legal_where_nothing_strides():
 
 def test_bare_student_has_no_maps():
     with pytest.raises(NotImplementedError):
-        Student(1, 1.0, (2, 2, 2, 2), 0.0).maps(torch.zeros(1, 1, 8, 8))
+        Student(1).maps(torch.zeros(1, 1, 8, 8))
 
 
 def test_a_short_run_needs_the_bias_of_an_mlp_head():

@@ -26,7 +26,7 @@ from efficientat_plugin.teachers.published_passt import (
     PublishedTeacher,
     list_teachers,
 )
-from efficientat_plugin.teachers.weights import load_teacher
+from efficientat_plugin.teachers.weights import load_start, load_teacher
 
 SMALL = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SECOND = 32000  # samples
@@ -365,6 +365,62 @@ def test_missing_file_is_refused(source):
 def test_unknown_name_is_refused_with_near_ones(name, text):
     with pytest.raises(ValueError, match=text):
         load_teacher(name)
+
+
+# ---------------------------------------------------------------- starting points
+
+
+def test_training_starts_from_a_published_passt(small_entry, tmp_path):
+    published = build(small_entry)
+    state = published.state_dict() | {"head_dist.bias": torch.full((5,), 3.0)}
+    torch.save(state, tmp_path / small_entry.file)  # its unread head has other classes
+    student = build(small_entry, patchout_time=2).eval()
+    assert load_start(student, "small", savedir=tmp_path) == []
+    log_mel = torch.randn(1, 1, 128, 200)
+    assert torch.equal(student(log_mel).logits, published.eval()(log_mel).logits)
+
+
+def test_other_classes_keep_the_class_layer_of_a_passt(small_entry, tmp_path, caplog):
+    published = build(small_entry)
+    save(published, tmp_path / small_entry.file)
+    student = build(small_entry, num_classes=7)
+    before = student.head[1].weight.clone()
+    kept = load_start(student, tmp_path / small_entry.file)
+    assert kept == ["head.1.weight", "head.1.bias"]
+    assert "small-s16.pt has 3 classes and the student 7" in caplog.text
+    assert torch.equal(student.head[1].weight, before)
+    assert torch.equal(student.head[0].weight, published.head[0].weight)
+    assert torch.equal(
+        student.blocks[1].mlp.fc1.weight, published.blocks[1].mlp.fc1.weight
+    )
+
+
+@pytest.mark.parametrize(
+    "options, source, text",
+    [
+        ({"depth": 3}, "small", "small does not fit a PaSST of 3 blocks of 32"),
+        ({"num_frames": 500}, "small", "num_frames=500 .*time_new_pos_embed"),
+        ({}, "smal", "did you mean small"),
+        ({}, "mn04_as", "'mn04_as' is no published teacher"),
+        ({}, "no/such.pt", "neither file nor folder"),
+    ],
+)
+def test_what_a_passt_cannot_start_from_is_refused_whole(
+    options, source, text, small_entry, tmp_path
+):
+    save(build(small_entry), tmp_path / small_entry.file)
+    student = build(small_entry, **options)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    with pytest.raises((OSError, ValueError), match=text):
+        load_start(student, source, savedir=tmp_path)
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_cnn_starts_as_ever(tmp_path):
+    source, student = (MN(num_classes=3, width=0.1) for _ in range(2))
+    assert load_start(student, save(source, tmp_path / "mn.pt")) == []
+    assert torch.equal(student.features[0][0].weight, source.features[0][0].weight)
 
 
 def test_passt_has_as_many_trainable_parameters_as_it_uses():

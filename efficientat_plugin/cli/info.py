@@ -43,7 +43,7 @@ def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
     num_frames = log_mel.num_frames(tagger.clip_samples)
     cost = measure(student, log_mel.n_mels, num_frames)
     facts = {
-        "student": f"{type(student).__name__} of width {student.width:g}",
+        "student": student.describe(),
         "classes": f"{len(tagger.labels)}, {tagger.hparams.target}",
         "front end": front_end_text(log_mel),
         "clip": f"{clip_seconds:g} s, {num_frames} mel frames",

@@ -20,6 +20,7 @@ from efficientat_plugin.students.student import (
     Student,
     check_choice,
     check_integer,
+    check_mobile_options,
     check_positive,
 )
 
@@ -113,7 +114,8 @@ class DyMN(Student):
         dropout: float = 0.2,
         temperature: float = 1.0,
     ) -> None:
-        super().__init__(num_classes, width, strides, dropout)
+        super().__init__(num_classes)
+        check_mobile_options(width, strides, dropout)
         check_choice("dynamic_blocks", dynamic_blocks, DYNAMIC_BLOCKS)
         check_choice("head", head, DYMN_HEADS)
         check_integer("context_ratio", context_ratio)
@@ -131,6 +133,7 @@ class DyMN(Student):
             use_dyconv,
             use_coordinate_attention,
         )
+        self.width = width
         self.register_buffer("temperature", torch.ones((), dtype=torch.float32))
         self.set_temperature(temperature)
         specs = block_specs(width, strides, dilated, reduced_tail)
@@ -172,6 +175,10 @@ class DyMN(Student):
         """
         check_positive("temperature", value)
         self.temperature.fill_(value)
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        return f"DyMN of width {self.width:g}"
 
     def maps(self, log_mel: Tensor) -> Tensor:
         """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""

@@ -18,7 +18,12 @@ from efficientat_plugin.students.blocks import (
     nominal_sizes,
 )
 from efficientat_plugin.students.heads import HEADS, HeadOptions
-from efficientat_plugin.students.student import Student, check_choice, check_integer
+from efficientat_plugin.students.student import (
+    Student,
+    check_choice,
+    check_integer,
+    check_mobile_options,
+)
 
 
 def gate_sizes(
@@ -107,7 +112,8 @@ class MN(Student):
         n_frames: int = 1000,
         dropout: float = 0.2,
     ) -> None:
-        super().__init__(num_classes, width, strides, dropout)
+        super().__init__(num_classes)
+        check_mobile_options(width, strides, dropout)
         check_choice("head", head, HEADS)
         check_choice("se_agg", se_agg, FUSIONS)
         check_integer("se_r", se_r)
@@ -118,6 +124,7 @@ class MN(Student):
         specs = block_specs(width, strides, dilated, reduced_tail)
         sizes = nominal_sizes(specs, n_mels, n_frames)
         check_dilated_gates(specs, n_mels, n_frames, se_dims)
+        self.width = width
         self.se_dims, self.n_mels, self.n_frames = se_dims, n_mels, n_frames
 
         # Stem, 64 x 500 for ten seconds
@@ -162,6 +169,10 @@ class MN(Student):
                 f"them to n_frames={self.n_frames}; build the student with "
                 f"n_frames={frames}, or crop or pad the clips"
             )
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        return f"MN of width {self.width:g}"
 
     def maps(self, log_mel: Tensor) -> Tensor:
         """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""

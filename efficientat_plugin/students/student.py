@@ -32,6 +32,19 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r} is illegal; give a number greater than 0")
 
 
+def check_mobile_options(width: object, strides: Sequence[int], dropout: float) -> None:
+    """Refuses what no MobileNet can be made of."""
+    check_positive("width", width)
+    if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
+        raise ValueError(
+            f"strides={strides!r} is illegal; give four numbers, each 1 or 2"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(
+            f"dropout={dropout!r} is illegal; give a probability in [0, 1)"
+        )
+
+
 class Student(nn.Module):
     """What students have in common; a member gives ``maps`` and a ``classifier``, or a
     ``forward`` of its own.
@@ -40,13 +53,6 @@ class Student(nn.Module):
     ---------
     num_classes : int
         K, at least 1.
-    width : float
-        What every number of channels is multiplied by, greater than 0; 1 of a family
-        that has no widths.
-    strides : sequence of int
-        Four, each 1 or 2, of a family that has them.
-    dropout : float
-        Before the last layer of the mlp head, in [0, 1), of a family that has one.
 
     Shape
     -----
@@ -65,25 +71,14 @@ class Student(nn.Module):
     front_end: dict[str, Any]
     options: dict[str, Any]
 
-    def __init__(
-        self,
-        num_classes: int,
-        width: float = 1.0,
-        strides: Sequence[int] = (2, 2, 2, 2),
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, num_classes: int) -> None:
         super().__init__()
         check_integer("num_classes", num_classes)
-        check_positive("width", width)
-        if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
-            raise ValueError(
-                f"strides={strides!r} is illegal; give four numbers, each 1 or 2"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(
-                f"dropout={dropout!r} is illegal; give a probability in [0, 1)"
-            )
-        self.num_classes, self.width = num_classes, width
+        self.num_classes = num_classes
+
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        return type(self).__name__
 
     def maps(self, log_mel: Tensor) -> Tensor:
         """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""

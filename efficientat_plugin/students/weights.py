@@ -31,7 +31,7 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: dict[str, type[Student]] = {"mn": MN, "dymn": DyMN}
+FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
 # Arguments of LogMel: what `overrides` may say of the front end
 FRONT_END = (
     "sample_rate",
@@ -120,8 +120,8 @@ def _fill(
     if differences := differences_of(own, merged):
         raise ValueError(
             f"{origin} does not fit the student: it is {_described(state)}, the "
-            f"student a {type(student).__name__} of width {student.width:g} "
-            f"({'; '.join(differences)}); build the student with the same options"
+            f"student a {student.describe()} ({'; '.join(differences)}); build the "
+            "student with the same options"
         )
     student.load_state_dict(merged, strict=True)
     if kept:

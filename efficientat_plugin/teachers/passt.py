@@ -231,6 +231,10 @@ class PaSST(Student):
                 if part.bias is not None:
                     nn.init.zeros_(part.bias)
 
+    def describe(self) -> str:
+        """What it is, in a few words."""
+        return f"PaSST of {len(self.blocks)} blocks of {self.cls_token.shape[-1]}"
+
     @property
     def classifier(self) -> nn.Module:  # type: ignore[override]
         """The head, by the name that it has in other students."""

@@ -5,6 +5,7 @@ As with students, an import is whole or refused.
 
 import difflib
 import inspect
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -26,10 +27,12 @@ from efficientat_plugin.students.published import (
     PublishedStudent,
     find_published,
 )
+from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import (
     DEFAULT_FRONT_END,
     FRONT_END,
     differences_of,
+    load_published_state,
     load_student,
 )
 from efficientat_plugin.teachers.ast import ASTTeacher, load_ast
@@ -45,10 +48,13 @@ from efficientat_plugin.teachers.published_passt import (
     find_teacher,
 )
 
+logger = logging.getLogger(__name__)
+
 RELEASES = "https://github.com/kkoutini/PaSST/releases/download/"
 STRIDES = (10, 12, 14, 16, 20)  # that shapes are searched for
 CLASS_TOKEN = "cls_token"  # what tells a PaSST's state dict from a student's
 UNREAD = "head_dist."  # in published checkpoints, read by nobody
+CLASS_LAYER = "head.1."
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
@@ -263,6 +269,79 @@ def names_ast(source: str | Path) -> bool:
     return path.is_dir() or (bool(named) and not path.is_file())
 
 
+def load_start(
+    student: Student,
+    source: str | Path,
+    savedir: str | Path | None = None,
+    base_url: str | None = None,
+) -> list[str]:
+    """Fills a student, CNN or transformer, with what its training starts from.
+
+    As `load_published_state` does with a CNN; a PaSST takes a name of
+    `list_teachers`, or a file.
+
+    Arguments
+    ---------
+    student : Student
+        Built with the options of the weights; the number of classes may differ.
+    source : str or Path
+        A name of `list_students` or `list_teachers`, or a file.
+    savedir : str or Path or None
+        Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
+    base_url : str or None
+        A folder with all the files; None: as in `load_teacher`.
+
+    Returns
+    -------
+    list of str
+        Entries left at their initialisation, because the number of classes differs.
+
+    Raises
+    ------
+    OSError
+        Where a download fails or there is no such file.
+    ValueError
+        For an unknown name, a file that is no state dict, and one that does not fit.
+
+    Example
+    -------
+    >>> load_start(PaSST(), "passt_s_swa_p16_128_ap476")  # doctest: +SKIP
+    []
+    """
+    if not isinstance(student, PaSST):
+        return load_published_state(student, source, savedir, base_url)
+    if str(source) in TEACHERS:
+        path = fetch_teacher(TEACHERS[str(source)], savedir, base_url)
+    elif Path(source).is_file():
+        path = Path(source)
+    else:
+        raise _nothing_called(source, [*TEACHERS])
+    state, own = dict(read_state(path)), student.state_dict()
+    given = {k: v for k, v in state.items() if not k.startswith(UNREAD)}
+    classes = len(given.get(f"{CLASS_LAYER}bias", ()))
+    kept: list[str] = []
+    if classes and classes != student.num_classes:
+        kept = [name for name in own if name.startswith(CLASS_LAYER)]
+    unread = [name for name in own if name.startswith(UNREAD)]
+    given |= {name: own[name] for name in [*kept, *unread]}
+    if differences := differences_of(own, given):
+        raise ValueError(
+            f"{source} does not fit a {student.describe()} of "
+            f"num_frames={student.num_frames} ({'; '.join(differences)}); build it "
+            "with the options of the weights"
+        )
+    student.load_state_dict(given, strict=True)
+    if kept:
+        logger.warning(
+            "%s has %d classes and the student %d: %s stay at their initialisation",
+            source,
+            classes,
+            student.num_classes,
+            ", ".join(kept),
+        )
+    return kept
+
+
 def load_teacher(
     source: str | Path,
     savedir: str | Path | None = None,
@@ -327,11 +406,17 @@ def load_teacher(
             overrides, list(inspect.signature(load_ast).parameters)[2:], "an AST"
         )
         return load_ast(source, savedir, **overrides)
+    raise _nothing_called(source, [*TEACHERS, *PUBLISHED])
+
+
+def _nothing_called(source: str | Path, names: list[str]) -> Exception:
+    """What to raise where a source is neither there nor published."""
+    path = Path(source)
     if path.suffix in WEIGHT_FILES or path.parent != Path("."):
-        raise FileNotFoundError(
+        return FileNotFoundError(
             f"{source} is neither file nor folder; give the path of a state dict, a "
             "name of list_teachers() or list_students(), or one of an AST on the hub"
         )
-    near = difflib.get_close_matches(name, [*TEACHERS, *PUBLISHED])
+    near = difflib.get_close_matches(str(source), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "list_teachers() has all"
-    raise ValueError(f"{name!r} is no published teacher and no file; {hint}")
+    return ValueError(f"{str(source)!r} is no published teacher and no file; {hint}")
