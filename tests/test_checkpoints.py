@@ -184,9 +184,10 @@ def test_what_is_listed_after_a_kill_loads(tmp_path):
         child = multiprocessing.get_context("fork").Process(
             target=_save_for_ever, args=(tmp_path,)
         )
+        before = set(tmp_path.glob("CKPT*"))
         child.start()
         deadline = time.monotonic() + 60
-        while not any(tmp_path.glob("CKPT*")) and time.monotonic() < deadline:
+        while set(tmp_path.glob("CKPT*")) <= before and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(moments.uniform(0.05, 0.3))
         child.kill()
@@ -202,4 +203,4 @@ def test_what_is_listed_after_a_kill_loads(tmp_path):
         newest = checkpointer.find_checkpoint().meta["step"]
         assert newest >= last_step  # nothing that was there is lost
         last_step = newest
-    assert last_step > 5
+    assert last_step >= 5  # each of the five saved

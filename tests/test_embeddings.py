@@ -277,7 +277,7 @@ def test_other_illegal_arguments_are_refused():
     with pytest.raises(ValueError, match="n_mels=0 is illegal"):
         LayerEmbedding(student, n_mels=0)
     with pytest.raises(ValueError, match="a Student are not known; give an MN or a"):
-        LayerEmbedding(Student(3, 0.1, (2, 2, 2, 2), 0.0))
+        LayerEmbedding(Student(3))
     with pytest.raises(ValueError, match="log_mel has 40 bands, the embedding is"):
         LayerEmbedding(student)(torch.zeros(1, 1, 40, 50))
     with pytest.raises(ValueError, match=r"a student takes\s+\[B, 1, F, T\]"):

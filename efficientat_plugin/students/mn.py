@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from efficientat_plugin.students.blocks import (
@@ -153,6 +154,8 @@ class MN(Student):
             HeadOptions(embedding, num_classes, hidden, dropout, attention_heads)
         )
         initialise_(self)
+        # What a convolution makes has the layout of its weights, and this one is faster.
+        self.to(memory_format=torch.channels_last)
 
     def check_input(self, log_mel: Tensor) -> None:
         """Refuses what is no batch of log-mels, or not of the fixed size."""
