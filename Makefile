@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install tools format stock clean
+.PHONY: demo test lint install tools format bench stock clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
@@ -21,6 +21,11 @@ lint: tools
 format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: install  ## beside the published code: REFERENCE=/a/checkout/of/EfficientAT
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/bench torchvision==0.26.0
+	$(BIN)/python benchmarks/speed.py --torchvision $(VENV)/bench \
+		$(if $(REFERENCE),--reference $(abspath $(REFERENCE)))
 
 stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
 	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)

@@ -7,7 +7,7 @@ A file is a stage, a folder is a slot whose members are interchangeable::
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
 What is trained is used by ``inference`` (files and ``streams``, of which it says
-``tags``; ``cli`` on the command line), ``encoders`` and ``classifiers`` (SpeechBrain's
+``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and ``classifiers`` (SpeechBrain's
 slots), ``embeddings`` and ``hear``; ``finetuning`` and ``probe`` go on from weights,
 ``mutual`` trains two students at once, ``model_folder`` keeps the result with its
 ``model_card``, ``evaluation`` and ``agreement`` judge it, ``complexity`` tells what it
@@ -44,6 +44,7 @@ _HOME = {
     "StudentEncoder": "encoders",
     "StudentOutput": "contracts",
     "TaggingStats": "metrics",
+    "inference_form": "students.inference_form",
     "list_students": "students.published",
     "list_teachers": "teachers.published_passt",
     "load_encoder": "encoders",

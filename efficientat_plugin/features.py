@@ -139,10 +139,15 @@ class LogMel(torch.nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, N] -> [B, F, T]"""
-        spectrum = self.spectrum(waveform)
-        # Squaring the complex tensor itself takes longer.
-        power = spectrum.real.square() + spectrum.imag.square()
-        return self.from_power(power).transpose(1, 2)
+        self._check(waveform)
+        mel_bank = self._current_mel_bank()  # one draw for the batch
+        parts = [waveform]
+        if waveform.device.type == "cpu" and not waveform.requires_grad:
+            # What a clip needs on the way stays in the cache.
+            parts = list(waveform.split(1))
+        log_mels = [self._log_mel(self._power(part), mel_bank) for part in parts]
+        whole = log_mels[0] if len(log_mels) == 1 else torch.cat(log_mels)
+        return whole.transpose(1, 2)
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, waveform: Tensor) -> Tensor:
@@ -159,7 +164,16 @@ class LogMel(torch.nn.Module):
     @fwd_default_precision(cast_inputs=torch.float32)
     def from_power(self, power: Tensor) -> Tensor:
         """The second half: [B, T, n_fft / 2 + 1] -> [B, T, F]"""
-        mel = power @ self._current_mel_bank().T  # [B, T, F]
+        return self._log_mel(power, self._current_mel_bank())
+
+    def _power(self, waveform: Tensor) -> Tensor:
+        spectrum = self.spectrum(waveform)
+        # Squaring the complex tensor itself takes longer.
+        return spectrum.real.square().add_(spectrum.imag.square())
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def _log_mel(self, power: Tensor, mel_bank: Tensor) -> Tensor:
+        mel = power @ mel_bank.T  # [B, T, F]
         if self.log_floor_mode == "add":
             log_mel = (mel + self.log_floor).log_()
         else:

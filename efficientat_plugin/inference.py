@@ -13,6 +13,7 @@ from torch import Tensor
 from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
+from efficientat_plugin.hearing import Hearing
 from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.streams import (
     Averages,
@@ -24,7 +25,13 @@ from efficientat_plugin.streams import (
 )
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
 from efficientat_plugin.tags import ScanWindow, Tag, likeliest
-from efficientat_plugin.windows import SHORT_CLIPS, Window, WindowCutter, lengthened
+from efficientat_plugin.windows import (
+    SHORT_CLIPS,
+    Window,
+    WindowCutter,
+    lengthened,
+    runs_of,
+)
 
 
 class AudioTagger(Pretrained):
@@ -90,6 +97,7 @@ class AudioTagger(Pretrained):
         self.labels: LabelTable = self.hparams.labels
         self.sample_rate: int = self.hparams.sample_rate
         self.clip_samples = round(self.hparams.clip_seconds * self.sample_rate)
+        self.hearing = Hearing(self.ensemble)
 
     @classmethod
     def from_student(
@@ -337,7 +345,9 @@ class AudioTagger(Pretrained):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Probabilities of clips of one length: [B, N] -> [B, K]"""
-        logits = self.ensemble(waveform).logits
+        return self._probable(self.hearing(waveform))
+
+    def _probable(self, logits: Tensor) -> Tensor:
         if self.hparams.target == "multilabel":
             return logits.sigmoid()
         return logits.softmax(dim=-1)
@@ -359,13 +369,29 @@ class AudioTagger(Pretrained):
 
     def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
         """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
-        full = [self._as_long_as_needed(window, num_samples) for window in windows]
-        rows = self._rows(self, [window.samples for window in full])
+        rows: list[NDArray[np.float32]] = []
+        for run in runs_of(windows):
+            if len(run) == 1:
+                full = self._as_long_as_needed(run[0], num_samples)
+                rows += self._rows(self, [full.samples])
+            else:
+                rows += self._hear_run(run)
         rate = self.sample_rate
         return [
             ScanWindow(start / rate, (start + len(samples)) / rate, row)
             for (start, samples), row in zip(windows, rows, strict=True)
         ]
+
+    def _hear_run(self, run: Sequence[Window]) -> list[NDArray[np.float32]]:
+        """Rows of windows of one length that overlap alike, as one piece of sound."""
+        hop = run[1].start - run[0].start
+        added = [window.samples[-hop:] for window in run[1:]]
+        sound = torch.from_numpy(np.concatenate([run[0].samples, *added]))
+        with torch.inference_mode(), self.inference_ctx:
+            logits = self.hearing.windows(
+                sound.to(self.device), len(run[0].samples), hop
+            )
+            return list(self._probable(logits).float().cpu().numpy())
 
     def _rows(
         self,

@@ -3,6 +3,7 @@
 Pure geometry: long files and streams share it.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,6 +88,32 @@ class WindowCutter:
     def _cut(self, start: int) -> Window:
         offset = start - self._held_from
         return Window(start, self._held[offset : offset + self.window].copy())
+
+
+def runs_of(windows: Iterable[Window]) -> list[list[Window]]:
+    """Windows in order, in groups of one length and one hop that leave nothing out.
+
+    Example
+    -------
+    >>> sound = np.zeros(11, np.float32)
+    >>> windows = [Window(start, sound[start : start + 4]) for start in (0, 3, 5, 7)]
+    >>> [[window.start for window in run] for run in runs_of(windows)]
+    [[0, 3], [5, 7]]
+    """
+    runs: list[list[Window]] = []
+    for window in windows:
+        if runs and _continues(runs[-1], window):
+            runs[-1].append(window)
+        else:
+            runs.append([window])
+    return runs
+
+
+def _continues(run: Sequence[Window], window: Window) -> bool:
+    hop = window.start - run[-1].start
+    if len(run) > 1 and hop != run[1].start - run[0].start:
+        return False
+    return 0 < hop <= len(window.samples) == len(run[-1].samples)
 
 
 def lengthened(

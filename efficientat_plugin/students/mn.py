@@ -154,8 +154,8 @@ class MN(Student):
             HeadOptions(embedding, num_classes, hidden, dropout, attention_heads)
         )
         initialise_(self)
-        # What a convolution makes has the layout of its weights, and this one is faster.
-        self.to(memory_format=torch.channels_last)
+        # A convolution's output has the layout of its weights, and this one is faster.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check_input(self, log_mel: Tensor) -> None:
         """Refuses what is no batch of log-mels, or not of the fixed size."""

@@ -1,0 +1,260 @@
+"""How fast and how large: this project beside the published code.
+
+> make bench REFERENCE=/a/checkout/of/EfficientAT
+> python benchmarks/speed.py --reference /a/checkout --torchvision FOLDER
+
+Each side works in a process of its own, in rounds that alternate; a ratio is the median
+over the rounds of published over ours. The published side has the allocator as the
+system comes; ours has what the recipe sets by itself. Without a checkout, ours alone is
+measured. Writes `benchmarks/RESULTS.md`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sides import WIDTHS, clips
+
+from efficientat_plugin import MN, DyMN, LogMel
+
+HERE = Path(__file__).parent
+MODELS = list(WIDTHS)
+
+
+class Case(NamedTuple):
+    """What both sides do, and by how much ours should be faster."""
+
+    task: str
+    model: str
+    batch: int
+    target: float | None = None
+
+
+NETWORK_TARGETS = {("mn", 1): 2.2, ("mn", 16): 5.0, ("dymn", 1): 2.2, ("dymn", 16): 3.5}
+CASES = [
+    Case("mel", "mn04", 1, 3.0),
+    Case("mel", "mn04", 16, 6.0),
+    *(
+        Case("network", model, batch, NETWORK_TARGETS[model[:-2], batch])
+        for model in MODELS
+        for batch in (1, 16)
+    ),
+    *(
+        Case("train", model, 16, 2.2 if model.startswith("dymn") else 3.0)
+        for model in MODELS
+    ),
+    Case("scan", "mn04", 1, 5.0),
+]
+
+
+class Side:
+    """A process that works when it is told to."""
+
+    def __init__(self, name: str, case: Case, folder: Path, options: Any) -> None:
+        self.result = folder / f"{name}.npy"
+        command = [sys.executable, str(HERE / "sides.py"), name, case.task, case.model]
+        command += [str(case.batch), "--threads", str(options.threads)]
+        command += ["--weights", str(folder / f"{case.model}.pt")]
+        command += ["--result", str(self.result)]
+        paths = [str(HERE.parent)]
+        if name == "published":
+            command += ["--checkout", options.reference]
+            paths.append(options.torchvision)
+        elif options.keep_memory:
+            command.append("--keep_memory")
+        inherited = os.environ.get("PYTHONPATH")
+        paths += [inherited] if inherited else []
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if options.verbose else subprocess.DEVNULL,
+            text=True,
+        )
+        while (line := self._line()) != "ready":
+            if not line:
+                raise RuntimeError(f"{' '.join(command)} ended; try --verbose")
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def work(self, times: int = 1) -> dict[str, float]:
+        """Does the work so often; the seconds are those of once."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{times}\n")
+        self.process.stdin.flush()
+        return json.loads(self._line())
+
+    def end(self) -> None:
+        """Ends the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+class Measured(NamedTuple):
+    """Of one case: seconds of each round and side, and the largest difference."""
+
+    case: Case
+    seconds: dict[str, list[float]]
+    peak_mb: dict[str, float]
+    difference: float | None
+
+    def row(self) -> str:
+        """A line of the table."""
+        case, milliseconds = self.case, []
+        for side in ("published", "ours"):
+            found = self.seconds.get(side)
+            milliseconds.append(
+                f"{1e3 * statistics.median(found):.1f}" if found else ""
+            )
+        cells = [case.task, case.model, str(case.batch), *milliseconds]
+        if "published" in self.seconds:
+            pairs = zip(self.seconds["published"], self.seconds["ours"], strict=True)
+            ratios = sorted(published / ours for published, ours in pairs)
+            cells.append(f"**{statistics.median(ratios):.2f}**")
+            quarter = len(ratios) // 4
+            cells.append(f"{ratios[quarter]:.2f} to {ratios[-1 - quarter]:.2f}")
+            cells.append("" if case.target is None else f"{case.target:g}")
+            peaks = [f"{self.peak_mb[side]:.0f}" for side in ("published", "ours")]
+            cells.append(" / ".join(peaks))
+            cells.append("" if self.difference is None else f"{self.difference:.1e}")
+        return "| " + " | ".join(cells) + " |"
+
+
+def make_weights(folder: Path) -> None:
+    """One state dict for both sides: untrained, its batch norms made for the clips."""
+    torch.manual_seed(0)
+    log_mel = LogMel().eval()(clips(8)).unsqueeze(1)
+    for name, width in WIDTHS.items():
+        student = (DyMN if name.startswith("dymn") else MN)(width=width).train()
+        norms = [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms:
+            norm.momentum = None  # the plain average of what it hears
+        with torch.no_grad():
+            student(log_mel)
+        torch.save(student.state_dict(), folder / f"{name}.pt")
+
+
+def measure(case: Case, folder: Path, options: Any) -> Measured:
+    """Alternating rounds of both sides, the first of which warms up."""
+    names = ["published", "ours"] if options.reference else ["ours"]
+    sides = {name: Side(name, case, folder, options) for name in names}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    times = 10 if case.task in ("mel", "network") and case.batch == 1 else 1
+    for _ in range(1 + options.rounds):
+        for name, side in sides.items():
+            rounds[name].append(side.work(times))
+    for side in sides.values():
+        side.end()
+    difference = None
+    if len(names) == 2 and case.task != "train":
+        results = [np.load(side.result).astype(np.float64) for side in sides.values()]
+        difference = float(np.abs(results[0] - results[1]).max())
+    return Measured(
+        case,
+        {name: [answer["seconds"] for answer in rounds[name][1:]] for name in names},
+        {name: rounds[name][-1]["peak_mb"] for name in names},
+        difference,
+    )
+
+
+def curves(folder: Path, options: Any) -> Iterable[str]:
+    """How far the losses of both sides are apart, a line for each model."""
+    for model in MODELS:
+        case = Case("curve", model, 8)
+        losses = []
+        for name in ("published", "ours"):
+            side = Side(name, case, folder, options)
+            side.work()
+            side.end()
+            losses.append(np.load(side.result))
+        apart = np.abs(losses[0] / losses[1] - 1).max()
+        yield f"| {model} | {losses[0][0]:.6f} | {losses[0][-1]:.6f} | {apart:.1e} |"
+
+
+def report(measured: list[Measured], curve_rows: list[str], options: Any) -> str:
+    """The Markdown that is written."""
+    import speechbrain
+
+    lines = [
+        "# Speed",
+        "",
+        f"Made by `make bench` on {date.today()}: {processor()}, {options.threads} "
+        f"threads, {platform.system()}, Python {platform.python_version()}, torch "
+        f"{torch.__version__}, SpeechBrain {speechbrain.__version__}; medians of "
+        f"{options.rounds} alternating rounds, clips of 10 s. Weights are untrained, "
+        "which takes as long.",
+        "",
+    ]
+    head = ["task", "model", "batch", "published, ms", "ours, ms"]
+    if options.reference:
+        head += ["ratio", "middle half", "target", "peak MB", "largest difference"]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    lines += [each.row() for each in measured]
+    if curve_rows:
+        lines += ["", "Ten steps from the same weights, nothing drawn at random:", ""]
+        lines += ["| model | first loss | last loss | largest relative difference |"]
+        lines += ["|---" * 4 + "|", *curve_rows]
+    return "\n".join(lines) + "\n"
+
+
+def processor() -> str:
+    """What the machine calls its processor."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    found = [line for line in described.splitlines() if line.startswith("model name")]
+    return f"{len(found)} x {found[0].split(':')[1].strip()}" if found else "CPU"
+
+
+def main() -> None:
+    """Measures all cases, or those asked for, and writes the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--reference", help="a checkout of EfficientAT")
+    parser.add_argument("--torchvision", default="", help="folder that it lies in")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--tasks", nargs="+", help="only these")
+    parser.add_argument("--models", nargs="+", help="only these")
+    parser.add_argument("--output", default=str(HERE / "RESULTS.md"))
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--keep_memory", action=argparse.BooleanOptionalAction)
+    parser.set_defaults(keep_memory=True)
+    options = parser.parse_args()
+    cases = [
+        case
+        for case in CASES
+        if case.task in (options.tasks or [case.task])
+        and case.model in (options.models or [case.model])
+    ]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        make_weights(folder)
+        measured = []
+        for case in cases:
+            measured.append(measure(case, folder, options))
+            print(measured[-1].row(), flush=True)
+        with_curves = options.reference and "train" in (options.tasks or ["train"])
+        curve_rows = list(curves(folder, options)) if with_curves else []
+    text = report(measured, curve_rows, options)
+    Path(options.output).write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The form of a student that only scores: fewer operations, the same answers.
+
+In evaluation a batch norm is a scale and a shift, which the convolution before it can
+do itself. What is left runs in the layout, and in as many clips at once, as a CPU is
+fastest with.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.students.blocks import ConvNormActivation
+from efficientat_plugin.students.dynamic import (
+    ContextGenerator,
+    DynamicConv,
+    DynamicInvertedResidual,
+    StaticConv,
+)
+from efficientat_plugin.students.student import Student
+
+CLIPS_AT_ONCE = 4  # on a CPU: more have to be fetched from memory again and again
+
+
+class InferenceForm(nn.Module):
+    """A student that only scores, and does so faster; made by `inference_form`.
+
+    Arguments
+    ---------
+    student : Student
+        Already folded.
+
+    Shape
+    -----
+    log_mel : [B, 1, F, T]
+    logits : [B, K]
+    embedding : [B, D]
+    """
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, log_mel: Tensor) -> StudentOutput:
+        """Logits and embedding of a batch: [B, 1, F, T] -> [B, K], [B, D]."""
+        if log_mel.device.type != "cpu" or len(log_mel) <= CLIPS_AT_ONCE:
+            return self.student(log_mel)
+        parts = [self.student(clips) for clips in log_mel.split(CLIPS_AT_ONCE)]
+        logits, embeddings = zip(*parts, strict=True)
+        return StudentOutput(torch.cat(logits), torch.cat(embeddings))
+
+
+def folded(student: Student) -> Student:
+    """A copy whose batch norms are part of the convolutions before them.
+
+    It answers as the student in evaluation mode, to rounding, and cannot be trained.
+
+    Arguments
+    ---------
+    student : Student
+
+    Returns
+    -------
+    Student
+        Of the same family; its state dict is another.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> student = MN(num_classes=3, width=0.1).eval()
+    >>> log_mel = torch.randn(2, 1, 128, 100)
+    >>> torch.allclose(folded(student)(log_mel)[0], student(log_mel)[0], atol=1e-5)
+    True
+    """
+    student = copy.deepcopy(student).eval()
+    for module in list(student.modules()):
+        if isinstance(module, ConvNormActivation):
+            _fold_into(module, "0", "1")
+        elif isinstance(module, ContextGenerator):
+            _fold_into(module, "joint_conv", "joint_norm")
+        elif isinstance(module, DynamicInvertedResidual):
+            for part in ("exp", "depth", "proj"):
+                if hasattr(module, f"{part}_conv"):
+                    _fold_into(module, f"{part}_conv", f"{part}_norm")
+    return student.requires_grad_(False)
+
+
+def inference_form(student: Student) -> InferenceForm:
+    """What a student becomes that shall only score.
+
+    Arguments
+    ---------
+    student : Student
+
+    Returns
+    -------
+    InferenceForm
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> inference_form(MN(3, width=0.1))(torch.zeros(9, 1, 128, 100)).logits.shape
+    torch.Size([9, 3])
+    """
+    return InferenceForm(folded(student))
+
+
+def _fold_into(module: nn.Module, conv_name: str, norm_name: str) -> None:
+    """Makes a batch norm part of the convolution, and a module that does nothing."""
+    conv: Any = module.get_submodule(conv_name)
+    norm: Any = module.get_submodule(norm_name)
+    if isinstance(conv, DynamicConv):
+        _fold_into_bank(conv, norm)
+    elif isinstance(conv, StaticConv):
+        conv.module = fuse_conv_bn_eval(conv.module, norm)
+    else:
+        setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+    setattr(module, norm_name, nn.Identity())
+
+
+def _fold_into_bank(conv: DynamicConv, norm: Any) -> None:
+    """Each kernel of the bank is scaled alike, since a mixture of them is linear."""
+    # In double precision: what is rounded is then rounded once.
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    shift = norm.bias.double() - norm.running_mean.double() * scale
+    kernels = conv.weight[0, 0].double().unflatten(1, (len(scale), -1))
+    scaled = (kernels * scale[:, None]).flatten(1)[None, None]
+    conv.weight = nn.Parameter(scaled.to(conv.weight.dtype))
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
