@@ -107,6 +107,9 @@ def prepare(hparams: dict[str, Any], device: str) -> Run:
     )
     if if_main_process():
         print(f"{hparams['dataset']}:\n{describe(clips.rows)}")
+        summary = summarize_rows(clips.rows, clips.labels)
+        if summary.num_labelled:
+            print(f"As the teacher's classes: {summary}")
     split = split_clips(clips, hparams)
     refuse_another_run(clips, split, teacher, hparams)
     add_student(clips, hparams)

@@ -119,7 +119,8 @@ def test_what_cannot_be_distilled_is_refused_in_a_sentence(place):
 
 @pytest.mark.slow
 def test_labels_take_part_where_there_are_any(place):
-    lines = [f"sounds/{n}.wav,{('low', 'middle', 'high')[n % 3]}" for n in range(48)]
+    lines = [f"sounds/{n}.wav,{('Low', 'middle', 'high')[n % 3]}" for n in range(48)]
+    lines[0] = "sounds/0.wav,noise"
     (place / "clips.csv").write_text("\n".join(["file,label", *lines]))
     options = {"dataset": "clips.csv", "form": "auto"}
     output = place / "labelled"
@@ -127,6 +128,8 @@ def test_labels_take_part_where_there_are_any(place):
     printed = run_recipe("distil", [call], place)
     metrics = json.loads((output / "model" / "metrics.json").read_text())
     assert len(metrics) == 2 and "labels, " in printed
+    assert "As the teacher's classes: 48 clips, 47 labelled with 3 classes" in printed
+    assert "are left out: noise (1)" in printed
     other = _call(place, output, **options, kd_weight=0.5, kd_temperature=2.0)
     printed = run_recipe("distil", [other], place, expect=1)
     assert "holds a run with another kd_temperature; name another" in printed

@@ -4,7 +4,9 @@ import datasets
 import pytest
 import soundfile
 
+from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import open_labelled, runs_of
+from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.targets import LabelTable
 
 
@@ -72,6 +74,21 @@ def test_a_side_without_labels_is_refused():
     rows = rows_of([["a"], ["b"], []] * 2, split=sides)
     with pytest.raises(ValueError, match=r"no clip to test on \(given\) has a label"):
         runs_of(rows, valid_share=0.0)
+
+
+def test_labels_are_names_of_the_classes_that_are_given(table):
+    given = LabelTable(["/m/0bt9lr", "/m/01yrx"], ["Dog", "Cat"])
+    clips = open_labelled(table, {}, "multilabel", given)
+    summary = summarize_rows(clips.rows, clips.labels)
+    assert summary.counts.tolist() == [4, 4] and not summary.unknown
+    read = ClipReader(clips.labels, 0.1).read(clips.rows[0])
+    assert read.labels.tolist() == [1, 0] and read.labelled == 1
+    given = LabelTable(["/m/0bt9lr", "/m/01yrx"], ["Dog", "Bird"])
+    clips = open_labelled(table, {}, "multilabel", given)
+    text = str(summarize_rows(clips.rows, clips.labels))
+    assert "8 clips, 4 labelled" in text and "are left out: cat (4)" in text
+    with pytest.raises(ValueError, match=r"no label .*\(4\).* is one of the 2 classes"):
+        open_labelled(table, {}, "multilabel", LabelTable("xy", "XY"))
 
 
 def test_a_folder_of_sounds_needs_no_labels_where_classes_are_given(table):

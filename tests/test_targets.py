@@ -76,6 +76,19 @@ def test_unknown_labels_are_counted_and_told():
     )
 
 
+def test_ids_go_before_names_and_a_name_of_several_classes_is_of_none():
+    named = LabelTable(["rain", "/m/a", "/m/b", "/m/c"], ["Wind", "Rain", "Dog", "dog"])
+    table = named.with_names()
+    assert table.indices(["rain", "/M/B", "wind"]) == ([0, 2, 0], [])
+    assert table.indices(["Rain", "Dog", "cat"]) == ([], ["Rain", "Dog", "cat"])
+    assert named.indices(["wind"]) == ([], ["wind"])
+    assert (table.mids, table.names, table.sha256) == (
+        named.mids,
+        named.names,
+        named.sha256,
+    )
+
+
 @pytest.mark.parametrize(
     ("mids", "names", "message"),
     [

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import datasets
 from ruamel.yaml import YAML
 
+from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.splits import (
     Split,
     given_split,
@@ -58,7 +59,8 @@ def open_labelled(
         "multiclass", "multilabel", or "auto": the former where every clip has one
         class.
     labels : LabelTable or None
-        What K means; None: the classes of the facts, or those that are found.
+        What K means, and the labels of rows are its ids or names; None: the classes
+        of the facts, or those that are found.
     **given
         Arguments of ``read_table`` that go before the facts, unless they are None,
         "auto" or empty.
@@ -70,7 +72,8 @@ def open_labelled(
     Raises
     ------
     OSError, ValueError
-        As ``read_table``; and for a YAML that holds no facts.
+        As ``read_table``; for a YAML that holds no facts; and for labels none of
+        which is a class of ``labels``.
 
     Example
     -------
@@ -93,6 +96,9 @@ def open_labelled(
     rows = read_table(dataset, **arguments)
     if labels is None:
         labels = label_table(rows, arguments.get("classes"))
+    else:
+        labels = labels.with_names()
+        _refuse_other_classes(rows, labels)
     if target == "auto":
         one_each = all(len(set(names)) == 1 for names in rows["labels"] if names)
         target = "multiclass" if one_each else "multilabel"
@@ -179,6 +185,17 @@ def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> N
                 f"no clip to {side} on ({name}) has a label; use another split, or "
                 "other shares"
             )
+
+
+def _refuse_other_classes(rows: datasets.Dataset, labels: LabelTable) -> None:
+    summary = summarize_rows(rows, labels)
+    if summary.unknown and not summary.num_labelled:
+        some = ", ".join(f"{name} ({n})" for name, n in summary.unknown.most_common(5))
+        raise ValueError(
+            f"no label of the clips ({some}) is one of the {len(labels)} classes, "
+            f"such as {labels.names[0]!r}; write labels as these, or give another "
+            "label_column, the separator of several in a cell, or form=sounds"
+        )
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

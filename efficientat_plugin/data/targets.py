@@ -2,7 +2,7 @@
 
 import csv
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,8 @@ class LabelTable:
     ---------
     mids : Iterable[str]
         Identifier of each class, unique; for AudioSet its machine id, /m/09x0r.
-        Labels are mapped by these: names drift between copies of AudioSet.
+        Labels are mapped by these: names drift between copies of AudioSet. Labels
+        that people wrote may be names, to a table made by ``with_names``.
     names : Iterable[str]
         What people call each class.
 
@@ -45,6 +46,7 @@ class LabelTable:
                 "give one name for each"
             )
         self.index = {mid: index for index, mid in enumerate(self.mids)}
+        self.index_of_name: dict[str, int] = {}  # see `with_names`
         if len(self.index) != len(self.mids):
             twice = [mid for mid, n in Counter(self.mids).items() if n > 1]
             raise ValueError(f"class ids must be unique, but {twice[:5]} repeat")
@@ -56,6 +58,26 @@ class LabelTable:
             rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
         return cls((row["mid"] for row in rows), (row["display_name"] for row in rows))
 
+    def with_names(self) -> "LabelTable":
+        """The same classes, of which a label may also be the name, in any case.
+
+        Ids go before names, and a name that several classes have is of none.
+
+        Example
+        -------
+        >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Rain"])
+        >>> table.indices(["dog"]), table.with_names().indices(["dog", "/m/b"])
+        (([], ['dog']), ([0, 1], []))
+        """
+        table = LabelTable(self.mids, self.names)
+        places: defaultdict[str, set[int]] = defaultdict(set)
+        for column in (self.mids, self.names):
+            for index, text in enumerate(column):
+                places[text.casefold()].add(index)
+        alone = {text: at for text, at in places.items() if len(at) == 1}
+        table.index_of_name = {text: min(at) for text, at in alone.items()}
+        return table
+
     def __len__(self) -> int:
         return len(self.mids)
 
@@ -64,14 +86,15 @@ class LabelTable:
         """Digest of ids in order: two tables with the same one mean the same K."""
         return hashlib.sha256("\n".join(self.mids).encode()).hexdigest()
 
-    def indices(self, mids: Iterable[str]) -> tuple[list[int], list[str]]:
-        """Class indices of ``mids``, and those that the table does not have."""
+    def indices(self, labels: Iterable[str]) -> tuple[list[int], list[str]]:
+        """Class indices of ``labels``, and those that the table does not have."""
         known, unknown = [], []
-        for mid in mids:
-            if mid in self.index:
-                known.append(self.index[mid])
+        for label in labels:
+            index = self.index.get(label, self.index_of_name.get(label.casefold()))
+            if index is None:
+                unknown.append(label)
             else:
-                unknown.append(mid)
+                known.append(index)
         return known, unknown
 
     def multi_hot(self, indices: Iterable[int]) -> Tensor:
