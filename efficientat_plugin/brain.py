@@ -143,14 +143,14 @@ class DistillationBrain(sb.Brain):
 
     def fit_batch(self, batch: ClipBatch) -> Tensor:
         """One training step; a batch of unreadable clips is none."""
-        self.skipped.add(batch.skipped, len(batch.clip_id))
+        self.skipped.add(batch.skipped, batch.clip_id)
         if not batch.clip_id:
             return torch.tensor(float("nan"))  # which the running average leaves out
         return super().fit_batch(batch)
 
     def evaluate_batch(self, batch: ClipBatch, stage: sb.Stage) -> Tensor:
         """One evaluation step; a batch of unreadable clips is none."""
-        self.skipped.add(batch.skipped, len(batch.clip_id))
+        self.skipped.add(batch.skipped, batch.clip_id)
         if not batch.clip_id:
             return torch.tensor(float("nan"))
         return super().evaluate_batch(batch, stage)

@@ -60,9 +60,9 @@ def whole_clip_scores(
         try:
             scores = tagger.probabilities([sound["bytes"] or sound["path"]])
         except UnreadableClip as error:
-            skipped.add([Skipped(clip_id, str(error))], 0)
+            skipped.add([Skipped(clip_id, str(error))], [])
             continue
-        skipped.add((), 1)
+        skipped.add((), [clip_id])
         labels = tagger.labels.multi_hot(indices)[None]
         stats.append([clip_id], torch.from_numpy(scores), labels, judged[None])
     skipped.finish_pass()

@@ -114,7 +114,7 @@ def prepare(hparams: dict[str, Any], device: str) -> Run:
     refuse_another_run(clips, split, teacher, hparams)
     add_student(clips, hparams)
     store = ask(teacher.to(device), clips, hparams, device)
-    return Run(clips, split, store, hparams)
+    return Run(clips, heard(clips, split, store), store, hparams)
 
 
 def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
@@ -168,6 +168,27 @@ def ask(
         **hparams["eval_loader"],
     )
     return LogitsStore(path)
+
+
+def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
+    """What the teacher could hear of each side.
+
+    Clips that cannot be read were judged when it was asked about all of them; of the
+    few clips of one side, a single bad one may be more than the allowed share.
+    """
+    ids = clips.rows.select_columns(["video_id"])["video_id"][:]
+    known = store.rows([str(clip_id) for clip_id in ids]) >= 0
+    sides = {
+        name: [row for row in rows if known[row]]
+        for name, rows in split._asdict().items()
+    }
+    for name in ("train", "test"):
+        if not sides[name]:
+            raise ValueError(
+                f"none of the {len(getattr(split, name))} clips to {name} on can be "
+                "read; mend them, or pass another --seed"
+            )
+    return Split(**sides)
 
 
 def distil(run: Run, run_opts: Any) -> None:

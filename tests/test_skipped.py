@@ -10,55 +10,74 @@ def _skipped(*numbers):
     return [Skipped(f"clip-{number:03d}", "it has no samples") for number in numbers]
 
 
+def _read(count, first=0):
+    return [f"good-{number}" for number in range(first, first + count)]
+
+
 def test_a_clip_is_named_once_over_all_passes(caplog):
     clips = SkippedClips(max_share=1.0)
     for _ in range(3):
-        clips.add(_skipped(1, 2, 1), num_read=2)
-        clips.add(_skipped(2), num_read=2)
+        clips.add(_skipped(1, 2, 1), _read(2))
+        clips.add(_skipped(2), _read(2))
         clips.finish_pass()
     for number in (1, 2):
         line = f"Skipping clip clip-00{number}: it has no samples"
         assert caplog.messages.count(line) == 1
     assert clips.reasons == dict(_skipped(1, 2))
-    assert caplog.messages.count("4 of 8 clips were skipped as unreadable") == 3
+    assert caplog.messages.count("2 of 4 clips were skipped as unreadable") == 3
 
 
-def test_a_clip_that_is_drawn_again_counts_again():
-    """The share is of draws: 2 of 62 clips stay 3 % however often all are drawn."""
-    clips = SkippedClips(max_share=0.01)
-    with pytest.raises(RuntimeError, match="allowed share of 0.01"):
-        for _ in range(20):
-            clips.add(_skipped(1, 2), num_read=60)
+@pytest.mark.parametrize("times", [1, 20])
+def test_a_clip_counts_once_however_often_it_is_drawn(times):
+    """2 of 62 clips stay 3 %, though bad ones are met more often than good ones."""
+    clips = SkippedClips(max_share=0.04)
+    for _ in range(times):
+        clips.add(_skipped(1, 2, 1, 2), _read(60))
+    clips.finish_pass()
+    clips.max_share = 0.03
+    for _ in range(times):
+        clips.add(_skipped(1, 2), _read(60))
+    with pytest.raises(RuntimeError, match="2 of 62 clips .* allowed share of 0.03"):
+        clips.finish_pass()
+
+
+def test_clips_of_an_interrupted_run_count():
+    clips = SkippedClips(max_share=0.1, already_read=8)
+    clips.add(_skipped(1), _read(1))
+    clips.finish_pass()
+    with pytest.raises(RuntimeError, match="2 of 10 clips"):
+        clips.add(_skipped(1, 2), [])
+        clips.finish_pass()
 
 
 def test_a_clean_pass_says_nothing(caplog):
     clips = SkippedClips(max_share=0.0)
-    clips.add([], num_read=5000)
+    clips.add([], _read(5000))
     clips.finish_pass()
     assert not caplog.messages and not clips.reasons
 
 
 def test_the_allowed_share_passes_and_more_does_not():
     clips = SkippedClips(max_share=0.25)
-    clips.add(_skipped(1, 2), num_read=6)
+    clips.add(_skipped(1, 2), _read(6))
     clips.finish_pass()
-    clips.add(_skipped(1, 2, 3), num_read=6)
+    clips.add(_skipped(1, 2, 3), _read(6))
     with pytest.raises(RuntimeError, match="3 of 9 clips .* allowed share of 0.25"):
         clips.finish_pass()
 
 
 def test_each_pass_is_judged_by_itself():
     clips = SkippedClips(max_share=0.1)
-    clips.add([], num_read=1000)
+    clips.add([], _read(1000))
     clips.finish_pass()
-    clips.add(_skipped(1), num_read=1)
+    clips.add(_skipped(1), _read(1))
     with pytest.raises(RuntimeError, match="1 of 2 clips"):
         clips.finish_pass()
 
 
 def test_the_error_names_clips_and_reasons():
     clips = SkippedClips(max_share=0.0)
-    clips.add(_skipped(*range(23)), num_read=0)
+    clips.add(_skipped(*range(23)), _read(0))
     with pytest.raises(RuntimeError) as error:
         clips.finish_pass()
     lines = str(error.value).splitlines()
@@ -69,7 +88,7 @@ def test_the_error_names_clips_and_reasons():
 
 def test_few_clips_are_named_without_more():
     clips = SkippedClips(max_share=0.0)
-    clips.add(_skipped(1), num_read=9)
+    clips.add(_skipped(1), _read(9))
     with pytest.raises(RuntimeError) as error:
         clips.finish_pass()
     assert str(error.value).splitlines()[1:] == ["clip-001: it has no samples"]
@@ -77,10 +96,10 @@ def test_few_clips_are_named_without_more():
 
 def test_a_pass_stops_early_once_enough_clips_were_tried():
     clips = SkippedClips(max_share=0.01)
-    clips.add(_skipped(*range(100)), num_read=0)
-    clips.add([], num_read=899)
+    clips.add(_skipped(*range(100)), _read(0))
+    clips.add([], _read(899))
     with pytest.raises(RuntimeError, match="100 of 1000 clips"):
-        clips.add([], num_read=1)
+        clips.add([], _read(1, first=899))
 
 
 @pytest.mark.parametrize("max_share", [-0.1, 1.1])

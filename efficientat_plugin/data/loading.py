@@ -59,15 +59,14 @@ def read_batches(
     >>> [tuple(batch.waveform.shape) for batch in read_batches(clips)]
     [(1, 32000)]
     """
-    skipped = SkippedClips(max_unreadable_share)
-    skipped.add((), already_read)
+    skipped = SkippedClips(max_unreadable_share, already_read)
     loader = torch.utils.data.DataLoader(clips, collate_fn=collate, **loader_options)
     hidden = description is None
     if num_clips is None and isinstance(clips, Clips):
         num_clips = len(clips)
     with tqdm(total=num_clips, desc=description, unit="clip", disable=hidden) as bar:
         for batch in loader:
-            skipped.add(batch.skipped, len(batch.clip_id))
+            skipped.add(batch.skipped, batch.clip_id)
             if batch.clip_id:
                 yield batch
             bar.update(len(batch.clip_id) + len(batch.skipped))

@@ -19,37 +19,47 @@ class TooManyUnreadable(RuntimeError):
 class SkippedClips:
     """Keeps count of skipped clips over the passes through the data.
 
+    A clip counts once in a pass, however often it is drawn, or met on the way to one
+    that replaces another.
+
     Arguments
     ---------
     max_share : float
-        More of a pass than this, from 0 to 1, fails the run.
+        More of the clips of a pass than this, from 0 to 1, fails the run.
+    already_read : int
+        Clips of the same data that were read before: they count in every pass.
 
     Example
     -------
-    >>> skipped = SkippedClips(max_share=0.01)
-    >>> skipped.add([Skipped("a", "it has no samples")], num_read=99)
+    >>> skipped = SkippedClips(max_share=0.5)
+    >>> skipped.add([Skipped("a", "it has no samples")], read=["b"])
     >>> skipped.finish_pass()
     >>> skipped.reasons
     {'a': 'it has no samples'}
     """
 
-    def __init__(self, max_share: float = 0.01) -> None:
+    def __init__(self, max_share: float = 0.01, already_read: int = 0) -> None:
         if not 0 <= max_share <= 1:
             raise ValueError(f"max_share={max_share} must be from 0 to 1")
         self.max_share = max_share
+        self.already_read = already_read
         self.reasons: dict[str, str] = {}
         self._start_pass()
 
-    def add(self, skipped: Iterable[Skipped], num_read: int) -> None:
-        """Counts a batch: ``num_read`` good clips and those skipped on the way."""
-        self.num_read += num_read
+    @property
+    def num_tried(self) -> int:
+        """Clips met in this pass, and those of before."""
+        return self.already_read + len(self.read) + len(self.in_pass)
+
+    def add(self, skipped: Iterable[Skipped], read: Iterable[str]) -> None:
+        """Counts a batch: the ids of good clips, and those skipped on the way."""
+        self.read.update(map(hash, read))
         for clip_id, reason in skipped:
-            self.num_skipped += 1
             if clip_id not in self.reasons:
                 logger.warning("Skipping clip %s: %s", clip_id, reason)
             self.reasons[clip_id] = reason
             self.in_pass.add(clip_id)
-        if self.num_read + self.num_skipped >= ENOUGH_TO_JUDGE:
+        if self.num_tried >= ENOUGH_TO_JUDGE:
             self._judge()
 
     def finish_pass(self) -> None:
@@ -64,23 +74,23 @@ class SkippedClips:
         if self.in_pass:
             logger.warning(
                 "%d of %d clips were skipped as unreadable",
-                self.num_skipped,
-                self.num_read + self.num_skipped,
+                len(self.in_pass),
+                self.num_tried,
             )
         self._start_pass()
 
     def _start_pass(self) -> None:
-        self.num_read = self.num_skipped = 0  # draws: a clip may come several times
+        self.read: set[int] = set()  # hashes of ids, which of millions are shorter
         self.in_pass: set[str] = set()
 
     def _judge(self) -> None:
-        tried = self.num_read + self.num_skipped
-        if self.num_skipped <= self.max_share * tried:
+        num_skipped, num_tried = len(self.in_pass), self.num_tried
+        if num_skipped <= self.max_share * num_tried:
             return
         named = [f"{clip}: {self.reasons[clip]}" for clip in sorted(self.in_pass)]
         more = f"\n... and {len(named) - NAMED_IN_ERROR} more"
         raise TooManyUnreadable(
-            f"{self.num_skipped} of {tried} clips could not be read, more than the "
+            f"{num_skipped} of {num_tried} clips could not be read, more than the "
             f"allowed share of {self.max_share:g}; mend the data or raise "
             "max_unreadable_share:\n"
             + "\n".join(named[:NAMED_IN_ERROR])
