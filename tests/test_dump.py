@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -34,6 +35,7 @@ from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import OwnTeacher, Resampled, load_own
 from efficientat_plugin.teachers.dump import Batches, store_logits
+from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.merge import merge_parts, part_path, parts_folder
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
@@ -173,6 +175,36 @@ def test_batches_with_clips_that_cannot_be_read_stay_too(train_rows, reader, tmp
     dump(tmp_path / "s", rows, reader, ear := Ear(), max_unreadable_share=1)
     assert ear.heard == [2, 2]
     assert contents(tmp_path / "s") == contents(tmp_path / "whole")
+
+
+class Answers(Ear):
+    """Its weights say nothing of what it answers."""
+
+    def __init__(self, scale, clips_heard):
+        super().__init__()
+        self.scale, self.heard = scale, clips_heard
+
+    def forward(self, waveform):
+        output = super().forward(waveform)
+        return output._replace(logits=self.scale * output.logits)
+
+
+@pytest.mark.parametrize("top_k", [None, 1])
+def test_a_teacher_that_says_something_else_does_not_go_on(rows, tmp_path, top_k):
+    def fill(scale, some=rows):
+        clips_heard = []
+        teacher = Ensemble([Answers(scale, clips_heard)]).eval()
+        about = {"clip_seconds": 0.5, "top_k": top_k, "batch_size": 4}
+        fill_store(tmp_path / "s", "ear", teacher, LABELS, some, **about)
+        return sum(clips_heard)
+
+    assert fill(1.0, rows.select([0, 1, 2])) == 3
+    assert fill(1.01) == 5 + 2  # as another precision, or another device, would
+    for scale in (50.0, np.nan):
+        with pytest.raises(ValueError, match="are not what the teacher says now, as"):
+            fill(scale)
+    changed = [row | {"audio": rows[7]["audio"]} for row in rows]
+    assert fill(50.0, datasets.Dataset.from_list(changed)) == 0  # the sound changed
 
 
 # Streams

@@ -12,7 +12,7 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.launch import world_size
 from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.teachers.dump import store_logits
+from efficientat_plugin.teachers.dump import refuse_another_answer, store_logits
 from efficientat_plugin.teachers.merge import merge_parts, part_path
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.writer import StoreWriter
@@ -35,7 +35,8 @@ def fill_store(
     """Appends the logits of all clips that a store does not know yet.
 
     To be called by every process of a run. Each writes a part of its own, and the
-    first of them merges the parts, those of a run that was killed too.
+    first of them merges the parts, those of a run that was killed too. Where logits are
+    stored already, the teacher is asked about some clips again, in case it changed.
 
     Arguments
     ---------
@@ -82,6 +83,11 @@ def fill_store(
     if if_main_process():
         merge_parts(path, **about)  # of a run that was killed
     _wait_for(everyone)
+    reader = ClipReader(labels, clip_seconds, teacher.sample_rate)
+    stored = LogitsStore(path)
+    if isinstance(rows, datasets.Dataset):  # a stream passes once
+        precision = options.get("precision", "fp32")
+        refuse_another_answer(teacher, rows, stored, reader, device, precision)
     rank = get_rank() or 0
     own_path = path if everyone is None else part_path(path, rank)
     with StoreWriter(own_path, **about) as writer:
@@ -89,10 +95,10 @@ def fill_store(
             writer,
             teacher,
             rows,
-            ClipReader(labels, clip_seconds, teacher.sample_rate),
+            reader,
             device,
             max_unreadable_share,
-            stored=LogitsStore(path),
+            stored=stored,
             rank=rank,
             world_size=world_size(),
             **options,
