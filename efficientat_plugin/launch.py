@@ -1,8 +1,11 @@
 """How a recipe starts: its arguments, its YAML, its processes, its folder."""
 
 import dataclasses
+import difflib
 import json
+import logging
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,13 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
+from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
@@ -39,8 +46,13 @@ def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
     hparams_file, run_opts, overrides_text = sb.parse_arguments(argv)
     run_opts = on_available_hardware(run_opts)
     ddp_init_group(run_opts)
-    overrides = YAML(typ="safe").load(overrides_text) or {}
-    return hparams_file, run_opts, dict(overrides)
+    try:
+        overrides = YAML(typ="safe").load(overrides_text) or {}
+    except YAMLError as error:
+        sys.exit(f"the options cannot be read: {_in_a_line(error)}; give --name value")
+    if not isinstance(overrides, dict):
+        sys.exit(f"{overrides!r} is no option; give --name value")
+    return hparams_file, run_opts, overrides
 
 
 def on_available_hardware(run_opts: Any) -> Any:
@@ -57,12 +69,54 @@ def on_available_hardware(run_opts: Any) -> Any:
 
 
 def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Builds the objects of a YAML; what they hold on to is set up as it says."""
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+    """Builds the objects of a YAML; what they hold on to is set up as it says.
+
+    Raises
+    ------
+    SystemExit
+        With a sentence: for no YAML, options that it has not, and values that its
+        objects refuse.
+    """
+    try:
+        with open(hparams_file, encoding="utf-8") as file:
+            options = YAML().load(file)  # tags stay names: no object is built
+        if not isinstance(options, dict):
+            raise ValueError("it holds no options by name")
+    except (OSError, ValueError, YAMLError) as error:
+        sys.exit(
+            f"{hparams_file} is no YAML of a run ({_in_a_line(error)}); the first "
+            "argument is one, as hparams/distil.yaml"
+        )
+    unknown = [name for name in overrides if name not in options]
+    if unknown:
+        known = [*options, *RunOptions().as_dict()]
+        sys.exit(f"no option {_with_guess(unknown[0], known)}")
+    try:
+        with open(hparams_file, encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(file, overrides)
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        logger.debug("What the YAML cannot build:", exc_info=True)
+        sys.exit(_in_a_line(error))
     if hparams.get("keep_freed_memory"):
         keep_freed_memory()
     return hparams
+
+
+def _with_guess(name: str, known: list[str]) -> str:
+    """An option that is not there, and what may be meant."""
+    guesses = difflib.get_close_matches(name, known, n=1)
+    return f"--{name}; " + (
+        f"did you mean --{guesses[0]}?" if guesses else "a YAML's keys are its options"
+    )
+
+
+def _in_a_line(error: Exception) -> str:
+    """What an error says; of one of YAML without the text around it."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    if isinstance(error, KeyError | TypeError):
+        return ": ".join(str(part) for part in error.args)
+    return str(error)
 
 
 def world_size() -> int:

@@ -9,19 +9,16 @@ teacher says of them, and `audioset_kd.py` takes them as `--transfer_set FOLDER`
 
 import sys
 
-import speechbrain as sb
-from hyperpyyaml import load_hyperpyyaml
-
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.data.transfer import write_transfer_set
+from efficientat_plugin.launch import load_hparams, parse_and_join
 
 
 def main(argv: list[str]) -> None:
     """Writes the transfer set that the YAML describes."""
-    hparams_file, _, overrides = sb.parse_arguments(argv)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+    hparams_file, _, overrides = parse_and_join(argv)
+    hparams = load_hparams(hparams_file, overrides)
     try:
         rows = hparams["load_rows"]()
         folder = write_transfer_set(
@@ -34,7 +31,7 @@ def main(argv: list[str]) -> None:
             hparams["max_sources"],
             hparams["seed"],
         )
-    except (FileNotFoundError, FileExistsError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(f"{hparams['num_clips']} clips are in {folder}, split transfer")
 

@@ -1,0 +1,54 @@
+"""How a recipe starts, and how it ends where a user got something wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from efficientat_plugin.launch import load_hparams, parse_and_join
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DISTIL = REPOSITORY / "hparams" / "distil.yaml"
+
+
+def _refusal(*argv):
+    """What is said of a command line; it must be a sentence."""
+    with pytest.raises(SystemExit) as stop:
+        hparams_file, _, overrides = parse_and_join([str(part) for part in argv])
+        load_hparams(hparams_file, overrides)
+    assert isinstance(stop.value.code, str) and "\n" not in stop.value.code
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--clip_secnds 5", "no option --clip_secnds; did you mean --clip_seconds?"),
+        ("--devcie cpu", "no option --devcie; did you mean --device?"),
+        ("--zzz 5", "no option --zzz; a YAML's keys are its options"),
+        ("--kd_weight 1.5", "kd_weight=1.5 must be from 0 (labels) to 1 (teacher)"),
+        ("--kd_weight much", "Invalid argument to class efficientat_plugin.losses"),
+        ("--width 0.1 --width 0.2", 'cannot be read: found duplicate key "width"'),
+        ("clips", "'clips' is no option; give --name value"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_in_a_sentence(options, message):
+    assert message in _refusal(DISTIL, *options.split())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file or directory"),
+        ("a: [1", "line 1"),
+        ("just text", "it holds no options by name"),
+        (b"RIFF\xff\xfe\x00", "can't decode"),
+    ],
+)
+def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
+    path = tmp_path / "mine.yaml"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = _refusal(path, "--dataset", "clips")
+    assert f"{path} is no YAML of a run (" in said and message in said
+    said = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
+    assert "Is a directory" in said and "the first argument is one, as" in said
