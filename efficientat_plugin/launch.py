@@ -5,8 +5,9 @@ import difflib
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,26 @@ from speechbrain.utils.run_opts import RunOptions
 from efficientat_plugin.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
+
+
+def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
+    """Runs a recipe's ``main`` with the arguments of the command line.
+
+    Arguments
+    ---------
+    main : Callable
+        Takes the arguments, without the program's name.
+    goes_on : bool
+        Whether the same command goes on where it was interrupted; else it begins
+        again.
+    """
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        again = "goes on" if goes_on else "begins again"
+        if if_main_process():
+            print(f"\nInterrupted; the same command {again}.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:

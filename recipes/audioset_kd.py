@@ -26,7 +26,7 @@ from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.launch import load_hparams, parse_and_join, world_size
+from efficientat_plugin.launch import load_hparams, parse_and_join, start, world_size
 from efficientat_plugin.report import (
     RunResult,
     comparison_table,
@@ -369,4 +369,4 @@ def without_teacher(hparams: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main)

@@ -32,7 +32,7 @@ from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
-from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join
+from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join, start
 from efficientat_plugin.metrics import ClassificationStats, TaggingStats
 from efficientat_plugin.model_folder import (
     Provenance,
@@ -302,4 +302,4 @@ def finish(run: Run, scores: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main)

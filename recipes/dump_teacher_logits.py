@@ -17,7 +17,7 @@ from speechbrain.utils.distributed import if_main_process
 from efficientat_plugin.data.rows import labels_of_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.launch import load_hparams, parse_and_join
+from efficientat_plugin.launch import load_hparams, parse_and_join, start
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.members import open_teachers
@@ -95,4 +95,4 @@ def check(
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main)

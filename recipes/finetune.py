@@ -40,7 +40,7 @@ from efficientat_plugin.data.targets import LabelSummary
 from efficientat_plugin.evaluation import whole_clip_scores
 from efficientat_plugin.finetuning import FineTuningBrain
 from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join
+from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join, start
 from efficientat_plugin.losses import DistillationLoss, balanced_class_weights
 from efficientat_plugin.metrics import (
     ClassificationScores,
@@ -444,4 +444,4 @@ def spread(scores: dict[str, Scores]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main)

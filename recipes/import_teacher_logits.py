@@ -10,10 +10,11 @@ Both files are at https://github.com/fschmid56/EfficientAT/releases/tag/v0.0.1
 import argparse
 
 from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.launch import start
 from efficientat_plugin.teachers.published import import_published
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
     """Imports what the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("logits", help="the .npy file")
     parser.add_argument("index", help="the .pkl file, YouTube id to row")
     parser.add_argument("store", help="folder to make")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     store = import_published(
         arguments.logits,
         arguments.index,
@@ -32,4 +33,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main, goes_on=False)

@@ -12,7 +12,7 @@ import sys
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.data.transfer import write_transfer_set
-from efficientat_plugin.launch import load_hparams, parse_and_join
+from efficientat_plugin.launch import load_hparams, parse_and_join, start
 
 
 def main(argv: list[str]) -> None:
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main, goes_on=False)

@@ -1,5 +1,8 @@
 """How a recipe starts, and how it ends where a user got something wrong."""
 
+import argparse
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +55,20 @@ def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
     assert f"{path} is no YAML of a run (" in said and message in said
     said = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
     assert "Is a directory" in said and "the first argument is one, as" in said
+
+
+@pytest.mark.parametrize(
+    "name", [p.stem for p in (REPOSITORY / "recipes").glob("*.py")]
+)
+def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", interrupted)
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(REPOSITORY / "recipes" / f"{name}.py"), run_name="__main__")
+    again = {"make_transfer_set", "import_teacher_logits"}
+    outcome = "begins again" if name in again else "goes on"
+    assert stop.value.code == 130
+    assert capsys.readouterr().err == f"\nInterrupted; the same command {outcome}.\n"
