@@ -13,8 +13,9 @@ from typing import Any
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
@@ -22,6 +23,14 @@ from speechbrain.utils.run_opts import RunOptions
 from efficientat_plugin.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
+
+# Keys of the YAMLs that may differ between a run and the one that goes on from it:
+# places, speed, what is only looked at, and what digests of the clips tell as well
+SAME_RESULT = {"output_folder", "dataset_cache", "pretrained_folder", "train_logger"}
+SAME_RESULT |= {"num_workers", "eval_batch_size", "eval_loader", "keep_freed_memory"}
+SAME_RESULT |= {"ckpt_interval_minutes", "max_unreadable_share", "whole_clips"}
+SAME_RESULT |= {"split", "fold"}
+NAMED = 5  # of what differs
 
 
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
@@ -140,6 +149,33 @@ def _in_a_line(error: Exception) -> str:
     return str(error)
 
 
+def settings_of(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What a YAML and its overrides come to as plain values: what makes a run.
+
+    What changes nothing in a result (``SAME_RESULT``) is left out.
+
+    Example
+    -------
+    >>> settings = settings_of("hparams/distil.yaml", {"n_mels": 64})
+    >>> settings["log_mel"]["!new:efficientat_plugin.features.LogMel"]["n_mels"]
+    64
+    """
+    with open(hparams_file, encoding="utf-8") as file:
+        return _plain(YAML().load(resolve_references(file, overrides)))
+
+
+def _plain(node: Any) -> Any:
+    """A node of a YAML as JSON has it; one with a tag is named by it."""
+    content = node.value if isinstance(node, TaggedScalar) else node
+    if isinstance(content, dict):
+        kept = {k: v for k, v in content.items() if k not in SAME_RESULT}
+        content = {str(name): _plain(value) for name, value in kept.items()}
+    elif isinstance(content, list):
+        content = [_plain(part) for part in content]
+    tag = getattr(node, "tag", None)
+    return content if tag is None or tag.value is None else {str(tag.value): content}
+
+
 def world_size() -> int:
     """Processes that `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -176,10 +212,13 @@ def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> N
     if path.is_file() and started:
         found = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key in run if run[key] != found.get(key)]
+        # Objects differ where a value that they refer to does, which says it shorter.
+        named = [k for k in other if not isinstance(run[k], dict | list)] or other
         if other:
+            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
             raise ValueError(
-                f"{folder} holds a run with another {', '.join(other)}; name another "
-                "--output_folder, or remove that one"
+                f"{folder} holds a run with another {', '.join(named[:NAMED])}{more}; "
+                "name another --output_folder, or remove that one"
             )
     elif if_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,13 @@ from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
-from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join, start
+from efficientat_plugin.launch import (
+    claim_folder,
+    load_hparams,
+    parse_and_join,
+    settings_of,
+    start,
+)
 from efficientat_plugin.metrics import ClassificationStats, TaggingStats
 from efficientat_plugin.model_folder import (
     Provenance,
@@ -49,10 +55,6 @@ from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 
 logger = logging.getLogger(__name__)
-
-# What makes it another run, if it differs
-RUN_KEYS = ("target", "width", "number_of_epochs", "clip_seconds", "sample_rate")
-RUN_KEYS += ("kd_weight", "kd_temperature", "lr")
 
 
 class Run(NamedTuple):
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> None:
         for key in ("dataset", "teacher"):
             if hparams[key] is None:
                 raise ValueError(f"--{key} is needed; see the head of {hparams_file}")
-        run = prepare(hparams, device)
+        run = prepare(hparams, settings_of(hparams_file, overrides), device)
         sb.create_experiment_directory(
             hparams["output_folder"], hparams_file, overrides
         )
@@ -83,7 +85,7 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
 
 
-def prepare(hparams: dict[str, Any], device: str) -> Run:
+def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> Run:
     """Reads the clips and asks the teacher about all of them."""
     teacher, labels, target = open_teachers(
         hparams["teacher"],
@@ -111,7 +113,8 @@ def prepare(hparams: dict[str, Any], device: str) -> Run:
         if summary.num_labelled:
             print(f"As the teacher's classes: {summary}")
     split = split_clips(clips, hparams)
-    refuse_another_run(clips, split, teacher, hparams)
+    settings["teacher"] = teacher.sha256()  # whatever it is called
+    refuse_another_run(hparams["output_folder"], settings, clips, split)
     add_student(clips, hparams)
     store = ask(teacher.to(device), clips, hparams, device)
     return Run(clips, heard(clips, split, store), store, hparams)
@@ -136,18 +139,12 @@ def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
 
 
 def refuse_another_run(
-    clips: LabelledClips, split: Split, teacher: Ensemble, hparams: dict[str, Any]
+    folder: str, settings: dict[str, Any], clips: LabelledClips, split: Split
 ) -> None:
-    """Other clips, or another teacher, would go on from what this folder holds."""
-    folder = Path(hparams["output_folder"])
-    this = {
-        "dataset": str(hparams["dataset"]),
-        "teacher": teacher.sha256(),
-        **{key: hparams[key] for key in RUN_KEYS},
-        **split_digest(clips.rows, split),
-    }
-    patterns = ("save/CKPT*", "model", "teacher_logits/manifest.json")
-    done = [found for pattern in patterns for found in folder.glob(pattern)]
+    """Other clips, or other settings, would go on from what this folder holds."""
+    patterns = ("save/CKPT*", "model")  # stored logits say themselves whose they are
+    done = [found for pattern in patterns for found in Path(folder).glob(pattern)]
+    this = settings | split_digest(clips.rows, split)
     claim_folder(folder, this, started=bool(done))
 
 

@@ -40,7 +40,13 @@ from efficientat_plugin.data.targets import LabelSummary
 from efficientat_plugin.evaluation import whole_clip_scores
 from efficientat_plugin.finetuning import FineTuningBrain
 from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.launch import claim_folder, load_hparams, parse_and_join, start
+from efficientat_plugin.launch import (
+    claim_folder,
+    load_hparams,
+    parse_and_join,
+    settings_of,
+    start,
+)
 from efficientat_plugin.losses import DistillationLoss, balanced_class_weights
 from efficientat_plugin.metrics import (
     ClassificationScores,
@@ -69,11 +75,6 @@ from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 
 logger = logging.getLogger(__name__)
-
-# What makes it another run, if it differs
-RUN_KEYS = ("dataset", "pretrained", "probe_ridge", "number_of_epochs", "clip_seconds")
-RUN_KEYS += ("teacher", "kd_weight", "kd_temperature", "class_balanced")
-RUN_KEYS += ("class_weights", "trainable", "lr")
 
 
 class Run(NamedTuple):
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
             hparams["output_folder"] += f"/{name}"
         run = Run(clips, split, hparams, device)
         try:
-            refuse_another_run(run)
+            refuse_another_run(run, settings_of(hparams_file, overrides))
             sb.create_experiment_directory(
                 hparams["output_folder"], hparams_to_save(hparams_file), overrides
             )
@@ -156,11 +157,11 @@ def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> dict[str, Spli
     )
 
 
-def refuse_another_run(run: Run) -> None:
-    """Other clips, or another start, would go on from what this folder holds."""
-    this = {key: run.hparams[key] for key in RUN_KEYS} | {"target": run.clips.target}
+def refuse_another_run(run: Run, settings: dict[str, Any]) -> None:
+    """Other clips, or other settings, would go on from what this folder holds."""
+    this = settings | {"target": run.clips.target}
     this |= split_digest(run.clips.rows, run.split)
-    patterns = ("save/CKPT*", "model", "teacher_logits/manifest.json")
+    patterns = ("save/CKPT*", "model")  # stored logits say themselves whose they are
     done = [found for pattern in patterns for found in run.folder.glob(pattern)]
     claim_folder(run.folder, this, started=bool(done))
 

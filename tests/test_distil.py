@@ -100,8 +100,10 @@ def test_a_student_comes_to_say_what_its_teacher_says(place):
     assert "48 of 49 clips are stored already" in again and "Before:" not in again
     assert json.loads((output / "scores.json").read_text()) == scores
     (place / "ear.py").write_text(TEACHER.replace("return 8 *", "return 80 *"))
-    changed = run_recipe("distil", [call], place, expect=1)
+    calls = [call, _call(place, output, seed=25, n_mels=64)]
+    changed = run_recipe("distil", calls, place, expect=1)
     (place / "ear.py").write_text(TEACHER)
+    assert "holds a run with another n_mels; name another --output_folder" in changed
     assert "are not what the teacher says now, as of clip '0'; name another" in changed
 
 

@@ -29,7 +29,7 @@ from efficientat_plugin.finetuning import (
     layerwise_groups,
 )
 from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.launch import load_hparams
+from efficientat_plugin.launch import load_hparams, settings_of
 from efficientat_plugin.metrics import classification_scores
 from efficientat_plugin.model_folder import (
     Provenance,
@@ -181,7 +181,7 @@ def test_a_tuned_model_goes_on_training(tuned, sounds, tmp_path):
 def test_a_folder_is_of_one_run(tuned, sounds, weights):
     output, _ = tuned
     text = _run(sounds, weights, output, expect=1, seed=7, split="random")
-    assert "holds a run with another train, valid, test; name another" in text
+    assert "holds a run with another seed, train, valid, test; name" in text
     again = _run(sounds, weights, output)  # the very same ends as it had
     assert "test, 7 clips: accuracy" in again
 
@@ -331,7 +331,8 @@ def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
         hparams = _tuning(tmp_path, **overrides)
         clips = _clips([["a"], ["b"]])
         run = recipe.Run(clips, Split([0], [], [1]), hparams, "cpu")
-        recipe.refuse_another_run(run)
+        yaml = REPOSITORY / "hparams" / "finetune.yaml"
+        recipe.refuse_another_run(run, settings_of(yaml, overrides))
 
     claim(pretrained="misspelt")
     claim()
@@ -339,6 +340,9 @@ def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
     claim()
     with pytest.raises(ValueError, match="holds a run with another pretrained; name"):
         claim(pretrained="mn20_as")
+    with pytest.raises(ValueError, match="another batch_size, head; name another"):
+        claim(batch_size=8, head="fully_convolutional")
+    claim(num_workers=0, eval_batch_size=8, whole_clips=True)
 
 
 TUNING = ("finetune", "esc50", "fsd50k", "openmic", "tau2020")

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from efficientat_plugin.launch import load_hparams, parse_and_join
+from efficientat_plugin.launch import (
+    claim_folder,
+    load_hparams,
+    parse_and_join,
+    settings_of,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DISTIL = REPOSITORY / "hparams" / "distil.yaml"
@@ -72,3 +77,29 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
     outcome = "begins again" if name in again else "goes on"
     assert stop.value.code == 130
     assert capsys.readouterr().err == f"\nInterrupted; the same command {outcome}.\n"
+
+
+CLAIMING = ("distil", "finetune", "esc50", "fsd50k", "openmic", "tau2020")
+
+
+@pytest.mark.parametrize("name", CLAIMING)
+def test_a_run_may_go_on_elsewhere_and_with_other_workers(name, tmp_path):
+    path = REPOSITORY / "hparams" / f"{name}.yaml"
+    claim_folder(tmp_path, settings_of(path, {}), started=False)
+    moved = {"output_folder": str(tmp_path), "num_workers": 0, "eval_batch_size": 1}
+    claim_folder(tmp_path, settings_of(path, moved), started=True)
+
+
+def test_every_value_counts_and_references_are_followed(tmp_path):
+    def claim(**overrides):
+        claim_folder(tmp_path, settings_of(DISTIL, overrides), started=True)
+
+    claim_folder(tmp_path, settings_of(DISTIL, {}), started=False)
+    claim(lr=3e-3)  # as it is
+    for overrides, name in [
+        ({"n_mels": 64}, "n_mels"),
+        ({"batch_size": 8, "hop_length": 160}, "batch_size, hop_length"),
+        ({"student": {"dropout": 0.5}}, "student"),
+    ]:
+        with pytest.raises(ValueError, match=f"a run with another {name}; name"):
+            claim(**overrides)
