@@ -108,7 +108,8 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
         **given,
     )
     if if_main_process():
-        print(f"{hparams['dataset']}:\n{describe(clips.rows)}")
+        found = describe(clips.rows, clip_seconds=hparams["clip_seconds"])
+        print(f"{hparams['dataset']}:\n{found}")
         summary = summarize_rows(clips.rows, clips.labels)
         if summary.num_labelled:
             print(f"As the teacher's classes: {summary}")

@@ -140,7 +140,8 @@ def open_clips(hparams: dict[str, Any]) -> LabelledClips:
         **{key: hparams[key] for key in TABLE_OPTIONS},
     )
     if if_main_process():
-        print(f"{hparams['dataset']}, {clips.target}:\n{describe(clips.rows)}")
+        found = describe(clips.rows, clip_seconds=hparams["clip_seconds"])
+        print(f"{hparams['dataset']}, {clips.target}:\n{found}")
     return clips
 
 

@@ -814,6 +814,25 @@ def test_a_summary_counts_what_headers_say(tmp_path):
     assert summary.unreadable[0].clip_id == "cat/d"
     assert "1 of 4 clips could not be opened: cat/d (Format not rec" in str(summary)
     assert "headers were read" not in str(summary)
+    assert "are longer than" not in str(summary)
+
+
+def test_a_summary_says_what_of_long_clips_is_heard(tmp_path):
+    for name, seconds in (("a", 1.0), ("b", 2.01), ("c", 4.0), ("d", 8.0)):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(round(seconds * 4000)), 4000)
+    found = read_table(tmp_path, form="sounds")
+    summary = describe(found, clip_seconds=2.0)
+    assert summary.num_longer == 2  # 2.01 s are not worth a word
+    assert summary.hours_heard == pytest.approx(7 / 3600)
+    said = str(summary).splitlines()
+    assert said[0] == "4 clips, without labels"
+    assert said[-1] == (
+        "2 clips are longer than 2 s; only their first 2 s are heard (0.00 of 0.00 "
+        "hours)"
+    )
+    few = describe(found, max_headers=2, clip_seconds=2.0)
+    assert "about 2 clips are longer than 2 s; only" in str(few)
+    assert describe(found).hours_heard == pytest.approx(15.01 / 3600)
 
 
 def test_a_summary_of_many_clips_says_that_it_looked_at_some(tmp_path):

@@ -30,12 +30,17 @@ class RowsSummary(NamedTuple):
     channels: dict[int, int]  # channels: clips, most first
     num_unreadable: int
     unreadable: tuple[Skipped, ...]  # the first of them
+    clip_seconds: float | None  # heard of each clip, s; None: all of it
+    num_longer: int  # clips longer than that
+    hours_heard: float
 
     def __str__(self) -> str:
         return "\n".join([*_label_lines(self), *_sound_lines(self)])
 
 
-def describe(rows: datasets.Dataset, max_headers: int = 2000) -> RowsSummary:
+def describe(
+    rows: datasets.Dataset, max_headers: int = 2000, clip_seconds: float | None = None
+) -> RowsSummary:
     """Sums up rows; of the sound only headers are read.
 
     Arguments
@@ -44,6 +49,8 @@ def describe(rows: datasets.Dataset, max_headers: int = 2000) -> RowsSummary:
         From ``read_table`` or ``load_rows``.
     max_headers : int
         Of more clips, this many are looked at, evenly spread.
+    clip_seconds : float or None
+        What is heard of each clip, s, from its start; None: all of it.
 
     Raises
     ------
@@ -82,7 +89,9 @@ def describe(rows: datasets.Dataset, max_headers: int = 2000) -> RowsSummary:
             num_unlabelled += not labels
     groups = set(rows["group"][:]) if "group" in rows.column_names else set()
     seconds, sample_rates, channels, unreadable = _read_headers(rows, max_headers)
-    mean = float(np.mean(seconds)) if seconds else 0.0
+    scale = len(rows) / max_headers if len(rows) > max_headers else 1.0
+    limit = np.inf if clip_seconds is None else clip_seconds
+    too_long = 1.01 * limit  # what a codec or a cut adds is no loss
     spread = np.quantile(seconds or [0.0], [0, 0.5, 1])
     return RowsSummary(
         num_clips=len(rows),
@@ -91,11 +100,14 @@ def describe(rows: datasets.Dataset, max_headers: int = 2000) -> RowsSummary:
         num_groups=len(groups - {None}),
         headers_read=len(seconds) + len(unreadable),
         seconds=(float(spread[0]), float(spread[1]), float(spread[2])),
-        hours=mean * (len(rows) if len(rows) > max_headers else len(seconds)) / 3600,
+        hours=scale * sum(seconds) / 3600,
         sample_rates=_most_first(sample_rates),
         channels=_most_first(channels),
         num_unreadable=len(unreadable),
         unreadable=tuple(unreadable[:NAMED]),
+        clip_seconds=clip_seconds,
+        num_longer=round(scale * sum(each > too_long for each in seconds)),
+        hours_heard=scale * float(np.minimum(seconds, limit).sum()) / 3600,
     )
 
 
@@ -135,12 +147,13 @@ def _most_first(counts: Mapping[Any, int]) -> dict[Any, int]:
 
 def _label_lines(summary: RowsSummary) -> list[str]:
     counts = summary.class_counts
-    text = f"{summary.num_clips} clips of {len(counts)} classes"
+    text = f"{summary.num_clips} clips, without labels"
     if counts:
+        text = f"{summary.num_clips} clips of {len(counts)} classes"
         # Sorted by name where alike, so that two classes are named, not one twice.
         rare, common = list(counts)[-1], list(counts)[0]
         text += f": {counts[rare]} ({rare}) to {counts[common]} ({common}) clips each"
-    if summary.num_unlabelled:
+    if summary.num_unlabelled and counts:
         text += f"; {summary.num_unlabelled} unlabelled"
     if summary.num_groups:
         text += f"; {summary.num_groups} groups"
@@ -150,10 +163,11 @@ def _label_lines(summary: RowsSummary) -> list[str]:
 def _sound_lines(summary: RowsSummary) -> list[str]:
     sampled = summary.headers_read < summary.num_clips
     lines = []
+    about = "about " if sampled else ""
     if summary.sample_rates:
         shortest, median, longest = summary.seconds
         lines.append(
-            f"{'about ' if sampled else ''}{summary.hours:.1f} hours; clips last "
+            f"{about}{summary.hours:.1f} hours; clips last "
             f"{shortest:.3g} to {longest:.3g} s, half of them {median:.3g} s or less"
         )
         rates = [f"{rate} Hz ({n} clips)" for rate, n in summary.sample_rates.items()]
@@ -162,6 +176,12 @@ def _sound_lines(summary: RowsSummary) -> list[str]:
             for n_channels, n in summary.channels.items()
         ]
         lines.append(", ".join(rates[:NAMED] + kinds[:NAMED]))
+    if summary.num_longer:
+        lines.append(
+            f"{about}{summary.num_longer} clips are longer than "
+            f"{summary.clip_seconds:g} s; only their first {summary.clip_seconds:g} s "
+            f"are heard ({summary.hours_heard:.2f} of {summary.hours:.2f} hours)"
+        )
     if summary.num_unreadable:
         some = ", ".join(f"{name} ({reason})" for name, reason in summary.unreadable)
         lines.append(
