@@ -113,6 +113,7 @@ class DistillationBrain(sb.Brain):
         output, heard = predictions
         labels = self._labels(heard)
         if stage != TRAIN:
+            self.some_labelled |= bool((batch.labelled > 0).any())
             self.stats.append(
                 batch.clip_id, output.logits, batch.labels, batch.labelled
             )
@@ -160,6 +161,7 @@ class DistillationBrain(sb.Brain):
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Sets what depends on the epoch alone, so that a resume needs no state."""
         self.stats = self.hparams.make_stats()
+        self.some_labelled = False
         if stage != TRAIN:
             self._agree_on_buffers()
             return
@@ -185,17 +187,20 @@ class DistillationBrain(sb.Brain):
             return
         self.stats.gather()
         self.scores = self.stats.summarize()
+        # Of clips without labels the label loss is 0, which looks like a perfect one.
+        any_labelled = self._mean_over_processes(float(self.some_labelled)) > 0
+        losses = {"loss": stage_loss} if any_labelled else {}
         if stage == VALID:
-            self._finish_epoch(epoch, stage_loss, self.scores)
+            self._finish_epoch(epoch, losses, self.scores)
             return
         # Called by every process, since the logger lets the first one tell the rest.
         self.hparams.train_logger.log_stats(
             stats_meta={self.evaluation_name: str(self.scores)},
-            test_stats={"loss": stage_loss},
+            test_stats=losses or None,
         )
 
     def _finish_epoch(
-        self, epoch: int | None, valid_loss: float, scores: Scores
+        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores
     ) -> None:
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         averages = self._averages(scores)
@@ -203,13 +208,13 @@ class DistillationBrain(sb.Brain):
             "epoch": epoch,
             "lr": lr,
             "train_loss": self.train_loss,
-            "valid_loss": valid_loss,
+            **{f"valid_{name}": loss for name, loss in valid_losses.items()},
         }
         self.hparams.history.epochs.append(summary | averages)
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch": epoch, "lr": lr, "valid": str(scores)},
             train_stats={"loss": self.train_loss},
-            valid_stats={"loss": valid_loss},
+            valid_stats=valid_losses or None,
         )
         if self.checkpointer is not None:
             best = [key for key in averages if key.endswith(scores.main)]

@@ -124,8 +124,8 @@ class FineTuningBrain(DistillationBrain):
                 norm.eval()
 
     def _finish_epoch(
-        self, epoch: int | None, valid_loss: float, scores: Scores
+        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores
     ) -> None:
         # Before the checkpoint, which keeps how long nothing has improved.
         self.hparams.epoch_counter.update_metric(scores.averages()[scores.main])
-        super()._finish_epoch(epoch, valid_loss, scores)
+        super()._finish_epoch(epoch, valid_losses, scores)

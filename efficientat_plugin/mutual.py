@@ -52,6 +52,7 @@ class MutualBrain(DistillationBrain):
         output, peer_output, heard = predictions
         labels = self._labels(heard)
         if stage != TRAIN:
+            self.some_labelled |= bool((batch.labelled > 0).any())
             known = batch.labels, batch.labelled
             self.stats.append(batch.clip_id, output.logits, *known)
             self.peer_stats.append(batch.clip_id, peer_output.logits, *known)

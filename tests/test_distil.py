@@ -88,6 +88,8 @@ def test_a_student_comes_to_say_what_its_teacher_says(place):
     printed = run_recipe("distil", [call], place)
     assert "agreement with the teacher, 4 clips" in printed
     assert "49 clips" in printed and "Before: explained" in printed
+    log = (output / "train_log.txt").read_text()
+    assert "train loss: " in log and "valid loss: " not in log  # nothing is labelled
     scores = json.loads((output / "scores.json").read_text())
     assert scores["agreement"] == 1.0 and scores["explained"] > 0.5
     before = float(printed.split("Before: explained ")[1].split(",")[0])
@@ -139,6 +141,7 @@ def test_labels_take_part_where_there_are_any(place):
     assert len(metrics) == 2 and "labels, " in printed
     assert "As the teacher's classes: 48 clips, 47 labelled with 3 classes" in printed
     assert "are left out: noise (1)" in printed
+    assert "valid loss: " in (place / "labelled" / "train_log.txt").read_text()
     other = _call(place, output, **options, kd_weight=0.5, kd_temperature=2.0)
     printed = run_recipe("distil", [other], place, expect=1)
     assert "holds a run with another kd_temperature; name another" in printed
