@@ -30,6 +30,7 @@ SAME_RESULT = {"output_folder", "dataset_cache", "pretrained_folder", "train_log
 SAME_RESULT |= {"num_workers", "eval_batch_size", "eval_loader", "keep_freed_memory"}
 SAME_RESULT |= {"ckpt_interval_minutes", "max_unreadable_share", "whole_clips"}
 SAME_RESULT |= {"split", "fold"}
+SAME_RESULT |= {"teacher_logits"}  # a store says itself whose logits it holds
 NAMED = 5  # of what differs
 
 

@@ -152,10 +152,9 @@ def refuse_another_run(
 def ask(
     teacher: Ensemble, clips: LabelledClips, hparams: dict[str, Any], device: str
 ) -> LogitsStore:
-    """What the teacher says of every clip, stored beside the run."""
-    path = Path(hparams["output_folder"]) / "teacher_logits"
+    """What the teacher says of every clip, stored where the YAML says."""
     fill_store(
-        path,
+        hparams["teacher_logits"],
         hparams["teacher"],
         teacher,
         clips.labels,
@@ -165,7 +164,7 @@ def ask(
         hparams["max_unreadable_share"],
         **hparams["eval_loader"],
     )
-    return LogitsStore(path)
+    return LogitsStore(hparams["teacher_logits"])
 
 
 def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:

@@ -98,8 +98,11 @@ def test_a_student_comes_to_say_what_its_teacher_says(place):
     tagger = AudioTagger.from_hparams(str(output / "model"), run_opts={"device": "cpu"})
     assert tagger.tag(place / "sounds" / "2.wav", top_k=1)[0].name == "high"
     # The same command ends as it had, and asks the teacher nothing.
-    again = run_recipe("distil", [call], place)
-    assert "48 of 49 clips are stored already" in again and "Before:" not in again
+    larger = {"width": 0.2, "teacher_logits": "run/teacher_logits", "seed": 25}
+    calls = [call, _call(place, "larger", number_of_epochs=1, **larger)]
+    again = run_recipe("distil", calls, place)
+    assert again.count("48 of 49 clips are stored already") == 2
+    assert again.count("Before:") == 1  # of the larger one alone
     assert json.loads((output / "scores.json").read_text()) == scores
     (place / "ear.py").write_text(TEACHER.replace("return 8 *", "return 80 *"))
     calls = [call, _call(place, output, seed=25, n_mels=64)]
