@@ -69,12 +69,19 @@ class Run(NamedTuple):
 def main(argv: list[str]) -> None:
     """Asks the teacher, trains the student, and writes what it came to."""
     hparams_file, run_opts, overrides = parse_and_join(argv)
+    if run_opts.test_only:
+        sys.exit("--test_only is audioset_kd.py's; every run here ends with a test")
     hparams = load_hparams(hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     try:
         for key in ("dataset", "teacher"):
             if hparams[key] is None:
                 raise ValueError(f"--{key} is needed; see the head of {hparams_file}")
+        if hparams["number_of_epochs"] < 1:
+            raise ValueError(
+                f"number_of_epochs={hparams['number_of_epochs']} trains nothing; give 1 "
+                "or more"
+            )
         run = prepare(hparams, settings_of(hparams_file, overrides), device)
         sb.create_experiment_directory(
             hparams["output_folder"], hparams_file, overrides

@@ -118,6 +118,8 @@ REFUSALS = {
     "the teacher ear:nobody cannot be imported": {"teacher": "ear:nobody"},
     "0.5 s are too short; I hear 10 s": {"teacher": "ear:too_long"},
     "test_share=0 leaves no clip to test on": {"test_share": 0},
+    "number_of_epochs=0 trains nothing; give 1 or more": {"number_of_epochs": 0},
+    "--test_only is audioset_kd.py's; every run here ends": {"test_only": True},
     "prior=2 must be between 0 and 1": {"prior": 2},
 }
 
