@@ -3,9 +3,9 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -26,15 +26,21 @@ class RunResult(NamedTuple):
     epochs: Sequence[dict[str, float]] = ()  # of a ``History``
 
 
-def write_scores(folder: str | Path, scores: Scores, labels: LabelTable) -> None:
-    """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``."""
-    averages = scores.averages() | {
-        "num_clips": scores.num_clips,
-        "num_classes": scores.num_classes,
-    }
+def write_scores(
+    folder: str | Path,
+    scores: Scores,
+    labels: LabelTable,
+    others: Mapping[str, Scores] | None = None,
+) -> None:
+    """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``.
+
+    Scores of another kind stand in ``scores.json`` too, by their names.
+    """
+    content: dict[str, Any] = _averages(scores)
+    content |= {name: _averages(other) for name, other in (others or {}).items()}
     _write(
         Path(folder) / "scores.json",
-        lambda file: json.dump(averages, file, indent=1),
+        lambda file: json.dump(content, file, indent=1),
     )
 
     def write_classes(file: TextIO) -> None:
@@ -47,6 +53,13 @@ def write_scores(folder: str | Path, scores: Scores, labels: LabelTable) -> None
             table.writerow([labels.mids[index], labels.names[index], *numbers])
 
     _write(Path(folder) / "per_class.csv", write_classes)
+
+
+def _averages(scores: Scores) -> dict[str, float]:
+    return scores.averages() | {
+        "num_clips": scores.num_clips,
+        "num_classes": scores.num_classes,
+    }
 
 
 def comparison_table(results: Sequence[RunResult]) -> str:

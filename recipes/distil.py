@@ -78,9 +78,9 @@ def main(argv: list[str]) -> None:
             if hparams[key] is None:
                 raise ValueError(f"--{key} is needed; see the head of {hparams_file}")
         if hparams["number_of_epochs"] < 1:
+            epochs = hparams["number_of_epochs"]
             raise ValueError(
-                f"number_of_epochs={hparams['number_of_epochs']} trains nothing; give 1 "
-                "or more"
+                f"number_of_epochs={epochs} trains nothing; give 1 or more"
             )
         run = prepare(hparams, settings_of(hparams_file, overrides), device)
         sb.create_experiment_directory(
@@ -284,17 +284,22 @@ def reader(run: Run) -> ClipReader:
 def finish(run: Run, scores: dict[str, Any]) -> None:
     """Writes scores, curves and the model, and says where they are."""
     hparams, clips = run.hparams, run.clips
-    folder, agreement = Path(hparams["output_folder"]), next(iter(scores.values()))
-    write_scores(folder, agreement, clips.labels)
+    folder = Path(hparams["output_folder"])
+    agreement, *others = scores.values()
+    write_scores(
+        folder, agreement, clips.labels, {"labels": others[0]} if others else {}
+    )
     result = RunResult("test", agreement, None, hparams["history"].epochs)
     plot_curves(folder / "curves.png", [result])
     model = TrainedModel(
         hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
     )
+    split = run.split
+    sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     provenance = Provenance(
         name=Path(hparams["dataset"]).name,
         started_from=None,
-        data=f"{hparams['dataset']}: {len(clips.rows)} clips, taught by "
+        data=f"{hparams['dataset']}: {len(clips.rows)} clips ({sizes}), taught by "
         f"{run.store.manifest.teacher}",
         data_licence=clips.rows.info.license,
         scores=scores,

@@ -144,6 +144,10 @@ def test_labels_take_part_where_there_are_any(place):
     printed = run_recipe("distil", [call], place)
     metrics = json.loads((output / "model" / "metrics.json").read_text())
     assert len(metrics) == 2 and "labels, " in printed
+    scores = json.loads((place / "labelled" / "scores.json").read_text())
+    assert "agreement" in scores and scores["labels"]["mAP"] >= 0
+    card = (place / "labelled" / "model" / "README.md").read_text()
+    assert "48 clips (39 for training, 4 to choose the epoch), taught by" in card
     assert "As the teacher's classes: 48 clips, 47 labelled with 3 classes" in printed
     assert "are left out: noise (1)" in printed
     assert "valid loss: " in (place / "labelled" / "train_log.txt").read_text()
