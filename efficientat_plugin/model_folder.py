@@ -138,6 +138,24 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
         raise ValueError(f"{path} has no {error}; is it a tagger's?") from error
 
 
+def refuse_run_folder(folder: str | Path) -> None:
+    """A run leaves a YAML in its own folder too, which builds no model.
+
+    Raises
+    ------
+    ValueError
+        If that is the ``hyperparams.yaml`` of ``folder``; says where the model is.
+    """
+    folder = Path(folder)
+    lines = (folder / HYPERPARAMS).read_text(encoding="utf-8").splitlines()
+    if not any(line.startswith("pretrainer:") for line in lines):
+        there = (folder / "model" / HYPERPARAMS).is_file()
+        raise ValueError(
+            f"{folder} is no model folder, but that of a run; "
+            + (f"give {folder / 'model'}" if there else "it has not left a model yet")
+        )
+
+
 def hyperparams(model: TrainedModel) -> str:
     """The YAML that builds the model again.
 

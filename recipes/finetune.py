@@ -59,6 +59,7 @@ from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
     read_model_folder,
+    refuse_run_folder,
     write_model_folder,
 )
 from efficientat_plugin.probe import fit_probe
@@ -281,6 +282,7 @@ def open_teacher(run: Run) -> StoredTeacher | None:
 def logits_of_model(run: Run, source: str) -> LogitsStore:
     """What the model of a folder says of the training clips, stored beside the run."""
     hparams, labels = run.hparams, run.clips.labels
+    refuse_run_folder(source)
     tagger = AudioTagger.from_hparams(source, run_opts={"device": run.device})
     if tagger.labels.mids != labels.mids:
         raise ValueError(

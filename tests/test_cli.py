@@ -22,6 +22,7 @@ from efficientat_plugin.cli.outputs import shown
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.teachers.members import open_teachers
 
 RATE = 32000
 
@@ -294,6 +295,18 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     assert sum(tag["probability"] for tag in tags) == pytest.approx(1.0, abs=1e-5)
     code = main(["tag", str(five / "0.wav"), "--model", str(five)])
     assert code == 2 and "has no hyperparams.yaml" in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_is_told_from_that_of_its_model(capsys, tmp_path):
+    (tmp_path / "hyperparams.yaml").write_text("width: 0.1\n")
+    assert main(["info", str(tmp_path)]) == 2
+    assert "that of a run; it has not left a model yet" in capsys.readouterr().err
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "hyperparams.yaml").touch()
+    assert main(["info", str(tmp_path)]) == 2
+    assert f"that of a run; give {tmp_path}/model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="is no model folder, but that of a run"):
+        open_teachers(str(tmp_path))
 
 
 def test_labels_name_the_classes_of_a_file(capsys, tmp_path, five):

@@ -296,11 +296,16 @@ def test_a_process_killed_before_its_first_commit_left_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other", [{"teacher": "eye"}, {"teacher_sha256": "1" * 64}, {"top_k": 1}]
+    ("other", "text"),
+    [
+        ({"teacher": "eye"}, "^teacher=.* differs .*parts/0"),
+        ({"teacher_sha256": "1" * 64}, "^the teacher's weights are not .*parts/0"),
+        ({"top_k": 1}, "^top_k=.* differs .*parts/0"),
+    ],
 )
-def test_parts_of_another_teacher_are_refused_and_stay(tmp_path, other):
+def test_parts_of_another_teacher_are_refused_and_stay(tmp_path, other, text):
     leave_parts(tmp_path / "s", **other)
-    with pytest.raises(ValueError, match=f"^{next(iter(other))}=.* differs .*parts/0"):
+    with pytest.raises(ValueError, match=text):
         merge_parts(tmp_path / "s", **ABOUT)
     assert len(LogitsStore(part_path(tmp_path / "s", 0))) == 2
 
@@ -480,6 +485,8 @@ def make_unnamed():
     net = torch.nn.Identity()
     net.sample_rate, net.labels = 16000, "dog"
     return net
+
+made = Net()
 """
 
 
@@ -506,6 +513,7 @@ def test_a_function_makes_a_teacher(own_module):
         ("no_such_module:make", "cannot be imported .*No module named"),
         ("my_teachers:nothing", "cannot be imported .*no attribute 'nothing'"),
         ("my_teachers:make_mute", "returned int and must return an nn.Module"),
+        ("my_teachers:made", "made is Net and must be a function that returns an nn.M"),
         ("my_teachers:make_silent", "no attribute sample_rate; .* --teacher_sample"),
         ("my_teachers:make_unnamed", "must be a LabelTable or a list of names"),
     ],

@@ -148,7 +148,7 @@ def test_a_class_of_one_clip_is_trained_on_and_named(caplog):
         caplog.clear()
         split = split_rows(rows, 0.2, 0.2, seed=seed)
         assert 40 in split.train
-        message = "1 classes are too small, or of too few groups, for clips in {}: rare"
+        message = "1 class is too small, or of too few groups, for clips in {}: rare"
         assert message.format("valid") in caplog.text
         assert message.format("test") in caplog.text
 

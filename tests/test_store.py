@@ -291,11 +291,9 @@ def test_interrupted_append_closes_the_writer(tmp_path, monkeypatch):
     "other",
     [
         {"teacher": "beats"},
-        {"labels_sha256": "3" * 64},
         {"num_classes": 4},
         {"sample_rate": 16000},
         {"clip_seconds": 5.0},
-        {"teacher_sha256": None},
         {"top_k": 1},
     ],
     ids=lambda other: next(iter(other)),
@@ -303,6 +301,18 @@ def test_interrupted_append_closes_the_writer(tmp_path, monkeypatch):
 def test_append_to_another_teachers_store_is_refused(tmp_path, other):
     write(tmp_path / "s", ["a"])
     with pytest.raises(ValueError, match=f"^{next(iter(other))}=.* differs"):
+        StoreWriter(tmp_path / "s", **(ABOUT | other))
+    check(tmp_path / "s", ["a"])
+
+
+@pytest.mark.parametrize(
+    ("other", "changed"),
+    [({"teacher_sha256": None}, "weights"), ({"labels_sha256": "3" * 64}, "classes")],
+)
+def test_a_teacher_that_changed_is_told_without_digests(tmp_path, other, changed):
+    write(tmp_path / "s", ["a"])
+    message = f"^the teacher's {changed} are not .* name another --output_folder"
+    with pytest.raises(ValueError, match=message):
         StoreWriter(tmp_path / "s", **(ABOUT | other))
     check(tmp_path / "s", ["a"])
 

@@ -33,6 +33,7 @@ def load_tagger(
         For what is no model, no table of labels, or no device that is there.
     """
     from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.model_folder import refuse_run_folder
 
     run_opts = None if device is None else {"device": _usable(device)}
     path = Path(model)
@@ -42,6 +43,7 @@ def load_tagger(
                 f"the folder {model} has no hyperparams.yaml; give a folder that "
                 "fine-tuning left, a file of weights or a name of `efficientat list`"
             )
+        refuse_run_folder(path)
         if labels_file is not None:
             raise ValueError(f"the folder {model} has its labels; leave out --labels")
         return AudioTagger.from_hparams(source=str(path.resolve()), run_opts=run_opts)

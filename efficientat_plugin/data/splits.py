@@ -264,8 +264,9 @@ def _deal_out(
         absent = sorted(set(counts) - held[name])
         if absent:
             logger.warning(
-                "%d classes are too small, or of too few groups, for clips in %s: %s",
+                "%d %s too small, or of too few groups, for clips in %s: %s",
                 len(absent),
+                "class is" if len(absent) == 1 else "classes are",
                 name,
                 ", ".join(f"{label} ({counts[label]})" for label in absent[:10]),
             )

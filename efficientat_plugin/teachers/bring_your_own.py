@@ -162,6 +162,11 @@ def _call(source: str) -> nn.Module:
             f"the teacher {source} cannot be imported ({error}); it must be "
             "package.module:function, installed or in the current folder"
         ) from error
+    if isinstance(make, nn.Module) or not callable(make):
+        raise ValueError(
+            f"{source} is {type(make).__name__} and must be a function that returns an "
+            "nn.Module"
+        )
     module = make()
     if not isinstance(module, nn.Module):
         raise ValueError(

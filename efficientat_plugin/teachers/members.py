@@ -8,7 +8,7 @@ from torch import nn
 
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.model_folder import HYPERPARAMS
+from efficientat_plugin.model_folder import HYPERPARAMS, refuse_run_folder
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import Resampled, is_dotted, load_own
 from efficientat_plugin.teachers.weights import load_teacher, names_ast
@@ -117,6 +117,7 @@ def _members_of(
         own = load_own(source, own_rate, given)
         members, table = [own], own.labels
     elif (Path(source) / HYPERPARAMS).is_file():
+        refuse_run_folder(source)
         tagger = AudioTagger.from_hparams(source)
         members, table = list(tagger.ensemble.members), tagger.labels
         target = tagger.hparams.target

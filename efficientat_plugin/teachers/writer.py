@@ -26,6 +26,7 @@ except ImportError:  # Windows: there, two writers at once go unnoticed
     fcntl = None  # type: ignore[assignment]
 
 FLOAT16_MAX = 65504.0
+DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
 MAX_RECENT = 1 << 16  # ids held as strings until the index takes them up
 
 
@@ -49,6 +50,12 @@ def _prepare_folder(path: Path) -> None:
 def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
     for name, given in wanted.kind.items():
         here = stored.kind[name]
+        if here != given and name in DIGESTS:
+            raise ValueError(
+                f"the teacher's {DIGESTS[name]} are not those of the store at {path}; "
+                "logits of one store are of one kind, so name another --output_folder "
+                "(or --store)"
+            )
         if here != given:
             raise ValueError(
                 f"{name}={given!r} differs from {name}={here!r} of the store at "
