@@ -108,6 +108,8 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
         With a sentence: for no YAML, options that it has not, and values that its
         objects refuse.
     """
+    # Which asks for torchvision as it is imported, to draw figures that nobody draws
+    logging.getLogger("speechbrain.utils.train_logger").addFilter(_names_no_torchvision)
     try:
         with open(hparams_file, encoding="utf-8") as file:
             options = YAML().load(file)  # tags stay names: no object is built
@@ -131,6 +133,10 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
     if hparams.get("keep_freed_memory"):
         keep_freed_memory()
     return hparams
+
+
+def _names_no_torchvision(record: logging.LogRecord) -> bool:
+    return "torchvision" not in str(record.msg)
 
 
 def _with_guess(name: str, known: list[str]) -> str:

@@ -18,7 +18,6 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
-from speechbrain.utils.train_logger import FileTrainLogger
 
 from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
@@ -251,7 +250,8 @@ def add_parts(run: Run, student: Student) -> None:
     )
     hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
     hparams["history"] = History()
-    hparams["train_logger"] = FileTrainLogger(str(run.folder / "train_log.txt"), 4)
+    log = str(run.folder / "train_log.txt")
+    hparams["train_logger"] = sb.utils.train_logger.FileTrainLogger(log, 4)
     hparams["epoch_counter"] = EpochCounterWithStopper(
         hparams["number_of_epochs"],
         # Without validation clips there is nothing to be patient about.

@@ -87,6 +87,7 @@ def test_a_student_comes_to_say_what_its_teacher_says(place):
     call = _call(place, output, seed=25)
     printed = run_recipe("distil", [call], place)
     assert "agreement with the teacher, 4 clips" in printed
+    assert "torchvision" not in printed
     assert "49 clips" in printed and "Before: explained" in printed
     log = (output / "train_log.txt").read_text()
     assert "train loss: " in log and "valid loss: " not in log  # nothing is labelled
