@@ -7,11 +7,11 @@ A file is a stage, a folder is a slot whose members are interchangeable::
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
 What is trained is used by ``inference`` (files and ``streams``, of which it says
-``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and ``classifiers`` (SpeechBrain's
-slots), ``embeddings`` and ``hear``; ``finetuning`` and ``probe`` go on from weights,
-``mutual`` trains two students at once, ``model_folder`` keeps the result with its
-``model_card``, ``evaluation`` and ``agreement`` judge it, ``complexity`` tells what it
-costs.
+``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and
+``classifiers`` (SpeechBrain's slots), ``embeddings`` and ``hear``; ``finetuning`` and
+``probe`` go on from weights, ``mutual`` trains two students at once, ``model_folder``
+keeps the result with its ``model_card``, ``evaluation`` and ``agreement`` judge it,
+``complexity`` tells what it costs.
 
 Whatever ``load_teacher`` loads can teach: a PaSST, which is a student as well, any
 other student, an AST of the hub; each hears waveforms through its own front end.

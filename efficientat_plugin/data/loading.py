@@ -66,7 +66,9 @@ def read_batches(
         num_clips = len(clips)
     with tqdm(total=num_clips, desc=description, unit="clip", disable=hidden) as bar:
         for batch in loader:
-            skipped.add(batch.skipped, batch.clip_id)
+            # Each clip comes once: of millions a count takes less than their names.
+            skipped.already_read += len(batch.clip_id)
+            skipped.add(batch.skipped, read=())
             if batch.clip_id:
                 yield batch
             bar.update(len(batch.clip_id) + len(batch.skipped))
