@@ -28,6 +28,7 @@ def load_rows(
     streaming: bool = False,
     config: str | None = None,
     cache_dir: str | None = None,
+    more_columns: Sequence[str] = (),
 ) -> datasets.Dataset | datasets.IterableDataset:
     """A split in the AudioSet schema, undecoded, with its three columns alone.
 
@@ -47,6 +48,8 @@ def load_rows(
         Of a hub data set.
     cache_dir : str | None
         Where `datasets` keeps what it prepares; None: its default.
+    more_columns : Sequence[str]
+        To keep as well, those of them that are there.
 
     Raises
     ------
@@ -74,7 +77,8 @@ def load_rows(
                 f"{dataset} ({name}) has no column {', '.join(missing)}; the AudioSet "
                 f"schema is {', '.join(COLUMNS)}, and found were {', '.join(found)}"
             )
-        rows = rows.select_columns(list(COLUMNS))
+        kept = [column for column in more_columns if column in found]
+        rows = rows.select_columns([*COLUMNS, *kept])
         # Parquet remembers an Audio column, which would decode by torchcodec.
         parts.append(rows.cast_column("audio", datasets.Audio(decode=False)))
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
