@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 from tqdm import tqdm
@@ -39,12 +39,12 @@ except ImportError:  # Windows: there, two runs at once go unnoticed
 
 logger = logging.getLogger(__name__)
 
-Rows = datasets.Dataset | datasets.IterableDataset
+Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 STATE = ".preparation"  # folder within the prepared one
 OPTIONS = "options.json"
-NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-NOT_WRITABLE += (errno.EPERM, errno.ENOTDIR)
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 class Part(NamedTuple):

@@ -21,8 +21,8 @@ from efficientat_plugin.data.parquet import ROWS_PER_GROUP, SCHEMA
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # What rows may have beside the columns of AudioSet's schema, from `read_table`.
-MORE_COLUMNS = {name: TEXT for name in ("group", "fold", "split", "device")}
-MORE_COLUMNS["judged"] = TEXTS
+MORE_COLUMNS = {"group": TEXT, "fold": TEXT, "split": TEXT, "device": TEXT}
+MORE_COLUMNS |= {"judged": TEXTS}
 GROUP_BYTES = 32 * 2**20  # of sound: a row group is closed, however few its clips
 LOW_CORRELATION = 0.5  # of a clip and what its codec made of it
 
@@ -161,7 +161,7 @@ def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield group
 
 
-def _row_bytes(row: Mapping[str, Any]) -> bytes:
+def _row_bytes(row: dict[str, Any]) -> bytes:
     audio = row["audio"]
     others = row | {"audio": audio["path"], "num_bytes": len(audio["bytes"])}
     return json.dumps(others, sort_keys=True).encode() + audio["bytes"]

@@ -140,7 +140,8 @@ def _ids(
     column = id_column or next((name for name in ID_NAMES if name in names), None)
     if column is not None:
         column = choose_column(names, column, (), "id_column", source.name)
-        return unique_ids([[without_suffix(i) for i in names[column]]], source.name)
+        texts = [str(name) for name in names[column]]
+        return unique_ids([[without_suffix(i) for i in texts], texts], source.name)
     if files is not None:
         texts = [str(name) for name in files]
         return unique_ids([[without_suffix(i) for i in texts], texts], source.name)

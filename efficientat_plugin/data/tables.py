@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
@@ -18,6 +19,7 @@ from efficientat_plugin.data.sound import rows_with_sound
 from efficientat_plugin.data.sources import (
     Source,
     find_tables,
+    list_audio,
     read_class_folders,
     read_rows,
     read_sounds,
@@ -73,8 +75,8 @@ def read_table(
         one of them and audio; a ``save_to_disk`` folder or one of Parquet files; or a
         hub id.
     form : str
-        "auto" finds it out; "class_folders", "sounds" (without labels),
-        "fsd50k_folder" or "tau2020_folder" say what the folder is.
+        "auto" finds it out; "class_folders", "sounds" (without labels, as files or in
+        Parquet), "fsd50k_folder" or "tau2020_folder" say what the folder is.
     audio_column : str | None
         File names or the sound itself; None: sound if there is any, or else a usual
         name such as ``filename``.
@@ -87,7 +89,8 @@ def read_table(
         Source of a recording (kept on one side of a split), fold, split, device;
         None: a column named "group", "fold", "split" or "device", if there is one.
     judged_column : str | None
-        1 for each class whose presence or absence somebody judged, else 0.
+        1 for each class whose presence or absence somebody judged, else 0; None: the
+        names in a column "judged" of lists, if there is one.
     separator : str | None
         Between labels; "": none; None: see ``columns.read_labels``.
     classes : Sequence[str] | None
@@ -148,6 +151,8 @@ def read_table(
     )
     if judged_column is not None:
         table["judged"] = _read_judged(source, judged_column, classes)
+    elif _has_names(source, "judged"):
+        table["judged"] = read_labels(source.columns["judged"], "judged", None, classes)
     for role, given in (
         ("group", group_column),
         ("fold", fold_column),
@@ -218,6 +223,8 @@ def _find_source(
     path = Path(dataset).expanduser()
     if form == "auto":
         form = next((MARKS[name] for name in MARKS if (path / name).is_dir()), form)
+    if form == "sounds" and _is_parquet(path):
+        form = "auto"
     if form in NAMED_FOLDERS:
         if not path.is_dir():
             raise FileNotFoundError(f"form={form} needs a folder, but {path} is none")
@@ -243,6 +250,13 @@ def _find_source(
     )
 
 
+def _is_parquet(path: Path) -> bool:
+    """A folder of Parquet files without any of sound."""
+    files = find_tables(path) if path.is_dir() else []
+    only_parquet = all(file.suffix.lower() == ".parquet" for file in files)
+    return bool(files) and only_parquet and not list_audio(path)[0]
+
+
 def _read_judged(
     source: Source, column: str, classes: Sequence[str] | None
 ) -> list[list[str]]:
@@ -254,6 +268,14 @@ def _read_judged(
         )
     numbers = [[float(n) for n in value or ()] for value in source.columns[column]]
     return read_labels(numbers, column, classes=classes)
+
+
+def _has_names(source: Source, column: str) -> bool:
+    """Whether there is such a column, of lists of text."""
+    if source.rows is None or column not in source.rows.column_names:
+        return False
+    kind = source.rows.data.schema.field(column).type
+    return pa.types.is_list(kind) and pa.types.is_string(kind.value_type)
 
 
 def _text(value: Any) -> str | None:

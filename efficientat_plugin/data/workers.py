@@ -1,14 +1,13 @@
 """Work shared by processes that can be stopped at any time.
 
-Processes are spawned, so that they are alike on every system; they end when they are
-told to and when the process that started them is gone.
+They end when they are told to and when the process that started them is gone.
 """
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -45,7 +44,7 @@ class Workers:
 
     def run(
         self, arguments: Iterable[Any], on_progress: Callable[[int], Any]
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Yields results as they come.
 
         Arguments
@@ -70,8 +69,8 @@ class Workers:
 
     def _run_in_processes(
         self, arguments: list[Any], num_proc: int, on_progress: Callable[[int], Any]
-    ) -> Iterator[Any]:
-        context = multiprocessing.get_context("spawn")
+    ) -> Generator[Any, None, None]:
+        context = _context(self.job.__module__)
         progress, stop = context.Value("Q", 0), context.Event()
         told = 0
         executor = ProcessPoolExecutor(
@@ -95,6 +94,15 @@ class Workers:
         finally:
             stop.set()
             executor.shutdown(cancel_futures=True)
+
+
+def _context(module: str) -> Any:
+    """How processes start: from one that has imported what they need, if that works."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", module])
+    return context
 
 
 @contextmanager

@@ -1,0 +1,509 @@
+"""Prepared data: the same clips, whatever the codec and whatever interrupts."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+from recipe_runs import REPOSITORY, arguments_of, run_recipe
+from small_rows import (
+    EVAL_IDS,
+    LABELS,
+    SAMPLE_RATE,
+    TRAIN_IDS,
+    assert_equal,
+    damaged,
+    noise,
+    rows_of,
+    write_parquet,
+)
+
+from efficientat_plugin.data import preparation, shards
+from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
+from efficientat_plugin.data.encoding import CODECS, ClipEncoder
+from efficientat_plugin.data.labelled import open_labelled
+from efficientat_plugin.data.parquet import to_pcm
+from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.rows import load_rows
+from efficientat_plugin.data.skipped import TooManyUnreadable
+
+# --- A clip ---------------------------------------------------------------------
+
+
+def _file(samples, rate=SAMPLE_RATE, **options):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **{"format": "WAV", **options})
+    return file.getvalue()
+
+
+def _rate_of(codec):
+    return 48000 if codec == "opus" else SAMPLE_RATE
+
+
+def _chord(rate, seconds=1.0):
+    time = np.arange(round(rate * seconds)) / rate
+    return sum(0.2 * np.sin(2 * np.pi * pitch * time) for pitch in (220, 1000, 4400))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("num_samples", [1, 777, 32000, 70001])
+def test_a_codec_keeps_the_length_to_the_sample(codec, num_samples):
+    rate = _rate_of(codec)
+    encoded = ClipEncoder(codec, rate).encode(_file(noise(1, num_samples), rate))
+    samples, found_rate = soundfile.read(io.BytesIO(encoded.content))
+    assert found_rate == rate
+    assert len(samples) == encoded.num_samples == num_samples
+
+
+@pytest.mark.parametrize("codec", ["flac", "int16"])
+def test_a_lossless_codec_keeps_every_sample(codec):
+    encoder = ClipEncoder(codec)
+    once = encoder.encode(_file(noise(2), subtype="FLOAT"))
+    stored = decode(once.content, SAMPLE_RATE, 16000)
+    assert np.array_equal(stored, to_pcm(noise(2).astype(np.float32)) / 32768)
+    assert once.correlation == 1.0
+    assert encoder.encode(once.content) == once
+
+
+@pytest.mark.parametrize("codec", ["vorbis", "opus", "mp3"])
+def test_a_lossy_codec_keeps_the_sound_at_its_level(codec):
+    rate = _rate_of(codec)
+    encoded = ClipEncoder(codec, rate).encode(_file(_chord(rate), rate))
+    stored, _ = soundfile.read(io.BytesIO(encoded.content))
+    assert encoded.correlation > 0.99
+    gain = stored @ _chord(rate) / (_chord(rate) @ _chord(rate))
+    assert gain == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("codec", ["vorbis", "opus", "mp3"])
+def test_quality_makes_files_larger_and_better(codec):
+    rate = _rate_of(codec)
+    source = _file(noise(3, 2 * rate), rate)
+    made = [ClipEncoder(codec, rate, q).encode(source) for q in (0, 0.3, 0.7, 1)]
+    sizes = [len(each.content) for each in made]
+    assert sizes == sorted(sizes) and sizes[0] < 0.6 * sizes[-1]
+    assert made[-1].correlation > made[0].correlation
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_clip_has_one_file_bit_for_bit(codec):
+    encoder = ClipEncoder(codec, _rate_of(codec))
+    source = _file(noise(4, 40000))
+    assert encoder.encode(source).content == encoder.encode(source).content
+
+
+@pytest.mark.parametrize("codec", ["flac", "int16"])
+def test_peaks_above_full_scale_are_clipped_and_do_not_wrap(codec):
+    square = np.where(_chord(48000) > 0, 1.0, -1.0)  # rings above 1 when resampled
+    loud = _file(1.5 * square, 48000, subtype="FLOAT")
+    content = ClipEncoder(codec).encode(loud).content
+    stored = decode(content, SAMPLE_RATE, SAMPLE_RATE)
+    heard = decode(loud, SAMPLE_RATE, SAMPLE_RATE)
+    assert np.abs(heard).max() > 1.5
+    assert np.abs(stored - np.clip(heard, -1, 32767 / 32768)).max() < 2 / 32768
+
+
+def test_a_studio_file_is_what_the_reader_hears_of_it():
+    stereo = np.stack([_chord(48000), noise(5, 48000)], axis=1)
+    source = _file(stereo, 48000, format="FLAC", subtype="PCM_24")
+    content = ClipEncoder("flac").encode(source).content
+    heard = decode(source, SAMPLE_RATE, SAMPLE_RATE)
+    stored = decode(content, SAMPLE_RATE, SAMPLE_RATE)
+    assert np.abs(stored - heard).max() < 0.51 / 32768
+    assert soundfile.info(io.BytesIO(content)).channels == 1
+
+
+def test_a_clip_is_cut_to_max_seconds_and_not_padded():
+    encoder = ClipEncoder("flac", max_seconds=0.25)
+    assert encoder.encode(_file(noise(6), 44100)).num_samples == 8000
+    assert encoder.encode(_file(noise(6, 100))).num_samples == 100
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_silence_is_no_clip_that_was_changed(codec):
+    rate = _rate_of(codec)
+    for quiet in (np.zeros(9000), np.sign(noise(7, 9000)) / 32768):
+        assert ClipEncoder(codec, rate).encode(_file(quiet, rate)).correlation == 1.0
+
+
+def test_a_file_that_is_not_the_clip_is_refused(monkeypatch):
+    encoder = ClipEncoder("flac")
+    monkeypatch.setattr(encoder, "_written", lambda samples: _file(samples[1:]))
+    with pytest.raises(UnreadableClip, match="as flac it has another length than its"):
+        encoder.encode(_file(noise(8)))
+    monkeypatch.setattr(encoder, "_written", lambda samples: _file(-samples))
+    with pytest.raises(UnreadableClip, match="as flac it has other samples"):
+        encoder.encode(_file(noise(8)))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"codec": "aac"}, "codec='aac' must be one of flac, int16, vorbis, opus, mp3"),
+        ({"codec": "opus"}, "opus does not know sample_rate=32000; .* 48000 Hz: pass"),
+        ({"codec": "flac", "quality": 0.5}, "quality=0.5 means nothing to it"),
+        ({"codec": "mp3", "quality": 1.5}, "quality=1.5 must be from 0"),
+        ({"max_seconds": 0}, "max_seconds=0 must be above 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ClipEncoder(**options)
+
+
+# --- A data set -----------------------------------------------------------------
+
+
+def _stored(folder):
+    """Every file of a folder, those of the state included."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Three files of a train split, one of an eval split."""
+    folder = tmp_path_factory.mktemp("source")
+    rows = rows_of(TRAIN_IDS)
+    for number, part in enumerate((rows[:3], rows[3:6], rows[6:])):
+        write_parquet(folder / "data" / "train" / f"{number}.parquet", part)
+    write_parquet(folder / "data" / "eval" / "0.parquet", rows_of(EVAL_IDS))
+    return folder
+
+
+def _splits(source, streaming=False):
+    return {
+        name: load_rows(str(source), name, streaming, more_columns=["human_labels"])
+        for name in ("train", "eval")
+    }
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_what_was_prepared_reads_as_the_source_did(streaming, source, tmp_path, reader):
+    done = prepare(_splits(source, streaming), ClipEncoder(), tmp_path / "it", 2)
+    assert done.num_clips == done.num_new == 10
+    assert done.seconds == pytest.approx(5) and done.bytes_in == done.bytes_out
+    for name in ("train", "eval"):
+        before = load_rows(str(source), name)
+        for after in (load_rows(str(done.folder), name, s) for s in (False, True)):
+            for one, other in zip(before, after, strict=True):
+                assert_equal(reader.read(one), reader.read(other))
+    assert pq.read_table(done.folder / "data" / "train").column_names == [
+        "video_id",
+        "audio",
+        "labels",
+        "human_labels",
+    ]
+    clips = Clips(load_rows(str(done.folder), "train"), ClipReader(LABELS, 0.5))
+    assert clips[7].clip_id == TRAIN_IDS[7]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+def test_a_run_that_is_broken_off_anywhere_ends_as_one_that_is_not(
+    streaming, source, tmp_path, monkeypatch
+):
+    def run(name):
+        splits = _splits(source, streaming)
+        return prepare(splits, ClipEncoder("vorbis"), tmp_path / name, 2).folder
+
+    class Killed(BaseException):
+        pass
+
+    def killing(call, countdown):
+        def once_more(*args):
+            nonlocal countdown
+            countdown -= 1
+            if countdown < 0:
+                raise Killed
+            return call(*args)
+
+        return once_more
+
+    whole = _stored(run("whole"))
+    # A shard and its record take their names by turns, after the options did.
+    for encoded, renamed in [(0, 9), (1, 9), (5, 9), (9, 1), (9, 2), (9, 3), (9, 8)]:
+        name = f"killed-{encoded}-{renamed}"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killing(os.replace, renamed))
+            patch.setattr(ClipEncoder, "encode", killing(ClipEncoder.encode, encoded))
+            with pytest.raises(Killed):
+                run(name)
+        assert not (tmp_path / name).exists()
+        assert _stored(run(name)) == whole
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_changes_nothing(source, tmp_path):
+    for streaming in (False, True):
+        rows, folder = _splits(source, streaming), tmp_path / f"{streaming}"
+        alone = prepare(rows, ClipEncoder("vorbis"), folder / "alone", 2)
+        shared = prepare(rows, ClipEncoder("vorbis"), folder / "two", 2, num_proc=2)
+        assert _stored(alone.folder) == _stored(shared.folder)
+
+
+def test_finished_shards_are_not_made_again(source, tmp_path, monkeypatch):
+    folder = tmp_path / "it"
+    prepare(_splits(source), ClipEncoder(), folder, 2)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.parquet")}
+    monkeypatch.setattr(ClipEncoder, "encode", None)
+    again = prepare(_splits(source), ClipEncoder(), folder, 2)
+    assert again.num_clips == 10 and again.num_new == 0
+    assert "nothing was left to do" in str(again)
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*.parquet")}
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _turn_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _lose_a_clip(path):
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+@pytest.mark.parametrize("harm", [_cut, _turn_a_bit, _lose_a_clip, os.remove])
+def test_what_was_damaged_is_named_and_written_again(harm, source, tmp_path, caplog):
+    folder = tmp_path / "it"
+    prepare(_splits(source), ClipEncoder(), folder, 2)
+    whole = _stored(folder)
+    harm(folder / "data" / "train" / "00002.parquet")
+    unverified = prepare(_splits(source), ClipEncoder(), folder, 2, verify=False)
+    assert unverified.num_new == 0 and not caplog.records
+    again = prepare(_splits(source), ClipEncoder(), folder, 2)
+    assert again.num_new == 2 and _stored(folder) == whole
+    assert len(caplog.records) == 1 and "train/00002.parquet: " in caplog.text
+
+
+def test_a_disk_that_keeps_nothing_is_told_of(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "find_damage", lambda *_: "it is bad")
+    with pytest.raises(OSError, match="5 shards differ from what .*: it is bad; check"):
+        prepare(_splits(source), ClipEncoder(), tmp_path / "it", 2)
+
+
+def test_unreadable_clips_are_named_counted_and_left_out(tmp_path, caplog):
+    rows = rows_of(TRAIN_IDS)
+    rows[1], rows[2] = damaged(rows[1]), {**rows[2], "video_id": ""}
+    rows[4], rows[5] = damaged(rows[4]), damaged(rows[5])
+    splits = {"train": datasets.Dataset.from_list(rows)}
+    folder = tmp_path / "it"
+    with pytest.raises(TooManyUnreadable, match="4 of 8 clips .* share of 0.01; mend"):
+        prepare(splits, ClipEncoder(), folder, 2)
+    assert not folder.exists()
+    done = prepare(splits, ClipEncoder(), folder, 2, max_unreadable_share=0.5)
+    assert done.num_skipped == 4 and done.num_clips == 4 and done.num_new == 0
+    kept = [row["video_id"] for row in load_rows(str(folder), "train")]
+    assert kept == [TRAIN_IDS[number] for number in (0, 3, 6, 7)]
+    assert f"Skipping clip {TRAIN_IDS[4]}: not decodable" in caplog.text
+    # No file without clips: readers would stumble over it.
+    names = [path.name for path in (folder / "data" / "train").iterdir()]
+    assert sorted(names) == ["00000.parquet", "00001.parquet", "00003.parquet"]
+
+
+def test_other_options_or_clips_in_the_same_folder_are_refused(source, tmp_path):
+    folder, splits = tmp_path / "it", _splits(source)
+    prepare(splits, ClipEncoder(), folder, 2)
+    for rows, encoder, size, message in [
+        (splits, ClipEncoder("mp3"), 2, "codec='mp3' differs from codec='flac' of"),
+        (splits, ClipEncoder(max_seconds=1), 2, "max_seconds=1 differs from"),
+        (splits, ClipEncoder(), 3, "clips_per_shard=3 differs from clips_per_shard=2"),
+        ({"eval": splits["eval"]}, ClipEncoder(), 2, "splits='eval' differs from"),
+        (
+            {"train": splits["train"], "eval": splits["train"]},
+            ClipEncoder(),
+            2,
+            "clips of eval='8 of .*' differs from clips of eval='2 of",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            prepare(rows, encoder, folder, size)
+        assert "name another folder" in str(error.value)
+
+
+def test_a_folder_of_something_else_is_left_alone(source, tmp_path):
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no prepared data set; delete it or"):
+        prepare(_splits(source), ClipEncoder(), tmp_path / "it")
+    with pytest.raises(ValueError, match="splits eval have no clip to prepare"):
+        empty = load_rows(str(source), "eval").select([])
+        prepare({"eval": empty}, ClipEncoder(), tmp_path / "other")
+    with pytest.raises(ValueError, match="num_proc=0 must be 1 or more"):
+        prepare(_splits(source), ClipEncoder(), tmp_path / "other", num_proc=0)
+    with pytest.raises(ValueError, match="clips_per_shard=0 must be 1 or more"):
+        prepare(_splits(source), ClipEncoder(), tmp_path / "other", 0)
+
+
+@pytest.mark.skipif(preparation.fcntl is None, reason="this system has no locks")
+def test_two_runs_do_not_write_one_folder(source, tmp_path):
+    with preparation._claimed(tmp_path / "it"):
+        with pytest.raises(ValueError, match="is being prepared by another process"):
+            prepare(_splits(source), ClipEncoder(), tmp_path / "it")
+
+
+def test_a_full_disk_and_a_closed_folder_are_told_in_a_sentence(
+    source, tmp_path, monkeypatch
+):
+    def full(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(shards.os, "fsync", full)
+    with pytest.raises(OSError, match="cannot be written .*No space left.*make room"):
+        prepare(_splits(source), ClipEncoder(), tmp_path / "it")
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written .*Not a directory"):
+        prepare(_splits(source), ClipEncoder(), tmp_path / "file" / "it")
+
+
+# --- Tables ---------------------------------------------------------------------
+
+
+def test_a_table_keeps_its_columns_and_opens_without_options(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    lines = ["filename,category,fold,src_file"]
+    for number in range(6):
+        name = f"{number}.{'wav' if number % 2 else 'flac'}"
+        soundfile.write(folder / name, noise(number, 4410), 44100)
+        lines.append(f"{name},{'dog' if number < 3 else 'cat'},{number % 3},{number}")
+    (folder / "clips.csv").write_text("\n".join(lines))
+    before = open_labelled(folder, {"fold_column": "fold", "group_column": "src_file"})
+    done = prepare({"all": before.rows}, ClipEncoder(), tmp_path / "it", 4)
+    after = open_labelled(done.folder, {})
+    assert after.labels.mids == before.labels.mids and after.target == before.target
+    for column in ("video_id", "labels", "group", "fold"):
+        assert list(after.rows[column]) == list(before.rows[column])
+    reader = ClipReader(before.labels, 0.1)
+    for one, other in zip(before.rows, after.rows, strict=True):
+        heard = reader.read(one).waveform - reader.read(other).waveform
+        assert heard.abs().max() < 0.51 / 32768
+
+
+def test_clips_without_labels_and_judgements_open_again_too(tmp_path):
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for name in ("a.wav", "a.flac", "b.wav"):
+        soundfile.write(folder / name, noise(1, 3200), SAMPLE_RATE)
+    sounds = open_labelled(folder, {}, form="sounds").rows
+    done = prepare({"all": sounds}, ClipEncoder(), tmp_path / "unlabelled")
+    again = open_labelled(done.folder, {}, form="sounds").rows
+    assert list(again["video_id"]) == list(sounds["video_id"])
+    assert sorted(again["video_id"]) == ["a.flac", "a.wav", "b.wav"]
+
+    rows = rows_of(["c", "d"])
+    judged = [row | {"judged": ["/m/a", "/m/b"], "split": "test"} for row in rows]
+    rows = datasets.Dataset.from_list(judged)
+    done = prepare({"all": rows}, ClipEncoder(), tmp_path / "judged")
+    opened = open_labelled(done.folder, {}).rows
+    assert opened["judged"][:] == [["/m/a", "/m/b"]] * 2
+    assert opened["split"][:] == ["test"] * 2
+
+
+# --- The recipe -----------------------------------------------------------------
+
+
+def test_real_clips_prepared_are_heard_as_before(shared, tmp_path):
+    dataset = str(shared / "data" / "audioset_schema")
+    call = arguments_of(
+        "prepare_data",
+        dataset=dataset,
+        splits="eval",
+        folder=str(tmp_path / "it"),
+        dataset_cache=str(tmp_path / "cache"),
+        clips_per_shard=50,
+        num_proc=1,
+    )
+    said = run_recipe("prepare_data", [call, call])
+    assert "131 clips, 0.18 hours, 6.6 MB became" in said
+    assert "131 clips now" in said and "nothing was left to do" in said
+    before = load_rows(dataset, "eval", cache_dir=str(tmp_path / "cache"))
+    after = load_rows(str(tmp_path / "it"), "eval")
+    assert after["video_id"][:] == before["video_id"][:]
+    assert after["labels"][:] == before["labels"][:]
+    for number in range(0, 131, 10):
+        one, other = (
+            decode(rows[number]["audio"], SAMPLE_RATE, 160000)
+            for rows in (before, after)
+        )
+        assert np.abs(np.clip(one, -1, 1) - other).max() < 1.01 / 32768
+
+
+@pytest.mark.slow
+def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
+    rows = rows_of([f"clip-{number:06d}" for number in range(60)])
+    write_parquet(tmp_path / "source" / "train.parquet", rows)
+    recipe = str(REPOSITORY / "recipes" / "prepare_data.py")
+    call = arguments_of(
+        "prepare_data",
+        dataset=str(tmp_path / "source"),
+        splits="train",
+        folder="killed",
+        dataset_cache=str(tmp_path / "cache"),
+        codec="mp3",
+        clips_per_shard=1,
+        num_proc=2,
+    )
+
+    def num_shards():
+        return len(list((tmp_path / "killed.partial").glob("data/train/*")))
+
+    for kill in (signal.SIGKILL, signal.SIGINT):
+        before = num_shards()
+        with subprocess.Popen(
+            [sys.executable, recipe, *call],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        ) as process:
+            while num_shards() == before:
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.01)
+            if kill == signal.SIGKILL:
+                process.kill()  # its workers notice by themselves
+            else:
+                os.killpg(process.pid, kill)  # as a terminal does
+            said, _ = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert not (tmp_path / "killed").exists()
+    assert "Stopped; the same command goes on with killed" in said
+    assert "Traceback" not in said
+    run_recipe("prepare_data", [call], tmp_path)
+    more = ["human_labels"]
+    train = load_rows(str(tmp_path / "source"), "train", more_columns=more)
+    whole = prepare({"train": train}, ClipEncoder("mp3"), tmp_path / "whole", 1)
+    assert _stored(tmp_path / "killed") == _stored(whole.folder)
+
+
+def test_the_recipe_refuses_in_a_sentence(tmp_path):
+    calls = [
+        arguments_of("prepare_data"),
+        arguments_of("prepare_data", dataset="nowhere", streaming=True),
+        arguments_of("prepare_data", dataset="nowhere", codec="opus"),
+        arguments_of("prepare_data", dataset=str(tmp_path), splits="eval"),
+    ]
+    said = run_recipe("prepare_data", calls, expect=1)
+    assert "--dataset PATH is needed" in said
+    assert "--streaming True needs --splits" in said
+    assert "codec=opus does not know sample_rate=32000" in said
+    assert "holds no split 'eval'" in said
+    assert "Traceback" not in said
