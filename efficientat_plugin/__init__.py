@@ -6,6 +6,8 @@ A file is a stage, a folder is a slot whose members are interchangeable::
      clip_id            [B, N]               [B, 1, F, T]               |    \\
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
+``data.preparation`` writes rows of any source anew, as shards that read quickly.
+
 What is trained is used by ``inference`` (files and ``streams``, of which it says
 ``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and
 ``classifiers`` (SpeechBrain's slots), ``embeddings`` and ``hear``; ``finetuning`` and

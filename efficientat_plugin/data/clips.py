@@ -7,6 +7,8 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
+from torch import Tensor
+from torch.utils.data import default_collate
 
 from efficientat_plugin.contracts import Clip, ClipBatch, Skipped
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
@@ -241,13 +243,18 @@ def _empty_place(skipped: Sequence[Skipped]) -> Clip:
 def collate(clips: Sequence[Clip]) -> ClipBatch:
     """Stacks clips; empty places only leave the names of who was skipped."""
     present = [clip for clip in clips if clip.clip_id]
-    nothing = torch.zeros(0, 0)
     return ClipBatch(
         clip_id=[clip.clip_id for clip in present],
-        waveform=torch.stack([c.waveform for c in present]) if present else nothing,
-        labels=torch.stack([c.labels for c in present]) if present else nothing,
-        labelled=torch.stack([c.labelled for c in present]) if present else nothing[0:],
+        waveform=_stack([clip.waveform for clip in present]),
+        labels=_stack([clip.labels for clip in present]),
+        labelled=_stack([clip.labelled for clip in present]),
         partner_id=[clip.partner_id for clip in present],
         partner_share=torch.tensor([clip.partner_share for clip in present]),
         skipped=[skipped for clip in clips for skipped in clip.skipped],
     )
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    # In a worker torch's own stacks in the memory that it shares with the main process;
+    # else that is a copy more, and as much memory.
+    return default_collate(parts) if parts else torch.zeros(0, 0)

@@ -60,7 +60,9 @@ def decode(
     seconds = num_samples / sample_rate + MARGIN_SECONDS
     blocks = list(decode_blocks(audio, sample_rate, seconds))
     waveform = np.concatenate(blocks)[:num_samples]
-    return np.pad(waveform, (0, num_samples - len(waveform)))
+    if len(waveform) < num_samples:
+        waveform = np.pad(waveform, (0, num_samples - len(waveform)))
+    return waveform
 
 
 def decode_blocks(
@@ -170,7 +172,8 @@ def _mono_blocks(
         )
         if not len(block):
             return
-        yield block.mean(axis=1)
+        # The mean of one channel is the channel, in a tenth of the time.
+        yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         remaining -= len(block)
 
 
