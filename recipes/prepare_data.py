@@ -1,7 +1,7 @@
 """Writes any data set as Parquet shards that are quick to read: mono, 32 kHz.
 
 > python recipes/prepare_data.py hparams/prepare_data.yaml --dataset PATH \
-      --splits bal_train+eval --folder FOLDER --num_proc 8
+      --split bal_train+eval --folder FOLDER --num_proc 8
 
 Interrupted, the same command goes on where it stopped; on a folder that is whole it
 writes again what was damaged since. Then FOLDER is a ``--dataset`` as PATH was.
@@ -13,14 +13,12 @@ from typing import Any
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 
-from efficientat_plugin.data.labelled import open_labelled
+from efficientat_plugin.data.labelled import TABLE_OPTIONS, open_labelled
 from efficientat_plugin.data.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.shards import MORE_COLUMNS
 from efficientat_plugin.data.skipped import TooManyUnreadable
 
-TABLE_OPTIONS = ("form", "audio_column", "label_column", "group_column", "separator")
-TABLE_OPTIONS += ("audio_folder",)
 TABLE_SPLIT = "all"
 
 
@@ -42,7 +40,7 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError, TooManyUnreadable) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit(f"Stopped; the same command goes on with {hparams['folder']}")
+        sys.exit("Stopped; the same command goes on where this one was")
     print(prepared)
     if prepared.changed:
         some = ", ".join(prepared.changed[:5])
@@ -57,15 +55,15 @@ def open_splits(hparams: dict[str, Any]) -> dict[str, Any]:
     dataset, cache = hparams["dataset"], hparams["dataset_cache"]
     if dataset is None:
         raise ValueError("--dataset PATH is needed; see the head of the YAML")
-    if hparams["splits"] is not None:
+    if hparams["split"] is not None:
         more = ("human_labels", *MORE_COLUMNS)
         streaming, config = hparams["streaming"], hparams["dataset_config"]
         return {
             name: load_rows(dataset, name, streaming, config, cache, more)
-            for name in hparams["splits"].split("+")
+            for name in hparams["split"].split("+")
         }
     if hparams["streaming"]:
-        raise ValueError("--streaming True needs --splits; a table is read as a whole")
+        raise ValueError("--streaming True needs --split; a table is read as a whole")
     clips = open_labelled(
         dataset,
         hparams["facts"],

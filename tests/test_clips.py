@@ -133,6 +133,16 @@ def test_evaluation_leaves_unreadable_clips_out(damaged_rows, reader):
     assert [clip_id for clip_id, _ in batch.skipped] == [TRAIN_IDS[1], TRAIN_IDS[3]]
 
 
+def test_a_worker_stacks_in_the_memory_that_it_shares(rows, reader, monkeypatch):
+    clips = [reader.read(row) for row in rows]
+    alone = collate(clips)
+    assert torch.equal(alone.waveform, torch.stack([clip.waveform for clip in clips]))
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: "one")
+    shared = collate(clips)
+    assert_equal(alone, shared)
+    assert shared.waveform.is_shared() and not alone.waveform.is_shared()
+
+
 def test_a_batch_may_be_empty(damaged_rows, reader):
     clips = Clips(damaged_rows, reader, WaveformAugment(12), WaveformMix(1.0))
     batch = collate([clips[1], clips[3]])

@@ -26,7 +26,7 @@ from small_rows import (
     write_parquet,
 )
 
-from efficientat_plugin.data import preparation, shards
+from efficientat_plugin.data import parts, prepared_folder, shards
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
 from efficientat_plugin.data.encoding import CODECS, ClipEncoder
@@ -292,7 +292,7 @@ def test_what_was_damaged_is_named_and_written_again(harm, source, tmp_path, cap
 
 
 def test_a_disk_that_keeps_nothing_is_told_of(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "find_damage", lambda *_: "it is bad")
+    monkeypatch.setattr(parts, "find_damage", lambda *_: "it is bad")
     with pytest.raises(OSError, match="5 shards differ from what .*: it is bad; check"):
         prepare(_splits(source), ClipEncoder(), tmp_path / "it", 2)
 
@@ -350,9 +350,9 @@ def test_a_folder_of_something_else_is_left_alone(source, tmp_path):
         prepare(_splits(source), ClipEncoder(), tmp_path / "other", 0)
 
 
-@pytest.mark.skipif(preparation.fcntl is None, reason="this system has no locks")
+@pytest.mark.skipif(prepared_folder.fcntl is None, reason="this system has no locks")
 def test_two_runs_do_not_write_one_folder(source, tmp_path):
-    with preparation._claimed(tmp_path / "it"):
+    with prepared_folder.claimed(tmp_path / "it"):
         with pytest.raises(ValueError, match="is being prepared by another process"):
             prepare(_splits(source), ClipEncoder(), tmp_path / "it")
 
@@ -419,12 +419,13 @@ def test_clips_without_labels_and_judgements_open_again_too(tmp_path):
 # --- The recipe -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_clips_prepared_are_heard_as_before(shared, tmp_path):
     dataset = str(shared / "data" / "audioset_schema")
     call = arguments_of(
         "prepare_data",
         dataset=dataset,
-        splits="eval",
+        split="eval",
         folder=str(tmp_path / "it"),
         dataset_cache=str(tmp_path / "cache"),
         clips_per_shard=50,
@@ -453,7 +454,7 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
     call = arguments_of(
         "prepare_data",
         dataset=str(tmp_path / "source"),
-        splits="train",
+        split="train",
         folder="killed",
         dataset_cache=str(tmp_path / "cache"),
         codec="mp3",
@@ -485,25 +486,26 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
             said, _ = process.communicate(timeout=60)
         assert process.returncode != 0
         assert not (tmp_path / "killed").exists()
-    assert "Stopped; the same command goes on with killed" in said
+    assert "Stopped; the same command goes on where this one was" in said
     assert "Traceback" not in said
-    run_recipe("prepare_data", [call], tmp_path)
     more = ["human_labels"]
     train = load_rows(str(tmp_path / "source"), "train", more_columns=more)
-    whole = prepare({"train": train}, ClipEncoder("mp3"), tmp_path / "whole", 1)
-    assert _stored(tmp_path / "killed") == _stored(whole.folder)
+    for name in ("killed", "whole"):
+        prepare({"train": train}, ClipEncoder("mp3"), tmp_path / name, 1)
+    assert _stored(tmp_path / "killed") == _stored(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_the_recipe_refuses_in_a_sentence(tmp_path):
     calls = [
         arguments_of("prepare_data"),
         arguments_of("prepare_data", dataset="nowhere", streaming=True),
         arguments_of("prepare_data", dataset="nowhere", codec="opus"),
-        arguments_of("prepare_data", dataset=str(tmp_path), splits="eval"),
+        arguments_of("prepare_data", dataset=str(tmp_path), split="eval"),
     ]
     said = run_recipe("prepare_data", calls, expect=1)
     assert "--dataset PATH is needed" in said
-    assert "--streaming True needs --splits" in said
+    assert "--streaming True needs --split" in said
     assert "codec=opus does not know sample_rate=32000" in said
     assert "holds no split 'eval'" in said
     assert "Traceback" not in said

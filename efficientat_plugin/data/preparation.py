@@ -4,54 +4,31 @@ What is written is in AudioSet's schema, ``data/<split>/*.parquet``, with the id
 clips had before, so that stored logits go on to fit.
 """
 
-import errno
-import hashlib
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from itertools import chain, islice
+from collections.abc import Mapping
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import datasets
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
 from efficientat_plugin.data.encoding import ClipEncoder
-from efficientat_plugin.data.shards import (
-    Record,
-    find_damage,
-    read_record,
-    schema_of,
-    write_json,
-    write_shard,
+from efficientat_plugin.data.parts import Part, Preparation, Rows, head_of
+from efficientat_plugin.data.prepared_folder import (
+    claimed,
+    refuse_another,
+    told_if_not_writable,
 )
+from efficientat_plugin.data.shards import Record
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.workers import Workers
 
-try:
-    import fcntl
-except ImportError:  # Windows: there, two runs at once go unnoticed
-    fcntl = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
-
-Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
-
-STATE = ".preparation"  # folder within the prepared one
-OPTIONS = "options.json"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-
-class Part(NamedTuple):
-    """A stretch of a split that becomes one shard; of a stream, a file of several."""
-
-    split: str
-    number: int
 
 
 class Prepared(NamedTuple):
@@ -84,122 +61,6 @@ class Prepared(NamedTuple):
         if self.correlation < 1:
             text += f"; mean correlation with the source {self.correlation:.4f}"
         return text
-
-
-class Preparation:
-    """Knows the parts of a data set and writes or checks one; picklable.
-
-    Arguments
-    ---------
-    splits : Mapping[str, datasets.Dataset | datasets.IterableDataset]
-        Rows by split, undecoded: from ``load_rows`` or ``read_table``.
-    encoder : ClipEncoder
-    folder : Path
-        Of the shards.
-    clips_per_shard : int
-    """
-
-    def __init__(
-        self,
-        splits: Mapping[str, Rows],
-        encoder: ClipEncoder,
-        folder: Path,
-        clips_per_shard: int,
-    ) -> None:
-        self.splits = dict(splits)
-        self.encoder = encoder
-        self.folder = folder
-        self.clips_per_shard = clips_per_shard
-        self.schemas = {
-            name: schema_of(columns_of(rows)) for name, rows in self.splits.items()
-        }
-
-    def parts(self) -> Iterator[Part]:
-        """All of them, in the order of the rows."""
-        for name, rows in self.splits.items():
-            if isinstance(rows, datasets.Dataset):
-                num_parts = -(-len(rows) // self.clips_per_shard)
-            else:
-                num_parts = rows.num_shards
-            yield from (Part(name, number) for number in range(num_parts))
-
-    def paths(self, split: str, name: str) -> tuple[Path, Path]:
-        """Of a shard and of its record."""
-        return (
-            self.folder / "data" / split / f"{name}.parquet",
-            self.folder / STATE / split / f"{name}.json",
-        )
-
-    def finished(self, part: Part) -> dict[str, Record] | None:
-        """Its shards by name; None: it is not finished."""
-        if isinstance(self.splits[part.split], datasets.Dataset):
-            name = f"{part.number:05d}"
-            record = read_record(self.paths(part.split, name)[1])
-            return None if record is None else {name: record}
-        shards: dict[str, Record] = {}
-        while True:
-            name = f"{part.number:05d}-{len(shards):05d}"
-            record = read_record(self.paths(part.split, name)[1])
-            if record is None:
-                return None
-            shards[name] = record
-            if record.num_read < self.clips_per_shard:
-                return shards
-
-    def write(self, part: Part, say_read: Callable[[], None]) -> tuple[Part, int]:
-        """Writes what is missing of a part; returns it and how many clips that were."""
-        rows = self.splits[part.split]
-        if isinstance(rows, datasets.Dataset):
-            start = part.number * self.clips_per_shard
-            stop = min(start + self.clips_per_shard, len(rows))
-            name = f"{part.number:05d}"
-            chosen = rows.select(range(start, stop))
-            return part, self._write(part.split, name, chosen, say_read).num_clips
-        rows = rows.shard(rows.num_shards, part.number)
-        return part, self._write_stream(part, rows, say_read)
-
-    def _write_stream(
-        self, part: Part, rows: datasets.IterableDataset, say_read: Callable[[], None]
-    ) -> int:
-        passing, num_new = iter(rows), 0
-        for number in range(10**5):
-            name = f"{part.number:05d}-{number:05d}"
-            record = read_record(self.paths(part.split, name)[1])
-            chosen = islice(passing, self.clips_per_shard)
-            if record is None:
-                record = self._write(part.split, name, chosen, say_read)
-                num_new += record.num_clips
-            else:  # of a stream, they have to be passed over
-                for _ in chosen:
-                    say_read()
-            if record.num_read < self.clips_per_shard:
-                break
-        return num_new
-
-    def _write(
-        self,
-        split: str,
-        name: str,
-        rows: Iterable[dict[str, Any]],
-        say_read: Callable[[], None],
-    ) -> Record:
-        path, record_path = self.paths(split, name)
-        return write_shard(
-            path, record_path, rows, self.encoder, self.schemas[split], say_read
-        )
-
-    def mend(self, part: Part, say_done: Callable[[], None]) -> tuple[Part, list[str]]:
-        """Forgets the shards of a finished part that are damaged; says which."""
-        damaged = []
-        for name, record in (self.finished(part) or {}).items():
-            path, record_path = self.paths(part.split, name)
-            reason = find_damage(path, record)
-            say_done()
-            if reason is not None:
-                damaged.append(f"{path}: {reason}")
-                path.unlink(missing_ok=True)
-                record_path.unlink()
-        return part, damaged
 
 
 def prepare(
@@ -265,11 +126,11 @@ def prepare(
     folder = Path(os.path.abspath(Path(folder).expanduser()))
     if clips_per_shard < 1:
         raise ValueError(f"clips_per_shard={clips_per_shard} must be 1 or more")
-    if not any(True for rows in splits.values() for _ in _head(rows)):
+    if not any(head_of(rows) for rows in splits.values()):
         raise ValueError(f"splits {', '.join(splits)} have no clip to prepare")
-    with _told_if_not_writable(folder), _claimed(folder) as work:
+    with told_if_not_writable(folder), claimed(folder) as work:
         job = Preparation(splits, encoder, work, clips_per_shard)
-        _refuse_another(work, job)
+        refuse_another(work, job)
         skipped = SkippedClips(max_unreadable_share)
         num_new, parts = 0, list(job.parts())
         for _attempt in range(2):
@@ -291,17 +152,6 @@ def prepare(
             os.rename(work, folder)
     taken = time.monotonic() - start
     return result._replace(num_new=num_new, seconds_taken=taken)
-
-
-def columns_of(rows: Rows) -> list[str]:
-    """Names of the columns; of some streams only a row tells them."""
-    return rows.column_names or list(_head(rows)[0])
-
-
-def _head(rows: Rows) -> list[dict[str, Any]]:
-    if isinstance(rows, datasets.Dataset):
-        return [{}] * min(len(rows), 1)
-    return list(rows.take(1))
 
 
 def _write_missing(
@@ -362,83 +212,3 @@ def _summed_up(job: Preparation, parts: list[Part], folder: Path) -> Prepared:
         num_new=0,
         seconds_taken=0.0,
     )
-
-
-# --- The folder ---------------------------------------------------------------
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[Path]:
-    """Where to work: the folder if it is whole, or else what is there of it."""
-    if (folder / STATE / OPTIONS).is_file():
-        work = folder
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(
-            f"{folder} is there already and is no prepared data set; delete it or name "
-            "another folder"
-        )
-    else:
-        work = folder.with_name(f"{folder.name}.partial")
-    (work / STATE).mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield work
-        return
-    handle = os.open(work / STATE, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield work
-    except BlockingIOError:
-        raise ValueError(
-            f"{folder} is being prepared by another process; wait for it or end it"
-        ) from None
-    finally:
-        os.close(handle)
-
-
-def _refuse_another(work: Path, job: Preparation) -> None:
-    """A folder is of one source and one choice of options."""
-    encoder = job.encoder
-    wanted: dict[str, Any] = {
-        "codec": encoder.codec,
-        "sample_rate": encoder.sample_rate,
-        "quality": encoder.quality,
-        "max_seconds": encoder.max_seconds,
-        "clips_per_shard": job.clips_per_shard,
-        "splits": "+".join(job.splits),
-    }
-    for name, rows in job.splits.items():
-        wanted[f"clips of {name}"] = _fingerprint(rows)
-    path = work / STATE / OPTIONS
-    if not path.exists():
-        write_json(path, wanted)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{name}={value!r} differs from {name}={found.get(name)!r} of what is "
-                f"in {work}; give what was given then, or name another folder"
-            )
-
-
-def _fingerprint(rows: Rows) -> str:
-    """Of everything but the sound; of a stream, of its number of files."""
-    if not isinstance(rows, datasets.Dataset):
-        return f"{rows.num_shards} files from clip {_head(rows)[0]['video_id']!r} on"
-    digest = hashlib.sha256()
-    columns = [name for name in rows.column_names if name != "audio"]
-    for batch in rows.select_columns(columns).iter(batch_size=10_000):
-        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
-    return f"{len(rows)} of digest {digest.hexdigest()[:16]}"
-
-
-@contextmanager
-def _told_if_not_writable(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE or isinstance(error, FileExistsError):
-            raise
-        raise OSError(
-            f"{folder} cannot be written ({os.strerror(error.errno)}); make room for "
-            "it, or make it writable, and give the same command again"
-        ) from error

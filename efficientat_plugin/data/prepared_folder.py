@@ -1,0 +1,103 @@
+"""The folder of prepared data: whose it is, and who may write it."""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from efficientat_plugin.data.parts import STATE, Preparation, Rows, head_of
+from efficientat_plugin.data.shards import write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows: there, two runs at once go unnoticed
+    fcntl = None  # type: ignore[assignment]
+
+OPTIONS = "options.json"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Where to work: the folder if it is whole, or else what is there of it."""
+    if (folder / STATE / OPTIONS).is_file():
+        work = folder
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} is there already and is no prepared data set; delete it or name "
+            "another folder"
+        )
+    else:
+        work = folder.with_name(f"{folder.name}.partial")
+    (work / STATE).mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield work
+        return
+    handle = os.open(work / STATE, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield work
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder} is being prepared by another process; wait for it or end it"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def refuse_another(work: Path, job: Preparation) -> None:
+    """A folder is of one source and one choice of options."""
+    encoder = job.encoder
+    wanted: dict[str, Any] = {
+        "codec": encoder.codec,
+        "sample_rate": encoder.sample_rate,
+        "quality": encoder.quality,
+        "max_seconds": encoder.max_seconds,
+        "clips_per_shard": job.clips_per_shard,
+        "splits": "+".join(job.splits),
+    }
+    for name, rows in job.splits.items():
+        wanted[f"clips of {name}"] = _fingerprint(rows)
+    path = work / STATE / OPTIONS
+    if not path.exists():
+        write_json(path, wanted)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{name}={value!r} differs from {name}={found.get(name)!r} of what is "
+                f"in {work}; give what was given then, or name another folder"
+            )
+
+
+def _fingerprint(rows: Rows) -> str:
+    """Of everything but the sound; of a stream, of its number of files."""
+    if not isinstance(rows, datasets.Dataset):
+        first = [row["video_id"] for row in head_of(rows)]
+        return f"{rows.num_shards} files from clip {first} on"
+    digest = hashlib.sha256()
+    columns = [name for name in rows.column_names if name != "audio"]
+    for batch in rows.select_columns(columns).iter(batch_size=10_000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return f"{len(rows)} of digest {digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def told_if_not_writable(folder: Path) -> Iterator[None]:
+    """A full disk and the like in a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise OSError(
+            f"{folder} cannot be written ({os.strerror(error.errno)}); make room for "
+            "it, or make it writable, and give the same command again"
+        ) from error
