@@ -10,24 +10,21 @@ writes again what was damaged since. Then FOLDER is a ``--dataset`` as PATH was.
 import sys
 from typing import Any
 
-import speechbrain as sb
-from hyperpyyaml import load_hyperpyyaml
-
 from efficientat_plugin.data.labelled import TABLE_OPTIONS, open_labelled
 from efficientat_plugin.data.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.shards import MORE_COLUMNS
 from efficientat_plugin.data.skipped import TooManyUnreadable
+from efficientat_plugin.launch import load_hparams, parse_and_join, start
 
 TABLE_SPLIT = "all"
 
 
 def main(argv: list[str]) -> None:
     """Prepares the data set that the YAML describes."""
-    hparams_file, _, overrides = sb.parse_arguments(argv)
+    hparams_file, _, overrides = parse_and_join(argv)
+    hparams = load_hparams(hparams_file, overrides)
     try:
-        with open(hparams_file, encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(file, overrides)
         prepared = prepare(
             open_splits(hparams),
             hparams["encoder"],
@@ -39,8 +36,6 @@ def main(argv: list[str]) -> None:
         )
     except (OSError, ValueError, TooManyUnreadable) as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on where this one was")
     print(prepared)
     if prepared.changed:
         some = ", ".join(prepared.changed[:5])
@@ -75,4 +70,4 @@ def open_splits(hparams: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(main)

@@ -95,7 +95,7 @@ def _command(sounds, weights, output, yaml="finetune", **more):
         "num_workers": 0,
         "batch_size": 8,
         "number_of_epochs": 24,
-        "lr": 0.01,
+        "lr": 0.003,
         "freeze_batch_norm": True,  # few steps to learn statistics in
         "mixup": "null",
         "waveform_mix": "null",

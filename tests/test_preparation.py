@@ -486,7 +486,7 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
             said, _ = process.communicate(timeout=60)
         assert process.returncode != 0
         assert not (tmp_path / "killed").exists()
-    assert "Stopped; the same command goes on where this one was" in said
+    assert "Interrupted; the same command goes on." in said
     assert "Traceback" not in said
     more = ["human_labels"]
     train = load_rows(str(tmp_path / "source"), "train", more_columns=more)

@@ -400,7 +400,7 @@ def test_other_classes_keep_the_class_layer_of_a_passt(small_entry, tmp_path, ca
     [
         ({"depth": 3}, "small", "small does not fit a PaSST of 3 blocks of 32"),
         ({"num_frames": 500}, "small", "num_frames=500 .*time_new_pos_embed"),
-        ({}, "smal", "did you mean small"),
+        ({}, "small2", "did you mean small"),
         ({}, "mn04_as", "'mn04_as' is no published teacher"),
         ({}, "no/such.pt", "neither file nor folder"),
     ],

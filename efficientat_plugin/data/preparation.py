@@ -158,7 +158,7 @@ def _write_missing(
     job: Preparation, parts: list[Part], num_proc: int, skipped: SkippedClips
 ) -> int:
     missing = []
-    num_read = 0
+    num_read = skipped.already_read = 0
     for part in parts:
         shards = job.finished(part)
         if shards is None:
@@ -187,7 +187,8 @@ def _write_missing(
 
 def _count(shards: Mapping[str, Record], skipped: SkippedClips) -> int:
     for record in shards.values():
-        skipped.add([Skipped(*each) for each in record.skipped], record.num_clips)
+        skipped.already_read += record.num_clips
+        skipped.add([Skipped(*each) for each in record.skipped], read=())
     return sum(record.num_read for record in shards.values())
 
 
