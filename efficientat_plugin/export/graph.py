@@ -1,0 +1,314 @@
+"""An ONNX graph as it grows: constants, nodes, and how weights are stored.
+
+The graph is built operator by operator from the modules, not traced: that takes
+milliseconds, folds batch norm exactly, and gives values the names of the modules.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+IR_VERSION = 9  # of the file; ONNX Runtime reads it since 1.15
+TO_THE_END = 2**62  # as a slice's end
+INT8_MAX, UINT8_MAX = 127, 255
+
+
+class Range(NamedTuple):
+    """What a value's 256 levels span; 0 is always one of them."""
+
+    low: float
+    high: float
+
+    def levels(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Scale and zero point of uint8."""
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        scale = max(high - low, 1e-8) / UINT8_MAX
+        zero_point = np.clip(round(-low / scale), 0, UINT8_MAX)
+        return np.float32(scale), np.uint8(zero_point)  # type: ignore[return-value]
+
+
+class Site(NamedTuple):
+    """A convolution that can be computed in int8."""
+
+    name: str
+    entering: str  # value, and what leaves the convolution
+    leaving: str
+
+
+class Graph:
+    """Collects nodes and constants; a value is known by its name.
+
+    Arguments
+    ---------
+    dtype : type
+        Of the network's weights: ``numpy.float32`` or ``numpy.float16``.
+    stores_int8 : bool
+        Whether large weights are stored in int8, a scale for each output channel.
+    ranges : mapping of str to Range
+        Of values that enter and leave the convolutions which compute in int8.
+
+    Example
+    -------
+    >>> graph = Graph()
+    >>> graph.rename(graph.op("Relu", "x"), "y")
+    >>> model = graph.model({"x": ["batch", 3]}, {"y": ["batch", 3]}, {}, opset=18)
+    >>> [node.op_type for node in model.graph.node]
+    ['Relu']
+    """
+
+    SMALLEST_INT8 = 1024  # weights; fewer are not worth the scales
+
+    def __init__(
+        self,
+        dtype: type = np.float32,
+        stores_int8: bool = False,
+        ranges: Mapping[str, Range] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.stores_int8 = stores_int8
+        self.ranges = dict(ranges or {})
+        self.sites: list[Site] = []
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, NDArray] = {}
+        self._known: dict[bytes, str] = {}  # constants by their content
+        self._count = 0
+
+    # --- Values -----------------------------------------------------------------
+
+    def constant(self, value: Any, name: str = "constant") -> str:
+        """A value that does not change; equal ones are stored once."""
+        array = np.ascontiguousarray(value)
+        key = repr((array.dtype, array.shape)).encode() + array.tobytes()
+        if key not in self._known:
+            self._known[key] = self._new_name(name)
+            self._constants[self._known[key]] = array
+        return self._known[key]
+
+    def numbers(self, value: Any, name: str = "constant") -> str:
+        """A constant in the network's precision."""
+        return self.constant(np.asarray(value, dtype=self.dtype), name)
+
+    def integers(self, *values: int) -> str:
+        """A constant of shape [values], as shapes and axes are given."""
+        return self.constant(np.array(values, dtype=np.int64))
+
+    def op(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """A node with one output, whose name is returned."""
+        return self.ops(op_type, *inputs, num_outputs=1, name=name, **attributes)[0]
+
+    def ops(
+        self,
+        op_type: str,
+        *inputs: str,
+        num_outputs: int,
+        name: str = "",
+        **attributes: Any,
+    ) -> list[str]:
+        """A node with several outputs."""
+        base = self._new_name(f"{name}/{op_type}" if name else op_type)
+        outputs = [base]
+        if num_outputs > 1:
+            outputs = [f"{base}:{number}" for number in range(num_outputs)]
+        node = helper.make_node(op_type, list(inputs), outputs, base, **attributes)
+        self._nodes.append(node)
+        return outputs
+
+    def rename(self, value: str, name: str) -> None:
+        """Gives a value the name of an output."""
+        for node in self._nodes:
+            for names in (node.input, node.output):
+                for place, found in enumerate(names):
+                    if found == value:
+                        names[place] = name
+
+    # --- What students are made of ----------------------------------------------
+
+    def reshape(self, value: str, *shape: int) -> str:
+        """0 keeps a dimension, -1 is what remains."""
+        return self.op("Reshape", value, self.integers(*shape))
+
+    def mean(self, value: str, *axes: int, keepdims: bool = False) -> str:
+        """The average over axes."""
+        return self.op(
+            "ReduceMean", value, self.integers(*axes), keepdims=int(keepdims)
+        )
+
+    def sum(self, value: str, axis: int) -> str:
+        """The sum over an axis, which is gone."""
+        return self.op("ReduceSum", value, self.integers(axis), keepdims=0)
+
+    def cut(self, value: str, start: int, end: int, axis: int) -> str:
+        """A slice of an axis; a negative end counts from behind."""
+        return self.op(
+            "Slice",
+            value,
+            self.integers(start),
+            self.integers(end),
+            self.integers(axis),
+        )
+
+    def weight(self, value: NDArray[np.float64], name: str) -> str:
+        """A weight [outputs, ...] in the network's precision, or stored in int8."""
+        if not self.stores_int8 or value.size < self.SMALLEST_INT8:
+            return self.numbers(value, name)
+        return self._dequantized(value, name)[0]
+
+    def dense(
+        self, value: str, weight: NDArray, bias: NDArray | None, name: str
+    ) -> str:
+        """A linear layer: [B, inputs] -> [B, outputs]."""
+        terms = [] if bias is None else [self.numbers(bias, f"{name}.bias")]
+        return self.op(
+            "Gemm",
+            value,
+            self.weight(weight, f"{name}.weight"),
+            *terms,
+            transB=1,
+            name=name,
+        )
+
+    def conv(
+        self,
+        value: str,
+        weight: NDArray,
+        bias: NDArray,
+        name: str,
+        activation: str | None = None,
+        **attributes: Any,
+    ) -> str:
+        """A convolution with its activation; in int8 where its ranges are known.
+
+        Arguments
+        ---------
+        value : str
+            [B, C, F, T]
+        weight : NDArray
+            [outputs, C / groups, kernel, kernel]
+        bias : NDArray
+            [outputs]
+        name : str
+            Of the module.
+        activation : str or None
+            "Relu" or "HardSwish".
+        **attributes
+            Of the operator.
+        """
+        entering, leaving = f"{name}:in", f"{name}:out"
+        is_int8 = entering in self.ranges
+        if is_int8:
+            inner, scale = self._levelled(value, self.ranges[entering])
+            kernel, scales = self._dequantized(weight, f"{name}.weight")
+            offset = self._int32_bias(bias, scale * scales, f"{name}.bias")
+        else:
+            inner, kernel = value, self.weight(weight, f"{name}.weight")
+            offset = self.numbers(bias, f"{name}.bias")
+        result = self.op("Conv", inner, kernel, offset, name=name, **attributes)
+        # A ReLU is part of the convolution's own levels, a HardSwish follows them.
+        if activation == "Relu":
+            result = self.op("Relu", result, name=name)
+        self.sites.append(Site(name, value, result))
+        if is_int8 and leaving in self.ranges:
+            result, _ = self._levelled(result, self.ranges[leaving])
+        if activation == "HardSwish":
+            result = self.op("HardSwish", result, name=name)
+        return result
+
+    # --- int8 -------------------------------------------------------------------
+
+    def _levelled(self, value: str, span: Range) -> tuple[str, np.float32]:
+        """A value rounded to the levels of its range, and their distance."""
+        scale, zero_point = span.levels()
+        levels = [self.constant(scale), self.constant(zero_point)]
+        rounded = self.op("QuantizeLinear", value, *levels)
+        return self.op("DequantizeLinear", rounded, *levels), scale  # type: ignore[return-value]
+
+    def _dequantized(
+        self, weight: NDArray, name: str
+    ) -> tuple[str, NDArray[np.float32]]:
+        """A weight [outputs, ...] stored in int8, and its scales."""
+        scales, rounded = rounded_weight(weight)
+        zero_points = np.zeros(len(scales), np.int8)
+        value = self.op(
+            "DequantizeLinear",
+            self.constant(rounded, name),
+            self.constant(scales, f"{name}.scale"),
+            self.constant(zero_points),
+            axis=0,
+        )
+        return value, scales
+
+    def _int32_bias(
+        self, bias: NDArray, scales: NDArray[np.float32], name: str
+    ) -> str:
+        scales = scales.astype(np.float32)
+        limits = np.iinfo(np.int32)
+        rounded = np.clip(np.round(bias / scales), limits.min, limits.max)
+        return self.op(
+            "DequantizeLinear",
+            self.constant(rounded.astype(np.int32), name),
+            self.constant(scales, f"{name}.scale"),
+            self.constant(np.zeros(len(scales), np.int32)),
+            axis=0,
+        )
+
+    # --- The whole --------------------------------------------------------------
+
+    def model(
+        self,
+        inputs: Mapping[str, Sequence[str | int]],
+        outputs: Mapping[str, Sequence[str | int]],
+        metadata: Mapping[str, str],
+        opset: int,
+    ) -> onnx.ModelProto:
+        """The graph as a model; inputs and outputs are float32, by name and shape."""
+
+        def values(shapes: Mapping[str, Sequence[str | int]]) -> list[Any]:
+            return [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape))
+                for name, shape in shapes.items()
+            ]
+
+        used = {name for node in self._nodes for name in node.input}
+        constants = [
+            numpy_helper.from_array(value, name)
+            for name, value in self._constants.items()
+            if name in used
+        ]
+        graph = helper.make_graph(
+            self._nodes, "student", values(inputs), values(outputs), constants
+        )
+        model = helper.make_model(
+            graph,
+            producer_name="efficientat_plugin",
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", opset)],
+        )
+        helper.set_model_props(model, dict(metadata))
+        return model
+
+    def _new_name(self, base: str) -> str:
+        self._count += 1
+        return f"{base}_{self._count}"
+
+
+def rounded_weight(
+    weight: NDArray,
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Scales [outputs] and int8 of a weight [outputs, ...].
+
+    Example
+    -------
+    >>> scales, rounded = rounded_weight(np.array([[1.27, -0.5], [0.0, 0.0]]))
+    >>> rounded
+    array([[127, -50],
+           [  0,   0]], dtype=int8)
+    """
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    scales = (np.maximum(largest, 1e-8) / INT8_MAX).astype(np.float32)
+    shape = (-1, *[1] * (weight.ndim - 1))
+    rounded = np.round(weight / scales.reshape(shape).astype(np.float64))
+    return scales, np.clip(rounded, -INT8_MAX, INT8_MAX).astype(np.int8)
