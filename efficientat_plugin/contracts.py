@@ -5,9 +5,12 @@ Axes are named once, here, and mean the same everywhere: **B** batch,
 **D** embedding.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # what reads sound is used without torch, too
+    from torch import Tensor
 
 
 class Skipped(NamedTuple):

@@ -1,6 +1,7 @@
-"""Tagging of files, arrays, long recordings and streams."""
+"""The tagger that computes with torch: of model folders, hub ids and weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,18 @@ from numpy.typing import NDArray
 from speechbrain.inference.interfaces import Pretrained
 from torch import Tensor
 
-from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.hearing import Hearing
 from efficientat_plugin.losses import TARGETS
-from efficientat_plugin.streams import (
-    Averages,
-    Sound,
-    TagStream,
-    batches,
-    blocks_of,
-    cut,
-)
+from efficientat_plugin.streams import Sound
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
-from efficientat_plugin.tags import ScanWindow, Tag, likeliest
-from efficientat_plugin.windows import (
-    SHORT_CLIPS,
-    Window,
-    WindowCutter,
-    lengthened,
-    runs_of,
-)
+from efficientat_plugin.tagging import SoundTagger
+from efficientat_plugin.tags import ScanWindow
+from efficientat_plugin.windows import SHORT_CLIPS, Window, runs_of
 
 
-class AudioTagger(Pretrained):
+class AudioTagger(SoundTagger, Pretrained):
     """Tags sound of any length, rate and number of channels.
 
     Made by ``from_hparams`` (a folder that fine-tuning left, or a hub id) or by
@@ -96,7 +84,9 @@ class AudioTagger(Pretrained):
             self.ensemble = Ensemble([heard])
         self.labels: LabelTable = self.hparams.labels
         self.sample_rate: int = self.hparams.sample_rate
-        self.clip_samples = round(self.hparams.clip_seconds * self.sample_rate)
+        self.clip_seconds: float = self.hparams.clip_seconds
+        self.short_clips: str = self.hparams.short_clips
+        self.min_samples: int = self.ensemble.min_samples
         self.hearing = Hearing(self.ensemble)
 
     @classmethod
@@ -165,66 +155,6 @@ class AudioTagger(Pretrained):
         }
         return cls({"ensemble": ensemble}, settings, run_opts)
 
-    # --- Clips ------------------------------------------------------------------
-
-    def tag(
-        self,
-        sound: Sound,
-        sample_rate: int | None = None,
-        top_k: int | None = 10,
-        threshold: float = 0.0,
-    ) -> list[Tag]:
-        """The likeliest classes of a sound, the likeliest first.
-
-        Arguments
-        ---------
-        sound : str, Path, bytes, NDArray or Tensor
-            A file, the bytes of one, or samples: [N], [N, channels] or [channels, N],
-            floating point in [-1, 1] or integers at full scale.
-        sample_rate : int or None
-            Of samples, Hz; files tell theirs.
-        top_k : int or None
-            Classes to give, at most; None: all.
-        threshold : float
-            Only those at least as probable.
-
-        Returns
-        -------
-        list of Tag
-
-        Raises
-        ------
-        ValueError
-            For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
-        """
-        probabilities = self.probabilities([sound], sample_rate)[0]
-        return likeliest(self.labels, probabilities, top_k, threshold)
-
-    def tag_batch(
-        self,
-        sounds: Iterable[Sound],
-        sample_rate: int | None = None,
-        top_k: int | None = 10,
-        threshold: float = 0.0,
-        batch_size: int = 16,
-    ) -> list[list[Tag]]:
-        """``tag`` of each sound; their lengths may differ, and no padding is heard.
-
-        One that cannot be read refuses the call, as in ``tag``.
-        """
-        probabilities = self.probabilities(sounds, sample_rate, batch_size)
-        return [likeliest(self.labels, row, top_k, threshold) for row in probabilities]
-
-    def probabilities(
-        self,
-        sounds: Iterable[Sound],
-        sample_rate: int | None = None,
-        batch_size: int = 16,
-    ) -> NDArray[np.float32]:
-        """[sounds, K]: how probable each class is in each sound."""
-        averages = self._averages(self, sounds, sample_rate, batch_size)
-        return averages.means(len(self.labels))
-
     def embed(
         self,
         sound: Sound,
@@ -262,110 +192,22 @@ class AudioTagger(Pretrained):
             ]
             return torch.cat(parts, dim=1)
 
-        averages = self._averages(embedding, [sound], sample_rate, batch_size)
+        model = partial(self._computed, embedding)
+        averages = self._averages(model, [sound], sample_rate, batch_size)
         return averages.means(0)[0]
-
-    # --- Long sound -------------------------------------------------------------
-
-    def scan(
-        self,
-        sound: Sound,
-        sample_rate: int | None = None,
-        window_seconds: float | None = None,
-        hop_seconds: float | None = None,
-        batch_size: int = 16,
-    ) -> Iterator[ScanWindow]:
-        """Window after window of a long sound, read as it goes, in constant memory.
-
-        Windows begin every ``hop_seconds``. Where the last of them does not reach the
-        end, one more ends with the sound; one that is shorter than a window is heard
-        as ``tag`` does.
-
-        Arguments
-        ---------
-        sound : str, Path, bytes, NDArray or Tensor
-            As ``tag`` takes it.
-        sample_rate : int or None
-            Of samples, Hz.
-        window_seconds : float or None
-            None: the length of the clips that the student was trained on.
-        hop_seconds : float or None
-            None: half a window.
-        batch_size : int
-            Windows to hear at once.
-
-        Yields
-        ------
-        ScanWindow
-
-        Raises
-        ------
-        ValueError
-            For windows too short for a frame, and hops that would leave sound out.
-        """
-        cutter = self._cutter(window_seconds, hop_seconds)
-        windows = cut(blocks_of(sound, sample_rate, self.sample_rate), cutter)
-        for batch in batches(windows, batch_size):
-            yield from self._hear(batch, cutter.window)
-
-    def stream(
-        self,
-        sample_rate: int | None = None,
-        window_seconds: float | None = None,
-        hop_seconds: float | None = None,
-    ) -> TagStream:
-        """Sound that arrives in chunks: a microphone, a socket.
-
-        Arguments
-        ---------
-        sample_rate : int or None
-            Of the chunks, Hz; None: the student's own.
-        window_seconds : float or None
-            As ``scan``.
-        hop_seconds : float or None
-            As ``scan``.
-
-        Returns
-        -------
-        TagStream
-            ``feed(chunk)`` gives the windows that are complete, ``finish()`` the rest;
-            all of them are what ``scan`` gives of the whole.
-
-        Raises
-        ------
-        ValueError
-            As ``scan``.
-        """
-        rate = self.sample_rate if sample_rate is None else sample_rate
-        resampler = Resampler(rate, self.sample_rate)
-        cutter = self._cutter(window_seconds, hop_seconds)
-        return TagStream(resampler, cutter, self._hear)
-
-    # --- What they share --------------------------------------------------------
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Probabilities of clips of one length: [B, N] -> [B, K]"""
         return self._probable(self.hearing(waveform))
 
+    def score(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``forward``, of arrays."""
+        return self._computed(self, waveforms)
+
     def _probable(self, logits: Tensor) -> Tensor:
         if self.hparams.target == "multilabel":
             return logits.sigmoid()
         return logits.softmax(dim=-1)
-
-    def _averages(
-        self,
-        model: Callable[[Tensor], Tensor],
-        sounds: Iterable[Sound],
-        sample_rate: int | None,
-        batch_size: int,
-    ) -> Averages:
-        """What ``model`` makes of sounds, averaged over the windows of each."""
-        averages = Averages()
-        for batch in batches(self._windows(sounds, sample_rate), batch_size):
-            rows = self._rows(model, [window.samples for _, window in batch])
-            for (number, _), row in zip(batch, rows, strict=True):
-                averages.add(number, row)
-        return averages
 
     def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
         """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
@@ -373,14 +215,10 @@ class AudioTagger(Pretrained):
         for run in runs_of(windows):
             if len(run) == 1:
                 full = self._as_long_as_needed(run[0], num_samples)
-                rows += self._rows(self, [full.samples])
+                rows += list(self.score(full.samples[None]))
             else:
                 rows += self._hear_run(run)
-        rate = self.sample_rate
-        return [
-            ScanWindow(start / rate, (start + len(samples)) / rate, row)
-            for (start, samples), row in zip(windows, rows, strict=True)
-        ]
+        return self._scanned(windows, rows)
 
     def _hear_run(self, run: Sequence[Window]) -> list[NDArray[np.float32]]:
         """Rows of windows of one length that overlap alike, as one piece of sound."""
@@ -393,53 +231,12 @@ class AudioTagger(Pretrained):
             )
             return list(self._probable(logits).float().cpu().numpy())
 
-    def _rows(
-        self,
-        model: Callable[[Tensor], Tensor],
-        waveforms: Sequence[NDArray[np.float32]],
-    ) -> list[NDArray[np.float32]]:
-        """A row each of what ``model`` makes of them; equally long ones go together."""
-        by_length: dict[int, list[int]] = {}
-        for number, waveform in enumerate(waveforms):
-            by_length.setdefault(len(waveform), []).append(number)
-        rows: dict[int, NDArray[np.float32]] = {}
+    def _computed(
+        self, model: Callable[[Tensor], Tensor], waveforms: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
         with torch.inference_mode(), self.inference_ctx:
-            for numbers in by_length.values():
-                stacked = np.stack([waveforms[number] for number in numbers])
-                output = model(torch.from_numpy(stacked).to(self.device))
-                rows |= zip(numbers, output.float().cpu().numpy(), strict=True)
-        return [rows[number] for number in range(len(waveforms))]
-
-    def _windows(
-        self, sounds: Iterable[Sound], sample_rate: int | None
-    ) -> Iterator[tuple[int, Window]]:
-        """Windows of clip length, half overlapping, with the number of their sound."""
-        hop = max(1, self.clip_samples // 2)
-        for number, sound in enumerate(sounds):
-            cutter = WindowCutter(self.clip_samples, hop)
-            for window in cut(blocks_of(sound, sample_rate, self.sample_rate), cutter):
-                yield number, self._as_long_as_needed(window, self.clip_samples)
-
-    def _cutter(
-        self, window_seconds: float | None, hop_seconds: float | None
-    ) -> WindowCutter:
-        if window_seconds is None:
-            window_seconds = self.hparams.clip_seconds
-        if hop_seconds is None:
-            hop_seconds = window_seconds / 2
-        window = round(window_seconds * self.sample_rate)
-        if window < self.ensemble.min_samples:
-            raise ValueError(
-                f"window_seconds={window_seconds} is too short to hear anything; give "
-                f"at least {self.ensemble.min_samples / self.sample_rate:.3f}"
-            )
-        return WindowCutter(window, round(hop_seconds * self.sample_rate))
-
-    def _as_long_as_needed(self, window: Window, num_samples: int) -> Window:
-        samples = lengthened(window.samples, num_samples, self.hparams.short_clips)
-        # "as_is" can leave it too short for one frame.
-        samples = lengthened(samples, self.ensemble.min_samples, "zero_pad")
-        return window._replace(samples=samples)
+            output = model(torch.from_numpy(waveforms).to(self.device))
+            return output.float().cpu().numpy()
 
 
 def _check_settings(settings: Any) -> None:

@@ -1,15 +1,14 @@
 """Sound that comes bit by bit: cut, batched, averaged, none of it kept.
 
-What is heard of it is the business of ``inference``, which hands itself in.
+What is heard of it is the business of ``tagging``, which hands itself in.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from efficientat_plugin.data.decoding import (
     Resampler,
@@ -20,8 +19,11 @@ from efficientat_plugin.data.decoding import (
 from efficientat_plugin.tags import ScanWindow
 from efficientat_plugin.windows import Window, WindowCutter
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
-Sound = str | Path | bytes | NDArray | Tensor
+Sound: TypeAlias = "str | Path | bytes | NDArray | Tensor"
 
 
 def blocks_of(
@@ -132,7 +134,7 @@ class Averages:
 
 
 class TagStream:
-    """Sound that arrives in chunks; made by ``AudioTagger.stream``.
+    """Sound that arrives in chunks; made by ``SoundTagger.stream``.
 
     Arguments
     ---------
@@ -163,7 +165,7 @@ class TagStream:
         self._cutter = cutter
         self._hear = hear
 
-    def feed(self, chunk: NDArray | Tensor) -> list[ScanWindow]:
+    def feed(self, chunk: "NDArray | Tensor") -> list[ScanWindow]:
         """The windows that are complete with a chunk: samples as ``tag`` takes them."""
         samples = self._resampler.feed(mono_samples(chunk))
         return self._hear(self._cutter.feed(samples), self._cutter.window)

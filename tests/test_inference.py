@@ -245,7 +245,7 @@ def test_a_scan_tells_what_it_heard_before_a_fault(tagger):
 
     heard = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("efficientat_plugin.inference.blocks_of", broken)
+        patch.setattr("efficientat_plugin.tagging.blocks_of", broken)
         with pytest.raises(UnreadableClip, match="ends there"):
             for window in tagger.scan(sound, RATE):
                 heard.append(window.start_seconds)

@@ -6,17 +6,18 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.targets import LabelTable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damaged
 # Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
@@ -190,7 +191,7 @@ def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
     raise UnreadableClip("the row holds neither bytes nor the path of a file")
 
 
-def mono_samples(sound: NDArray | Tensor) -> NDArray[np.float32]:
+def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
     """Samples of any type and number of channels as mono floating point.
 
     Arguments
@@ -214,7 +215,7 @@ def mono_samples(sound: NDArray | Tensor) -> NDArray[np.float32]:
     >>> mono_samples(np.array([[16384, 0], [-32768, 0], [0, 0]], np.int16))
     array([ 0.25, -0.5 ,  0.  ], dtype=float32)
     """
-    if isinstance(sound, Tensor):
+    if not isinstance(sound, np.ndarray) and hasattr(sound, "detach"):  # a tensor
         sound = sound.detach().cpu()
         # numpy has no bfloat16.
         sound = (sound.float() if sound.is_floating_point() else sound).numpy()
@@ -271,6 +272,8 @@ class ClipReader:
 
     def read(self, row: dict[str, Any]) -> Clip:
         """Decodes a row; ``UnreadableClip`` where that cannot be."""
+        import torch  # sound is decoded without it, too
+
         if not row["video_id"]:
             raise UnreadableClip("its video_id is empty")
         waveform = decode(row["audio"], self.sample_rate, self.num_samples)

@@ -6,12 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The official table: http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/
 # class_labels_indices.csv
@@ -97,7 +98,7 @@ class LabelTable:
                 known.append(index)
         return known, unknown
 
-    def multi_hot(self, indices: Iterable[int]) -> Tensor:
+    def multi_hot(self, indices: Iterable[int]) -> "Tensor":
         """[K], 1 at ``indices``.
 
         Example
@@ -105,6 +106,8 @@ class LabelTable:
         >>> LabelTable(["a", "b", "c"], ["A", "B", "C"]).multi_hot([0, 2])
         tensor([1., 0., 1.])
         """
+        import torch  # what else the table does is done without it, too
+
         target = torch.zeros(len(self))
         target[list(indices)] = 1.0
         return target

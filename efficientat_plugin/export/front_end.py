@@ -106,9 +106,7 @@ def _frames(graph: Graph, waveform: str, log_mel: LogMel, width: int) -> str:
     length = graph.op("Mul", length, graph.integers(hop))
     missing = max(0, num_lines * hop - win_length)
     sound = graph.op("Pad", sound, graph.integers(0, 0, 0, missing))
-    sound = graph.op(
-        "Slice", sound, graph.integers(0), length, graph.integers(1)
-    )
+    sound = graph.op("Slice", sound, graph.integers(0), length, graph.integers(1))
     lines = graph.reshape(sound, 0, -1, hop)
     lines = graph.op("Transpose", lines, perm=[0, 2, 1])  # [B, hop, lines]
     parts = []

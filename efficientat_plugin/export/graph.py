@@ -81,7 +81,7 @@ class Graph:
 
     def constant(self, value: Any, name: str = "constant") -> str:
         """A value that does not change; equal ones are stored once."""
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")
         key = repr((array.dtype, array.shape)).encode() + array.tobytes()
         if key not in self._known:
             self._known[key] = self._new_name(name)
@@ -241,9 +241,7 @@ class Graph:
         )
         return value, scales
 
-    def _int32_bias(
-        self, bias: NDArray, scales: NDArray[np.float32], name: str
-    ) -> str:
+    def _int32_bias(self, bias: NDArray, scales: NDArray[np.float32], name: str) -> str:
         scales = scales.astype(np.float32)
         limits = np.iinfo(np.int32)
         rounded = np.clip(np.round(bias / scales), limits.min, limits.max)

@@ -5,6 +5,7 @@ joins by a function registered with ``add_module``.
 """
 
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ def folded(norm: nn.BatchNorm2d) -> tuple[NDArray[np.float64], NDArray[np.float6
     return scale, values_of(norm.bias) - values_of(norm.running_mean) * scale
 
 
-def _layout(conv: nn.Conv2d) -> dict[str, list[int] | int]:
+def _layout(conv: nn.Conv2d) -> dict[str, Any]:
     """The attributes of a convolution that is padded alike on both sides."""
     return {
         "kernel_shape": list(conv.kernel_size),
@@ -148,7 +149,9 @@ def _dymn(student: DyMN, graph: Graph, log_mel: str, bands: int) -> str:
 @singledispatch
 def add_module(module: nn.Module, graph: Graph, maps: str, name: str) -> str:
     """What a module makes of maps."""
-    raise ValueError(f"a {type(module).__name__} cannot be exported; it stands in {name}")
+    raise ValueError(
+        f"a {type(module).__name__} cannot be exported; it stands in {name}"
+    )
 
 
 @add_module.register

@@ -1,0 +1,279 @@
+"""Tagging of files, arrays, long recordings and streams, whatever computes.
+
+``inference`` computes with torch, ``runtime`` without it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientat_plugin.data.decoding import Resampler
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.streams import (
+    Averages,
+    Sound,
+    TagStream,
+    batches,
+    blocks_of,
+    cut,
+)
+from efficientat_plugin.tags import ScanWindow, Tag, likeliest
+from efficientat_plugin.windows import Window, WindowCutter, lengthened
+
+# Rows [B, K] of equally long waveforms [B, N]
+Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+# What windows sound like, given the samples that the student is to hear of each
+Hearing = Callable[[Sequence[Window], int], list[ScanWindow]]
+
+
+class SoundTagger:
+    """Tags sound of any length, rate and number of channels.
+
+    A sound longer than ``clip_seconds`` is heard in windows of that length, half
+    overlapping, whose probabilities are averaged; what is done with shorter ones,
+    ``short_clips`` says.
+
+    A member sets these and gives ``score``:
+
+    - ``labels``: a ``LabelTable``;
+    - ``sample_rate``: of what the student hears, Hz;
+    - ``clip_seconds``: length of the clips that the student was trained on;
+    - ``short_clips``: "repeat", "zero_pad" or "as_is";
+    - ``min_samples``: what the student needs for a frame.
+    """
+
+    labels: LabelTable
+    sample_rate: int
+    clip_seconds: float
+    short_clips: str
+    min_samples: int
+
+    @property
+    def clip_samples(self) -> int:
+        """Of the clips that the student was trained on."""
+        return round(self.clip_seconds * self.sample_rate)
+
+    def score(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        raise NotImplementedError
+
+    # --- Clips ------------------------------------------------------------------
+
+    def tag(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        top_k: int | None = 10,
+        threshold: float = 0.0,
+    ) -> list[Tag]:
+        """The likeliest classes of a sound, the likeliest first.
+
+        Arguments
+        ---------
+        sound : str, Path, bytes, NDArray or Tensor
+            A file, the bytes of one, or samples: [N], [N, channels] or [channels, N],
+            floating point in [-1, 1] or integers at full scale.
+        sample_rate : int or None
+            Of samples, Hz; files tell theirs.
+        top_k : int or None
+            Classes to give, at most; None: all.
+        threshold : float
+            Only those at least as probable.
+
+        Returns
+        -------
+        list of Tag
+
+        Raises
+        ------
+        ValueError
+            For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
+        """
+        probabilities = self.probabilities([sound], sample_rate)[0]
+        return likeliest(self.labels, probabilities, top_k, threshold)
+
+    def tag_batch(
+        self,
+        sounds: Iterable[Sound],
+        sample_rate: int | None = None,
+        top_k: int | None = 10,
+        threshold: float = 0.0,
+        batch_size: int = 16,
+    ) -> list[list[Tag]]:
+        """``tag`` of each sound; their lengths may differ, and no padding is heard.
+
+        One that cannot be read refuses the call, as in ``tag``.
+        """
+        probabilities = self.probabilities(sounds, sample_rate, batch_size)
+        return [likeliest(self.labels, row, top_k, threshold) for row in probabilities]
+
+    def probabilities(
+        self,
+        sounds: Iterable[Sound],
+        sample_rate: int | None = None,
+        batch_size: int = 16,
+    ) -> NDArray[np.float32]:
+        """[sounds, K]: how probable each class is in each sound."""
+        averages = self._averages(self.score, sounds, sample_rate, batch_size)
+        return averages.means(len(self.labels))
+
+    # --- Long sound -------------------------------------------------------------
+
+    def scan(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        window_seconds: float | None = None,
+        hop_seconds: float | None = None,
+        batch_size: int = 16,
+    ) -> Iterator[ScanWindow]:
+        """Window after window of a long sound, read as it goes, in constant memory.
+
+        Windows begin every ``hop_seconds``. Where the last of them does not reach the
+        end, one more ends with the sound; one that is shorter than a window is heard
+        as ``tag`` does.
+
+        Arguments
+        ---------
+        sound : str, Path, bytes, NDArray or Tensor
+            As ``tag`` takes it.
+        sample_rate : int or None
+            Of samples, Hz.
+        window_seconds : float or None
+            None: the length of the clips that the student was trained on.
+        hop_seconds : float or None
+            None: half a window.
+        batch_size : int
+            Windows to hear at once.
+
+        Yields
+        ------
+        ScanWindow
+
+        Raises
+        ------
+        ValueError
+            For windows too short for a frame, and hops that would leave sound out.
+        """
+        cutter = self._cutter(window_seconds, hop_seconds)
+        windows = cut(blocks_of(sound, sample_rate, self.sample_rate), cutter)
+        hear = self._new_hearing()
+        for batch in batches(windows, batch_size):
+            yield from hear(batch, cutter.window)
+
+    def stream(
+        self,
+        sample_rate: int | None = None,
+        window_seconds: float | None = None,
+        hop_seconds: float | None = None,
+    ) -> TagStream:
+        """Sound that arrives in chunks: a microphone, a socket.
+
+        Arguments
+        ---------
+        sample_rate : int or None
+            Of the chunks, Hz; None: the student's own.
+        window_seconds : float or None
+            As ``scan``.
+        hop_seconds : float or None
+            As ``scan``.
+
+        Returns
+        -------
+        TagStream
+            ``feed(chunk)`` gives the windows that are complete, ``finish()`` the rest;
+            all of them are what ``scan`` gives of the whole.
+
+        Raises
+        ------
+        ValueError
+            As ``scan``.
+        """
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        resampler = Resampler(rate, self.sample_rate)
+        cutter = self._cutter(window_seconds, hop_seconds)
+        return TagStream(resampler, cutter, self._new_hearing())
+
+    # --- What they share --------------------------------------------------------
+
+    def _averages(
+        self,
+        model: Model,
+        sounds: Iterable[Sound],
+        sample_rate: int | None,
+        batch_size: int,
+    ) -> Averages:
+        """What ``model`` makes of sounds, averaged over the windows of each."""
+        averages = Averages()
+        for batch in batches(self._windows(sounds, sample_rate), batch_size):
+            rows = self._rows(model, [window.samples for _, window in batch])
+            for (number, _), row in zip(batch, rows, strict=True):
+                averages.add(number, row)
+        return averages
+
+    def _new_hearing(self) -> Hearing:
+        """What hears the windows of one sound, in their order."""
+        return self._hear
+
+    def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
+        """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
+        full = [self._as_long_as_needed(window, num_samples) for window in windows]
+        rows = self._rows(self.score, [window.samples for window in full])
+        return self._scanned(windows, rows)
+
+    def _scanned(
+        self, windows: Sequence[Window], rows: Iterable[NDArray[np.float32]]
+    ) -> list[ScanWindow]:
+        """What windows sound like, and when."""
+        rate = self.sample_rate
+        return [
+            ScanWindow(start / rate, (start + len(samples)) / rate, row)
+            for (start, samples), row in zip(windows, rows, strict=True)
+        ]
+
+    def _rows(
+        self,
+        model: Model,
+        waveforms: Sequence[NDArray[np.float32]],
+    ) -> list[NDArray[np.float32]]:
+        """A row each of what ``model`` makes of them; equally long ones go together."""
+        by_length: dict[int, list[int]] = {}
+        for number, waveform in enumerate(waveforms):
+            by_length.setdefault(len(waveform), []).append(number)
+        rows: dict[int, NDArray[np.float32]] = {}
+        for numbers in by_length.values():
+            stacked = np.stack([waveforms[number] for number in numbers])
+            rows |= zip(numbers, model(stacked), strict=True)
+        return [rows[number] for number in range(len(waveforms))]
+
+    def _windows(
+        self, sounds: Iterable[Sound], sample_rate: int | None
+    ) -> Iterator[tuple[int, Window]]:
+        """Windows of clip length, half overlapping, with the number of their sound."""
+        hop = max(1, self.clip_samples // 2)
+        for number, sound in enumerate(sounds):
+            cutter = WindowCutter(self.clip_samples, hop)
+            for window in cut(blocks_of(sound, sample_rate, self.sample_rate), cutter):
+                yield number, self._as_long_as_needed(window, self.clip_samples)
+
+    def _cutter(
+        self, window_seconds: float | None, hop_seconds: float | None
+    ) -> WindowCutter:
+        if window_seconds is None:
+            window_seconds = self.clip_seconds
+        if hop_seconds is None:
+            hop_seconds = window_seconds / 2
+        window = round(window_seconds * self.sample_rate)
+        if window < self.min_samples:
+            raise ValueError(
+                f"window_seconds={window_seconds} is too short to hear anything; give "
+                f"at least {self.min_samples / self.sample_rate:.3f}"
+            )
+        return WindowCutter(window, round(hop_seconds * self.sample_rate))
+
+    def _as_long_as_needed(self, window: Window, num_samples: int) -> Window:
+        samples = lengthened(window.samples, num_samples, self.short_clips)
+        # "as_is" can leave it too short for one frame.
+        samples = lengthened(samples, self.min_samples, "zero_pad")
+        return window._replace(samples=samples)
