@@ -48,6 +48,7 @@ class SoundTagger:
     clip_seconds: float
     short_clips: str
     min_samples: int
+    batch_size: int = 16  # sounds or windows that are heard at once
 
     @property
     def clip_samples(self) -> int:
@@ -99,7 +100,7 @@ class SoundTagger:
         sample_rate: int | None = None,
         top_k: int | None = 10,
         threshold: float = 0.0,
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> list[list[Tag]]:
         """``tag`` of each sound; their lengths may differ, and no padding is heard.
 
@@ -112,7 +113,7 @@ class SoundTagger:
         self,
         sounds: Iterable[Sound],
         sample_rate: int | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """[sounds, K]: how probable each class is in each sound."""
         averages = self._averages(self.score, sounds, sample_rate, batch_size)
@@ -126,7 +127,7 @@ class SoundTagger:
         sample_rate: int | None = None,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
     ) -> Iterator[ScanWindow]:
         """Window after window of a long sound, read as it goes, in constant memory.
 
@@ -144,8 +145,8 @@ class SoundTagger:
             None: the length of the clips that the student was trained on.
         hop_seconds : float or None
             None: half a window.
-        batch_size : int
-            Windows to hear at once.
+        batch_size : int or None
+            Windows to hear at once; None: as many as suit what computes.
 
         Yields
         ------
@@ -159,7 +160,7 @@ class SoundTagger:
         cutter = self._cutter(window_seconds, hop_seconds)
         windows = cut(blocks_of(sound, sample_rate, self.sample_rate), cutter)
         hear = self._new_hearing()
-        for batch in batches(windows, batch_size):
+        for batch in batches(windows, self._at_once(batch_size)):
             yield from hear(batch, cutter.window)
 
     def stream(
@@ -202,11 +203,12 @@ class SoundTagger:
         model: Model,
         sounds: Iterable[Sound],
         sample_rate: int | None,
-        batch_size: int,
+        batch_size: int | None,
     ) -> Averages:
         """What ``model`` makes of sounds, averaged over the windows of each."""
         averages = Averages()
-        for batch in batches(self._windows(sounds, sample_rate), batch_size):
+        windows = self._windows(sounds, sample_rate)
+        for batch in batches(windows, self._at_once(batch_size)):
             rows = self._rows(model, [window.samples for _, window in batch])
             for (number, _), row in zip(batch, rows, strict=True):
                 averages.add(number, row)
@@ -231,6 +233,9 @@ class SoundTagger:
             ScanWindow(start / rate, (start + len(samples)) / rate, row)
             for (start, samples), row in zip(windows, rows, strict=True)
         ]
+
+    def _at_once(self, batch_size: int | None) -> int:
+        return self.batch_size if batch_size is None else batch_size
 
     def _rows(
         self,

@@ -1,4 +1,4 @@
-"""The command line: ``efficientat list | tag | scan | embed | info``.
+"""The command line: ``efficientat list | tag | scan | embed | info | export``.
 
 A module for each command says what it takes (``add_parser``) and does it (``run``).
 They share ``arguments`` (legal values), ``inputs`` (which files, and their sound),
@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Sequence
 
 from efficientat_plugin import __version__
-from efficientat_plugin.cli import embed, info, listing, scan, tag
+from efficientat_plugin.cli import embed, export, info, listing, scan, tag
 
 __all__ = ["main"]
 
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             help="show where in the code an error comes from",
         )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (listing, tag, scan, embed, info):
+    for module in (listing, tag, scan, embed, info, export):
         module.add_parser(commands, common)
     return parser
 

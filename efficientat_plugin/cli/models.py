@@ -47,7 +47,7 @@ def load_tagger(
         if labels_file is not None:
             raise ValueError(f"the folder {model} has its labels; leave out --labels")
         return AudioTagger.from_hparams(source=str(path.resolve()), run_opts=run_opts)
-    labels = None if labels_file is None else _labels(labels_file)
+    labels = None if labels_file is None else read_labels(labels_file)
     if os.path.isfile(path):  # whose name may have a comma
         return AudioTagger.from_student(path, labels, run_opts=run_opts)
     names = [name.strip() for name in model.split(",")]
@@ -55,7 +55,8 @@ def load_tagger(
     return AudioTagger.from_student(sources, labels, run_opts=run_opts)
 
 
-def _labels(path: Path) -> "LabelTable":
+def read_labels(path: Path) -> "LabelTable":
+    """A table of classes from a CSV; ``ValueError`` where it is none."""
     from efficientat_plugin.data.targets import LabelTable
 
     try:

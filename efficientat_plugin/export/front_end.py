@@ -19,6 +19,7 @@ from efficientat_plugin.features import (
     PRE_EMPHASIS,
     LogMel,
 )
+from efficientat_plugin.runtime.front_end import FrontEndSettings
 
 
 def factors(n_fft: int) -> tuple[int, int]:
@@ -158,25 +159,20 @@ def _reordered_bank(log_mel: LogMel, rows: int, columns: int) -> NDArray[np.floa
     return reordered.reshape(log_mel.n_mels, -1)
 
 
-def min_samples(log_mel: LogMel) -> int:
-    """The shortest sound that the reflected edges allow."""
-    return log_mel.n_fft // 2 + 2
-
-
-def front_end_settings(log_mel: LogMel) -> dict[str, float | int | str | bool]:
-    """The settings that a port of the front end needs."""
-    return {
-        "sample_rate": log_mel.sample_rate,
-        "n_mels": log_mel.n_mels,
-        "n_fft": log_mel.n_fft,
-        "win_length": log_mel.win_length,
-        "hop_length": log_mel.hop_length,
-        "f_min": log_mel.f_min,
-        "f_max": log_mel.f_max,
-        "pre_emphasis": PRE_EMPHASIS,
-        "log_floor": log_mel.log_floor,
-        "log_floor_mode": log_mel.log_floor_mode,
-        "periodic_window": log_mel.periodic_window,
-        "offset": LOG_MEL_OFFSET,
-        "scale": LOG_MEL_SCALE,
-    }
+def front_end_settings(log_mel: LogMel) -> FrontEndSettings:
+    """What the numpy front end, and any other port, is built from."""
+    return FrontEndSettings(
+        log_mel.sample_rate,
+        log_mel.n_mels,
+        log_mel.n_fft,
+        log_mel.win_length,
+        log_mel.hop_length,
+        float(log_mel.f_min),
+        float(log_mel.f_max),
+        PRE_EMPHASIS,
+        log_mel.log_floor,
+        log_mel.log_floor_mode,
+        log_mel.periodic_window,
+        LOG_MEL_OFFSET,
+        LOG_MEL_SCALE,
+    )

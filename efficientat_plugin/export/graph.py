@@ -37,6 +37,14 @@ class Site(NamedTuple):
     name: str
     entering: str  # value, and what leaves the convolution
     leaving: str
+    activation: str | None  # what stands behind it
+
+
+class Levels(NamedTuple):
+    """What is known of the values that convolutions in int8 take and give."""
+
+    ranges: Mapping[str, Range]  # of NAME:in and NAME:out, as `Site` has them
+    means: Mapping[str, NDArray]  # by channel, of what enters NAME
 
 
 class Graph:
@@ -48,8 +56,8 @@ class Graph:
         Of the network's weights: ``numpy.float32`` or ``numpy.float16``.
     stores_int8 : bool
         Whether large weights are stored in int8, a scale for each output channel.
-    ranges : mapping of str to Range
-        Of values that enter and leave the convolutions which compute in int8.
+    levels : Levels or None
+        Of the convolutions that compute in int8.
 
     Example
     -------
@@ -66,16 +74,21 @@ class Graph:
         self,
         dtype: type = np.float32,
         stores_int8: bool = False,
-        ranges: Mapping[str, Range] | None = None,
+        levels: Levels | None = None,
     ) -> None:
         self.dtype = dtype
         self.stores_int8 = stores_int8
-        self.ranges = dict(ranges or {})
+        self.levels = Levels({}, {}) if levels is None else levels
         self.sites: list[Site] = []
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, NDArray] = {}
         self._known: dict[bytes, str] = {}  # constants by their content
         self._count = 0
+
+    @property
+    def num_int8(self) -> int:
+        """Convolutions that compute in int8."""
+        return sum(f"{site.name}:in" in self.levels.ranges for site in self.sites)
 
     # --- Values -----------------------------------------------------------------
 
@@ -153,9 +166,12 @@ class Graph:
 
     def weight(self, value: NDArray[np.float64], name: str) -> str:
         """A weight [outputs, ...] in the network's precision, or stored in int8."""
-        if not self.stores_int8 or value.size < self.SMALLEST_INT8:
-            return self.numbers(value, name)
-        return self._dequantized(value, name)[0]
+        if self._is_stored_in_int8(value):
+            return self._dequantized(value, name)[0]
+        return self.numbers(value, name)
+
+    def _is_stored_in_int8(self, weight: NDArray) -> bool:
+        return self.stores_int8 and weight.size >= self.SMALLEST_INT8
 
     def dense(
         self, value: str, weight: NDArray, bias: NDArray | None, name: str
@@ -198,9 +214,11 @@ class Graph:
             Of the operator.
         """
         entering, leaving = f"{name}:in", f"{name}:out"
-        is_int8 = entering in self.ranges
+        is_int8 = entering in self.levels.ranges
+        if name in self.levels.means and (is_int8 or self._is_stored_in_int8(weight)):
+            bias = bias - _shift(weight, self.levels.means[name])
         if is_int8:
-            inner, scale = self._levelled(value, self.ranges[entering])
+            inner, scale = self._levelled(value, self.levels.ranges[entering])
             kernel, scales = self._dequantized(weight, f"{name}.weight")
             offset = self._int32_bias(bias, scale * scales, f"{name}.bias")
         else:
@@ -210,9 +228,9 @@ class Graph:
         # A ReLU is part of the convolution's own levels, a HardSwish follows them.
         if activation == "Relu":
             result = self.op("Relu", result, name=name)
-        self.sites.append(Site(name, value, result))
-        if is_int8 and leaving in self.ranges:
-            result, _ = self._levelled(result, self.ranges[leaving])
+        self.sites.append(Site(name, value, result, activation))
+        if is_int8 and leaving in self.levels.ranges:
+            result, _ = self._levelled(result, self.levels.ranges[leaving])
         if activation == "HardSwish":
             result = self.op("HardSwish", result, name=name)
         return result
@@ -310,3 +328,12 @@ def rounded_weight(
     shape = (-1, *[1] * (weight.ndim - 1))
     rounded = np.round(weight / scales.reshape(shape).astype(np.float64))
     return scales, np.clip(rounded, -INT8_MAX, INT8_MAX).astype(np.int8)
+
+
+def _shift(weight: NDArray, means: NDArray) -> NDArray[np.float64]:
+    """By how much rounding a kernel moves its outputs, given its inputs' means."""
+    scales, rounded = rounded_weight(weight)
+    error = rounded * scales[:, None, None, None].astype(np.float64) - weight
+    groups = len(means) // weight.shape[1]
+    of_group = means.reshape(groups, -1).repeat(len(weight) // groups, axis=0)
+    return np.einsum("oi,oi->o", error.sum((2, 3)), of_group)

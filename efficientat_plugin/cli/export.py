@@ -1,0 +1,121 @@
+"""``efficientat export``: a model as a file that runs without torch."""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from efficientat_plugin.cli.arguments import Commands, whole_number
+from efficientat_plugin.cli.inputs import Failures, find_sounds
+
+# As in export.onnx_file, which is not imported before it is needed
+PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")
+
+
+def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser = commands.add_parser(
+        "export", parents=[common], help="a model as a file that runs without torch"
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a name of `efficientat list`, a file of weights, or a folder that "
+        "fine-tuning left",
+    )
+    parser.add_argument(
+        "--format", choices=["onnx"], default="onnx", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the network: int8_weights stores them so and computes in float32, "
+        "int8 computes convolutions in it and needs --calibration (%(default)s)",
+    )
+    parser.add_argument(
+        "--frontend",
+        choices=["in", "out"],
+        default="in",
+        help="in: from waveform to probabilities; out: from log-mel to logits, for "
+        "long recordings, of which the runtime computes the log-mel once (%(default)s)",
+    )
+    parser.add_argument(
+        "--opset", type=whole_number, default=18, help="of the operators (%(default)s)"
+    )
+    parser.add_argument(
+        "--calibration",
+        nargs="+",
+        type=Path,
+        default=(),
+        metavar="SOUND",
+        help="files and folders of sounds like those it will hear, for int8",
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="classes of a file of weights: columns index, mid, display_name "
+        "(those of AudioSet)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="(MODEL.onnx, with the precision if it is not fp32, in this folder)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports, and tells what was written and how near it is to PyTorch."""
+    _check_installed()
+    failures = Failures()
+    sounds = find_sounds(arguments.calibration, failures)
+    if arguments.calibration and not sounds:
+        return failures.conclude(0)
+
+    from efficientat_plugin.cli.models import read_labels
+    from efficientat_plugin.export.onnx_file import export_onnx
+
+    output = arguments.output or default_output(arguments.model, arguments.precision)
+    labels = None if arguments.labels is None else read_labels(arguments.labels)
+    written = export_onnx(
+        arguments.model,
+        output,
+        arguments.precision,
+        arguments.frontend,
+        arguments.opset,
+        sounds,
+        labels,
+    )
+    print(f"{written.path}: {written.num_bytes / 1e6:.2f} MB, {written.parity}")
+    if arguments.precision == "int8":
+        print(f"{written.num_int8} convolutions compute in int8")
+    print(f"beside it: {', '.join(other.name for other in written.others)}")
+    return failures.conclude(len(sounds)) if arguments.calibration else 0
+
+
+def _check_installed() -> None:
+    """Refuses to begin without what the extra brings."""
+    absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if absent:
+        raise ValueError(
+            f"{' and '.join(absent)} must be installed to export; run `pip install "
+            "efficientat_plugin[export]`"
+        )
+
+
+def default_output(model: str, precision: str) -> Path:
+    """What a file is called, in this folder.
+
+    Example
+    -------
+    >>> default_output("downloads/mn04_as_mAP_432.pt", "int8").name
+    'mn04_as_mAP_432_int8.onnx'
+    """
+    path = Path(model)
+    name = path.stem if path.suffix in (".pt", ".ckpt") else path.name
+    if path.is_dir():
+        name = path.resolve().name
+    suffix = "" if precision == "fp32" else f"_{precision}"
+    return Path(f"{name}{suffix}.onnx")

@@ -1,0 +1,137 @@
+"""A trained student as an ONNX file, and what is written beside it."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.export.golden import write_golden
+from efficientat_plugin.export.models import OLDEST_OPSET, build_model
+from efficientat_plugin.export.parity import Parity, check_parity
+from efficientat_plugin.export.quantize import calibrate
+from efficientat_plugin.export.sources import find_source
+
+PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")
+FRONT_ENDS = ("in", "out")
+
+
+class Exported(NamedTuple):
+    """What was written, and how near it is to PyTorch."""
+
+    path: Path
+    num_bytes: int
+    parity: Parity
+    num_int8: int  # convolutions that compute in int8
+    others: tuple[Path, ...]  # what stands beside it
+
+
+def export_onnx(
+    source: str | Path,
+    path: str | Path,
+    precision: str = "fp32",
+    front_end: str = "in",
+    opset: int = OLDEST_OPSET,
+    calibration: Sequence[str | Path] = (),
+    labels: LabelTable | None = None,
+    savedir: str | Path | None = None,
+) -> Exported:
+    """Exports a student, checks the file against PyTorch, and writes it.
+
+    Arguments
+    ---------
+    source : str or Path
+        A name, a file of weights or a model folder.
+    path : str or Path
+        The file, which ends in .onnx. Golden vectors and the front end's constants
+        are written beside it.
+    precision : str
+        "fp32"; "fp16": weights and activations of the network; "int8_weights":
+        weights, while it computes in float32; "int8": convolutions, too.
+    front_end : str
+        "in": waveform to probabilities, logits and embedding; "out": log-mel to
+        logits and embedding.
+    opset : int
+        Of the operators, 18 or more.
+    calibration : sequence of str or Path
+        Sounds as the model will hear, for "int8" and only for it.
+    labels : LabelTable or None
+        Classes of a file of weights; None: those of AudioSet.
+    savedir : str, Path or None
+        Folder of downloads.
+
+    Returns
+    -------
+    Exported
+
+    Raises
+    ------
+    OSError, ValueError
+        For what cannot be exported, and where the file says something else than
+        PyTorch; then nothing is written.
+
+    Example
+    -------
+    >>> export_onnx("mn04_as", "mn04_as.onnx").parity  # doctest: +SKIP
+    """
+    path = Path(path)
+    _check_options(path, precision, front_end, opset, calibration)
+    found = find_source(source, labels, savedir)
+    levels = calibrate(found, calibration) if precision == "int8" else None
+    graph, model = build_model(found, precision, front_end, opset, levels)
+    onnx.checker.check_model(model)
+    content = model.SerializeToString()
+    parity = check_parity(content, found, precision, calibration)
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}")
+    aside.mkdir()
+    try:
+        others = write_golden(aside, path.stem, found)
+        (aside / path.name).write_bytes(content)
+        for written in (*others, aside / path.name):
+            os.replace(written, path.parent / written.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    beside = tuple(path.parent / other.name for other in others)
+    return Exported(path, len(content), parity, graph.num_int8, beside)
+
+
+def _check_options(
+    path: Path,
+    precision: str,
+    front_end: str,
+    opset: int,
+    calibration: Sequence[Any],
+) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"precision={precision!r}; it is one of {', '.join(PRECISIONS)}"
+        )
+    if front_end not in FRONT_ENDS:
+        raise ValueError(f"front_end={front_end!r}; it is 'in' or 'out'")
+    if not OLDEST_OPSET <= opset <= newest:
+        raise ValueError(
+            f"opset={opset}; it is from {OLDEST_OPSET} to {newest}, the newest of onnx "
+            f"{onnx.__version__}"
+        )
+    if precision == "int8" and not calibration:
+        raise ValueError(
+            "int8 needs sounds to find its ranges on, and none were given; pass some "
+            "that are like those it will hear, or choose int8_weights"
+        )
+    if precision != "int8" and calibration:
+        raise ValueError(
+            f"precision={precision!r} needs no calibration; leave it out, or choose "
+            "int8"
+        )
+    if path.suffix != ".onnx":
+        raise ValueError(f"{path} is to be written; its name must end in .onnx")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(
+            f"{path} cannot be written; give a file in a folder that exists and may be "
+            "written to"
+        )

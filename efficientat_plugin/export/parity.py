@@ -1,0 +1,161 @@
+"""An exported file held against PyTorch, before it is written."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from efficientat_plugin.export.clips import read_clips, spread, synthesised
+from efficientat_plugin.export.sources import Source
+from efficientat_plugin.runtime.model_file import (
+    EMBEDDING,
+    LOGITS,
+    PROBABILITIES,
+)
+from efficientat_plugin.runtime.sessions import installed_backends
+from efficientat_plugin.runtime.tagger import Tagger
+
+Array = NDArray[np.float32]
+
+# How far probabilities may be off at most, and embeddings, as a share of the largest
+# number in them. What int8 may do is told by the error's power (`MIN_DECIBELS`).
+TOLERANCES = {"fp32": (1e-4, 1e-4), "fp16": (1e-2, 1e-2)}
+MIN_DECIBELS = {"int8_weights": 20.0, "int8": 12.0}
+MAX_SOUNDS, BATCH_SIZE = 32, 8
+
+
+class Parity(NamedTuple):
+    """How near a file is to PyTorch."""
+
+    probability_error: float  # the largest
+    embedding_error: float  # the largest, as a share of the largest number
+    decibels: float  # power of the logits over that of their error
+    same_top_class: float  # share of the sounds
+    num_sounds: int
+    backends: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"probabilities within {self.probability_error:.1e}, embedding within "
+            f"{self.embedding_error:.1e} of its largest, logits {self.decibels:.0f} dB "
+            f"over their error, top class alike in {self.same_top_class:.0%} of "
+            f"{self.num_sounds} sounds, in {' and '.join(self.backends)}"
+        )
+
+
+def check_parity(
+    content: bytes, source: Source, precision: str, sounds: Sequence[str | Path] = ()
+) -> Parity:
+    """Runs a file in every runtime that is installed, and compares.
+
+    Arguments
+    ---------
+    content : bytes
+        Of the file.
+    source : Source
+    precision : str
+    sounds : sequence of str or Path
+        To compare on; none: synthesised ones.
+
+    Returns
+    -------
+    Parity
+        Of the runtime that is worse.
+
+    Raises
+    ------
+    ImportError
+        Without a runtime.
+    ValueError
+        Where the file says something else than PyTorch.
+    """
+    batches = list(_batches(source, sounds))
+    expected = [_torch_says(source, waveforms) for waveforms in batches]
+    found = []
+    backends = installed_backends() or ["onnxruntime"]
+    for backend in backends:
+        tagger = Tagger(content, backend)
+        said = [tagger.outputs(waveforms) for waveforms in batches]
+        found.append(_compared(expected, said))
+    worst = Parity(
+        max(each.probability_error for each in found),
+        max(each.embedding_error for each in found),
+        min(each.decibels for each in found),
+        min(each.same_top_class for each in found),
+        found[0].num_sounds,
+        tuple(backends),
+    )
+    _judge(worst, precision, source.name)
+    return worst
+
+
+def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
+    """Clips as they are trained on, by themselves and together; and a shorter one."""
+    rate, num_samples = source.log_mel.sample_rate, source.clip_samples
+    if sounds:
+        clips = read_clips(source, spread(sounds, MAX_SOUNDS))
+    else:
+        clips = [synthesised(num_samples, rate, number) for number in range(4)]
+    yield clips[0][None]
+    for start in range(1, len(clips), BATCH_SIZE):
+        yield np.stack(clips[start : start + BATCH_SIZE])
+    if source.num_frames is None:  # of no whole number of hops
+        yield clips[0][None, : num_samples // 3 + 1]
+
+
+def _torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
+    with torch.inference_mode():
+        log_mel = source.log_mel(torch.from_numpy(waveforms))
+        logits, embedding = source.model.student(log_mel.unsqueeze(1))
+    is_multilabel = source.model.target == "multilabel"
+    probabilities = logits.sigmoid() if is_multilabel else logits.softmax(dim=1)
+    return {
+        LOGITS: logits.numpy(),
+        EMBEDDING: embedding.numpy(),
+        PROBABILITIES: probabilities.numpy(),
+    }
+
+
+def _compared(
+    expected: Sequence[dict[str, Array]], said: Sequence[dict[str, Array]]
+) -> Parity:
+    def joined(batches: Sequence[dict[str, Array]], name: str) -> Array:
+        return np.concatenate([batch[name] for batch in batches]).astype(np.float64)
+
+    wanted, given = (
+        {name: joined(batches, name) for name in (LOGITS, EMBEDDING, PROBABILITIES)}
+        for batches in (expected, said)
+    )
+    error = {name: np.abs(given[name] - wanted[name]) for name in wanted}
+    error_power = max(np.square(error[LOGITS]).mean(), 1e-30)
+    power = max(np.square(wanted[LOGITS]).mean(), 1e-30)
+    tops = wanted[LOGITS].argmax(axis=1) == given[LOGITS].argmax(axis=1)
+    return Parity(
+        float(error[PROBABILITIES].max()),
+        float(error[EMBEDDING].max() / max(np.abs(wanted[EMBEDDING]).max(), 1e-30)),
+        float(10 * np.log10(power / error_power)),
+        float(tops.mean()),
+        len(tops),
+        (),
+    )
+
+
+def _judge(parity: Parity, precision: str, name: str) -> None:
+    if precision in TOLERANCES:
+        of_probability, of_embedding = TOLERANCES[precision]
+        is_near = (
+            parity.probability_error <= of_probability
+            and parity.embedding_error <= of_embedding
+        )
+        legal = f"{of_probability:g} and {of_embedding:g} are allowed"
+    else:
+        is_near = parity.decibels >= MIN_DECIBELS[precision]
+        legal = f"{MIN_DECIBELS[precision]:g} dB are needed"
+    if not is_near:  # what is not finite, too
+        raise ValueError(
+            f"{name} in {precision} says something else than PyTorch ({parity}; "
+            f"{legal}), so nothing was written; choose another precision"
+        )

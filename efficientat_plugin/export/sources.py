@@ -1,0 +1,89 @@
+"""Where an exported model comes from: a name, a file of weights or a model folder."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.model_card import TrainedModel
+from efficientat_plugin.model_folder import WEIGHTS, read_model_folder
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.weights import load_student, locate
+
+AUDIOSET_SECONDS = 10.0  # of the clips that published students were trained on
+
+
+class Source(NamedTuple):
+    """A model to export."""
+
+    name: str
+    sha256: str  # of the file of weights
+    model: TrainedModel
+    log_mel: LogMel
+
+    @property
+    def num_frames(self) -> int | None:
+        """T, where squeeze-excite over frames fixes it."""
+        student = self.model.student
+        if isinstance(student, MN) and "t" in student.se_dims:
+            return student.n_frames
+        return None
+
+    @property
+    def clip_samples(self) -> int:
+        """Of the clips that it was trained on."""
+        return round(self.model.clip_seconds * self.log_mel.sample_rate)
+
+
+def find_source(
+    source: str | Path,
+    labels: LabelTable | None = None,
+    savedir: str | Path | None = None,
+) -> Source:
+    """A model with all that is needed to use it.
+
+    Arguments
+    ---------
+    source : str or Path
+        A name of `list_students`, a file of weights, or a folder that fine-tuning
+        left, of which nothing is run.
+    labels : LabelTable or None
+        Classes of a file of weights; None: those of AudioSet.
+    savedir : str, Path or None
+        Folder of downloads.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    OSError, ValueError
+        For what is no model, and labels that are not its own.
+    """
+    if Path(source).is_dir():
+        if labels is not None:
+            raise ValueError(f"the folder {source} has its labels; leave out labels")
+        model = read_model_folder(source)
+        path = Path(source) / WEIGHTS
+    else:
+        _, path = locate(source, savedir, None)
+        labels = audioset_labels() if labels is None else labels
+        student = load_student(source, savedir=savedir)
+        model = TrainedModel(student, labels, "multilabel", AUDIOSET_SECONDS)
+    if model.student.num_classes != len(model.labels):
+        raise ValueError(
+            f"{source} has {model.student.num_classes} classes, but there are "
+            f"{len(model.labels)} labels; give a table of its own labels"
+        )
+    log_mel = LogMel(**model.student.front_end).eval()
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = Source(Path(source).name, sha256, model, log_mel)
+    frames = log_mel.num_frames(found.clip_samples)
+    if found.num_frames not in (None, frames):
+        raise ValueError(
+            f"{source} takes {found.num_frames} frames only, but its clips of "
+            f"{model.clip_seconds:g} s have {frames}; correct its clip_seconds"
+        )
+    return found

@@ -1,0 +1,85 @@
+"""What an exported file tells of itself, as text beside its graph."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.runtime.front_end import FrontEndSettings
+
+FORMAT_VERSION = 1
+# Inputs and outputs of the graphs
+WAVEFORM, LOG_MEL = "waveform", "log_mel"
+PROBABILITIES, LOGITS, EMBEDDING = "probabilities", "logits", "embedding"
+OUTPUTS = (PROBABILITIES, LOGITS, EMBEDDING)
+
+
+class ModelFacts(NamedTuple):
+    """All that is needed to use a file, and where it comes from."""
+
+    source: str  # name or file of the weights
+    sha256: str  # of the file of weights
+    student: str  # what it is, in a few words
+    labels: LabelTable
+    target: str  # "multilabel" or "multiclass"
+    clip_seconds: float  # of the clips it was trained on
+    short_clips: str  # what is done with shorter sound
+    front_end: FrontEndSettings
+    has_front_end: bool  # waveform to probabilities; else log-mel to logits
+    num_frames: int | None  # T, where the student takes no other
+    precision: str
+
+    def as_texts(self) -> dict[str, str]:
+        """For the metadata of a file: JSON by name."""
+        content: dict[str, Any] = self._asdict()
+        content["labels"] = self.labels.names
+        content["mids"] = self.labels.mids
+        content["front_end"] = self.front_end._asdict()
+        content["format_version"] = FORMAT_VERSION
+        return {
+            name: json.dumps(value, ensure_ascii=False)
+            for name, value in content.items()
+        }
+
+
+def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
+    """What ``ModelFacts.as_texts`` wrote.
+
+    Arguments
+    ---------
+    texts : mapping of str to str
+    origin : str
+        The file, for messages.
+
+    Returns
+    -------
+    ModelFacts
+
+    Raises
+    ------
+    ValueError
+        For a file that was not exported here, or by another version.
+    """
+    if "format_version" not in texts:
+        raise ValueError(
+            f"{origin} was not written by `efficientat export`: it does not tell its "
+            "labels and front end; export the model"
+        )
+    version = texts["format_version"]
+    if version != str(FORMAT_VERSION):
+        raise ValueError(
+            f"{origin} has format {version}, and this version reads {FORMAT_VERSION}; "
+            "export the model again, or install the version that wrote it"
+        )
+    try:
+        content = {
+            name: json.loads(texts[name]) for name in (*ModelFacts._fields, "mids")
+        }
+        content["labels"] = LabelTable(content.pop("mids"), content["labels"])
+        content["front_end"] = FrontEndSettings(**content["front_end"])
+        return ModelFacts(**content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{origin} has metadata that cannot be read ({error}); export the model "
+            "again"
+        ) from error

@@ -1,0 +1,158 @@
+"""A tagger of exported models; says what ``AudioTagger`` says, without torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientat_plugin.runtime.front_end import LogMel, OverlappingWindows
+from efficientat_plugin.runtime.model_file import (
+    EMBEDDING,
+    LOGITS,
+    PROBABILITIES,
+    ModelFacts,
+    read_facts,
+)
+from efficientat_plugin.runtime.sessions import open_session
+from efficientat_plugin.streams import Sound
+from efficientat_plugin.tagging import Hearing, SoundTagger
+from efficientat_plugin.tags import ScanWindow
+from efficientat_plugin.windows import Window
+
+Array = NDArray[np.float32]
+
+
+class Tagger(SoundTagger):
+    """Tags, scans and embeds sound with a file that ``efficientat export`` wrote.
+
+    Of a file without front end the log-mel is computed in numpy, in a scan once for
+    all windows that share it; a file with front end hears each window by itself.
+
+    Arguments
+    ---------
+    model : str, Path or bytes
+        The file, or its content.
+    backend : str or None
+        "onnxruntime" or "openvino"; None: the first that is installed.
+    threads : int or None
+        None: as many as there are cores.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ImportError
+        Where the backend is not installed.
+    ValueError
+        For a file that is damaged, or of another version.
+
+    Example
+    -------
+    >>> tagger = Tagger("mn04_as.onnx")  # doctest: +SKIP
+    >>> tagger.tag("metro.wav")[0].name  # doctest: +SKIP
+    'Train'
+    """
+
+    batch_size = 8
+
+    def __init__(
+        self,
+        model: str | Path | bytes,
+        backend: str | None = None,
+        threads: int | None = None,
+    ) -> None:
+        origin = "the model" if isinstance(model, bytes) else str(model)
+        self._session = open_session(model, backend, threads)
+        self.facts: ModelFacts = read_facts(self._session.metadata, origin)
+        self.labels = self.facts.labels
+        self.sample_rate = self.facts.front_end.sample_rate
+        self.clip_seconds = self.facts.clip_seconds
+        self.short_clips = self.facts.short_clips
+        self.min_samples = self.facts.front_end.min_samples
+        self._log_mel = LogMel(self.facts.front_end)
+
+    def score(self, waveforms: Array) -> Array:
+        """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        return self.outputs(waveforms)[PROBABILITIES]
+
+    def outputs(self, waveforms: Array) -> dict[str, Array]:
+        """Probabilities, logits and embeddings, by these names, of [B, N]."""
+        self._check_length(waveforms.shape[1])
+        if self.facts.has_front_end:
+            return self._session.run(waveforms)
+        return self._of_log_mels([self._log_mel(waveform) for waveform in waveforms])
+
+    def embed(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+    ) -> Array:
+        """[D]: the average over the last maps, which the head classifies.
+
+        Arguments
+        ---------
+        sound : str, Path, bytes or NDArray
+            As ``tag`` takes it; longer ones are heard in windows and averaged.
+        sample_rate : int or None
+            Of samples, Hz.
+        batch_size : int or None
+            Windows to hear at once; None: 8.
+
+        Returns
+        -------
+        NDArray
+        """
+
+        def embedding(waveforms: Array) -> Array:
+            return self.outputs(waveforms)[EMBEDDING]
+
+        averages = self._averages(embedding, [sound], sample_rate, batch_size)
+        return averages.means(0)[0]
+
+    def _new_hearing(self) -> Hearing:
+        if self.facts.has_front_end:
+            return self._hear
+        overlapping = OverlappingWindows(self._log_mel)
+
+        def hear(windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
+            if any(len(window.samples) < num_samples for window in windows):
+                return self._hear(windows, num_samples)
+            self._check_length(num_samples)
+            log_mels = [overlapping(*window) for window in windows]
+            if not log_mels:
+                return []
+            return self._scanned(windows, self._of_log_mels(log_mels)[PROBABILITIES])
+
+        return hear
+
+    def _of_log_mels(self, log_mels: Sequence[Array]) -> dict[str, Array]:
+        outputs = self._session.run(np.stack(log_mels))
+        probabilities = as_probabilities(outputs[LOGITS], self.facts.target)
+        return outputs | {PROBABILITIES: probabilities}
+
+    def _check_length(self, num_samples: int) -> None:
+        """Refuses what the graph cannot take."""
+        needed, hop = self.facts.num_frames, self.facts.front_end.hop_length
+        if needed not in (None, self.facts.front_end.num_frames(num_samples)):
+            raise ValueError(
+                f"{num_samples} samples were given, and this model takes only "
+                f"{needed} frames of {hop} samples, {needed * hop / self.sample_rate:g}"
+                " s; leave window_seconds out"
+            )
+
+
+def as_probabilities(logits: Array, target: str) -> Array:
+    """[B, K], by sigmoid where a sound may have several classes, else by softmax.
+
+    Example
+    -------
+    >>> as_probabilities(np.array([[0.0, 0.0]], np.float32), "multiclass")
+    array([[0.5, 0.5]], dtype=float32)
+    """
+    if target == "multilabel":
+        odds: Array = np.exp(-np.clip(logits, -80, None))
+        return np.reciprocal(1 + odds)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
