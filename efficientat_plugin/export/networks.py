@@ -150,7 +150,8 @@ def _dymn(student: DyMN, graph: Graph, log_mel: str, bands: int) -> str:
 def add_module(module: nn.Module, graph: Graph, maps: str, name: str) -> str:
     """What a module makes of maps."""
     raise ValueError(
-        f"a {type(module).__name__} cannot be exported; it stands in {name}"
+        f"{name} is a {type(module).__name__}, which cannot be exported; register what "
+        "it becomes with add_module"
     )
 
 

@@ -13,7 +13,7 @@ from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.export.golden import write_golden
 from efficientat_plugin.export.models import OLDEST_OPSET, build_model
 from efficientat_plugin.export.parity import Parity, check_parity
-from efficientat_plugin.export.quantize import calibrate
+from efficientat_plugin.export.quantize import observe
 from efficientat_plugin.export.sources import find_source
 
 PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")
@@ -81,7 +81,7 @@ def export_onnx(
     path = Path(path)
     _check_options(path, precision, front_end, opset, calibration)
     found = find_source(source, labels, savedir)
-    levels = calibrate(found, calibration) if precision == "int8" else None
+    levels = observe(found, calibration).levels() if precision == "int8" else None
     graph, model = build_model(found, precision, front_end, opset, levels)
     onnx.checker.check_model(model)
     content = model.SerializeToString()

@@ -13,12 +13,11 @@ What was tried, and on what, stands in docs/results.md. Here is what worked:
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -31,60 +30,8 @@ from efficientat_plugin.runtime.model_file import LOG_MEL
 
 MAX_CLIPS = 128
 VALUES_OF_A_CLIP = 4096  # drawn, of each place in the graph
-PERCENTILE = 99.995
 FLOAT_STAGES = 3  # the stem and two blocks
 HARD_SWISH_ZERO = -3.0
-
-
-class Seen(NamedTuple):
-    """Values at a place in the graph."""
-
-    drawn: NDArray[np.float32]
-    means: NDArray[np.float32]  # [C]
-
-    def range(self) -> Range:
-        """Without the outermost."""
-        low, high = np.percentile(self.drawn, [100 - PERCENTILE, PERCENTILE])
-        return Range(float(low), float(high))
-
-
-def calibrate(source: Source, sounds: Sequence[str | Path]) -> Levels:
-    """Levels of the convolutions that may compute in int8.
-
-    Arguments
-    ---------
-    source : Source
-    sounds : sequence of str or Path
-        At most 128 of them are heard.
-
-    Returns
-    -------
-    Levels
-
-    Raises
-    ------
-    ValueError
-        For sounds that nothing can be measured on.
-    """
-    clips = read_clips(source, spread(sounds, MAX_CLIPS))
-    graph, model = build_model(source, "fp32", "out", OLDEST_OPSET)
-    sites = [site for site in graph.sites if may_be_int8(site)]
-    places = sorted(
-        {place for site in sites for place in (site.entering, site.leaving)}
-    )
-    seen = dict(zip(places, _watched(model, places, source, clips), strict=True))
-    ranges: dict[str, Range] = {}
-    means: dict[str, NDArray] = {}
-    for site in sites:
-        leaving = seen[site.leaving].range()
-        if site.activation == "HardSwish":
-            leaving = leaving._replace(low=max(leaving.low, HARD_SWISH_ZERO))
-        ranges |= {
-            f"{site.name}:in": seen[site.entering].range(),
-            f"{site.name}:out": leaving,
-        }
-        means[site.name] = seen[site.entering].means
-    return Levels(ranges, means)
 
 
 def may_be_int8(site: Site) -> bool:
@@ -106,15 +53,81 @@ def may_be_int8(site: Site) -> bool:
     return int(numbered[2]) + (not has_stem) >= FLOAT_STAGES
 
 
-def _watched(
-    model: onnx.ModelProto,
-    places: Sequence[str],
-    source: Source,
-    clips: Sequence[NDArray[np.float32]],
-) -> Iterator[Seen]:
-    """What stands at places in a graph, one clip after the other."""
+class Recipe(NamedTuple):
+    """How levels follow from what was seen; the defaults are what worked."""
+
+    is_int8: Callable[[Site], bool] = may_be_int8
+    percentile: float = 99.995  # of the values that a range covers, at either end
+    corrects_means: bool = True
+    clips_hard_swish: bool = True
+
+
+WHAT_WORKED = Recipe()
+
+
+class Seen(NamedTuple):
+    """Values at a place in the graph."""
+
+    drawn: NDArray[np.float32]
+    low: float
+    high: float
+    means: NDArray[np.float32]  # [C]
+
+    def range(self, percentile: float) -> Range:
+        """What most of them are in."""
+        if percentile == 100:
+            return Range(self.low, self.high)
+        low, high = np.percentile(self.drawn, [100 - percentile, percentile])
+        return Range(float(low), float(high))
+
+
+class Observations(NamedTuple):
+    """What was seen on sounds."""
+
+    sites: list[Site]
+    seen: dict[str, Seen]  # by place
+
+    def levels(self, recipe: Recipe = WHAT_WORKED) -> Levels:
+        """Those of the convolutions that a recipe chooses."""
+        ranges: dict[str, Range] = {}
+        means: dict[str, NDArray] = {}
+        for site in self.sites:
+            if not recipe.is_int8(site):
+                continue
+            entering, leaving = self.seen[site.entering], self.seen[site.leaving]
+            ranges[f"{site.name}:in"] = entering.range(recipe.percentile)
+            span = leaving.range(recipe.percentile)
+            if recipe.clips_hard_swish and site.activation == "HardSwish":
+                span = span._replace(low=max(span.low, HARD_SWISH_ZERO))
+            ranges[f"{site.name}:out"] = span
+            if recipe.corrects_means:
+                means[site.name] = entering.means
+        return Levels(ranges, means)
+
+
+def observe(source: Source, sounds: Sequence[str | Path]) -> Observations:
+    """What enters and leaves each convolution.
+
+    Arguments
+    ---------
+    source : Source
+    sounds : sequence of str or Path
+        At most 128 of them are heard, one after the other.
+
+    Returns
+    -------
+    Observations
+
+    Raises
+    ------
+    ValueError
+        For sounds that nothing can be measured on.
+    """
     import onnxruntime
 
+    clips = read_clips(source, spread(sounds, MAX_CLIPS))
+    graph, model = build_model(source, "fp32", "out", OLDEST_OPSET)
+    places = sorted({place for site in graph.sites for place in site[1:3]})
     for place in places:
         output = helper.make_tensor_value_info(place, TensorProto.FLOAT, None)
         model.graph.output.append(output)
@@ -122,14 +135,24 @@ def _watched(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     rng = np.random.default_rng(0)
-    drawn: list[list[NDArray[np.float32]]] = [[] for _ in places]
-    means: list[list[NDArray[np.float32]]] = [[] for _ in places]
+    parts: list[list[Seen]] = [[] for _ in places]
     for clip in clips:
         with torch.inference_mode():
             log_mel = source.log_mel(torch.from_numpy(clip)[None]).numpy()
-        for number, value in enumerate(session.run(list(places), {LOG_MEL: log_mel})):
+        for part, value in zip(
+            parts, session.run(places, {LOG_MEL: log_mel}), strict=True
+        ):
             chosen = rng.integers(value.size, size=VALUES_OF_A_CLIP)
-            drawn[number].append(value.reshape(-1)[chosen])
-            means[number].append(value.mean((0, 2, 3)))
-    for values, channels in zip(drawn, means, strict=True):
-        yield Seen(np.concatenate(values), np.mean(channels, axis=0))
+            means = value.mean((0, 2, 3))
+            drawn = value.reshape(-1)[chosen]
+            part.append(Seen(drawn, float(value.min()), float(value.max()), means))
+    seen = {
+        place: Seen(
+            np.concatenate([each.drawn for each in part]),
+            min(each.low for each in part),
+            max(each.high for each in part),
+            np.mean([each.means for each in part], axis=0),
+        )
+        for place, part in zip(places, parts, strict=True)
+    }
+    return Observations(graph.sites, seen)

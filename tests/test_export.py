@@ -1,0 +1,475 @@
+"""What is exported says what PyTorch says, in every runtime, or is not written."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from exported_models import content_of, random_weights, source_of
+
+from efficientat_plugin.cli import main
+from efficientat_plugin.data.decoding import decode
+from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.export import onnx_file, parity
+from efficientat_plugin.export.clips import read_clips, synthesised
+from efficientat_plugin.export.front_end import factors
+from efficientat_plugin.export.golden import front_end_constants, golden_vectors, header
+from efficientat_plugin.export.graph import Graph, Range
+from efficientat_plugin.export.networks import add_head, add_maps, add_module
+from efficientat_plugin.export.onnx_file import export_onnx
+from efficientat_plugin.export.parity import check_parity
+from efficientat_plugin.export.quantize import Recipe, observe
+from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.model_folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
+from efficientat_plugin.runtime import Tagger
+from efficientat_plugin.runtime.model_file import LOGITS, PROBABILITIES
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.published import PUBLISHED
+from efficientat_plugin.students.student import Student
+
+BACKENDS = ("onnxruntime", "openvino")
+NARROW = {"num_classes": 7, "width": 0.1}
+FIXED_SECONDS = 0.64  # 64 frames
+
+# Weights of these are random: see `random_weights`.
+STUDENTS = {
+    "mlp": lambda: MN(**NARROW),
+    "linear": lambda: MN(**NARROW, head="linear"),
+    "fully_convolutional": lambda: MN(**NARROW, head="fully_convolutional"),
+    "attention_pooling": lambda: MN(**NARROW, head="multihead_attention_pooling"),
+    "dilated": lambda: MN(**NARROW, dilated=True, reduced_tail=True),
+    "strides": lambda: MN(**NARROW, strides=(2, 2, 1, 1)),
+    "no_squeeze_excite": lambda: MN(**NARROW, se_dims="none"),
+    "bands_too": lambda: MN(**NARROW, se_dims="cf", se_agg="avg"),
+    "frames_too": lambda: MN(**NARROW, se_dims="tc", se_agg="min", n_frames=64),
+    "added": lambda: MN(**NARROW, se_dims="fc", se_agg="add"),
+    "dymn": lambda: DyMN(**NARROW),
+    "dymn_replace_se": lambda: DyMN(
+        **NARROW, dynamic_blocks="replace_se", temperature=3.0
+    ),
+    "dymn_static_convs": lambda: DyMN(**NARROW, use_dyconv=False, dyrelu_k=3),
+    "dymn_static_relu": lambda: DyMN(**NARROW, use_dyrelu=False, dyconv_k=2),
+    "dymn_no_gates": lambda: DyMN(
+        **NARROW, use_coordinate_attention=False, head="fully_convolutional"
+    ),
+    "dymn_dilated": lambda: DyMN(**NARROW, dilated=True, head="linear", dyrelu_k=1),
+}
+
+
+@pytest.fixture(scope="module")
+def mn():
+    return source_of(random_weights(MN(**NARROW)))
+
+
+@pytest.fixture(scope="module")
+def dymn():
+    return source_of(random_weights(DyMN(**NARROW)))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Files to calibrate on."""
+    folder = tmp_path_factory.mktemp("sounds")
+    paths = [folder / f"{number}.wav" for number in range(4)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, synthesised(16000, 32000, number), 32000)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file of weights, and the labels that go with it."""
+    path = tmp_path_factory.mktemp("weights") / "student.pt"
+    torch.save(random_weights(MN(**NARROW)).state_dict(), path)
+    names = [f"class {number}" for number in range(NARROW["num_classes"])]
+    return path, LabelTable(names, names)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model folder, of clips of half a second."""
+    student = random_weights(MN(num_classes=3, width=0.1), 640)
+    student.options = {"num_classes": 3, "width": 0.1}
+    student.front_end = {"sample_rate": 32000, "n_mels": 128, "hop_length": 640}
+    labels = LabelTable(["/m/a", "/m/b", "/m/c"], ["chien", "été", "猫"])
+    model = TrainedModel(student, labels, "multiclass", 0.5)
+    path = tmp_path_factory.mktemp("folder") / "model"
+    return write_model_folder(path, model, Provenance("a", None, "b", "c", {}))
+
+
+# --- Parity ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_every_student_says_the_same_in_every_runtime(name):
+    """Of one clip, of several, and of another length, where that may be."""
+    student = random_weights(STUDENTS[name]())
+    seconds = FIXED_SECONDS if name == "frames_too" else 0.7
+    source = source_of(student, clip_seconds=seconds)
+    found = check_parity(content_of(source, front_end="out"), source, "fp32")
+    assert found.backends == BACKENDS
+    assert found.logits_decibels > 75
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [("mn", "multilabel"), ("mn", "multiclass"), ("dymn", "multilabel")],
+)
+def test_the_front_end_may_be_in_the_graph(kind, target, request):
+    source = request.getfixturevalue(kind)
+    source = source._replace(model=source.model._replace(target=target))
+    found = check_parity(content_of(source), source, "fp32")
+    assert found.logits_decibels > 75
+    tagger = Tagger(content_of(source))
+    total = tagger.score(np.zeros((1, 16000), np.float32)).sum()
+    assert (total == pytest.approx(1)) == (target == "multiclass")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hop_length": 160},
+        {"hop_length": 800, "n_mels": 40},
+        {"sample_rate": 16000, "n_fft": 512, "win_length": 400, "f_max": 7000.0},
+        {"win_length": 1024, "periodic_window": True, "n_mels": 64},
+        {"n_fft": 600, "win_length": 501, "hop_length": 333, "n_mels": 32},
+        {"log_floor_mode": "clamp", "log_floor": 1e-4, "f_min": 50.0},
+    ],
+    ids=str,
+)
+def test_a_front_end_of_any_settings_is_the_same_in_the_graph(settings):
+    """In numpy, too: the file without front end gets its log-mel from there."""
+    student = random_weights(MN(**NARROW))
+    source = source_of(student, **settings)
+    for front_end in ("in", "out"):
+        found = check_parity(content_of(source, front_end=front_end), source, "fp32")
+        assert found.probability_error < 5e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "front_end"),
+    [
+        ("mn", "fp16", "in"),
+        ("mn", "int8_weights", "in"),
+        ("mn", "int8_weights", "out"),
+        ("dymn", "fp16", "out"),
+        ("dymn", "int8_weights", "out"),
+    ],
+)
+def test_smaller_files_say_nearly_the_same(kind, precision, front_end, request):
+    source = request.getfixturevalue(kind)
+    content = content_of(source, precision, front_end)
+    check_parity(content, source, precision)  # raises where it does not
+    assert len(content) < len(content_of(source, "fp32", front_end))
+
+
+@pytest.fixture
+def any_int8(monkeypatch):
+    """Random weights are worse off in int8 than trained ones."""
+    monkeypatch.setitem(parity.LIMITS, "int8", (1.0, 3.0))
+
+
+@pytest.mark.parametrize("kind", ["mn", "dymn"])
+def test_int8_computes_in_int8(kind, request, sounds, any_int8):
+    source = request.getfixturevalue(kind)
+    levels = observe(source, sounds).levels()
+    content = content_of(source, "int8", "out", levels)
+    assert content.count(b"QuantizeLinear") > 20
+    check_parity(content, source, "int8", sounds)  # raises where it is far off
+
+
+def test_the_published_student_says_what_was_published(shared, tmp_path):
+    """Logits of the published code, of a real recording."""
+    weights = shared / "checkpoints" / "mn04_as_mAP_432.pt"
+    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    written = export_onnx(weights, tmp_path / "mn04.onnx", front_end="out")
+    assert written.parity.probability_error < 1e-5
+    tagger = Tagger(written.path)
+    assert tagger.facts.sha256 == PUBLISHED["mn04_as"].sha256
+    assert tagger.labels.mids == audioset_labels().mids
+    files = [str(name) for name in golden["mn04_as/filenames"]][:4]
+    audio = shared / "data" / "esc50" / "audio"
+    clips = np.stack([decode(audio / name, 32000, 160000) for name in files])
+    logits = tagger.outputs(clips)[LOGITS]
+    # Clips were resampled in another way then.
+    np.testing.assert_allclose(logits, golden["mn04_as/logits"][:4], atol=0.2)
+
+
+@pytest.mark.slow
+def test_int8_of_the_published_student_names_what_it_named(shared, tmp_path):
+    weights = shared / "checkpoints" / "mn04_as_mAP_432.pt"
+    clips = sorted((shared / "data" / "esc50" / "audio").glob("*.flac"))
+    written = export_onnx(
+        weights, tmp_path / "a.onnx", "int8", "out", calibration=clips[::8]
+    )
+    assert written.num_int8 == 40
+    plain = export_onnx(weights, tmp_path / "b.onnx", front_end="out")
+    assert written.num_bytes < 0.31 * plain.num_bytes
+    heard = np.stack([decode(clip, 32000, 160000) for clip in clips[1::8]])
+    names = [
+        Tagger(path).score(heard).argmax(axis=1) for path in (written.path, plain.path)
+    ]
+    assert (names[0] == names[1]).mean() > 0.8
+
+
+def test_what_says_something_else_is_not_written(mn, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_file, "find_source", lambda *_: mn)
+    right = golden_vectors(mn)["logits"]
+
+    def wrong(*arguments):
+        with torch.no_grad():
+            mn.model.student.classifier[5].bias.add_(1.0)
+        graph = onnx_file_build(*arguments)
+        with torch.no_grad():
+            mn.model.student.classifier[5].bias.sub_(1.0)
+        return graph
+
+    onnx_file_build = onnx_file.build_model
+    monkeypatch.setattr(onnx_file, "build_model", wrong)
+    with pytest.raises(ValueError, match="says something else than PyTorch"):
+        export_onnx("any", tmp_path / "a.onnx")
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_allclose(golden_vectors(mn)["logits"], right, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8_weights", "int8"])
+def test_what_is_not_finite_is_not_written(precision):
+    bad = parity.Parity(np.nan, np.nan, np.nan, 0.0, 1, ("a",))
+    with pytest.raises(ValueError, match="nothing was written"):
+        parity._judge(bad, precision, "a")
+
+
+# --- Files ----------------------------------------------------------------------
+
+
+def test_a_file_tells_all_that_is_needed(folder, tmp_path):
+    source = find_source(folder)
+    written = export_onnx(folder, tmp_path / "model.onnx", "fp16", "out")
+    for backend in BACKENDS:
+        facts = Tagger(written.path, backend).facts
+        assert facts.labels.names == ("chien", "été", "猫")
+        assert facts.labels.mids == ("/m/a", "/m/b", "/m/c")
+        assert facts.sha256 == source.sha256 and len(facts.sha256) == 64
+        assert (facts.target, facts.clip_seconds) == ("multiclass", 0.5)
+        assert facts.front_end.hop_length == 640
+        assert (facts.precision, facts.has_front_end) == ("fp16", False)
+    assert written.num_bytes == written.path.stat().st_size
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "model.onnx",
+        "model.golden.npz",
+        "model.front_end.json",
+        "model.front_end.h",
+    }
+
+
+def test_nothing_is_left_of_an_export_that_broke_off(weights, tmp_path, monkeypatch):
+    before = tmp_path / "a.onnx"
+    before.write_bytes(b"as it was")
+
+    def full(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(onnx_file, "write_golden", full)
+    with pytest.raises(OSError, match="no space left"):
+        export_onnx(weights[0], before, labels=weights[1])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert before.read_bytes() == b"as it was"
+
+
+def test_golden_vectors_follow_from_the_constants_alone(mn):
+    """A port that has the JSON and nothing else, in float64."""
+    golden = golden_vectors(mn)
+    constants = json.loads(json.dumps(front_end_constants(mn.log_mel)))
+    sound = golden["waveform"][0].astype(np.float64)
+    sound = sound[1:] - constants["pre_emphasis"] * sound[:-1]
+    n_fft, hop = constants["n_fft"], constants["hop_length"]
+    sound = np.pad(sound, n_fft // 2, mode="reflect")
+    window = np.zeros(n_fft)
+    left = (n_fft - constants["win_length"]) // 2
+    window[left : left + constants["win_length"]] = constants["window"]
+    num_frames = golden["log_mel"].shape[2]
+    frames = np.stack([sound[t * hop :][:n_fft] for t in range(num_frames)])
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    weights = iter(constants["band_weights"])
+    for band, (start, length) in enumerate(
+        zip(constants["band_start"], constants["band_length"], strict=True)
+    ):
+        row = np.array([next(weights) for _ in range(length)])
+        mel = power[:, start : start + length] @ row
+        log_mel = (np.log(mel + 1e-5) + 4.5) / 5
+        np.testing.assert_allclose(log_mel, golden["log_mel"][0, band], atol=1e-4)
+    assert next(weights, None) is None
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_the_header_compiles_and_has_the_same_numbers(mn, tmp_path):
+    constants = front_end_constants(mn.log_mel)
+    (tmp_path / "front_end.h").write_text(header(constants))
+    (tmp_path / "a.c").write_text(
+        '#include <stdio.h>\n#include "front_end.h"\nint main(void) {\n'
+        "  double total = 0;\n"
+        "  for (int i = 0; i < EFFICIENTAT_WIN_LENGTH; i++)\n"
+        "    total += EFFICIENTAT_WINDOW[i];\n"
+        '  printf("%d %.6f %.6g", EFFICIENTAT_BAND_START[5], total,'
+        " EFFICIENTAT_LOG_FLOOR);\n  return 0;\n}\n"
+    )
+    build = ["cc", "-std=c99", "-Wall", "-Werror", "-Wno-unused-variable", "-o", "a"]
+    subprocess.run([*build, "a.c"], cwd=tmp_path, check=True)
+    said = subprocess.run([tmp_path / "a"], capture_output=True, text=True).stdout
+    start, total, floor = said.split()
+    assert int(start) == constants["band_start"][5]
+    assert float(total) == pytest.approx(sum(constants["window"]), abs=1e-4)
+    assert float(floor) == pytest.approx(1e-5)
+
+
+# --- The command ----------------------------------------------------------------
+
+
+def test_the_command_writes_what_tags(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = main(["export", str(folder)])
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    assert out.startswith("model.onnx: ") and "beside it: model.golden.npz" in out
+    sound = np.random.default_rng(0).normal(size=16000).astype(np.float32)
+    assert len(Tagger("model.onnx").tag(sound, 32000)) == 3
+
+
+def test_the_command_calibrates_on_folders(folder, sounds, tmp_path, capsys, any_int8):
+    options = ["--precision", "int8", "--frontend", "out", "--output", "a.onnx"]
+    options[-1] = str(tmp_path / "a.onnx")
+    calibration = ["--calibration", str(sounds[0].parent), "nothing.wav"]
+    assert main(["export", str(folder), *options, *calibration]) == 1
+    said = capsys.readouterr()
+    assert "convolutions compute in int8" in said.out
+    assert "nothing.wav: there is no such file" in said.err
+
+
+# --- Refusals -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"precision": "int4"}, "it is one of fp32, fp16, int8_weights, int8"),
+        ({"front_end": "both"}, "it is 'in' or 'out'"),
+        ({"opset": 17}, "opset=17; it is from 18"),
+        ({"opset": 99}, "the newest of onnx"),
+        ({"precision": "int8"}, "int8 needs sounds to find its ranges on"),
+        ({"calibration": ["a.wav"]}, "needs no calibration"),
+        ({"path": "a.pb"}, "must end in .onnx"),
+        ({"path": "nowhere/a.onnx"}, "cannot be written"),
+        ({"labels": None}, "has 7 classes, but there are 527 labels"),
+        ({"source": "mn04_az"}, "did you mean"),
+        ({"source": "mn04_as,mn10_as"}, "is no published student and no file"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_exported_is_refused(weights, tmp_path, options, reason):
+    settings = {"source": weights[0], "path": "a.onnx", "labels": weights[1]} | options
+    settings["path"] = tmp_path / settings["path"]
+    with pytest.raises((ValueError, OSError), match=reason):
+        export_onnx(**settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_that_the_runtime_lacks_is_refused(weights, tmp_path):
+    newest = onnx.defs.onnx_opset_version()
+    with pytest.raises(ValueError, match="too old for the opset.*lower opset"):
+        export_onnx(weights[0], tmp_path / "a.onnx", opset=newest, labels=weights[1])
+    assert not list(tmp_path.iterdir())
+
+
+def test_sounds_that_tell_nothing_are_refused(mn, tmp_path):
+    silent, empty = tmp_path / "silent.wav", tmp_path / "empty.wav"
+    soundfile.write(silent, np.zeros(32000), 32000)
+    empty.write_bytes(b"")
+    with pytest.raises(ValueError, match="the 2 sounds are silent"):
+        observe(mn, [silent, silent])
+    with pytest.raises(ValueError, match="empty.wav cannot be used"):
+        observe(mn, [empty])
+    with pytest.raises(ValueError, match="no sounds were given"):
+        read_clips(mn, [])
+
+
+def test_students_and_parts_that_are_not_known_are_refused(mn):
+    with pytest.raises(ValueError, match="export an MN or a DyMN"):
+        add_maps(Student(3), Graph(), "x", 128)
+    with pytest.raises(ValueError, match=r"features\.3 is a GELU"):
+        add_module(torch.nn.GELU(), Graph(), "x", "features.3")
+    with pytest.raises(ValueError, match="a head of type GELU"):
+        add_head(torch.nn.GELU(), Graph(), "x", "y")
+
+
+def test_clips_that_a_fixed_student_cannot_take_are_refused(tmp_path):
+    student = random_weights(MN(3, width=0.1, se_dims="t", n_frames=70))
+    student.options = {"num_classes": 3, "width": 0.1, "se_dims": "t", "n_frames": 70}
+    student.front_end = {"sample_rate": 32000}
+    labels = LabelTable("abc", "abc")
+    model = TrainedModel(student, labels, "multiclass", 0.7)
+    folder = tmp_path / "model"
+    write_model_folder(folder, model, Provenance("a", None, "b", "c", {}))
+    yaml = folder / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace("clip_seconds: 0.7", "clip_seconds: 0.9"))
+    with pytest.raises(ValueError, match="takes 70 frames only, but its clips"):
+        find_source(folder)
+
+
+def test_a_folder_has_its_labels(folder):
+    with pytest.raises(ValueError, match="leave out labels"):
+        find_source(folder, labels=audioset_labels())
+
+
+# --- Arithmetic -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_fft", [16, 400, 512, 600, 1024, 1102])
+def test_factors_multiply_to_the_transform(n_fft):
+    rows, columns = factors(n_fft)
+    assert rows * columns == n_fft and rows <= columns
+
+
+def test_zero_is_a_level_of_every_range():
+    for low, high in ((-1.0, 3.0), (0.5, 2.0), (-3.0, -1.0), (0.0, 0.0)):
+        scale, zero_point = Range(low, high).levels()
+        assert 0 <= zero_point <= 255
+        lowest, highest = (np.array([0, 255]) - float(zero_point)) * scale
+        assert lowest <= max(low, 0) + scale and highest >= min(high, 0) - scale
+        assert lowest <= 0 <= highest
+
+
+def test_a_recipe_chooses_what_computes_in_int8(mn, sounds):
+    seen = observe(mn, sounds[:1])
+    assert not seen.levels(Recipe(is_int8=lambda site: False)).ranges
+    whole = seen.levels(Recipe(percentile=100, clips_hard_swish=False)).ranges
+    usual = seen.levels().ranges
+    assert whole.keys() == usual.keys()
+    assert all(
+        whole[name].low <= usual[name].low and whole[name].high >= usual[name].high
+        for name in whole
+    )
+
+
+def test_probabilities_and_logits_agree(mn):
+    said = Tagger(content_of(mn)).outputs(synthesised(20000, 32000)[None])
+    expected = 1 / (1 + np.exp(-said[LOGITS].astype(np.float64)))
+    np.testing.assert_allclose(said[PROBABILITIES], expected, atol=1e-6)
+
+
+def test_log_mels_of_any_batch_are_those_of_each_clip():
+    log_mel = LogMel().eval()
+    clips = np.stack([synthesised(9000, 32000, number) for number in range(3)])
+    together = log_mel(torch.from_numpy(clips))
+    for clip, expected in zip(clips, together, strict=True):
+        torch.testing.assert_close(log_mel(torch.from_numpy(clip)[None])[0], expected)

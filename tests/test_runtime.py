@@ -1,0 +1,323 @@
+"""The runtime says what the tagger says, and never imports torch."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from exported_models import content_of, random_weights, source_of
+
+from efficientat_plugin.data.decoding import UnreadableClip
+from efficientat_plugin.export.clips import synthesised
+from efficientat_plugin.export.front_end import front_end_settings
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.runtime import Tagger, __main__
+from efficientat_plugin.runtime.front_end import LogMel as NumpyLogMel
+from efficientat_plugin.runtime.front_end import OverlappingWindows
+from efficientat_plugin.runtime.tagger import as_probabilities
+from efficientat_plugin.students.mn import MN
+
+RATE = 32000
+
+
+WITHOUT_TORCH = """
+import sys
+
+for name in ("torch", "torchaudio", "speechbrain", "datasets", "onnx", "scipy"):
+    sys.modules[name] = None  # importing it raises
+from efficientat_plugin.runtime import Tagger
+from efficientat_plugin.runtime.__main__ import main
+
+sound, *models = sys.argv[1:]
+for backend in ("onnxruntime", "openvino"):
+    for model in models:
+        tagger = Tagger(model, backend)
+        assert len(tagger.tag(sound, top_k=3)) == 3
+        assert len(list(tagger.scan(sound, window_seconds=0.5))) == 7
+        assert tagger.embed(sound).shape == (96,)
+        stream = tagger.stream(16000)
+        stream.feed([0.0] * 40000)
+        stream.finish()
+        assert main([model, sound]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def source():
+    return source_of(random_weights(MN(7, width=0.1)), clip_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def files(source, tmp_path_factory):
+    """By where the front end is."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {front_end: folder / f"{front_end}.onnx" for front_end in ("in", "out")}
+    for front_end, path in paths.items():
+        path.write_bytes(content_of(source, front_end=front_end))
+    return paths
+
+
+@pytest.fixture(scope="module", params=["in", "out"])
+def tagger(request, files):
+    return Tagger(files[request.param], "onnxruntime", threads=1)
+
+
+@pytest.fixture(scope="module")
+def reference(source):
+    """The same student in PyTorch."""
+    model = source.model
+    settings = {
+        "labels": model.labels,
+        "sample_rate": RATE,
+        "clip_seconds": model.clip_seconds,
+        "target": model.target,
+        "short_clips": model.short_clips,
+    }
+    parts = {"student": model.student, "log_mel": source.log_mel}
+    return AudioTagger(parts, settings, {"device": "cpu"})
+
+
+@pytest.fixture(scope="module")
+def sound():
+    """Of 3.3 s, to which nothing divides."""
+    return np.concatenate([synthesised(80011, RATE, 3), synthesised(25013, RATE, 5)])
+
+
+# --- The same as in PyTorch -----------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.003, 0.4, 1.0, 3.3])
+def test_tags_are_those_of_the_tagger(tagger, reference, sound, seconds):
+    some = sound[: round(seconds * RATE)]
+    expected = reference.tag(some, RATE, top_k=None)
+    found = tagger.tag(some, RATE, top_k=None)
+    by_mid = {tag.mid: tag.probability for tag in expected}
+    assert [tag.mid for tag in found[:1]] == [expected[0].mid]
+    assert all(abs(by_mid[tag.mid] - tag.probability) < 1e-4 for tag in found)
+
+
+@pytest.mark.parametrize(
+    ("window", "hop"),
+    [(None, None), (1.0, 0.25), (0.8, 0.8), (0.5, 0.13337), (0.3, 0.001 * 297)],
+)
+def test_scans_are_those_of_the_tagger(tagger, reference, sound, window, hop):
+    found, expected = (
+        list(each.scan(sound, RATE, window, hop)) for each in (tagger, reference)
+    )
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+
+
+def test_a_stream_says_what_a_scan_says(tagger, sound):
+    """Two at once do not hear each other."""
+    streams = [tagger.stream(RATE, 0.5, 0.25) for _ in range(2)]
+    found = [[], []]
+    for start in range(0, len(sound), 7001):
+        for number, stream in enumerate(streams):
+            found[number] += stream.feed((1 - number) * sound[start : start + 7001])
+    found = [
+        each + stream.finish() for each, stream in zip(found, streams, strict=True)
+    ]
+    for one, other in zip(found[0], tagger.scan(sound, RATE, 0.5, 0.25), strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-5)
+    silent = [window.probabilities for window in found[1]]
+    np.testing.assert_allclose(silent[0], silent[-1], atol=1e-5)
+
+
+def test_embeddings_are_the_students(tagger, source, sound):
+    clip = sound[:RATE]
+    with torch.inference_mode():
+        log_mel = source.log_mel(torch.from_numpy(clip)[None])
+        expected = source.model.student(log_mel.unsqueeze(1)).embedding[0]
+    embedding = tagger.embed(clip, RATE)
+    assert embedding.shape == (96,)
+    np.testing.assert_allclose(embedding, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_both_runtimes_say_the_same(files, sound):
+    for path in files.values():
+        one, other = (
+            Tagger(path, backend).scan(sound, RATE, 1.0)
+            for backend in ("onnxruntime", "openvino")
+        )
+        for first, second in zip(one, other, strict=True):
+            np.testing.assert_allclose(
+                first.probabilities, second.probabilities, atol=1e-4
+            )
+
+
+def test_files_of_any_rate_and_kind_are_read(tagger, reference, tmp_path):
+    path = tmp_path / "sound.flac"
+    soundfile.write(path, np.stack([synthesised(44100, 44100)] * 2, axis=1), 44100)
+    found, expected = (each.tag(path, top_k=1)[0] for each in (tagger, reference))
+    assert found.name == expected.name
+    assert found.probability == pytest.approx(expected.probability, abs=1e-4)
+    assert tagger.tag(path.read_bytes(), top_k=1)[0] == found
+
+
+@pytest.mark.parametrize("target", ["multilabel", "multiclass"])
+def test_probabilities_of_extreme_logits_are_finite(target):
+    logits = np.array([[-1e4, 0.0, 1e4]], np.float32)
+    np.testing.assert_allclose(as_probabilities(logits, target)[0, 2], 1.0)
+    assert np.isfinite(as_probabilities(logits, target)).all()
+
+
+# --- The log-mel is computed once -----------------------------------------------
+
+
+@pytest.mark.parametrize("hop", [320, 4000, 8000, 16000, 333])
+def test_windows_that_share_frames_have_those_of_each_by_itself(source, sound, hop):
+    log_mel = NumpyLogMel(front_end_settings(source.log_mel))
+    overlapping = OverlappingWindows(log_mel)
+    torch_log_mel = LogMel().eval()
+    for start in range(0, 48000, hop if hop > 4000 else 8 * hop):
+        window = sound[start : start + 16000]
+        shared = overlapping(start, window)
+        np.testing.assert_allclose(shared, log_mel(window), atol=1e-6)
+        expected = torch_log_mel(torch.from_numpy(window)[None])[0].numpy()
+        np.testing.assert_allclose(shared, expected, atol=2e-4)
+
+
+def test_a_frame_of_a_long_sound_is_computed_about_once(files, monkeypatch):
+    tagger = Tagger(files["out"], "onnxruntime", threads=1)
+    computed = []
+    frames = NumpyLogMel.frames
+
+    def counted(self, padded, first, end):
+        computed.append(max(0, end - first))
+        return frames(self, padded, first, end)
+
+    monkeypatch.setattr(NumpyLogMel, "frames", counted)
+    sound = np.random.default_rng(0).normal(size=10 * RATE).astype(np.float32)
+    windows = list(tagger.scan(sound, RATE, 1.0, 0.1))
+    assert len(windows) == 91  # of 100 frames each
+    assert sum(computed) < 1000 + 4 * len(windows)
+
+
+# --- Without torch --------------------------------------------------------------
+
+
+def test_torch_is_never_imported(files, tmp_path):
+    """Not even where it is installed: whoever asks for it fails."""
+    path = tmp_path / "sound.wav"
+    soundfile.write(path, synthesised(2 * RATE, RATE), RATE)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(path), *map(str, files.values())],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sound.wav") == 4
+
+
+def test_the_command_tags_and_scans(files, tmp_path, capsys):
+    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
+    soundfile.write(good, synthesised(2 * RATE, RATE), RATE)
+    bad.write_bytes(b"no sound")
+    model = str(files["out"])
+    assert __main__.main([model, str(good), "--top", "2"]) == 0
+    assert capsys.readouterr().out.count("class") == 2
+    assert __main__.main([model, str(good), "--scan", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert __main__.main([model, str(good), str(bad)]) == 1
+    assert "bad.wav: not decodable" in capsys.readouterr().err
+    assert __main__.main([model, str(bad)]) == 2
+    assert __main__.main([model, str(good), "--scan", "0.001"]) == 2
+    assert "too short to hear" in capsys.readouterr().err
+    assert __main__.main(["nothing.onnx", str(good)]) == 2
+    assert "nothing.onnx is no file" in capsys.readouterr().err
+
+
+# --- Refusals -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_file_cut_short_is_refused(files, tmp_path, backend):
+    content = files["in"].read_bytes()
+    for length in (0, 100, len(content) // 2, len(content) - 1):
+        path = tmp_path / f"{length}.onnx"
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"\.onnx.*(export|copy)"):
+            Tagger(path, backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format_version": "2"}, "has format 2, and this version reads 1"),
+        ({"format_version": None}, "was not written by `efficientat export`"),
+        ({"mids": "[]"}, "has metadata that cannot be read"),
+        ({"front_end": "{}"}, "has metadata that cannot be read"),
+        ({"labels": "no JSON"}, "has metadata that cannot be read"),
+    ],
+    ids=str,
+)
+def test_files_of_others_are_refused(files, tmp_path, change, reason, backend):
+    model = onnx.load(files["out"])
+    texts = {prop.key: prop.value for prop in model.metadata_props} | change
+    texts = {name: text for name, text in texts.items() if text is not None}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, texts)
+    path = tmp_path / "other.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=reason):
+        Tagger(path, backend)
+
+
+def test_a_newer_opset_is_refused(files, tmp_path):
+    model = onnx.load(files["out"])
+    model.opset_import[0].version = 99
+    path = tmp_path / "new.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=r"too old for the opset of .*new\.onnx"):
+        Tagger(path, "onnxruntime")
+
+
+def test_settings_that_cannot_be_are_refused(files, monkeypatch):
+    with pytest.raises(ValueError, match="it is one of onnxruntime, openvino"):
+        Tagger(files["in"], "tensorflow")
+    with pytest.raises(ValueError, match="threads=0 must be 1 or more"):
+        Tagger(files["in"], threads=0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install openvino"):
+        Tagger(files["in"], "openvino")
+    with pytest.raises(ImportError, match="pip install onnxruntime"):
+        Tagger(files["in"])
+
+
+def test_lengths_that_the_graph_cannot_take_are_refused(tmp_path):
+    student = random_weights(MN(3, width=0.1, se_dims="t", n_frames=64))
+    content = content_of(source_of(student, clip_seconds=0.64), front_end="out")
+    tagger = Tagger(content)
+    assert len(tagger.tag(np.ones(5000, np.float32), RATE)) == 3
+    with pytest.raises(ValueError, match="takes only 64 frames of 320 samples, 0.64 s"):
+        next(tagger.scan(np.ones(RATE, np.float32), RATE, window_seconds=0.5))
+
+
+def test_what_is_no_sound_is_refused(tagger, tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_text("no sound")
+    with pytest.raises(UnreadableClip, match="not decodable"):
+        tagger.tag(path)
+    with pytest.raises(ValueError, match="pass sample_rate"):
+        tagger.tag(np.zeros(100))
+    with pytest.raises(ValueError, match="not finite"):
+        tagger.tag(np.full(1000, np.nan), RATE)
+
+
+def test_metadata_is_json_that_others_can_read(files):
+    model = onnx.load(files["in"])
+    texts = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    assert texts["front_end"]["hop_length"] == 320
+    assert len(texts["labels"]) == len(texts["mids"]) == 7
+    assert texts["sha256"] == "0" * 64
+    assert os.path.getsize(files["in"]) < 2**20
