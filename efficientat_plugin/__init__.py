@@ -15,6 +15,9 @@ What is trained is used by ``inference`` (files and ``streams``, of which it say
 keeps the result with its ``model_card``, ``evaluation`` and ``agreement`` judge it,
 ``complexity`` tells what it costs.
 
+``export`` writes it as a file that runs in ``runtime`` without torch; ``tagging`` is
+what both taggers share.
+
 Whatever ``load_teacher`` loads can teach: a PaSST, which is a student as well, any
 other student, an AST of the hub; each hears waveforms through its own front end.
 

@@ -247,7 +247,7 @@ def test_what_says_something_else_is_not_written(mn, tmp_path, monkeypatch):
 def test_what_is_not_finite_is_not_written(precision):
     bad = parity.Parity(np.nan, np.nan, np.nan, 0.0, 1, ("a",))
     with pytest.raises(ValueError, match="nothing was written"):
-        parity._judge(bad, precision, "a")
+        parity.judge(bad, precision, "a")
 
 
 # --- Files ----------------------------------------------------------------------

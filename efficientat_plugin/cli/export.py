@@ -8,6 +8,7 @@ from efficientat_plugin.cli.arguments import Commands, whole_number
 from efficientat_plugin.cli.inputs import Failures, find_sounds
 
 # As in export.onnx_file, which is not imported before it is needed
+NEEDED = {"export": ("onnx", "onnxruntime"), "litert": ("onnx", "litert_torch")}
 PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")
 
 
@@ -23,7 +24,10 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         "fine-tuning left",
     )
     parser.add_argument(
-        "--format", choices=["onnx"], default="onnx", help="(%(default)s)"
+        "--format",
+        choices=["onnx", "litert"],
+        default="onnx",
+        help="litert: from log-mel, fp32, clips of one length (%(default)s)",
     )
     parser.add_argument(
         "--precision",
@@ -68,26 +72,40 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Exports, and tells what was written and how near it is to PyTorch."""
-    _check_installed()
+    is_litert = arguments.format == "litert"
+    check_installed("litert" if is_litert else "export")
+    if is_litert and (arguments.precision, arguments.frontend) != ("fp32", "out"):
+        raise ValueError(
+            f"--precision {arguments.precision} --frontend {arguments.frontend} was "
+            "asked of litert, which has fp32 without front end alone; pass --precision "
+            "fp32 --frontend out"
+        )
     failures = Failures()
     sounds = find_sounds(arguments.calibration, failures)
     if arguments.calibration and not sounds:
         return failures.conclude(0)
 
     from efficientat_plugin.cli.models import read_labels
-    from efficientat_plugin.export.onnx_file import export_onnx
 
-    output = arguments.output or default_output(arguments.model, arguments.precision)
+    model, output = arguments.model, arguments.output
+    output = output or default_output(model, arguments.format, arguments.precision)
     labels = None if arguments.labels is None else read_labels(arguments.labels)
-    written = export_onnx(
-        arguments.model,
-        output,
-        arguments.precision,
-        arguments.frontend,
-        arguments.opset,
-        sounds,
-        labels,
-    )
+    if is_litert:
+        from efficientat_plugin.export.litert_file import export_litert
+
+        written = export_litert(model, output, labels)
+    else:
+        from efficientat_plugin.export.onnx_file import export_onnx
+
+        written = export_onnx(
+            model,
+            output,
+            arguments.precision,
+            arguments.frontend,
+            arguments.opset,
+            sounds,
+            labels,
+        )
     print(f"{written.path}: {written.num_bytes / 1e6:.2f} MB, {written.parity}")
     if arguments.precision == "int8":
         print(f"{written.num_int8} convolutions compute in int8")
@@ -95,22 +113,22 @@ def run(arguments: argparse.Namespace) -> int:
     return failures.conclude(len(sounds)) if arguments.calibration else 0
 
 
-def _check_installed() -> None:
-    """Refuses to begin without what the extra brings."""
-    absent = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+def check_installed(extra: str) -> None:
+    """Refuses to begin without what an extra brings."""
+    absent = [name for name in NEEDED[extra] if find_spec(name) is None]
     if absent:
         raise ValueError(
-            f"{' and '.join(absent)} must be installed to export; run `pip install "
-            "efficientat_plugin[export]`"
+            f"{' and '.join(absent)} must be installed for this export; run `pip "
+            f"install efficientat_plugin[{extra}]`"
         )
 
 
-def default_output(model: str, precision: str) -> Path:
+def default_output(model: str, form: str, precision: str) -> Path:
     """What a file is called, in this folder.
 
     Example
     -------
-    >>> default_output("downloads/mn04_as_mAP_432.pt", "int8").name
+    >>> default_output("downloads/mn04_as_mAP_432.pt", "onnx", "int8").name
     'mn04_as_mAP_432_int8.onnx'
     """
     path = Path(model)
@@ -118,4 +136,4 @@ def default_output(model: str, precision: str) -> Path:
     if path.is_dir():
         name = path.resolve().name
     suffix = "" if precision == "fp32" else f"_{precision}"
-    return Path(f"{name}{suffix}.onnx")
+    return Path(f"{name}{suffix}.{'tflite' if form == 'litert' else form}")

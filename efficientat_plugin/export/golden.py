@@ -51,7 +51,7 @@ def front_end_constants(log_mel: LogMel) -> dict[str, Any]:
     -------
     >>> constants = front_end_constants(LogMel())
     >>> constants["band_start"][:3], constants["band_length"][:3]
-    ([1, 2, 3], [2, 2, 2])
+    ([1, 1, 2], [1, 1, 1])
     """
     settings = front_end_settings(log_mel)
     left = (log_mel.n_fft - log_mel.win_length) // 2

@@ -4,6 +4,7 @@ The graph is built operator by operator from the modules, not traced: that takes
 milliseconds, folds batch norm exactly, and gives values the names of the modules.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-IR_VERSION = 9  # of the file; ONNX Runtime reads it since 1.15
+IR_VERSION = 9  # of the file: that of onnx 1.14, so that older runtimes read it
 TO_THE_END = 2**62  # as a slice's end
 INT8_MAX, UINT8_MAX = 127, 255
 
@@ -23,12 +24,12 @@ class Range(NamedTuple):
     low: float
     high: float
 
-    def levels(self) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def levels(self) -> tuple[np.float32, np.uint8]:
         """Scale and zero point of uint8."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         scale = max(high - low, 1e-8) / UINT8_MAX
-        zero_point = np.clip(round(-low / scale), 0, UINT8_MAX)
-        return np.float32(scale), np.uint8(zero_point)  # type: ignore[return-value]
+        zero_point = min(max(round(-low / scale), 0), UINT8_MAX)
+        return np.float32(scale), np.uint8(zero_point)
 
 
 class Site(NamedTuple):
@@ -95,7 +96,8 @@ class Graph:
     def constant(self, value: Any, name: str = "constant") -> str:
         """A value that does not change; equal ones are stored once."""
         array = np.asarray(value, order="C")
-        key = repr((array.dtype, array.shape)).encode() + array.tobytes()
+        kind = repr((array.dtype, array.shape)).encode()
+        key = hashlib.sha256(kind + array.tobytes()).digest()
         if key not in self._known:
             self._known[key] = self._new_name(name)
             self._constants[self._known[key]] = array
@@ -110,25 +112,11 @@ class Graph:
         return self.constant(np.array(values, dtype=np.int64))
 
     def op(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """A node with one output, whose name is returned."""
-        return self.ops(op_type, *inputs, num_outputs=1, name=name, **attributes)[0]
-
-    def ops(
-        self,
-        op_type: str,
-        *inputs: str,
-        num_outputs: int,
-        name: str = "",
-        **attributes: Any,
-    ) -> list[str]:
-        """A node with several outputs."""
-        base = self._new_name(f"{name}/{op_type}" if name else op_type)
-        outputs = [base]
-        if num_outputs > 1:
-            outputs = [f"{base}:{number}" for number in range(num_outputs)]
-        node = helper.make_node(op_type, list(inputs), outputs, base, **attributes)
+        """A node; the value that it gives is returned."""
+        value = self._new_name(f"{name}/{op_type}" if name else op_type)
+        node = helper.make_node(op_type, list(inputs), [value], value, **attributes)
         self._nodes.append(node)
-        return outputs
+        return value
 
     def rename(self, value: str, name: str) -> None:
         """Gives a value the name of an output."""
@@ -242,7 +230,7 @@ class Graph:
         scale, zero_point = span.levels()
         levels = [self.constant(scale), self.constant(zero_point)]
         rounded = self.op("QuantizeLinear", value, *levels)
-        return self.op("DequantizeLinear", rounded, *levels), scale  # type: ignore[return-value]
+        return self.op("DequantizeLinear", rounded, *levels), scale
 
     def _dequantized(
         self, weight: NDArray, name: str

@@ -343,8 +343,9 @@ class _DynamicBlock:
     ) -> str:
         """The mixed kernel times the maps of its clip."""
         graph = self.graph
-        _, out_channels, in_channels = bank.shape
-        weight = graph.weight(bank.reshape(len(bank), -1), f"{name}.weight")
+        kernels, out_channels, in_channels = bank.shape
+        weight = graph.weight(bank.reshape(-1, in_channels), f"{name}.weight")
+        weight = graph.reshape(weight, kernels, -1)
         kernel = graph.reshape(
             graph.op("MatMul", attention, weight), 0, out_channels, in_channels
         )

@@ -1,8 +1,5 @@
 """A trained student as an ONNX file, and what is written beside it."""
 
-import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +12,7 @@ from efficientat_plugin.export.models import OLDEST_OPSET, build_model
 from efficientat_plugin.export.parity import Parity, check_parity
 from efficientat_plugin.export.quantize import observe
 from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.export.writing import check_path, written_together
 
 PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")
 FRONT_ENDS = ("in", "out")
@@ -86,15 +84,9 @@ def export_onnx(
     onnx.checker.check_model(model)
     content = model.SerializeToString()
     parity = check_parity(content, found, precision, calibration)
-    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}")
-    aside.mkdir()
-    try:
-        others = write_golden(aside, path.stem, found)
-        (aside / path.name).write_bytes(content)
-        for written in (*others, aside / path.name):
-            os.replace(written, path.parent / written.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with written_together(path) as folder:
+        others = write_golden(folder, path.stem, found)
+        (folder / path.name).write_bytes(content)
     beside = tuple(path.parent / other.name for other in others)
     return Exported(path, len(content), parity, graph.num_int8, beside)
 
@@ -128,10 +120,4 @@ def _check_options(
             f"precision={precision!r} needs no calibration; leave it out, or choose "
             "int8"
         )
-    if path.suffix != ".onnx":
-        raise ValueError(f"{path} is to be written; its name must end in .onnx")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ValueError(
-            f"{path} cannot be written; give a file in a folder that exists and may be "
-            "written to"
-        )
+    check_path(path, ".onnx")

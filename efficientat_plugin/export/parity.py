@@ -77,13 +77,13 @@ def check_parity(
         Where the file says something else than PyTorch.
     """
     batches = list(_batches(source, sounds))
-    expected = [_torch_says(source, waveforms) for waveforms in batches]
+    expected = [torch_says(source, waveforms) for waveforms in batches]
     found = []
     backends = installed_backends() or ["onnxruntime"]
     for backend in backends:
         tagger = Tagger(content, backend)
         said = [tagger.outputs(waveforms) for waveforms in batches]
-        found.append(_compared(expected, said))
+        found.append(compared(expected, said))
     worst = Parity(
         max(each.probability_error for each in found),
         min(each.logits_decibels for each in found),
@@ -92,7 +92,7 @@ def check_parity(
         found[0].num_sounds,
         tuple(backends),
     )
-    _judge(worst, precision, source.name)
+    judge(worst, precision, source.name)
     return worst
 
 
@@ -110,7 +110,8 @@ def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
         yield clips[0][None, : num_samples // 3 + 1]
 
 
-def _torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
+def torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
+    """Probabilities, logits and embeddings of clips, in PyTorch."""
     with torch.inference_mode():
         log_mel = source.log_mel(torch.from_numpy(waveforms))
         logits, embedding = source.model.student(log_mel.unsqueeze(1))
@@ -123,9 +124,11 @@ def _torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
     }
 
 
-def _compared(
+def compared(
     expected: Sequence[dict[str, Array]], said: Sequence[dict[str, Array]]
 ) -> Parity:
+    """Both over all batches."""
+
     def joined(batches: Sequence[dict[str, Array]], name: str) -> Array:
         return np.concatenate([batch[name] for batch in batches]).astype(np.float64)
 
@@ -150,7 +153,8 @@ def _decibels(signal: NDArray, error: NDArray) -> float:
     return float(10 * np.log10(max(powers[0], 1e-30) / max(powers[1], 1e-30)))
 
 
-def _judge(parity: Parity, precision: str, name: str) -> None:
+def judge(parity: Parity, precision: str, name: str) -> None:
+    """Refuses what is too far off."""
     most, least = LIMITS[precision]
     decibels = min(parity.logits_decibels, parity.embedding_decibels)
     if not (parity.probability_error <= most and decibels >= least):  # nor NaN

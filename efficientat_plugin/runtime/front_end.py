@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+FRAMES_AT_ONCE = 128
 
 
 class FrontEndSettings(NamedTuple):
@@ -99,22 +100,30 @@ class LogMel:
 
     def frames(self, padded: Array, first: int, end: int) -> Array:
         """Some of the frames: [end - first, F]"""
-        settings = self.settings
-        if end <= first:
-            return np.zeros((0, settings.n_mels), np.float32)
-        hop, length = settings.hop_length, settings.win_length
-        sound = padded[first * hop : (end - 1) * hop + length]
+        mel = np.empty((max(0, end - first), self.settings.n_mels), np.float32)
+        # What some frames need on the way stays in the cache.
+        for start in range(0, len(mel), FRAMES_AT_ONCE):
+            part = mel[start : start + FRAMES_AT_ONCE]
+            power = self._power(padded, first + start, len(part))
+            np.matmul(power, self.bank, out=part)
+        floor = np.float32(self.settings.log_floor)
+        if self.settings.log_floor_mode == "add":
+            mel += floor
+        else:
+            np.maximum(mel, floor, out=mel)
+        np.log(mel, out=mel)
+        mel += np.float32(self.settings.offset)
+        mel /= np.float32(self.settings.scale)
+        return mel
+
+    def _power(self, padded: Array, first: int, count: int) -> Array:
+        hop, length = self.settings.hop_length, self.settings.win_length
+        sound = padded[first * hop : (first + count - 1) * hop + length]
         framed = np.lib.stride_tricks.sliding_window_view(sound, length)[::hop]
         # Where in the transform the window stands does not change the power.
-        spectrum = np.fft.rfft(framed * self.window, settings.n_fft)
+        spectrum = np.fft.rfft(framed * self.window, self.settings.n_fft)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
-        mel = power.astype(np.float32) @ self.bank
-        floor = np.float32(settings.log_floor)
-        mel = (
-            mel + floor if settings.log_floor_mode == "add" else np.maximum(mel, floor)
-        )
-        centred = np.log(mel) + np.float32(settings.offset)
-        return (centred / np.float32(settings.scale)).astype(np.float32)
+        return power.astype(np.float32)  # which it is, but for numpy before 2
 
     def inner_frames(self, num_samples: int) -> tuple[int, int]:
         """First frame that hears nothing mirrored, and the first after these."""

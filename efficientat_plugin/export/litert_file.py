@@ -1,0 +1,114 @@
+"""A trained student as a LiteRT file, for Android and its like: clips of one length."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.export.clips import synthesised
+from efficientat_plugin.export.golden import write_golden
+from efficientat_plugin.export.models import facts_of
+from efficientat_plugin.export.onnx_file import Exported
+from efficientat_plugin.export.parity import Parity, compared, judge, torch_says
+from efficientat_plugin.export.sources import Source, find_source
+from efficientat_plugin.export.writing import check_path, written_together
+from efficientat_plugin.runtime.model_file import EMBEDDING, LOGITS, PROBABILITIES
+from efficientat_plugin.runtime.tagger import as_probabilities
+from efficientat_plugin.students.student import Student
+
+NUM_SOUNDS = 3
+
+
+class _OfLogMel(nn.Module):
+    """A student that takes [1, F, T]."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        logits, embedding = self.student(log_mel.unsqueeze(1))
+        return logits, embedding
+
+
+def export_litert(
+    source: str | Path,
+    path: str | Path,
+    labels: LabelTable | None = None,
+    savedir: str | Path | None = None,
+) -> Exported:
+    """Exports a student in float32, log-mel to logits and embedding, of one clip.
+
+    LiteRT takes clips of the length that the model was trained on, one at a time. What
+    an ONNX file tells of itself stands in ``NAME.json``.
+
+    Arguments
+    ---------
+    source : str or Path
+        A name, a file of weights or a model folder.
+    path : str or Path
+        The file, which ends in .tflite.
+    labels : LabelTable or None
+        Classes of a file of weights; None: those of AudioSet.
+    savedir : str, Path or None
+        Folder of downloads.
+
+    Returns
+    -------
+    Exported
+
+    Raises
+    ------
+    ImportError
+        Without litert-torch.
+    OSError, ValueError
+        As ``export_onnx``.
+    """
+    path = Path(path)
+    check_path(path, ".tflite")
+    found = find_source(source, labels, savedir)
+    converted = _converted(found)
+    parity = _checked(converted, found)
+    with written_together(path) as folder:
+        converted.export(str(folder / path.name))
+        facts = facts_of(found, "fp32", "out")
+        texts = {name: json.loads(text) for name, text in facts.as_texts().items()}
+        told = folder / f"{path.stem}.json"
+        told.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+        others = [told, *write_golden(folder, path.stem, found)]
+    beside = tuple(path.parent / other.name for other in others)
+    return Exported(path, path.stat().st_size, parity, 0, beside)
+
+
+def _converted(source: Source) -> Any:
+    import litert_torch
+
+    frames = source.log_mel.num_frames(source.clip_samples)
+    example = torch.zeros(1, source.log_mel.n_mels, frames)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.export, of itself
+        return litert_torch.convert(_OfLogMel(source.model.student), (example,))
+
+
+def _checked(converted: Any, source: Source) -> Parity:
+    """As ``check_parity``, in LiteRT's own interpreter."""
+    rate, num_samples = source.log_mel.sample_rate, source.clip_samples
+    expected, said = [], []
+    for number in range(NUM_SOUNDS):
+        waveform = synthesised(num_samples, rate, number)[None]
+        expected.append(torch_says(source, waveform))
+        with torch.inference_mode():
+            log_mel = source.log_mel(torch.from_numpy(waveform))
+        logits, embedding = (np.asarray(value) for value in converted(log_mel))
+        probabilities = as_probabilities(logits, source.model.target)
+        said.append(
+            {LOGITS: logits, EMBEDDING: embedding, PROBABILITIES: probabilities}
+        )
+    parity = compared(expected, said)._replace(backends=("litert",))
+    judge(parity, "fp32", source.name)
+    return parity
