@@ -366,26 +366,28 @@ class _DynamicBlock:
         """What each of the k kernels gives, mixed: the convolution is linear.
 
         The mixed kernel itself would be a weight for each clip, which no operator
-        takes for a batch of any size.
+        takes for a batch of any size. Convolutions of their own are faster than one
+        with k times the channels.
         """
-        graph = self.graph
-        kernels, channels, _ = bank.shape
-        side, padding = conv.kernel, (conv.kernel - 1) // 2 * conv.dilation
-        each = graph.conv(
-            maps,
-            bank.transpose(1, 0, 2).reshape(-1, 1, side, side),  # k of a channel, ...
-            np.repeat(offset, kernels),  # of which one remains: the shares sum to 1
-            name,
-            kernel_shape=[side, side],
-            strides=[conv.stride] * 2,
-            dilations=[conv.dilation] * 2,
-            pads=[padding] * 4,
-            group=channels,
-        )
-        each = graph.reshape(each, 0, channels, kernels, -1)
-        shares = graph.reshape(attention, 0, 1, kernels, 1)
-        mixed = graph.sum(graph.op("Mul", each, shares), 2)
-        return graph.reshape(mixed, 0, channels, self.bands_behind, -1)
+        graph, side = self.graph, conv.kernel
+        padding = (side - 1) // 2 * conv.dilation
+        mixed = ""
+        for number, kernel in enumerate(bank):
+            share = graph.cut(attention, number, number + 1, axis=1)
+            filtered = graph.conv(
+                maps,
+                kernel.reshape(-1, 1, side, side),
+                offset,  # of each, and so of all: the shares sum to 1
+                f"{name}.{number}",
+                kernel_shape=[side, side],
+                strides=[conv.stride] * 2,
+                dilations=[conv.dilation] * 2,
+                pads=[padding] * 4,
+                group=len(kernel),
+            )
+            weighted = graph.op("Mul", filtered, graph.reshape(share, 0, 1, 1, 1))
+            mixed = graph.op("Add", mixed, weighted) if mixed else weighted
+        return mixed
 
     def _relu(self, maps: str, vector: str, relu: DynamicReLU) -> str:
         graph, channels, lines = self.graph, relu.channels, relu.dyrelu_k
