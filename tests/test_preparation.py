@@ -448,7 +448,7 @@ def test_real_clips_prepared_are_heard_as_before(shared, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
-    rows = rows_of([f"clip-{number:06d}" for number in range(60)])
+    rows = rows_of([f"clip-{number:06d}" for number in range(240)])
     write_parquet(tmp_path / "source" / "train.parquet", rows)
     recipe = str(REPOSITORY / "recipes" / "prepare_data.py")
     call = arguments_of(
