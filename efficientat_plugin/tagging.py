@@ -24,7 +24,7 @@ from efficientat_plugin.windows import Window, WindowCutter, lengthened
 # Rows [B, K] of equally long waveforms [B, N]
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 # What windows sound like, given the samples that the student is to hear of each
-Hearing = Callable[[Sequence[Window], int], list[ScanWindow]]
+HearWindows = Callable[[Sequence[Window], int], list[ScanWindow]]
 
 
 class SoundTagger:
@@ -214,7 +214,7 @@ class SoundTagger:
                 averages.add(number, row)
         return averages
 
-    def _new_hearing(self) -> Hearing:
+    def _new_hearing(self) -> HearWindows:
         """What hears the windows of one sound, in their order."""
         return self._hear
 

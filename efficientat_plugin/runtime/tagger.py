@@ -16,7 +16,7 @@ from efficientat_plugin.runtime.model_file import (
 )
 from efficientat_plugin.runtime.sessions import open_session
 from efficientat_plugin.streams import Sound
-from efficientat_plugin.tagging import Hearing, SoundTagger
+from efficientat_plugin.tagging import HearWindows, SoundTagger
 from efficientat_plugin.tags import ScanWindow
 from efficientat_plugin.windows import Window
 
@@ -111,7 +111,7 @@ class Tagger(SoundTagger):
         averages = self._averages(embedding, [sound], sample_rate, batch_size)
         return averages.means(0)[0]
 
-    def _new_hearing(self) -> Hearing:
+    def _new_hearing(self) -> HearWindows:
         if self.facts.has_front_end:
             return self._hear
         overlapping = OverlappingWindows(self._log_mel)
