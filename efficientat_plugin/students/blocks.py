@@ -6,14 +6,16 @@ those of the published checkpoints.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from efficientat_plugin.students.batch_norm import BatchNorm
+from efficientat_plugin.students.depthwise import DepthwiseConv2d
+
 DIVISOR = 8  # every number of channels is a multiple of it
-BatchNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 def round_channels(channels: float) -> int:
@@ -185,7 +187,8 @@ class ConvNormActivation(nn.Sequential):
         Odd; the padding keeps the size but for the stride.
     stride : int
     dilation : int
-    groups : int
+    is_depthwise : bool
+        Each channel by itself; as many go out as come in.
     activation : type or None
 
     Shape
@@ -206,22 +209,23 @@ class ConvNormActivation(nn.Sequential):
         kernel: int = 1,
         stride: int = 1,
         dilation: int = 1,
-        groups: int = 1,
+        is_depthwise: bool = False,
         activation: type[nn.Module] | None = None,
     ) -> None:
-        layers: list[nn.Module] = [
-            nn.Conv2d(
+        convolution: nn.Module
+        if is_depthwise:
+            convolution = DepthwiseConv2d(out_channels, kernel, stride, dilation)
+        else:
+            convolution = nn.Conv2d(
                 in_channels,
                 out_channels,
                 kernel,
                 stride=stride,
                 padding=(kernel - 1) // 2 * dilation,
                 dilation=dilation,
-                groups=groups,
                 bias=False,
-            ),
-            BatchNorm(out_channels),
-        ]
+            )
+        layers: list[nn.Module] = [convolution, BatchNorm(out_channels)]
         if activation is not None:
             layers.append(activation(inplace=True))
         super().__init__(*layers)
@@ -354,7 +358,7 @@ class InvertedResidual(nn.Module):
                 spec.kernel,
                 stride=spec.stride,
                 dilation=spec.dilation,
-                groups=spec.expanded,
+                is_depthwise=True,
                 activation=spec.activation,
             )
         )

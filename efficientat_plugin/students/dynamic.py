@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from efficientat_plugin.students.blocks import BatchNorm, BlockSpec, round_channels
+from efficientat_plugin.students.batch_norm import BatchNorm
+from efficientat_plugin.students.blocks import BlockSpec, round_channels
+from efficientat_plugin.students.depthwise import (
+    DepthwiseConv2d,
+    DepthwiseConvolution,
+    learns_faster,
+)
 
 
 class DynamicOptions(NamedTuple):
@@ -136,15 +142,20 @@ class DynamicConv(nn.Module):
         """One convolution in which the clips' channels are groups."""
         batch, channels = maps.shape[:2]
         groups = batch * channels
-        filtered = functional.conv2d(
-            maps.reshape(1, groups, *maps.shape[2:]),
-            weight.reshape(groups, 1, self.kernel, self.kernel),
-            None if self.bias is None else self.bias.repeat(batch),
-            stride=self.stride,
-            padding=(self.kernel - 1) // 2 * self.dilation,
-            dilation=self.dilation,
-            groups=groups,
-        )
+        grouped = maps.reshape(1, groups, *maps.shape[2:])
+        weight = weight.reshape(groups, 1, self.kernel, self.kernel)
+        if self.training and learns_faster(grouped, weight, self.stride, self.dilation):
+            filtered = DepthwiseConvolution.apply(grouped, weight, self.stride)
+        else:
+            filtered = functional.conv2d(
+                grouped,
+                weight,
+                None if self.bias is None else self.bias.repeat(batch),
+                stride=self.stride,
+                padding=(self.kernel - 1) // 2 * self.dilation,
+                dilation=self.dilation,
+                groups=groups,
+            )
         return filtered.reshape(batch, channels, *filtered.shape[2:])
 
 
@@ -175,16 +186,10 @@ class StaticConv(nn.Module):
         dilation: int = 1,
     ) -> None:
         super().__init__()
-        self.module = nn.Conv2d(
-            in_channels,
-            out_channels,
-            kernel,
-            stride=stride,
-            padding=(kernel - 1) // 2 * dilation,
-            dilation=dilation,
-            groups=1 if kernel == 1 else in_channels,
-            bias=False,
-        )
+        if kernel == 1:
+            self.module = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        else:
+            self.module = DepthwiseConv2d(in_channels, kernel, stride, dilation)
 
     def forward(self, maps: Tensor, context: Tensor, temperature: Tensor) -> Tensor:
         return self.module(maps)
