@@ -247,6 +247,44 @@ def test_member_trains_every_parameter(member):
     assert without == set()
 
 
+def slope_of_loss(student, clips, direction, step):
+    """How fast a loss rises along a direction of all weights, by a difference."""
+
+    def loss_at(distance):
+        moved = {
+            name: value + distance * direction[name]
+            for name, value in student.named_parameters()
+        }
+        return torch.func.functional_call(student, moved, (clips,)).logits.sin().sum()
+
+    with torch.no_grad():
+        return float(loss_at(step) - loss_at(-step)) / (2 * step)
+
+
+SIZES = {"clips": (40, 30), "one frame": (40, 1), "one band": (1, 30)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("member", MEMBERS)
+def test_member_has_the_gradients_of_differences(member, size):
+    if "_se_" in member and "no_se" not in member and size != "clips":
+        pytest.skip("it takes one size")
+    student = own_member(member).double().train()
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    clips = torch.randn(3, 1, *SIZES[size]).double()
+    student(clips).logits.sin().sum().backward()
+    direction, slope = {}, 0.0
+    for name, value in student.named_parameters():
+        direction[name] = torch.randn_like(value) * value.detach().abs()
+        if value.grad is not None:
+            slope += float((value.grad * direction[name]).sum())
+    # A short step: the statistics of three clips bend the loss strongly.
+    expected = slope_of_loss(student, clips, direction, 1e-9)
+    assert slope == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("member", MEMBERS)
 def test_member_recovers_from_its_state_dict(member):
     student, other = shared_member(member), MEMBERS[member]().eval()

@@ -344,7 +344,9 @@ class ContextGenerator(nn.Module):
         bands, frames = maps.shape[2:]
         # [B, F + T, C]: one sequence of bands, then of frames
         sequence = torch.cat([maps.mean(3), maps.mean(2)], dim=2).transpose(1, 2)
-        sequence = linear(self.joint_conv, sequence).transpose(1, 2).unsqueeze(3)
+        # Channels last in every stride: for others, such as an `unsqueeze(3)` leaves,
+        # torch's batch norm has wrong gradients.
+        sequence = linear(self.joint_conv, sequence).unsqueeze(2).permute(0, 3, 1, 2)
         sequence = functional.hardswish(self.joint_norm(sequence))  # [B, H, F + T, 1]
         vector = sequence.mean((2, 3))
         if not self.use_coordinate_attention:
