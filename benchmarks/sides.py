@@ -26,6 +26,7 @@ import torch
 SAMPLE_RATE, CLIP_SECONDS, CLASSES = 32000, 10, 527
 WIDTHS = {"mn04": 0.4, "mn10": 1.0, "dymn04": 0.4, "dymn10": 1.0}
 CURVE_STEPS, CURVE_RATE = 10, 1e-4
+PROFILED_STEPS = 3
 SCAN_SECONDS, WINDOW_SECONDS, HOP_SECONDS = 600, 10.0, 2.5
 Work = Callable[[], Any]
 
@@ -79,6 +80,40 @@ class Ours:
         log_mel = self.log_mel()(clips(self.batch)).unsqueeze(1)
         return torch.inference_mode()(lambda: student(log_mel).logits)
 
+    def exported(self, folder: Path, front_end: str) -> Path:
+        """A file as `efficientat export` writes it."""
+        from efficientat_plugin.export.onnx_file import export_onnx
+
+        torch.save(self.student().state_dict(), folder / "student.pt")
+        path = folder / "student.onnx"
+        return export_onnx(folder / "student.pt", path, front_end=front_end).path
+
+    def network_openvino(self, folder: Path) -> Work:
+        """Log-mels to logits, exported, in OpenVINO."""
+        from efficientat_plugin.runtime.sessions import open_session
+
+        session = open_session(
+            self.exported(folder, "out"), "openvino", torch.get_num_threads()
+        )
+        log_mel = self.log_mel()(clips(self.batch)).numpy()
+        return lambda: session.run(log_mel)["logits"]
+
+    def scan_onnxruntime(self, folder: Path) -> Work:
+        """A long file to probabilities of its windows, exported, in ONNX Runtime."""
+        return self.scan_exported(folder, "onnxruntime")
+
+    def scan_openvino(self, folder: Path) -> Work:
+        """A long file to probabilities of its windows, exported, in OpenVINO."""
+        return self.scan_exported(folder, "openvino")
+
+    def scan_exported(self, folder: Path, backend: str) -> Work:
+        """The log-mel in numpy, once for all windows; the network by a runtime."""
+        from efficientat_plugin.runtime import Tagger
+
+        path = long_file(folder)
+        tagger = Tagger(self.exported(folder, "out"), backend, torch.get_num_threads())
+        return lambda: windows_of(tagger, path)
+
     def scan(self, folder: Path) -> Work:
         """A long file to probabilities of its windows."""
         from efficientat_plugin import AudioTagger
@@ -90,11 +125,7 @@ class Ours:
             folder / "student.pt", run_opts={"device": "cpu"}
         )
 
-        def work() -> Any:
-            found = tagger.scan(path, None, WINDOW_SECONDS, HOP_SECONDS)
-            return np.stack([window.probabilities for window in found])
-
-        return work
+        return lambda: windows_of(tagger, path)
 
     def brain(self, folder: Path, **overrides: Any) -> tuple[Any, Any]:
         """The Brain of a recipe, and a batch for it."""
@@ -144,6 +175,22 @@ class Ours:
         brain, batch = self.brain(folder)
         return lambda: float(brain.fit_batch(batch))
 
+    def profile(self, folder: Path) -> Work:
+        """Operations of a step and the time they take themselves, ms: [rows, 2]"""
+        step = self.train(folder)
+
+        def work() -> Any:
+            with torch.profiler.profile(acc_events=True) as profiled:
+                for _ in range(PROFILED_STEPS):
+                    step()
+            times = {
+                event.key: event.self_cpu_time_total / 1000 / PROFILED_STEPS
+                for event in profiled.key_averages()
+            }
+            return [[name, f"{time:.3f}"] for name, time in times.items()]
+
+        return work
+
     def curve(self, folder: Path) -> Work:
         """Losses of some steps with nothing drawn at random."""
         brain, batch = self.brain(
@@ -157,6 +204,12 @@ class Ours:
         for group in brain.optimizer.param_groups:
             group["lr"] = CURVE_RATE
         return lambda: [float(brain.fit_batch(batch)) for _ in range(CURVE_STEPS)]
+
+
+def windows_of(tagger: Any, path: str) -> Any:
+    """Probabilities of all windows: [windows, K]"""
+    found = tagger.scan(path, None, WINDOW_SECONDS, HOP_SECONDS)
+    return np.stack([window.probabilities for window in found])
 
 
 def brain_stage() -> Any:
@@ -206,6 +259,19 @@ class Published:
         student = self.student()
         log_mel = self.log_mel()(clips(self.batch)).unsqueeze(1)
         return torch.no_grad()(lambda: student(log_mel)[0])
+
+    def network_openvino(self, folder: Path) -> Work:
+        """The network as it is, which it has no other form of."""
+        del folder
+        return self.network()
+
+    def scan_onnxruntime(self, folder: Path) -> Work:
+        """The loop, which it has no other form of."""
+        return self.scan(folder)
+
+    def scan_openvino(self, folder: Path) -> Work:
+        """The loop, which it has no other form of."""
+        return self.scan(folder)
 
     def scan(self, folder: Path) -> Work:
         """The loop of its windowed_inference.py, decoded by soundfile."""
@@ -289,8 +355,10 @@ def main() -> None:
     """Sets up, and works when it is told to."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("side", choices=("ours", "published"))
-    tasks = ("mel", "network", "train", "curve", "scan")
-    parser.add_argument("task", choices=tasks)
+    alone = ("mel", "network")
+    in_folder = ("network_openvino", "train", "profile", "curve", "scan")
+    in_folder += ("scan_onnxruntime", "scan_openvino")
+    parser.add_argument("task", choices=alone + in_folder)
     parser.add_argument("model", choices=WIDTHS)
     parser.add_argument("batch", type=int)
     parser.add_argument("--weights", required=True)
@@ -307,7 +375,7 @@ def main() -> None:
     else:
         side = Published(model, weights, batch, arguments.checkout)
     with TemporaryDirectory() as folder:
-        needs_folder = arguments.task in ("train", "curve", "scan")
+        needs_folder = arguments.task in in_folder
         work = getattr(side, arguments.task)(*[Path(folder)] * needs_folder)
         print("ready", flush=True)
         for line in sys.stdin:

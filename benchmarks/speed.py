@@ -24,12 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sides import WIDTHS, clips
+from sides import SAMPLE_RATE, WIDTHS
 
 from efficientat_plugin import MN, DyMN, LogMel
+from efficientat_plugin.export.clips import synthesised
 
 HERE = Path(__file__).parent
 MODELS = list(WIDTHS)
+PROFILE_ROWS = 14
 
 
 class Case(NamedTuple):
@@ -39,6 +41,7 @@ class Case(NamedTuple):
     model: str
     batch: int
     target: float | None = None
+    keep_memory: bool = True  # as the recipe has it, in training
 
 
 NETWORK_TARGETS = {("mn", 1): 2.2, ("mn", 16): 5.0, ("dymn", 1): 2.2, ("dymn", 16): 3.5}
@@ -54,8 +57,20 @@ CASES = [
         Case("train", model, 16, 2.2 if model.startswith("dymn") else 3.0)
         for model in MODELS
     ),
+    *(Case("train", model, 16, keep_memory=False) for model in MODELS),
+    *(Case("network_openvino", model, 1, 3.5) for model in MODELS),
     Case("scan", "mn04", 1, 5.0),
+    Case("scan_onnxruntime", "mn04", 1, 8.0),
+    Case("scan_openvino", "mn04", 1, 8.0),
 ]
+TITLES = {
+    "mel": "log-mel",
+    "train": "training step",
+    "network_openvino": "network in OpenVINO",
+    "scan": "10 minutes",
+    "scan_onnxruntime": "10 minutes, ONNX Runtime",
+    "scan_openvino": "10 minutes, OpenVINO",
+}
 
 
 class Side:
@@ -71,7 +86,7 @@ class Side:
         if name == "published":
             command += ["--checkout", options.reference]
             paths.append(options.torchvision)
-        elif options.keep_memory:
+        elif case.keep_memory:
             command.append("--keep_memory")
         inherited = os.environ.get("PYTHONPATH")
         paths += [inherited] if inherited else []
@@ -121,7 +136,9 @@ class Measured(NamedTuple):
             milliseconds.append(
                 f"{1e3 * statistics.median(found):.1f}" if found else ""
             )
-        cells = [case.task, case.model, str(case.batch), *milliseconds]
+        title = TITLES.get(case.task, case.task)
+        title += "" if case.keep_memory else ", memory handed back"
+        cells = [title, case.model, str(case.batch), *milliseconds]
         if "published" in self.seconds:
             pairs = zip(self.seconds["published"], self.seconds["ours"], strict=True)
             ratios = sorted(published / ours for published, ours in pairs)
@@ -136,9 +153,10 @@ class Measured(NamedTuple):
 
 
 def make_weights(folder: Path) -> None:
-    """One state dict for both sides: untrained, its batch norms made for the clips."""
+    """One state dict for both sides: untrained, its batch norms made for sounds."""
     torch.manual_seed(0)
-    log_mel = LogMel().eval()(clips(8)).unsqueeze(1)
+    sounds = [synthesised(10 * SAMPLE_RATE, SAMPLE_RATE, each) for each in range(8)]
+    log_mel = LogMel().eval()(torch.from_numpy(np.stack(sounds))).unsqueeze(1)
     for name, width in WIDTHS.items():
         student = (DyMN if name.startswith("dymn") else MN)(width=width).train()
         norms = [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -154,7 +172,8 @@ def measure(case: Case, folder: Path, options: Any) -> Measured:
     names = ["published", "ours"] if options.reference else ["ours"]
     sides = {name: Side(name, case, folder, options) for name in names}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    times = 10 if case.task in ("mel", "network") and case.batch == 1 else 1
+    is_short = case.batch == 1 and not case.task.startswith("scan")
+    times = 10 if is_short else 1
     for _ in range(1 + options.rounds):
         for name, side in sides.items():
             rounds[name].append(side.work(times))
@@ -186,10 +205,33 @@ def curves(folder: Path, options: Any) -> Iterable[str]:
         yield f"| {model} | {losses[0][0]:.6f} | {losses[0][-1]:.6f} | {apart:.1e} |"
 
 
-def report(measured: list[Measured], curve_rows: list[str], options: Any) -> str:
+def profiles(folder: Path, options: Any) -> Iterable[str]:
+    """Where the time of our training steps goes, a line for each operation."""
+    shares: dict[str, dict[str, float]] = {}
+    for model in MODELS:
+        side = Side("ours", Case("profile", model, 16), folder, options)
+        side.work(2)
+        side.end()
+        times = {name: float(time) for name, time in np.load(side.result)}
+        total = sum(times.values())
+        for name, time in times.items():
+            shares.setdefault(name, {})[model] = time / total
+    largest = sorted(shares.items(), key=lambda item: -max(item[1].values()))
+    for name, share in largest[:PROFILE_ROWS]:
+        cells = [f"{share.get(model, 0):.1%}" for model in MODELS]
+        yield "| " + " | ".join([f"`{name}`", *cells]) + " |"
+
+
+def report(
+    measured: list[Measured],
+    curve_rows: list[str],
+    profile_rows: list[str],
+    options: Any,
+) -> str:
     """The Markdown that is written."""
     import speechbrain
 
+    capability = torch.backends.cpu.get_cpu_capability()
     lines = [
         "# Speed",
         "",
@@ -197,7 +239,7 @@ def report(measured: list[Measured], curve_rows: list[str], options: Any) -> str
         f"threads, {platform.system()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, SpeechBrain {speechbrain.__version__}; medians of "
         f"{options.rounds} alternating rounds, clips of 10 s. Weights are untrained, "
-        "which takes as long.",
+        f"which takes as long; torch computes in {capability}.",
         "",
     ]
     head = ["task", "model", "batch", "published, ms", "ours, ms"]
@@ -209,6 +251,10 @@ def report(measured: list[Measured], curve_rows: list[str], options: Any) -> str
         lines += ["", "Ten steps from the same weights, nothing drawn at random:", ""]
         lines += ["| model | first loss | last loss | largest relative difference |"]
         lines += ["|---" * 4 + "|", *curve_rows]
+    if profile_rows:
+        lines += ["", "Where our training step goes, by torch's profiler:", ""]
+        lines += ["| operation | " + " | ".join(MODELS) + " |"]
+        lines += ["|---" * (1 + len(MODELS)) + "|", *profile_rows]
     return "\n".join(lines) + "\n"
 
 
@@ -233,8 +279,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="only these")
     parser.add_argument("--output", default=str(HERE / "RESULTS.md"))
     parser.add_argument("--verbose", action="store_true")
-    parser.add_argument("--keep_memory", action=argparse.BooleanOptionalAction)
-    parser.set_defaults(keep_memory=True)
     options = parser.parse_args()
     cases = [
         case
@@ -249,9 +293,11 @@ def main() -> None:
         for case in cases:
             measured.append(measure(case, folder, options))
             print(measured[-1].row(), flush=True)
-        with_curves = options.reference and "train" in (options.tasks or ["train"])
+        with_curves = options.reference and "curve" in (options.tasks or ["curve"])
         curve_rows = list(curves(folder, options)) if with_curves else []
-    text = report(measured, curve_rows, options)
+        with_profile = "profile" in (options.tasks or ["profile"])
+        profile_rows = list(profiles(folder, options)) if with_profile else []
+    text = report(measured, curve_rows, profile_rows, options)
     Path(options.output).write_text(text, encoding="utf-8")
     print(text)
 

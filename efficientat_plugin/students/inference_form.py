@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.memory import keep_blocks_of_a_few_clips
 from efficientat_plugin.students.blocks import ConvNormActivation
 from efficientat_plugin.students.dynamic import (
     ContextGenerator,
@@ -105,6 +106,7 @@ def inference_form(student: Student) -> InferenceForm:
     >>> inference_form(MN(3, width=0.1))(torch.zeros(9, 1, 128, 100)).logits.shape
     torch.Size([9, 3])
     """
+    keep_blocks_of_a_few_clips()
     return InferenceForm(folded(student))
 
 
