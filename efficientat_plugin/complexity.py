@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from efficientat_plugin.activation_memory import PeakMemory, peak_memory
 from efficientat_plugin.receptive_field import ReceptiveField, receptive_field
@@ -161,6 +160,9 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     >>> count_macs(torch.nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)
     1600
     """
+    # It imports the compiler Triton, which nobody needs who only hears sounds.
+    from torch.utils.flop_counter import FlopCounterMode
+
     additions = 0
 
     def count_bias(layer: nn.Module, maps: object, result: Tensor) -> None:

@@ -34,13 +34,16 @@ def test_other_names_do_not():
         _ = efficientat_plugin.nothing
 
 
-def test_nobody_draws_figures_on_import():
-    """matplotlib is optional: imported where a figure is drawn."""
-    code = "import sys, efficientat_plugin.report; print('matplotlib' in sys.modules)"
+def test_what_only_reports_need_is_imported_for_them():
+    """matplotlib where a figure is drawn, Triton where a student's work is counted."""
+    code = (
+        "import sys, efficientat_plugin.report, efficientat_plugin.complexity;"
+        "print([name for name in ('matplotlib', 'triton') if name in sys.modules])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_file_is_small():
