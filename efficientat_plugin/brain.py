@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import speechbrain as sb
 import torch
+from ruamel.yaml import YAML
 from speechbrain.utils.checkpoints import (
     mark_as_loader,
     mark_as_saver,
@@ -55,6 +56,7 @@ class History:
             self.epochs = json.load(file)
 
 
+@register_checkpoint_hooks
 class DistillationBrain(sb.Brain):
     """Trains a student on labels and on what a teacher says.
 
@@ -87,6 +89,7 @@ class DistillationBrain(sb.Brain):
         self.train_stream: ClipStream | None = None
         self.scores: Scores | None = None
         self.evaluation_name = "evaluated"  # in the log
+        self.running_losses: list[float] = []  # of each process, while saving
 
     # --- What happens to a batch ------------------------------------------------
 
@@ -246,8 +249,7 @@ class DistillationBrain(sb.Brain):
                 # DDP it puts one of its own in the place of this.
                 self.train_sampler = loader_kwargs["sampler"]
         elif self.distributed_launch and not streaming:
-            world_size = torch.distributed.get_world_size()
-            share = range(self.rank, len(dataset), world_size)
+            share = range(self.rank, len(dataset), _num_processes())
             dataset = Subset(dataset, share)
         return super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
 
@@ -275,15 +277,43 @@ class DistillationBrain(sb.Brain):
                     module, find_unused_parameters=self.find_unused_parameters
                 )
 
+    def _save_intra_epoch_ckpt(self) -> None:
+        self.running_losses = self._of_processes(self.avg_train_loss)
+        super()._save_intra_epoch_ckpt()
+        self.running_losses = []
+
+    @mark_as_saver
+    def _save(self, path: str) -> None:
+        super()._save(path)  # as YAML, of the first process alone
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"running_losses: {self.running_losses}\n")
+
+    @mark_as_loader
+    def _recover(self, path: str, end_of_epoch: bool) -> None:
+        super()._recover(path, end_of_epoch)
+        with open(path, encoding="utf-8") as file:
+            losses = YAML(typ="safe").load(file).get("running_losses", [])
+        if self.distributed_launch and len(losses) == _num_processes():
+            self.avg_train_loss = float(losses[self.rank])
+
     def _mean_over_processes(self, loss: float) -> float:
+        losses = self._of_processes(loss)
+        return sum(losses) / len(losses)
+
+    def _of_processes(self, value: float) -> list[float]:
         if not self.distributed_launch:
-            return loss
-        total = torch.tensor(loss, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return float(total) / torch.distributed.get_world_size()
+            return [value]
+        own = torch.tensor([value], dtype=torch.float64, device=self.device)
+        values = [torch.empty_like(own) for _ in range(_num_processes())]
+        torch.distributed.all_gather(values, own)
+        return [float(value) for value in values]
 
     def _agree_on_buffers(self) -> None:
         """Gives every process the batch-norm statistics that the first one saves."""
         if self.distributed_launch:
             for buffer in self.modules.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+def _num_processes() -> int:
+    return torch.distributed.get_world_size()
