@@ -3,10 +3,7 @@ and a sentence for what cannot be done."""
 
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from recipe_runs import TORCHRUN, RecipeProcess, launch, run_to_end, start_both
 from small_rows import LABELS, SAMPLE_RATE, TRAIN_IDS, damaged, noise, write_parquet
 from torch import nn
 
@@ -461,7 +459,6 @@ class Net(torch.nn.Module):
         return waveform[:, :32].unflatten(1, (2, 16)).sum(dim=2)
 
 def make():
-    open(f"pid{os.getpid()}", "w").close()
     return Net()
 
 def make_short():
@@ -579,31 +576,6 @@ def command(store, **more):
     return words
 
 
-def launcher(processes):
-    if processes == 1:
-        return [sys.executable]
-    run = ["-m", "torch.distributed.run", "--standalone"]
-    return [sys.executable, *run, "--nproc_per_node", str(processes)]
-
-
-def environment(**more):
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return os.environ | {"OMP_NUM_THREADS": "1"} | offline | more
-
-
-def run(arguments, processes=1, expect=0, **more):
-    done = subprocess.run(
-        [*launcher(processes), *arguments],
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    text = done.stdout + done.stderr
-    assert (done.returncode == 0) == (expect == 0), text[-3000:]
-    return text
-
-
 def clips_written(store):
     manifests = [store / "manifest.json", *parts_folder(store).glob("*/manifest.json")]
     return sum(json.loads(m.read_text())["count"] for m in manifests if m.exists())
@@ -613,25 +585,22 @@ def clips_written(store):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_killed_dump_ends_like_an_undisturbed_one(own_module, tmp_path, processes):
     write_audio(tmp_path / "audio", 16)
-    text = run(command("whole"))
+    text = launch(*command("whole"))
     assert "whole: 16 clips" in text and "\nunjudged: 100.0% of 16 clips" in text
-    killed, known = tmp_path / "killed", set(tmp_path.glob("pid*"))
-    child = subprocess.Popen(
-        [*launcher(processes), *command(killed)],
-        env=environment(SLOW_TEACHER="0.5"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    killed, slow = tmp_path / "killed", {"SLOW_TEACHER": "0.5"}
+    if processes == 1:
+        children = [RecipeProcess(command(killed), **slow)]
+    else:
+        children = start_both(command(killed), **slow)
     patience = time.monotonic() + 120
     while clips_written(killed) < 4 and time.monotonic() < patience:
         time.sleep(0.01)
-    child.kill()
-    for file in set(tmp_path.glob("pid*")) - known:  # those of torchrun outlive it
-        os.kill(int(file.name[3:]), signal.SIGKILL)
-    child.wait()
+    for child in children:
+        child.kill()
     done = clips_written(killed)
     assert 4 <= done < 16
-    text = run(command(killed), processes)
+    again = command(killed)
+    text = run_to_end(again) if processes == 1 else launch(*TORCHRUN, *again)
     assert f"{done} of 16 clips are stored already" in text
     one, other = LogitsStore("whole"), LogitsStore("killed")
     clips = [one.clip(row)[0] for row in range(16)]
@@ -652,12 +621,12 @@ def test_the_recipe_streams_weighs_and_keeps_the_top(own_module, tmp_path):
         "top_k": 1,
         "precision": "bf16",
     }
-    text = run(command("s", **options))
+    text = run_to_end(command("s", **options))
     store = LogitsStore("s")
     assert len(store) == 4 and "s: 4 clips\nunjudged" in text
     assert (store.manifest.top_k, store.manifest.sample_rate) == (1, 32000)
-    assert "Not verified: no clip of the stream" in run(command("s", **options))
-    refused = run(command("s"), expect=1)
+    assert "Not verified: no clip of the stream" in run_to_end(command("s", **options))
+    refused = run_to_end(command("s"), expect=1)
     assert "differs from teacher=" in refused.splitlines()[-1]
 
 
@@ -670,7 +639,7 @@ def test_the_recipe_says_in_a_sentence_what_is_wrong(own_module, tmp_path):
         ({"labels": "three.csv"}, "No such file"),
         ({"teachers": "my_teachers:none"}, "cannot be imported"),
     ]:
-        found = run(command("s", **options), expect=1)
+        found = run_to_end(command("s", **options), expect=1)
         assert text in found.splitlines()[-1]
 
 

@@ -4,11 +4,7 @@ import csv
 import importlib.util
 import inspect
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from recipe_runs import RecipeProcess, arguments_of, launch, run_to_end
 from speechbrain.inference.interfaces import Pretrained
 
 from efficientat_plugin.data.labelled import LabelledClips
@@ -101,28 +98,18 @@ def _command(sounds, weights, output, yaml="finetune", **more):
         "waveform_mix": "null",
         "device": "cpu",
     } | more
-    command = [sys.executable, str(RECIPE), str(REPOSITORY / f"hparams/{yaml}.yaml")]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return [*command, "--noprogressbar"], environment
+    return [RECIPE, *arguments_of(yaml, **options)]
 
 
 def _run(sounds, weights, output, expect=0, yaml="finetune", **more):
-    command, environment = _command(sounds, weights, output, yaml, **more)
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == expect, text[-3000:]
-    return text
+    return run_to_end(_command(sounds, weights, output, yaml, **more), expect)
 
 
 @pytest.fixture(scope="module")
 def tuned(sounds, weights, tmp_path_factory):
     """A run from a folder of class folders, and what it printed."""
     output = tmp_path_factory.mktemp("runs") / "tuned"
-    return output, _run(sounds, weights, output)
+    return output, launch(*_command(sounds, weights, output))
 
 
 @pytest.mark.slow
@@ -146,17 +133,10 @@ def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
 @pytest.mark.slow
 def test_a_killed_run_ends_like_one_left_alone(tuned, sounds, weights, tmp_path):
     output = tmp_path / "killed"
-    command, environment = _command(sounds, weights, output)
-    child = subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    child = RecipeProcess(_command(sounds, weights, output))
     while child.poll() is None and len([*(output / "save").glob("CKPT*")]) < 2:
         time.sleep(0.02)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.kill()
     assert not (output / "model").exists(), "the run was over before it could be killed"
     assert "Loading a checkpoint from" in _run(sounds, weights, output)
     for name in ("scores.json", "model/student.ckpt"):

@@ -4,9 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from recipe_runs import (
+    TORCHRUN,
+    RecipeProcess,
+    arguments_of,
+    launch,
+    run_recipe,
+    run_to_end,
+    start_both,
+)
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write_rows
@@ -99,35 +105,6 @@ def _command(data: Path, output: Path, recipe: str = "quickstart", **more) -> li
     return command
 
 
-def _environment() -> dict[str, str]:
-    threads = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-    return os.environ | threads | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-
-
-def _run(command: list, expect: int = 0, launcher: tuple = (sys.executable,)) -> str:
-    done = subprocess.run(
-        [*launcher, *command],
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    text = done.stdout + done.stderr
-    assert done.returncode == expect, text[-3000:]
-    return text
-
-
-def _start(command: list, launcher: tuple = (sys.executable,)) -> subprocess.Popen:
-    """Like ``_run``, but not waited for: a session of its own, to be killed."""
-    return subprocess.Popen(
-        [*launcher, *command],
-        env=_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def _outcome(output: Path) -> tuple[dict, list, dict]:
     """Weights, history and scores that a run ended with."""
     newest = max((output / "save").glob("CKPT*"), key=lambda path: path.name)
@@ -145,9 +122,9 @@ def _assert_same(first: tuple, second: tuple) -> None:
 
 @pytest.fixture(scope="module")
 def left_alone(data, tmp_path_factory) -> Path:
-    """A run that nobody disturbed."""
+    """A run that nobody disturbed, of which no other has the hash seed."""
     output = tmp_path_factory.mktemp("runs") / "left_alone"
-    _run(_command(data, output))
+    launch(*_command(data, output))
     return output
 
 
@@ -166,7 +143,7 @@ def test_a_run_leaves_what_it_promises(left_alone):
 @pytest.mark.slow
 def test_workers_do_not_change_a_run(data, left_alone, tmp_path):
     output = tmp_path / "two_workers"
-    _run(_command(data, output, num_workers=2))
+    run_to_end(_command(data, output, num_workers=2))
     _assert_same(_outcome(output), _outcome(left_alone))
 
 
@@ -177,21 +154,40 @@ def test_a_killed_run_ends_like_one_left_alone(data, left_alone, tmp_path):
     rng = np.random.default_rng(int(os.environ.get("KILL_SEED", "0")))
     kills = 0
     while kills < 4:
-        child = _start(command)
+        child = RecipeProcess(command)
         _wait_for_a_new_checkpoint(output / "save", child)
         time.sleep(rng.uniform(0, 0.4))
         if child.poll() is not None:
             break
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
         kills += 1
     assert kills >= 2, "the run was over before it could be killed twice"
-    text = _run(command)
+    text = run_to_end(command)
     assert "Loading a checkpoint from" in text
     _assert_same(_outcome(output), _outcome(left_alone))
 
 
-def _wait_for_a_new_checkpoint(folder: Path, child: subprocess.Popen) -> None:
+@pytest.mark.slow
+def test_prepared_clips_train_like_their_source(data, left_alone, tmp_path):
+    """Sample for sample the same, so that a killed run ends like one of the source."""
+    options = {"dataset": data, "dataset_cache": data / "cache"}
+    options |= {"split": "bal_train+eval", "folder": tmp_path / "prepared"}
+    options |= {"codec": "flac", "clips_per_shard": 10, "num_proc": 1}
+    said = run_recipe("prepare_data", [arguments_of("prepare_data", **options)])
+    assert "72 clips now" in said
+    output = tmp_path / "run"
+    more = {"ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    more |= {"dataset": tmp_path / "prepared", "dataset_cache": tmp_path / "cache"}
+    child = RecipeProcess(_command(data, output, **more))
+    _wait_for_a_new_checkpoint(output / "save", child)
+    child.kill()
+    assert not (output / "scores.json").exists(), "it was over before it was killed"
+    text = run_to_end(_command(data, output, **more))
+    assert "Loading a checkpoint from" in text
+    _assert_same(_outcome(output), _outcome(left_alone))
+
+
+def _wait_for_a_new_checkpoint(folder: Path, child: RecipeProcess) -> None:
     """Until the run has saved something this time, or ended."""
     before = {path.name for path in folder.glob("CKPT*")} if folder.is_dir() else set()
     while child.poll() is None:
@@ -202,27 +198,27 @@ def _wait_for_a_new_checkpoint(folder: Path, child: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_two_processes_share_a_run(data, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2")
-    launcher += ("--master_port=29517",)
     options = {"batch_size": 4, "ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
 
     killed = tmp_path / "killed"
     command = _command(data, killed, **options)
-    child = _start(command, launcher)
-    _wait_for_a_new_checkpoint(killed / "save", child)
-    os.killpg(child.pid, signal.SIGKILL)  # torchrun and both of its processes
-    child.wait()
-    text = _run(command, launcher=launcher)
+    children = start_both(command)
+    _wait_for_a_new_checkpoint(killed / "save", children[0])
+    for child in children:
+        child.kill()
+    text = launch(*TORCHRUN, *command)
     assert text.count("Loading a checkpoint from") == 2  # both processes
     assert text.count("student with teacher: mAP") == 1  # one writer
 
     output = tmp_path / "two"
-    _run(_command(data, output, **options), launcher=launcher)
+    children = start_both(_command(data, output, **options))
+    texts = [child.wait() for child in children]
+    assert [child.poll() for child in children] == [0, 0], texts
     weights, history, scores = _outcome(output)
     assert scores["num_clips"] == 24 and len(history) == 2
     _assert_same(_outcome(killed), (weights, history, scores))
     # Sharded evaluation scores what one process scores with the same weights.
-    alone = _run(_command(data, output, test_only=True))
+    alone = run_to_end(_command(data, output, test_only=True))
     assert json.loads((output / "scores.json").read_text()) == pytest.approx(scores)
     assert "N = 24 clips" in alone
 
@@ -233,7 +229,7 @@ def test_two_processes_share_a_run(data, tmp_path):
     [("mn10", {"precision": "bf16"}), ("dymn10", {"grad_accumulation_factor": 2})],
 )
 def test_the_papers_recipes_run_on_small_data(data, tmp_path, recipe, option):
-    text = _run(_command(data, tmp_path, recipe=recipe, **option))
+    text = run_to_end(_command(data, tmp_path, recipe=recipe, **option))
     assert "student with teacher: mAP" in text
 
 
@@ -244,15 +240,15 @@ def test_the_comparison_is_with_the_labelled_clips_alone(data, tmp_path):
     command = [str(mixes), str(REPOSITORY / "hparams" / "make_transfer_set.yaml")]
     command += ["--dataset", str(data), "--dataset_cache", str(data / "cache")]
     command += ["--num_clips", "2", "--clip_seconds", "0.5"]
-    _run([*command, "--folder", str(tmp_path / "mixes")])
+    run_to_end([*command, "--folder", str(tmp_path / "mixes")])
     options = {"transfer_set": tmp_path / "mixes", "compare_without_teacher": "True"}
     options |= {"min_teacher_coverage": 0.5}  # nobody asked it about the mixes
-    text = _run(_command(data, tmp_path / "compared", **options))
+    text = run_to_end(_command(data, tmp_path / "compared", **options))
     table = (tmp_path / "compared" / "comparison.md").read_text()
     for run in ("student with teacher", "teacher", "student without teacher"):
         assert f"| {run} |" in table
     assert "Training data: 50 clips, 48 labelled" in text
-    _run(_command(data, tmp_path / "labels", teacher="null"))
+    run_to_end(_command(data, tmp_path / "labels", teacher="null"))
     _assert_same(
         _outcome(tmp_path / "compared" / "without_teacher"),
         _outcome(tmp_path / "labels"),
@@ -261,7 +257,7 @@ def test_the_comparison_is_with_the_labelled_clips_alone(data, tmp_path):
 
 @pytest.mark.slow
 def test_streamed_training_says_that_it_resumes_by_epoch(data, tmp_path):
-    text = _run(_command(data, tmp_path, streaming="True"))
+    text = run_to_end(_command(data, tmp_path, streaming="True"))
     assert "resumes at the start of the interrupted epoch" in text
 
 
@@ -273,9 +269,9 @@ def test_bad_clips_are_named_and_too_many_fail_the_run(data, tmp_path):
     eval_rows = pq.read_table(data / "data" / "eval" / "00.parquet").to_pylist()
     write_rows(tmp_path / "eval" / "00.parquet", eval_rows)
     run = {"dataset": tmp_path, "number_of_epochs": 1}
-    text = _run(_command(data, tmp_path / "a", max_unreadable_share=0.05, **run))
+    text = run_to_end(_command(data, tmp_path / "a", max_unreadable_share=0.05, **run))
     assert text.count("Skipping clip bal_train-5: not decodable") == 1
-    text = _run(_command(data, tmp_path / "b", **run), expect=1)
+    text = run_to_end(_command(data, tmp_path / "b", **run), expect=1)
     assert "1 of 48 clips could not be read, more than the allowed share" in text
 
 
@@ -289,10 +285,12 @@ def test_a_dump_is_verified_and_goes_on_where_it_stopped(shared, data, tmp_path)
         *("--teachers", str(shared / "checkpoints" / "mn04_as_mAP_432.pt")),
         *("--store", str(tmp_path / "store"), "--device", "cpu", "--split"),
     ]
-    text = _run([*command, "bal_train+bal_train"])
+    text = run_to_end([*command, "bal_train+bal_train"])
     assert "48 rows repeat the video_id of another" in text
     assert "0 of 48 clips are stored already" in text and "\nok: 100.0% of 96" in text
-    assert "48 of 72 clips are stored already" in _run([*command, "bal_train+eval"])
+    assert "48 of 72 clips are stored already" in run_to_end(
+        [*command, "bal_train+eval"]
+    )
     store = LogitsStore(tmp_path / "store")
     assert len(store) == 72 and store.digest("eval-0")
 
@@ -311,7 +309,7 @@ def test_the_shipped_logits_are_of_the_sample_as_it_is_made_here():
 def test_missing_inputs_are_named_in_one_message(tmp_path):
     command = [str(RECIPE), str(REPOSITORY / "hparams" / "mn10.yaml")]
     command += ["--output_folder", str(tmp_path / "run"), "--device", "cpu"]
-    text = _run(command, expect=1)
+    text = run_to_end(command, expect=1)
     message = text[text.index("This run needs what is not there") :]
     for part in (
         "--dataset PATH",
@@ -398,7 +396,7 @@ def test_a_comparison_that_cannot_be_made_ends_before_training(data, tmp_path):
     write_rows(tmp_path / "eval" / "00.parquet", eval_rows)
     options = {"dataset": tmp_path, "compare_without_teacher": "True"}
     options |= {"clips_per_epoch": "null"}
-    text = _run(_command(data, tmp_path / "run", **options), expect=1)
+    text = run_to_end(_command(data, tmp_path / "run", **options), expect=1)
     assert "batch_size=8 is more than an epoch's 3 clips" in text
     assert not (tmp_path / "run" / "train_log.txt").exists()
 
@@ -453,7 +451,7 @@ def test_a_named_checkpoint_is_evaluated_as_published(shared, tmp_path):
     command += ["--dataset", str(shared / "data" / "audioset_schema")]
     command += ["--dataset_cache", str(tmp_path / "cache"), "--clip_seconds", "5.0"]
     command += ["--num_workers", "0", "--eval_batch_size", "16", "--device", "cpu"]
-    _run([*command, "--output_folder", str(tmp_path), "--noprogressbar"])
+    run_to_end([*command, "--output_folder", str(tmp_path), "--noprogressbar"])
     folder = tmp_path / "evaluated" / "mn04_as_mAP_432"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["mAP"] == pytest.approx(0.824, abs=1e-3)
