@@ -4,8 +4,6 @@ import errno
 import io
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import datasets
@@ -13,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from recipe_runs import REPOSITORY, arguments_of, run_recipe
+from local_hub import DATASET, local_hub
+from recipe_runs import REPOSITORY, RecipeProcess, arguments_of, launch, run_recipe
 from small_rows import (
     EVAL_IDS,
     LABELS,
@@ -450,7 +449,7 @@ def test_real_clips_prepared_are_heard_as_before(shared, tmp_path):
 def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
     rows = rows_of([f"clip-{number:06d}" for number in range(240)])
     write_parquet(tmp_path / "source" / "train.parquet", rows)
-    recipe = str(REPOSITORY / "recipes" / "prepare_data.py")
+    recipe = REPOSITORY / "recipes" / "prepare_data.py"
     call = arguments_of(
         "prepare_data",
         dataset=str(tmp_path / "source"),
@@ -467,24 +466,16 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
 
     for kill in (signal.SIGKILL, signal.SIGINT):
         before = num_shards()
-        with subprocess.Popen(
-            [sys.executable, recipe, *call],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        ) as process:
-            while num_shards() == before:
-                assert process.poll() is None, process.communicate()[0]
-                time.sleep(0.01)
-            if kill == signal.SIGKILL:
-                process.kill()  # its workers notice by themselves
-            else:
-                os.killpg(process.pid, kill)  # as a terminal does
-            said, _ = process.communicate(timeout=60)
-        assert process.returncode != 0
+        process = RecipeProcess([recipe, *call], tmp_path)
+        while num_shards() == before:
+            assert process.poll() is None, process.wait()
+            time.sleep(0.01)
+        if kill == signal.SIGKILL:
+            os.kill(process.pid, kill)  # its workers notice by themselves
+        else:
+            os.killpg(process.pid, kill)  # as a terminal does
+        said = process.wait()
+        assert process.poll() != 0
         assert not (tmp_path / "killed").exists()
     assert "Interrupted; the same command goes on." in said
     assert "Traceback" not in said
@@ -493,6 +484,40 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
     for name in ("killed", "whole"):
         prepare({"train": train}, ClipEncoder("mp3"), tmp_path / name, 1)
     assert _stored(tmp_path / "killed") == _stored(tmp_path / "whole")
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/train/*.parquet}
+---
+"""
+
+
+@pytest.mark.slow
+def test_a_hubs_stream_is_prepared_like_its_files(tmp_path):
+    """Which never come to lie here."""
+    source, home = tmp_path / "source", tmp_path / "home"
+    rows = rows_of(TRAIN_IDS)
+    for number, some in enumerate((rows[:5], rows[5:])):
+        write_parquet(source / "data" / "train" / f"{number}.parquet", some)
+    (source / "README.md").write_text(CARD)
+    options = {"split": "train", "streaming": True, "clips_per_shard": 2}
+    options |= {"dataset_cache": home, "num_proc": 1}
+    here = arguments_of(
+        "prepare_data", dataset=source, folder=tmp_path / "here", **options
+    )
+    run_recipe("prepare_data", [here])
+    afar = arguments_of(
+        "prepare_data", dataset=DATASET, folder=tmp_path / "afar", **options
+    )
+    recipe = REPOSITORY / "recipes" / "prepare_data.py"
+    with local_hub(source) as variables:
+        said = launch(recipe, *afar, HF_HOME=str(home), **variables)
+    assert "8 clips now" in said
+    assert _stored(tmp_path / "afar") == _stored(tmp_path / "here")
+    assert not list(home.rglob("*.parquet")) and not list(home.rglob("*.arrow"))
 
 
 @pytest.mark.slow
