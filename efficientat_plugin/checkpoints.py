@@ -79,6 +79,13 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()  # nobody lists the folder before it has its name
         return finished
 
+    def save_and_keep_only(self, *args: Any, **kwargs: Any) -> None:
+        """Saves a checkpoint and deletes what is neither best nor newest."""
+        # Without a list of its own, each call adds a key to those of all calls before,
+        # and every key has the folder read again.
+        kwargs["importance_keys"] = list(kwargs.get("importance_keys", ()))
+        super().save_and_keep_only(*args, **kwargs)
+
     def find_checkpoints(
         self,
         importance_key: Callable[[Checkpoint], Any] | None = None,

@@ -157,6 +157,21 @@ def test_the_oldest_of_the_best_and_the_newest_are_kept(tmp_path):
     assert _values(checkpointer) == [1, 3]
 
 
+def test_the_tenth_save_reads_no_more_than_the_second(tmp_path, monkeypatch):
+    checkpointer, reads = _checkpointer(tmp_path), []
+    listed = AtomicCheckpointer.list_checkpoints
+
+    def list_checkpoints(self):
+        reads[-1] += 1
+        return listed(self)
+
+    monkeypatch.setattr(AtomicCheckpointer, "list_checkpoints", list_checkpoints)
+    for value in range(10):
+        reads.append(0)
+        checkpointer.save_and_keep_only(meta={"mAP": value}, max_keys=["mAP"])
+    assert reads[1] == reads[9] > 0
+
+
 # --- Real kills -----------------------------------------------------------------
 
 
