@@ -27,6 +27,9 @@ Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 HearWindows = Callable[[Sequence[Window], int], list[ScanWindow]]
 
 
+MAX_WINDOW_SECONDS = 3600  # or a short sound, made as long, would fill the memory
+
+
 class SoundTagger:
     """Tags sound of any length, rate and number of channels.
 
@@ -267,6 +270,11 @@ class SoundTagger:
     ) -> WindowCutter:
         if window_seconds is None:
             window_seconds = self.clip_seconds
+        if not window_seconds <= MAX_WINDOW_SECONDS:  # nor NaN
+            raise ValueError(
+                f"window_seconds={window_seconds} is too long to hear at once; give at "
+                f"most {MAX_WINDOW_SECONDS}"
+            )
         if hop_seconds is None:
             hop_seconds = window_seconds / 2
         window = round(window_seconds * self.sample_rate)

@@ -90,6 +90,17 @@ def sound():
     return np.concatenate([synthesised(80011, RATE, 3), synthesised(25013, RATE, 5)])
 
 
+def other_graph(operator, kind=onnx.TensorProto.FLOAT, opset=18):
+    """One operator, as nothing that was exported here."""
+    value, result = (
+        onnx.helper.make_tensor_value_info(name, kind, ["a", "b"]) for name in "xy"
+    )
+    node = onnx.helper.make_node(operator, ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "other", [value], [result])
+    version = onnx.helper.make_opsetid("", opset)
+    return onnx.helper.make_model(graph, opset_imports=[version], ir_version=9)
+
+
 # --- The same as in PyTorch -----------------------------------------------------
 
 
@@ -234,6 +245,15 @@ def test_the_command_tags_and_scans(files, tmp_path, capsys):
     assert "too short to hear" in capsys.readouterr().err
     assert __main__.main(["nothing.onnx", str(good)]) == 2
     assert "nothing.onnx is no file" in capsys.readouterr().err
+    assert __main__.main([model, str(good), "nothing.wav"]) == 1
+    assert "nothing.wav: there is no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--top=0", "--top=-1", "--scan=nan", "--scan=inf"])
+def test_the_command_refuses_numbers_that_mean_nothing(files, option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main([str(files["out"]), "a.wav", option])
+    assert "is given; give" in capsys.readouterr().err
 
 
 # --- Refusals -------------------------------------------------------------------
@@ -258,6 +278,13 @@ def test_a_file_cut_short_is_refused(files, tmp_path, backend):
         ({"mids": "[]"}, "has metadata that cannot be read"),
         ({"front_end": "{}"}, "has metadata that cannot be read"),
         ({"labels": "no JSON"}, "has metadata that cannot be read"),
+        ({"target": '"any"'}, r"cannot be read \(target='any'\)"),
+        ({"short_clips": '"any"'}, r"cannot be read \(short_clips='any'\)"),
+        ({"clip_seconds": "0"}, r"cannot be read \(clip_seconds=0\)"),
+        ({"num_frames": "0"}, r"cannot be read \(num_frames=0\)"),
+        ({"num_frames": '"any"'}, "has metadata that cannot be read"),
+        ({"labels": '["a"]', "mids": '["a"]'}, "of 7 classes, .* of 1 classes; export"),
+        ({"has_front_end": "true"}, "has a graph from log_mel to logits, embedding"),
     ],
     ids=str,
 )
@@ -270,6 +297,64 @@ def test_files_of_others_are_refused(files, tmp_path, change, reason, backend):
     path = tmp_path / "other.onnx"
     onnx.save(model, path)
     with pytest.raises(ValueError, match=reason):
+        Tagger(path, backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_graph_of_others_is_refused(files, tmp_path, backend):
+    """Without our metadata, and with it."""
+    path = tmp_path / "relu.onnx"
+    onnx.save(other_graph("Relu"), path)
+    with pytest.raises(ValueError, match="was not written by `efficientat export`"):
+        Tagger(path, backend)
+    texts = {prop.key: prop.value for prop in onnx.load(files["in"]).metadata_props}
+    other = other_graph("Relu")
+    onnx.helper.set_model_props(other, texts)
+    onnx.save(other, path)
+    with pytest.raises(ValueError, match="relu.onnx has a graph from .* of None class"):
+        Tagger(path, backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_operator_that_the_runtime_lacks_is_named_as_the_reason(backend):
+    content = other_graph("Strange").SerializeToString()
+    with pytest.raises(
+        ValueError, match="lacks an operator of the model; export it in"
+    ):
+        Tagger(content, backend)
+
+
+def test_a_number_format_that_the_runtime_lacks_is_named_as_the_reason():
+    content = other_graph("Gelu", onnx.TensorProto.DOUBLE, 20).SerializeToString()
+    with pytest.raises(
+        ValueError, match="lacks an operator of the model; export it in"
+    ):
+        Tagger(content, "onnxruntime")
+
+
+def test_a_damaged_file_is_not_judged_by_its_name(files, tmp_path):
+    path = tmp_path / "opset18.onnx"
+    path.write_bytes(files["in"].read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="damaged or no model"):
+        Tagger(path, "onnxruntime")
+
+
+def test_a_newer_file_format_is_refused(files, tmp_path):
+    model = onnx.load(files["out"])
+    model.ir_version = 99
+    path = tmp_path / "new.onnx"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match=r"too old for the opset of .*new\.onnx"):
+        Tagger(path, "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_metadata_that_are_no_text_are_refused(files, tmp_path, backend):
+    path = tmp_path / "bytes.onnx"
+    path.write_bytes(files["out"].read_bytes().replace(b"class 3", b"class \xda"))
+    with pytest.raises(
+        ValueError, match=r"cannot read .*bytes\.onnx, so it is damaged"
+    ):
         Tagger(path, backend)
 
 
@@ -301,6 +386,25 @@ def test_lengths_that_the_graph_cannot_take_are_refused(tmp_path):
     assert len(tagger.tag(np.ones(5000, np.float32), RATE)) == 3
     with pytest.raises(ValueError, match="takes only 64 frames of 320 samples, 0.64 s"):
         next(tagger.scan(np.ones(RATE, np.float32), RATE, window_seconds=0.5))
+
+
+@pytest.mark.parametrize("shape", [(32000,), (0, 32000), (1, 0), (1, 513), (1, 1, 999)])
+def test_waveforms_that_the_graph_cannot_take_are_refused(tagger, shape):
+    with pytest.raises(ValueError, match=r"give \[B, N\]|needs 514 or more; pad"):
+        tagger.score(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("seconds", [np.inf, np.nan, 1e9])
+def test_windows_that_no_memory_holds_are_refused(tagger, sound, seconds):
+    with pytest.raises(ValueError, match="too long to hear at once; give at most 3600"):
+        next(tagger.scan(sound, RATE, seconds))
+
+
+def test_waveforms_of_any_number_format_are_taken(tagger):
+    clip = synthesised(20000, RATE)[None]
+    expected = tagger.score(clip)
+    found = tagger.score(clip.astype(np.float64))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_what_is_no_sound_is_refused(tagger, tmp_path):

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from efficientat_plugin.cli.arguments import seconds, whole_number
 from efficientat_plugin.data.decoding import UnreadableClip
 from efficientat_plugin.runtime.sessions import SESSIONS
 from efficientat_plugin.runtime.tagger import Tagger
@@ -19,9 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="an ONNX file")
     parser.add_argument("sounds", nargs="+", type=Path, metavar="SOUND")
-    parser.add_argument("--top", type=int, default=5, help="classes (%(default)s)")
     parser.add_argument(
-        "--scan", type=float, metavar="SECONDS", help="windows of this length"
+        "--top", type=whole_number, default=5, help="classes (%(default)s)"
+    )
+    parser.add_argument(
+        "--scan", type=seconds, metavar="SECONDS", help="windows of this length"
     )
     parser.add_argument("--backend", choices=SESSIONS, help="(what is installed)")
     arguments = parser.parse_args(argv)
@@ -32,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     num_bad = 0
     for path in arguments.sounds:
+        if not path.is_file():
+            print(f"{path}: there is no such file", file=sys.stderr)
+            num_bad += 1
+            continue
         try:
             if arguments.scan is None:
                 print(f"{path}\n{_line(tagger.tag(path, top_k=arguments.top))}")

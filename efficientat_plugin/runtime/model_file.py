@@ -1,17 +1,20 @@
 """What an exported file tells of itself, as text beside its graph."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.runtime.front_end import FrontEndSettings
+from efficientat_plugin.windows import SHORT_CLIPS
 
 FORMAT_VERSION = 1
 # Inputs and outputs of the graphs
 WAVEFORM, LOG_MEL = "waveform", "log_mel"
 PROBABILITIES, LOGITS, EMBEDDING = "probabilities", "logits", "embedding"
-OUTPUTS = (PROBABILITIES, LOGITS, EMBEDDING)
+INPUTS, OUTPUTS = (WAVEFORM, LOG_MEL), (PROBABILITIES, LOGITS, EMBEDDING)
+TARGETS = ("multilabel", "multiclass")
 
 
 class ModelFacts(NamedTuple):
@@ -77,7 +80,16 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
         }
         content["labels"] = LabelTable(content.pop("mids"), content["labels"])
         content["front_end"] = FrontEndSettings(**content["front_end"])
-        return ModelFacts(**content)
+        facts = ModelFacts(**content)
+        if facts.target not in TARGETS:
+            raise ValueError(f"target={facts.target!r}")
+        if facts.short_clips not in SHORT_CLIPS:
+            raise ValueError(f"short_clips={facts.short_clips!r}")
+        if not 0 < facts.clip_seconds < math.inf:
+            raise ValueError(f"clip_seconds={facts.clip_seconds!r}")
+        if facts.num_frames is not None and not facts.num_frames > 0:
+            raise ValueError(f"num_frames={facts.num_frames!r}")
+        return facts
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{origin} has metadata that cannot be read ({error}); export the model "

@@ -1,14 +1,14 @@
 """A file's graph as it runs: in ONNX Runtime, or in OpenVINO."""
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.runtime.model_file import OUTPUTS
+from efficientat_plugin.runtime.model_file import INPUTS, LOGITS, OUTPUTS
 
 Array = NDArray[np.float32]
 
@@ -19,6 +19,18 @@ class Session(Protocol):
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the file tells of itself."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Their names."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Their names."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """K, of the logits; None where there are none."""
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
@@ -42,21 +54,26 @@ class OnnxRuntimeSession:
         if threads is not None:
             options.intra_op_num_threads = threads
         content = model if isinstance(model, bytes) else str(model)
+        version = f"ONNX Runtime {onnxruntime.__version__}"
         try:
             self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors have no class in common
-            version = f"ONNX Runtime {onnxruntime.__version__}"
             raise ValueError(_refusal(model, version, error)) from error
-        self.metadata = self._session.get_modelmeta().custom_metadata_map
-        self._input = self._session.get_inputs()[0].name
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        try:
+            self.metadata = self._session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise ValueError(_refusal(model, version, error)) from error
+        shapes = {each.name: each.shape for each in self._session.get_outputs()}
+        self.inputs = [each.name for each in self._session.get_inputs()]
+        self.outputs = list(shapes)
+        self.num_classes = shapes[LOGITS][-1] if LOGITS in shapes else None
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
-        found = self._session.run(None, {self._input: value})
-        return dict(zip(self._outputs, found, strict=True))
+        found = self._session.run(None, {self.inputs[0]: value})
+        return dict(zip(self.outputs, found, strict=True))
 
 
 class OpenVinoSession:
@@ -80,24 +97,30 @@ class OpenVinoSession:
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         core = openvino.Core()
+        version = f"OpenVINO {openvino.__version__.split('-')[0]}"
         try:
             read = core.read_model(model if isinstance(model, bytes) else str(model))
             self._compiled = core.compile_model(read, "CPU", options)
-        except RuntimeError as error:
-            version = f"OpenVINO {openvino.__version__.split('-')[0]}"
+            found = dict(read.get_rt_info()).get("framework", {})  # of an ONNX file
+            self.metadata = {name: str(value.value) for name, value in found.items()}
+        except (RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(_refusal(model, version, error)) from error
-        found = dict(read.get_rt_info()).get("framework", {})  # of an ONNX file
-        self.metadata = {name: str(value.value) for name, value in found.items()}
-        # A value that a conversion passes on has the names of both.
-        self._outputs = [
-            next(name for name in OUTPUTS if name in output.get_names())
-            for output in self._compiled.outputs
-        ]
+        self.inputs = [_known(each, INPUTS) for each in self._compiled.inputs]
+        self.outputs = [_known(each, OUTPUTS) for each in self._compiled.outputs]
+        self.num_classes = None
+        if LOGITS in self.outputs:
+            logits = self._compiled.outputs[self.outputs.index(LOGITS)]
+            self.num_classes = logits.get_partial_shape()[-1].get_length()
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
         found = self._compiled([value])
-        return {name: found[index] for index, name in enumerate(self._outputs)}
+        return {name: found[index] for index, name in enumerate(self.outputs)}
+
+
+def _known(value: Any, names: Sequence[str]) -> str:
+    """Which of the names a value has; what a conversion passes on has those of both."""
+    return next((name for name in names if name in value.get_names()), "")
 
 
 SESSIONS: dict[str, type[OnnxRuntimeSession] | type[OpenVinoSession]] = {
@@ -153,12 +176,27 @@ def open_session(
     return SESSIONS[backend or installed[0]](model, threads)
 
 
+# What the runtimes say of an operator that they do not have, for any or for some types
+SIGNS_OF_LACK = (
+    "not_implemented",
+    "not a registered",
+    "no op registered",
+    "no conversion rule",
+)
+
+
 def _refusal(model: Path | bytes, version: str, error: Exception) -> str:
     name = "the model" if isinstance(model, bytes) else str(model)
-    if "opset" in str(error).lower():
+    reason = str(error).replace(name, "").lower()  # or a file's name were a reason
+    if "opset" in reason or "ir version" in reason:
         return (
             f"{version} is too old for the opset of {name}; export it with a lower "
             "opset, or install a newer runtime"
+        )
+    if any(sign in reason for sign in SIGNS_OF_LACK):
+        return (
+            f"{version} lacks an operator of {name}; export it in another precision, "
+            "or install a newer runtime"
         )
     return (
         f"{version} cannot read {name}, so it is damaged or no model; export or copy "

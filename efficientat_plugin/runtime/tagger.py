@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from efficientat_plugin.runtime.front_end import LogMel, OverlappingWindows
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
+    INPUTS,
     LOGITS,
+    OUTPUTS,
     PROBABILITIES,
     ModelFacts,
     read_facts,
@@ -45,7 +47,7 @@ class Tagger(SoundTagger):
     ImportError
         Where the backend is not installed.
     ValueError
-        For a file that is damaged, or of another version.
+        For a file that is damaged, of another version, or not what it says it is.
 
     Example
     -------
@@ -65,6 +67,7 @@ class Tagger(SoundTagger):
         origin = "the model" if isinstance(model, bytes) else str(model)
         self._session = open_session(model, backend, threads)
         self.facts: ModelFacts = read_facts(self._session.metadata, origin)
+        self._check_graph(origin)
         self.labels = self.facts.labels
         self.sample_rate = self.facts.front_end.sample_rate
         self.clip_seconds = self.facts.clip_seconds
@@ -78,6 +81,12 @@ class Tagger(SoundTagger):
 
     def outputs(self, waveforms: Array) -> dict[str, Array]:
         """Probabilities, logits and embeddings, by these names, of [B, N]."""
+        waveforms = np.asarray(waveforms, dtype=np.float32)
+        if waveforms.ndim != 2 or not len(waveforms):
+            raise ValueError(
+                f"waveforms of shape {waveforms.shape} were given; give [B, N], one or "
+                "more"
+            )
         self._check_length(waveforms.shape[1])
         if self.facts.has_front_end:
             return self._session.run(waveforms)
@@ -132,8 +141,32 @@ class Tagger(SoundTagger):
         probabilities = as_probabilities(outputs[LOGITS], self.facts.target)
         return outputs | {PROBABILITIES: probabilities}
 
+    def _check_graph(self, origin: str) -> None:
+        """Refuses a graph that is not the one that the metadata tell of."""
+
+        def described(
+            inputs: Sequence[str], outputs: Sequence[str], num_classes: int | None
+        ) -> str:
+            names = f"{', '.join(inputs)} to {', '.join(outputs)}"
+            return f"{names} of {num_classes} classes"
+
+        session, labels = self._session, self.facts.labels
+        place = 0 if self.facts.has_front_end else 1
+        found = described(session.inputs, session.outputs, session.num_classes)
+        told = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
+        if found != told:
+            raise ValueError(
+                f"{origin} has a graph from {found}, and its metadata tell of {told}; "
+                "export the model again"
+            )
+
     def _check_length(self, num_samples: int) -> None:
         """Refuses what the graph cannot take."""
+        if num_samples < self.min_samples:
+            raise ValueError(
+                f"{num_samples} samples were given, and this model needs "
+                f"{self.min_samples} or more; pad them"
+            )
         needed, hop = self.facts.num_frames, self.facts.front_end.hop_length
         if needed not in (None, self.facts.front_end.num_frames(num_samples)):
             raise ValueError(
