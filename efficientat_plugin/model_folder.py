@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from efficientat_plugin.classifiers import classifies_embeddings
 from efficientat_plugin.data.targets import LabelTable
@@ -114,12 +115,19 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     FileNotFoundError
         If that is no model folder.
     ValueError
-        If its files do not fit each other.
+        If its files do not fit each other, or the first is cut short.
     """
     path = Path(folder) / HYPERPARAMS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
-    settings = YAML(typ="rt").load(path)  # tags stay names: no object is built
+    try:
+        settings = YAML(typ="rt").load(path)  # tags stay names: no object is built
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is no YAML; copy the folder again, it may be cut short"
+        ) from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{path} has no settings; copy the folder again")
     try:
         labels = LabelTable(settings["labels"]["mids"], settings["labels"]["names"])
         student = load_student(
@@ -136,6 +144,8 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
         )
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; is it a tagger's?") from error
+    except TypeError as error:
+        raise ValueError(f"{path} is not a tagger's: {error}") from error
 
 
 def refuse_run_folder(folder: str | Path) -> None:

@@ -1,6 +1,7 @@
 """What is exported says what PyTorch says, in every runtime, or is not written."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -11,7 +12,7 @@ import soundfile
 import torch
 from exported_models import content_of, random_weights, source_of
 
-from efficientat_plugin.cli import main
+from efficientat_plugin.cli import export, main
 from efficientat_plugin.data.decoding import decode
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.export import onnx_file, parity
@@ -19,10 +20,11 @@ from efficientat_plugin.export.clips import read_clips, synthesised
 from efficientat_plugin.export.front_end import factors
 from efficientat_plugin.export.golden import front_end_constants, golden_vectors, header
 from efficientat_plugin.export.graph import Graph, Range
+from efficientat_plugin.export.models import build_model
 from efficientat_plugin.export.networks import add_head, add_maps, add_module
 from efficientat_plugin.export.onnx_file import export_onnx
 from efficientat_plugin.export.parity import check_parity
-from efficientat_plugin.export.quantize import Recipe, observe
+from efficientat_plugin.export.quantize import Recipe, may_be_int8, observe
 from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.model_folder import (
@@ -107,18 +109,46 @@ def folder(tmp_path_factory):
     return write_model_folder(path, model, Provenance("a", None, "b", "c", {}))
 
 
+@pytest.fixture
+def any_int8(monkeypatch):
+    """Random weights are worse off in int8 than trained ones."""
+    monkeypatch.setitem(parity.LIMITS, "int8", (1.0, 3.0))
+
+
 # --- Parity ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STUDENTS)
-def test_every_student_says_the_same_in_every_runtime(name):
+@pytest.fixture(scope="module", params=STUDENTS)
+def any_student(request):
+    """Each student in turn, of clips that it can take."""
+    seconds = FIXED_SECONDS if request.param == "frames_too" else 0.7
+    student = random_weights(STUDENTS[request.param]())
+    return source_of(student, clip_seconds=seconds)
+
+
+def test_every_student_says_the_same_in_every_runtime(any_student):
     """Of one clip, of several, and of another length, where that may be."""
-    student = random_weights(STUDENTS[name]())
-    seconds = FIXED_SECONDS if name == "frames_too" else 0.7
-    source = source_of(student, clip_seconds=seconds)
-    found = check_parity(content_of(source, front_end="out"), source, "fp32")
+    content = content_of(any_student, front_end="out")
+    found = check_parity(content, any_student, "fp32")
     assert found.backends == BACKENDS
     assert found.logits_decibels > 75
+
+
+def test_every_student_says_nearly_the_same_in_fp16(any_student):
+    found = check_parity(content_of(any_student, "fp16"), any_student, "fp16")
+    assert found.logits_decibels > 30
+
+
+def test_every_student_computes_in_int8(any_student, sounds, any_int8):
+    """Near its end: further on, random weights make much of every rounding."""
+    seen = observe(any_student, sounds[:2])
+    last = [site for site in seen.sites if may_be_int8(site)][-6:]
+    levels = seen.levels(Recipe(is_int8=lambda site: site in last))
+    content = content_of(any_student, "int8", "in", levels)
+    kinds = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    assert kinds.count("QuantizeLinear") == 2 * len(last)
+    found = check_parity(content, any_student, "int8", sounds[:2])
+    assert found.backends == BACKENDS
 
 
 @pytest.mark.parametrize(
@@ -158,26 +188,15 @@ def test_a_front_end_of_any_settings_is_the_same_in_the_graph(settings):
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision", "front_end"),
-    [
-        ("mn", "fp16", "in"),
-        ("mn", "int8_weights", "in"),
-        ("mn", "int8_weights", "out"),
-        ("dymn", "fp16", "out"),
-        ("dymn", "int8_weights", "out"),
-    ],
+    ("precision", "front_end"),
+    [("fp16", "out"), ("int8_weights", "in"), ("int8_weights", "out")],
 )
+@pytest.mark.parametrize("kind", ["mn", "dymn"])
 def test_smaller_files_say_nearly_the_same(kind, precision, front_end, request):
     source = request.getfixturevalue(kind)
     content = content_of(source, precision, front_end)
     check_parity(content, source, precision)  # raises where it does not
     assert len(content) < len(content_of(source, "fp32", front_end))
-
-
-@pytest.fixture
-def any_int8(monkeypatch):
-    """Random weights are worse off in int8 than trained ones."""
-    monkeypatch.setitem(parity.LIMITS, "int8", (1.0, 3.0))
 
 
 @pytest.mark.parametrize("kind", ["mn", "dymn"])
@@ -187,6 +206,18 @@ def test_int8_computes_in_int8(kind, request, sounds, any_int8):
     content = content_of(source, "int8", "out", levels)
     assert content.count(b"QuantizeLinear") > 20
     check_parity(content, source, "int8", sounds)  # raises where it is far off
+
+
+@pytest.mark.parametrize("opset", [19, 21, 23, 26])
+def test_every_opset_says_what_the_oldest_says(mn, sounds, opset):
+    """In int8, which has the operators that changed the most."""
+    levels = observe(mn, sounds[:1]).levels()
+    clip = synthesised(20000, 32000)[None]
+    _, model = build_model(mn, "int8", "in", opset, levels)
+    found = Tagger(model.SerializeToString(), "onnxruntime").outputs(clip)
+    expected = Tagger(content_of(mn, "int8", "in", levels)).outputs(clip)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
 
 
 def test_the_published_student_says_what_was_published(shared, tmp_path):
@@ -248,6 +279,22 @@ def test_what_is_not_finite_is_not_written(precision):
     bad = parity.Parity(np.nan, np.nan, np.nan, 0.0, 1, ("a",))
     with pytest.raises(ValueError, match="nothing was written"):
         parity.judge(bad, precision, "a")
+
+
+@pytest.mark.parametrize("broken", BACKENDS)
+def test_what_is_not_finite_in_one_runtime_is_not_written(mn, monkeypatch, broken):
+    class HalfBroken(Tagger):
+        def __init__(self, content, backend):
+            super().__init__(content, backend)
+            self.factor = np.float32(np.nan if backend == broken else 1)
+
+        def outputs(self, waveforms):
+            said = super().outputs(waveforms)
+            return {name: value * self.factor for name, value in said.items()}
+
+    monkeypatch.setattr(parity, "Tagger", HalfBroken)
+    with pytest.raises(ValueError, match="nothing was written; report it"):
+        check_parity(content_of(mn), mn, "fp32")
 
 
 # --- Files ----------------------------------------------------------------------
@@ -356,6 +403,44 @@ def test_the_command_calibrates_on_folders(folder, sounds, tmp_path, capsys, any
     assert "nothing.wav: there is no such file" in said.err
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--precision", "int4"], "invalid choice: 'int4'"),
+        (["--opset", "17"], "opset=17; it is from 18"),
+        (["--opset", "x"], "give a whole number"),
+        (["--precision", "int8"], "int8 needs sounds to find its ranges on"),
+        (
+            ["--precision", "int8", "--calibration", "empty"],
+            "the folder holds no sound",
+        ),
+        (["--precision", "int8", "--calibration", "none.wav"], "there is no such file"),
+        (["--precision", "int8", "--calibration", "silent.wav"], "all are silent"),
+        (["--calibration", "silent.wav"], "needs no calibration"),
+        (["--labels", "silent.wav"], "has its labels|is no table"),
+        (["--output", "a.pb"], "must end in .onnx"),
+        (["--output", "none/a.onnx"], "in a folder that exists"),
+    ],
+    ids=" ".join,
+)
+def test_the_command_refuses_and_leaves_nothing(
+    folder, tmp_path, capsys, monkeypatch, options, reason
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    soundfile.write("silent.wav", np.zeros(32000), 32000)
+    assert main(["export", str(folder), *options]) == 2
+    assert re.search(reason, capsys.readouterr().err)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "silent.wav"]
+
+
+def test_litert_is_not_calibrated(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "check_installed", lambda extra: None)
+    options = ["--format", "litert", "--frontend", "out", "--calibration", "a.wav"]
+    assert main(["export", str(folder), *options]) == 2
+    assert "--calibration is for int8, which litert has not" in capsys.readouterr().err
+
+
 # --- Refusals -------------------------------------------------------------------
 
 
@@ -372,7 +457,7 @@ def test_the_command_calibrates_on_folders(folder, sounds, tmp_path, capsys, any
         ({"path": "nowhere/a.onnx"}, "cannot be written"),
         ({"labels": None}, "has 7 classes, but there are 527 labels"),
         ({"source": "mn04_az"}, "did you mean"),
-        ({"source": "mn04_as,mn10_as"}, "is no published student and no file"),
+        ({"source": "mn04_as,mn10_as"}, "several models, .* export each by itself"),
     ],
     ids=str,
 )
@@ -393,10 +478,12 @@ def test_an_opset_that_the_runtime_lacks_is_refused(weights, tmp_path):
 
 def test_sounds_that_tell_nothing_are_refused(mn, tmp_path):
     silent, empty = tmp_path / "silent.wav", tmp_path / "empty.wav"
+    constant = tmp_path / "constant.wav"
     soundfile.write(silent, np.zeros(32000), 32000)
     empty.write_bytes(b"")
-    with pytest.raises(ValueError, match="the 2 sounds are silent"):
-        observe(mn, [silent, silent])
+    soundfile.write(constant, np.full(32000, 0.5), 32000)
+    with pytest.raises(ValueError, match="of 2 sounds all are silent"):
+        observe(mn, [silent, constant])
     with pytest.raises(ValueError, match="empty.wav cannot be used"):
         observe(mn, [empty])
     with pytest.raises(ValueError, match="no sounds were given"):
@@ -424,6 +511,52 @@ def test_clips_that_a_fixed_student_cannot_take_are_refused(tmp_path):
     yaml.write_text(yaml.read_text().replace("clip_seconds: 0.7", "clip_seconds: 0.9"))
     with pytest.raises(ValueError, match="takes 70 frames only, but its clips"):
         find_source(folder)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ("target: multiclass", "target: any", "has target='any'; it is one of multi"),
+        ("short_clips: repeat", "short_clips: cut", "short_clips='cut'; it is one of"),
+        ("clip_seconds: 0.5", "clip_seconds: .nan", "clip_seconds=nan; it must be 0.0"),
+        ("clip_seconds: 0.5", "clip_seconds: 0.01", "nothing shorter"),
+        ("labels:", "a: [", "is no YAML; copy the folder again"),
+        ("labels:", "names:", "has no 'labels'"),
+        ("labels: ", "labels: 3\nothers: ", "is not a tagger's"),
+    ],
+)
+def test_a_folder_that_was_changed_is_refused(folder, tmp_path, before, after, reason):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    yaml = changed / "hyperparams.yaml"
+    yaml.write_text(yaml.read_text().replace(before, after, 1))
+    with pytest.raises(ValueError, match=reason):
+        export_onnx(changed, tmp_path / "a.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_cut_short_is_refused(folder, tmp_path):
+    changed = shutil.copytree(folder, tmp_path / "model")
+    yaml = changed / "hyperparams.yaml"
+    yaml.write_text("")
+    with pytest.raises(ValueError, match="has no settings; copy the folder again"):
+        find_source(changed)
+    shutil.copy(folder / "hyperparams.yaml", yaml)
+    weights = changed / "student.ckpt"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+        find_source(changed)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match="student.ckpt is no file"):
+        find_source(changed)
+
+
+def test_weights_that_are_not_finite_are_refused(weights, tmp_path):
+    path, labels = weights
+    state = torch.load(path)
+    state["classifier.5.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "student.pt")
+    with pytest.raises(ValueError, match=r"not finite, as classifier\.5\.bias"):
+        find_source(tmp_path / "student.pt", labels)
 
 
 def test_a_folder_has_its_labels(folder):

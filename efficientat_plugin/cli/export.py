@@ -74,6 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Exports, and tells what was written and how near it is to PyTorch."""
     is_litert = arguments.format == "litert"
     check_installed("litert" if is_litert else "export")
+    if is_litert and arguments.calibration:
+        raise ValueError(
+            "--calibration is for int8, which litert has not; leave it out"
+        )
     if is_litert and (arguments.precision, arguments.frontend) != ("fp32", "out"):
         raise ValueError(
             f"--precision {arguments.precision} --frontend {arguments.frontend} was "

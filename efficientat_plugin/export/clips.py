@@ -11,7 +11,7 @@ from efficientat_plugin.data.sample import MIN_SAMPLE_RATE, MIN_SECONDS, sample_
 from efficientat_plugin.export.sources import Source
 from efficientat_plugin.windows import lengthened
 
-SILENT = 1e-4  # of full scale; what is nowhere louder is no sound to measure on
+SILENT = 1e-4  # of full scale; what moves less is no sound to measure on
 
 
 def spread(sounds: Sequence[str | Path], count: int) -> list[str | Path]:
@@ -63,9 +63,9 @@ def read_clips(
             how = source.model.short_clips
             how = "zero_pad" if how == "as_is" else how
             clips.append(lengthened(waveform, num_samples, how))
-    if all(np.abs(clip).max() < SILENT for clip in clips):
+    if all(np.ptp(clip) < SILENT for clip in clips):  # a constant is not heard either
         raise ValueError(
-            f"the {len(sounds)} sounds are silent, and nothing can be measured on "
+            f"of {len(sounds)} sounds all are silent, and nothing can be measured on "
             "silence; give some like those it will hear"
         )
     return clips

@@ -1,15 +1,18 @@
 """Where an exported model comes from: a name, a file of weights or a model folder."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_card import TrainedModel
 from efficientat_plugin.model_folder import WEIGHTS, read_model_folder
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.weights import load_student, locate
+from efficientat_plugin.windows import SHORT_CLIPS
 
 AUDIOSET_SECONDS = 10.0  # of the clips that published students were trained on
 
@@ -68,6 +71,10 @@ def find_source(
         model = read_model_folder(source)
         path = Path(source) / WEIGHTS
     else:
+        if "," in str(source) and not Path(source).is_file():
+            raise ValueError(
+                f"{source} is several models, and a file has one; export each by itself"
+            )
         _, path = locate(source, savedir, None)
         labels = audioset_labels() if labels is None else labels
         student = load_student(source, savedir=savedir)
@@ -78,6 +85,7 @@ def find_source(
             f"{len(model.labels)} labels; give a table of its own labels"
         )
     log_mel = LogMel(**model.student.front_end).eval()
+    _check_settings(source, model, log_mel)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     found = Source(Path(source).name, sha256, model, log_mel)
     frames = log_mel.num_frames(found.clip_samples)
@@ -87,3 +95,25 @@ def find_source(
             f"{model.clip_seconds:g} s have {frames}; correct its clip_seconds"
         )
     return found
+
+
+def _check_settings(source: str | Path, model: TrainedModel, log_mel: LogMel) -> None:
+    """Refuses what a file would carry on: settings that no tagger takes, NaN."""
+    for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
+        if getattr(model, name) not in legal:
+            raise ValueError(
+                f"{source} has {name}={getattr(model, name)!r}; it is one of "
+                f"{', '.join(legal)}"
+            )
+    shortest = (log_mel.n_fft // 2 + 2) / log_mel.sample_rate
+    if not shortest <= model.clip_seconds < math.inf:
+        raise ValueError(
+            f"{source} has clip_seconds={model.clip_seconds:g}; it must be "
+            f"{shortest:.3f} or more, for its front end hears nothing shorter"
+        )
+    for name, value in model.student.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{source} has weights that are not finite, as {name}; give those of a "
+                "run that went well"
+            )
