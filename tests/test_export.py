@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,11 +16,12 @@ from exported_models import content_of, random_weights, source_of
 from efficientat_plugin.cli import export, main
 from efficientat_plugin.data.decoding import decode
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
-from efficientat_plugin.export import onnx_file, parity
+from efficientat_plugin.export import litert_file, onnx_file, parity
 from efficientat_plugin.export.clips import read_clips, synthesised
 from efficientat_plugin.export.front_end import factors
 from efficientat_plugin.export.golden import front_end_constants, golden_vectors, header
 from efficientat_plugin.export.graph import Graph, Range
+from efficientat_plugin.export.litert_file import export_litert
 from efficientat_plugin.export.models import build_model
 from efficientat_plugin.export.networks import add_head, add_maps, add_module
 from efficientat_plugin.export.onnx_file import export_onnx
@@ -476,6 +478,11 @@ def test_an_opset_that_the_runtime_lacks_is_refused(weights, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_clips_hardly_longer_than_a_transform_are_compared(mn):
+    short = mn._replace(model=mn.model._replace(clip_seconds=0.02))
+    assert check_parity(content_of(short), short, "fp32").num_sounds == 5
+
+
 def test_sounds_that_tell_nothing_are_refused(mn, tmp_path):
     silent, empty = tmp_path / "silent.wav", tmp_path / "empty.wav"
     constant = tmp_path / "constant.wav"
@@ -485,6 +492,9 @@ def test_sounds_that_tell_nothing_are_refused(mn, tmp_path):
     with pytest.raises(ValueError, match="of 2 sounds all are silent"):
         observe(mn, [silent, constant])
     with pytest.raises(ValueError, match="empty.wav cannot be used"):
+        observe(mn, [empty])
+    soundfile.write(empty, np.ones(1) / 2, 192000)  # nothing of it is left at 32 kHz
+    with pytest.raises(ValueError, match="of 1 sounds all are silent"):
         observe(mn, [empty])
     with pytest.raises(ValueError, match="no sounds were given"):
         read_clips(mn, [])
@@ -562,6 +572,47 @@ def test_weights_that_are_not_finite_are_refused(weights, tmp_path):
 def test_a_folder_has_its_labels(folder):
     with pytest.raises(ValueError, match="leave out labels"):
         find_source(folder, labels=audioset_labels())
+
+
+@pytest.fixture
+def litert(monkeypatch):
+    """What litert-torch would convert to, by PyTorch; and by how much it is off."""
+    off = {"logits": 0.0}
+
+    class Converted:
+        def __init__(self, source):
+            self.student = source.model.student
+
+        def __call__(self, log_mel):
+            with torch.inference_mode():
+                logits, embedding = self.student(log_mel.unsqueeze(1))
+                return logits + off["logits"], embedding
+
+        def export(self, path):
+            Path(path).write_bytes(b"a model")
+
+    monkeypatch.setattr(litert_file, "_converted", Converted)
+    return off
+
+
+def test_a_litert_file_tells_its_one_length(folder, tmp_path, litert):
+    written = export_litert(folder, tmp_path / "a.tflite")
+    assert written.path.read_bytes() == b"a model"
+    facts = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert facts["num_frames"] == 25  # of 0.5 s, 20 ms apart
+    assert facts["labels"] == ["chien", "été", "猫"]
+    assert {path.name for path in written.others} == {
+        path.name for path in tmp_path.iterdir() if path != written.path
+    }
+
+
+def test_a_litert_file_that_says_something_else_is_not_written(
+    folder, tmp_path, litert
+):
+    litert["logits"] = torch.tensor([0.0, 0.1, 0.0])
+    with pytest.raises(ValueError, match="says something else than PyTorch"):
+        export_litert(folder, tmp_path / "a.tflite")
+    assert not list(tmp_path.iterdir())
 
 
 # --- Arithmetic -----------------------------------------------------------------

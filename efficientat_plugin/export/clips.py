@@ -54,7 +54,7 @@ def read_clips(
     for sound in sounds:
         try:
             blocks = decode_blocks(sound, rate, source.model.clip_seconds + 0.1)
-            waveform = np.concatenate(list(blocks))[:num_samples]
+            waveform = np.concatenate([np.zeros(0, np.float32), *blocks])
         except UnreadableClip as fault:
             raise ValueError(
                 f"{sound} cannot be used: {fault}; leave it out"
@@ -62,7 +62,7 @@ def read_clips(
         if len(waveform):
             how = source.model.short_clips
             how = "zero_pad" if how == "as_is" else how
-            clips.append(lengthened(waveform, num_samples, how))
+            clips.append(lengthened(waveform[:num_samples], num_samples, how))
     if all(np.ptp(clip) < SILENT for clip in clips):  # a constant is not heard either
         raise ValueError(
             f"of {len(sounds)} sounds all are silent, and nothing can be measured on "

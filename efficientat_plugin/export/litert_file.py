@@ -76,7 +76,8 @@ def export_litert(
     parity = _checked(converted, found)
     with written_together(path) as folder:
         converted.export(str(folder / path.name))
-        facts = facts_of(found, "fp32", "out")
+        num_frames = found.log_mel.num_frames(found.clip_samples)  # and no others
+        facts = facts_of(found, "fp32", "out")._replace(num_frames=num_frames)
         texts = {name: json.loads(text) for name, text in facts.as_texts().items()}
         told = folder / f"{path.stem}.json"
         told.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")

@@ -100,7 +100,7 @@ def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
     for start in range(1, len(clips), BATCH_SIZE):
         yield np.stack(clips[start : start + BATCH_SIZE])
     if source.num_frames is None:  # of no whole number of hops
-        yield clips[0][None, : num_samples // 3 + 1]
+        yield clips[0][None, : max(num_samples // 3 + 1, source.min_samples)]
 
 
 def torch_says(source: Source, waveforms: Array) -> dict[str, Array]:

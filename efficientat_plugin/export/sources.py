@@ -34,6 +34,11 @@ class Source(NamedTuple):
         return None
 
     @property
+    def min_samples(self) -> int:
+        """The shortest sound that its front end hears."""
+        return self.log_mel.n_fft // 2 + 2
+
+    @property
     def clip_samples(self) -> int:
         """Of the clips that it was trained on."""
         return round(self.model.clip_seconds * self.log_mel.sample_rate)
@@ -85,9 +90,9 @@ def find_source(
             f"{len(model.labels)} labels; give a table of its own labels"
         )
     log_mel = LogMel(**model.student.front_end).eval()
-    _check_settings(source, model, log_mel)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     found = Source(Path(source).name, sha256, model, log_mel)
+    _check_settings(found)
     frames = log_mel.num_frames(found.clip_samples)
     if found.num_frames not in (None, frames):
         raise ValueError(
@@ -97,23 +102,24 @@ def find_source(
     return found
 
 
-def _check_settings(source: str | Path, model: TrainedModel, log_mel: LogMel) -> None:
+def _check_settings(source: Source) -> None:
     """Refuses what a file would carry on: settings that no tagger takes, NaN."""
+    model = source.model
     for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
         if getattr(model, name) not in legal:
             raise ValueError(
-                f"{source} has {name}={getattr(model, name)!r}; it is one of "
+                f"{source.name} has {name}={getattr(model, name)!r}; it is one of "
                 f"{', '.join(legal)}"
             )
-    shortest = (log_mel.n_fft // 2 + 2) / log_mel.sample_rate
+    shortest = source.min_samples / source.log_mel.sample_rate
     if not shortest <= model.clip_seconds < math.inf:
         raise ValueError(
-            f"{source} has clip_seconds={model.clip_seconds:g}; it must be "
+            f"{source.name} has clip_seconds={model.clip_seconds:g}; it must be "
             f"{shortest:.3f} or more, for its front end hears nothing shorter"
         )
     for name, value in model.student.state_dict().items():
         if not value.isfinite().all():
             raise ValueError(
-                f"{source} has weights that are not finite, as {name}; give those of a "
-                "run that went well"
+                f"{source.name} has weights that are not finite, as {name}; give those "
+                "of a run that went well"
             )
