@@ -313,6 +313,10 @@ def test_a_graph_of_others_is_refused(files, tmp_path, backend):
     onnx.save(other, path)
     with pytest.raises(ValueError, match="relu.onnx has a graph from .* of None class"):
         Tagger(path, backend)
+    other.graph.node[0].output[0] = other.graph.output[0].name = "logits"
+    onnx.save(other, path)
+    with pytest.raises(ValueError, match="relu.onnx has a graph from .* to logits of"):
+        Tagger(path, backend)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -30,7 +30,7 @@ class Session(Protocol):
 
     @property
     def num_classes(self) -> int | None:
-        """K, of the logits; None where there are none."""
+        """K, of the logits; None where there are none, or of any number."""
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
@@ -68,7 +68,7 @@ class OnnxRuntimeSession:
         shapes = {each.name: each.shape for each in self._session.get_outputs()}
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = list(shapes)
-        self.num_classes = shapes[LOGITS][-1] if LOGITS in shapes else None
+        self.num_classes = shapes[LOGITS][-1] if shapes.get(LOGITS) else None
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
@@ -107,10 +107,12 @@ class OpenVinoSession:
             raise ValueError(_refusal(model, version, error)) from error
         self.inputs = [_known(each, INPUTS) for each in self._compiled.inputs]
         self.outputs = [_known(each, OUTPUTS) for each in self._compiled.outputs]
-        self.num_classes = None
+        self.num_classes: int | None = None
         if LOGITS in self.outputs:
             logits = self._compiled.outputs[self.outputs.index(LOGITS)]
-            self.num_classes = logits.get_partial_shape()[-1].get_length()
+            shape = logits.get_partial_shape()
+            if shape.rank.is_static and len(shape) and shape[-1].is_static:
+                self.num_classes = shape[-1].get_length()
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
