@@ -51,6 +51,7 @@ for backend in ("onnxruntime", "openvino"):
 
 @pytest.fixture(scope="module")
 def source():
+    torch.manual_seed(0)
     return source_of(random_weights(MN(7, width=0.1)), clip_seconds=1.0)
 
 
