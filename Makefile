@@ -23,6 +23,7 @@ format: tools
 	$(BIN)/ruff format .
 
 bench: install  ## beside the published code: REFERENCE=/a/checkout/of/EfficientAT
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,openvino]"
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)/bench torchvision==0.26.0
 	$(BIN)/python benchmarks/speed.py --torchvision $(VENV)/bench \
 		$(if $(REFERENCE),--reference $(abspath $(REFERENCE)))

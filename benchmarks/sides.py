@@ -48,8 +48,16 @@ def targets(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 class Ours:
     """What this project's users run."""
 
-    def __init__(self, model: str, weights: str, batch: int, keep_memory: bool) -> None:
+    def __init__(
+        self,
+        model: str,
+        weights: str,
+        batch: int,
+        keep_memory: bool,
+        run_opts: dict[str, Any],
+    ) -> None:
         self.model, self.batch, self.keep_memory = model, batch, keep_memory
+        self.run_opts = {"device": "cpu"} | run_opts
         self.state = torch.load(weights, weights_only=True)
 
     def student(self) -> Any:
@@ -154,7 +162,7 @@ class Ours:
             modules=hparams["modules"],
             opt_class=hparams["opt_class"],
             hparams=hparams,
-            run_opts={"device": "cpu"},
+            run_opts=self.run_opts,
         )
         brain.on_fit_start()
         brain.on_stage_start(brain_stage(), epoch=1)
@@ -366,12 +374,14 @@ def main() -> None:
     parser.add_argument("--checkout")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep_memory", action="store_true")
+    parser.add_argument("--run_opts", default="{}", help="of SpeechBrain, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     model, batch, weights = arguments.model, arguments.batch, arguments.weights
     side: Ours | Published
     if arguments.side == "ours":
-        side = Ours(model, weights, batch, arguments.keep_memory)
+        run_opts = json.loads(arguments.run_opts)
+        side = Ours(model, weights, batch, arguments.keep_memory, run_opts)
     else:
         side = Published(model, weights, batch, arguments.checkout)
     with TemporaryDirectory() as folder:

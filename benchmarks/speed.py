@@ -42,6 +42,7 @@ class Case(NamedTuple):
     batch: int
     target: float | None = None
     keep_memory: bool = True  # as the recipe has it, in training
+    run_opts: str = "{}"  # of our Brain, as JSON
 
 
 NETWORK_TARGETS = {("mn", 1): 2.2, ("mn", 16): 5.0, ("dymn", 1): 2.2, ("dymn", 16): 3.5}
@@ -86,8 +87,9 @@ class Side:
         if name == "published":
             command += ["--checkout", options.reference]
             paths.append(options.torchvision)
-        elif case.keep_memory:
-            command.append("--keep_memory")
+        else:
+            command += ["--run_opts", case.run_opts]
+            command += ["--keep_memory"] * case.keep_memory
         inherited = os.environ.get("PYTHONPATH")
         paths += [inherited] if inherited else []
         self.process = subprocess.Popen(

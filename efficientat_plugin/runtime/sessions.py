@@ -51,6 +51,8 @@ class OnnxRuntimeSession:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors, which are raised as well
+        # Threads that wait by spinning take the log-mel's cores from it.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
         content = model if isinstance(model, bytes) else str(model)
