@@ -1,5 +1,6 @@
 """Prepared data: the same clips, whatever the codec and whatever interrupts."""
 
+import contextlib
 import errno
 import io
 import os
@@ -445,6 +446,15 @@ def test_real_clips_prepared_are_heard_as_before(shared, tmp_path):
         assert np.abs(np.clip(one, -1, 1) - other).max() < 1.01 / 32768
 
 
+def wait_for_end_of_group(pid):
+    end = time.monotonic() + 120
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(pid, 0)
+            time.sleep(0.01)
+        raise AssertionError("the workers of a killed recipe do not end")
+
+
 @pytest.mark.slow
 def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
     rows = rows_of([f"clip-{number:06d}" for number in range(240)])
@@ -476,6 +486,9 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
             os.killpg(process.pid, kill)  # as a terminal does
         said = process.wait()
         assert process.poll() != 0
+        wait_for_end_of_group(
+            process.pid
+        )  # or a shard of theirs looked like the next's
         assert not (tmp_path / "killed").exists()
     assert "Interrupted; the same command goes on." in said
     assert "Traceback" not in said
