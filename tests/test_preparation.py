@@ -486,9 +486,8 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
             os.killpg(process.pid, kill)  # as a terminal does
         said = process.wait()
         assert process.poll() != 0
-        wait_for_end_of_group(
-            process.pid
-        )  # or a shard of theirs looked like the next's
+        # Or a shard of its workers were taken for one of the next process.
+        wait_for_end_of_group(process.pid)
         assert not (tmp_path / "killed").exists()
     assert "Interrupted; the same command goes on." in said
     assert "Traceback" not in said
