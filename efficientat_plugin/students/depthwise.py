@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 DIRECT_WIDTH = 3
 
@@ -57,7 +58,9 @@ class DepthwiseConvolution(torch.autograd.Function):
         of_maps = of_weight = None
         if ctx.needs_input_grad[0]:
             padding = weight.shape[-1] // 2
-            of_maps = _gradients(gradient, maps, weight, ctx.stride, padding, "maps")
+            of_maps = conv2d_input(
+                maps.shape, weight, gradient, ctx.stride, padding, groups=len(weight)
+            )
         if ctx.needs_input_grad[1]:
             of_weight = gradient_of_weight(gradient, maps, weight, ctx.stride)
         return of_maps, of_weight, None
@@ -107,30 +110,13 @@ def gradient_of_weight(
         left_right = border(length, columns, first, width)
         part = functional.pad(maps, left_right + above_below)
         vertical = 0 if is_low else padding
-        strip = weight[..., first : first + width]
+        shape = (*weight.shape[:3], width)
         strips.append(
-            _gradients(gradient, part, strip, stride, (vertical, 0), "weight")
+            conv2d_weight(
+                part, shape, gradient, stride, (vertical, 0), groups=len(weight)
+            )
         )
     return torch.cat(strips, dim=3)
-
-
-def _gradients(
-    gradient: Tensor,
-    maps: Tensor,
-    weight: Tensor,
-    stride: int,
-    padding: int | tuple[int, int],
-    wanted: str,
-) -> Tensor:
-    """Torch's own gradient of a depthwise convolution by its maps or its weight."""
-    paddings = [padding, padding] if isinstance(padding, int) else list(padding)
-    strides, dilations = [stride, stride], [1, 1]
-    mask = [wanted == "maps", wanted == "weight", False]
-    found = torch.ops.aten.convolution_backward(
-        gradient, maps, weight, None, strides, paddings, dilations, False, [0, 0],
-        len(weight), mask,
-    )  # fmt: skip
-    return found[mask.index(True)]
 
 
 def learns_faster(maps: Tensor, weight: Tensor, stride: int, dilation: int) -> bool:
