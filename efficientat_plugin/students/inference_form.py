@@ -23,7 +23,7 @@ from efficientat_plugin.students.dynamic import (
 )
 from efficientat_plugin.students.student import Student
 
-CLIPS_AT_ONCE = 4  # on a CPU: more have to be fetched from memory again and again
+CLIPS_AT_ONCE = 4  # on a CPU: with more, blocks of memory are mapped again and again
 
 
 class InferenceForm(nn.Module):
