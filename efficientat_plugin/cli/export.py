@@ -65,7 +65,8 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="(MODEL.onnx, with the precision if it is not fp32, in this folder)",
+        help="(in this folder MODEL.onnx, MODEL_from_log_mel.onnx without the front "
+        "end, with the precision if it is not fp32)",
     )
     parser.set_defaults(run=run)
 
@@ -92,7 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.models import read_labels
 
     model, output = arguments.model, arguments.output
-    output = output or default_output(model, arguments.format, arguments.precision)
+    output = output or default_output(
+        model, arguments.format, arguments.precision, arguments.frontend
+    )
     labels = None if arguments.labels is None else read_labels(arguments.labels)
     if is_litert:
         from efficientat_plugin.export.litert_file import export_litert
@@ -127,17 +130,22 @@ def check_installed(extra: str) -> None:
         )
 
 
-def default_output(model: str, form: str, precision: str) -> Path:
+def default_output(model: str, form: str, precision: str, front_end: str) -> Path:
     """What a file is called, in this folder.
 
     Example
     -------
-    >>> default_output("downloads/mn04_as_mAP_432.pt", "onnx", "int8").name
+    >>> default_output("downloads/mn04_as_mAP_432.pt", "onnx", "int8", "in").name
     'mn04_as_mAP_432_int8.onnx'
+    >>> default_output("mn04_as", "onnx", "fp32", "out").name
+    'mn04_as_from_log_mel.onnx'
     """
     path = Path(model)
     name = path.stem if path.suffix in (".pt", ".ckpt") else path.name
     if path.is_dir():
         name = path.resolve().name
     suffix = "" if precision == "fp32" else f"_{precision}"
-    return Path(f"{name}{suffix}.{'tflite' if form == 'litert' else form}")
+    if form == "litert":  # has but one front end and precision
+        return Path(f"{name}.tflite")
+    start = "_from_log_mel" if front_end == "out" else ""
+    return Path(f"{name}{start}{suffix}.{form}")
