@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install tools format bench stock clean
+.PHONY: demo test campaign lint install tools format bench stock clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
 
 test: tools lint  ## everything that checks the project
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+campaign: tools  ## hundreds of kills, thousands of damaged files: hours; docs/reliability.md
+	$(BIN)/python -m pytest tests/campaign -m campaign --capture=no --durations=0
 
 lint: tools
 	$(BIN)/ruff check .
