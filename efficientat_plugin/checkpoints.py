@@ -8,31 +8,36 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from speechbrain.utils.checkpoints import (
     CKPT_PREFIX,
+    METAFNAME,
     Checkpoint,
     Checkpointer,
     ckpt_recency,
 )
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
+from efficientat_plugin.files import sha256_of
+
 logger = logging.getLogger(__name__)
 
 UNFINISHED_PREFIX = "UNFINISHED"
+DAMAGED_PREFIX = "DAMAGED"
 CONTENTS = "contents.json"
 
 
 class AtomicCheckpointer(Checkpointer):
     """SpeechBrain's checkpointer, writing aside and renaming.
 
-    A checkpoint is written in a folder of another name, with a list of its files and
-    their sizes, and renamed when all of it is on the disk. Folders that lack a file
-    of their list, as a deletion cut short leaves them, do not count as checkpoints:
-    they are named in the log and left to their owner.
+    A checkpoint is written in a folder of another name, with a list of its files,
+    their sizes and digests, and renamed when all of it is on the disk. One that is not
+    as it was written does not count: it is named in the log, the next best one is
+    recovered, and the next save sets it aside, as DAMAGED+DATE.
     Of equally good checkpoints the oldest is found and kept.
 
     Arguments
@@ -63,7 +68,7 @@ class AtomicCheckpointer(Checkpointer):
     ) -> Checkpoint | None:
         """Saves a checkpoint, entirely or not at all; as SpeechBrain's otherwise."""
         if if_main_process():
-            self._remove_leftovers()
+            self._tidy()
         unfinished = super().save_checkpoint(
             meta or {}, end_of_epoch, name, verbosity=logging.DEBUG
         )
@@ -104,8 +109,51 @@ class AtomicCheckpointer(Checkpointer):
             found.sort(key=lambda found: found.meta[key], reverse=bool(max_key))
         return found[:max_num_checkpoints]
 
-    def _remove_leftovers(self) -> None:
+    def recover_if_possible(
+        self,
+        importance_key: Callable[[Checkpoint], Any] | None = None,
+        max_key: str | None = None,
+        min_key: str | None = None,
+        ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
+    ) -> Checkpoint | None:
+        """Recovers the best checkpoint that is as it was written.
+
+        Raises
+        ------
+        ValueError
+            If there are checkpoints, but all are damaged.
+        """
+        for chosen in self.find_checkpoints(
+            importance_key, max_key, min_key, ckpt_predicate
+        ):
+            if _is_unchanged(chosen.path):
+                self.load_checkpoint(chosen)
+                return chosen
+            self._pass_over(chosen.path)
+        if self._passed_over:
+            raise ValueError(
+                f"every checkpoint in {self.checkpoints_dir} is damaged; bring back a "
+                "copy, or remove the folder to begin anew"
+            )
+        return None
+
+    def _pass_over(self, folder: Path) -> None:
+        if folder not in self._passed_over:
+            self._passed_over.add(folder)
+            logger.warning(
+                "Passing over %s, which is not as it was written: a file of it is "
+                "missing, cut short or changed",
+                folder,
+            )
+
+    def _tidy(self) -> None:
         # Here and not at the start: who only evaluates must not disturb who trains.
+        for damaged in self._passed_over:
+            if damaged.is_dir() and not _is_whole(damaged):
+                name = damaged.name.replace(CKPT_PREFIX, DAMAGED_PREFIX, 1)
+                aside = damaged.with_name(f"{name}-{uuid.uuid4().hex[:8]}")
+                os.replace(damaged, aside)
+        self._passed_over.clear()  # a new checkpoint may get the name of one
         for leftover in self.checkpoints_dir.glob(f"{UNFINISHED_PREFIX}*"):
             logger.warning("Removing %s, which a kill left unfinished", leftover)
             shutil.rmtree(leftover)
@@ -113,7 +161,8 @@ class AtomicCheckpointer(Checkpointer):
     def _finish(self, unfinished: Path) -> Path:
         files = sorted(path for path in unfinished.iterdir() if path.is_file())
         contents = unfinished / CONTENTS
-        contents.write_text(json.dumps({f.name: f.stat().st_size for f in files}))
+        listed = {file.name: [file.stat().st_size, sha256_of(file)] for file in files}
+        contents.write_text(json.dumps(listed))
         for path in [*files, contents, unfinished]:
             _to_disk(path)
         stamp = unfinished.name.removeprefix(UNFINISHED_PREFIX)
@@ -135,13 +184,8 @@ class AtomicCheckpointer(Checkpointer):
         for folder in sorted(self.checkpoints_dir.glob(f"{CKPT_PREFIX}*")):
             if _is_complete(folder):
                 complete.append(folder)
-            elif folder.is_dir() and folder not in self._passed_over:
-                self._passed_over.add(folder)
-                logger.warning(
-                    "Passing over %s, which is not whole: delete it, unless you "
-                    "know what else it is good for",
-                    folder,
-                )
+            elif folder.is_dir():
+                self._pass_over(folder)
         return complete
 
 
@@ -150,12 +194,27 @@ def _aside(final: Path) -> Path:
 
 
 def _is_complete(checkpoint: Path) -> bool:
+    """Whether its files have their sizes, and what it is listed by is unchanged."""
     try:
-        contents = json.loads((checkpoint / CONTENTS).read_text())
+        contents = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
         sizes = {name: (checkpoint / name).stat().st_size for name in contents}
-    except (OSError, ValueError):
+        return sizes == {
+            name: size for name, (size, _) in contents.items()
+        } and contents[METAFNAME][1] == sha256_of(checkpoint / METAFNAME)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         return False
-    return sizes == contents
+
+
+def _is_unchanged(checkpoint: Path) -> bool:
+    """Whether the files of a complete checkpoint are as they were written."""
+    contents = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
+    return all(
+        sha256_of(checkpoint / name) == digest for name, (_, digest) in contents.items()
+    )
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return _is_complete(checkpoint) and _is_unchanged(checkpoint)
 
 
 def _to_disk(path: Path) -> None:

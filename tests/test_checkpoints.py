@@ -133,6 +133,50 @@ def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path, caplo
     assert caplog.text.count(f"Passing over {damaged}") == 1
 
 
+def _cut(content):
+    return content[: len(content) // 2]
+
+
+def _empty(content):
+    return b""
+
+
+def _flip(content):
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [_cut, _empty, _flip])
+@pytest.mark.parametrize(
+    "name", ["CKPT.yaml", "contents.json", "student.ckpt", "average.ckpt"]
+)
+def test_a_damaged_checkpoint_is_named_and_set_aside(name, damage, tmp_path, caplog):
+    before = _checkpointer(tmp_path)
+    for value, score in ((1.0, 0.1), (2.0, 0.3), (3.0, 0.2)):
+        newest = _save(before, value, mAP=score).path
+    file = newest / name
+    file.write_bytes(damage(file.read_bytes()))
+
+    checkpointer = _checkpointer(tmp_path)
+    assert checkpointer.recover_if_possible().meta["value"] == 2.0
+    _assert_holds(checkpointer, 2.0)
+    assert f"Passing over {newest}" in caplog.text
+    assert newest.is_dir()  # who only evaluates moves nothing
+    _save(checkpointer, 4.0)
+    [aside] = tmp_path.glob("DAMAGED*")
+    assert {path.name for path in aside.iterdir()} > {name}
+    assert _values(checkpointer) == [1.0, 2.0, 4.0]
+    assert checkpointer.recover_if_possible(max_key="mAP").meta["value"] == 2.0
+
+
+def test_where_every_checkpoint_is_damaged_nothing_begins_anew(tmp_path):
+    for value in (1.0, 2.0):
+        saved = _save(_checkpointer(tmp_path), value).path
+        (saved / "student.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+        _checkpointer(tmp_path).recover_if_possible()
+
+
 def test_of_equally_good_checkpoints_the_oldest_is_found(tmp_path):
     checkpointer = _checkpointer(tmp_path)
     for value, score in enumerate([0.1, 0.5, 0.5, 0.5, 0.1]):

@@ -22,11 +22,11 @@ from efficientat_plugin.data.parts import Part, Preparation, Rows, head_of
 from efficientat_plugin.data.prepared_folder import (
     claimed,
     refuse_another,
-    told_if_not_writable,
 )
 from efficientat_plugin.data.shards import Record
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.workers import Workers
+from efficientat_plugin.files import told_if_not_writable
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """The folder of prepared data: whose it is, and who may write it."""
 
-import errno
 import hashlib
 import json
 import os
@@ -20,8 +19,6 @@ except ImportError:  # Windows: there, two runs at once go unnoticed
     fcntl = None  # type: ignore[assignment]
 
 OPTIONS = "options.json"
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 @contextmanager
@@ -87,17 +84,3 @@ def _fingerprint(rows: Rows) -> str:
     for batch in rows.select_columns(columns).iter(batch_size=10_000):
         digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
     return f"{len(rows)} of digest {digest.hexdigest()[:16]}"
-
-
-@contextmanager
-def told_if_not_writable(folder: Path) -> Iterator[None]:
-    """A full disk and the like in a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
-            raise
-        raise OSError(
-            f"{folder} cannot be written ({os.strerror(error.errno)}); make room for "
-            "it, or make it writable, and give the same command again"
-        ) from error
