@@ -34,8 +34,14 @@ SAME_RESULT |= {"teacher_logits"}  # a store says itself whose logits it holds
 NAMED = 5  # of what differs
 
 
+class Terminated(KeyboardInterrupt):
+    """Somebody sent SIGTERM: a scheduler whose time is up, or `kill`."""
+
+
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
+
+    Ctrl-C and SIGTERM end it, with a line that says how to go on.
 
     Arguments
     ---------
@@ -45,13 +51,20 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
         Whether the same command goes on where it was interrupted; else it begins
         again.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
+        is_term = isinstance(told, Terminated)
         again = "goes on" if goes_on else "begins again"
         if if_main_process():
-            print(f"\nInterrupted; the same command {again}.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+            what = "Terminated" if is_term else "Interrupted"
+            print(f"\n{what}; the same command {again}.", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
+
+
+def _terminate(_number: int, _frame: Any) -> None:
+    raise Terminated
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:

@@ -71,7 +71,8 @@ class Workers:
         self, arguments: list[Any], num_proc: int, on_progress: Callable[[int], Any]
     ) -> Generator[Any, None, None]:
         context = _context(self.job.__module__)
-        progress, stop = context.Value("Q", 0), context.Event()
+        # Read and set without a lock, which a worker may have taken to its grave.
+        progress, stop = context.Value("Q", 0), context.RawValue("b", 0)
         told = 0
         executor = ProcessPoolExecutor(
             num_proc, context, _join, (self.job, progress, stop)
@@ -81,7 +82,7 @@ class Workers:
                 waiting = {executor.submit(_do, argument) for argument in arguments}
             while waiting:
                 done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-                now = progress.value
+                now = progress.get_obj().value
                 on_progress(now - told)
                 told = now
                 for future in done:
@@ -92,7 +93,7 @@ class Workers:
                 "of memory; run the same command again, with a lower num_proc if so"
             ) from error
         finally:
-            stop.set()
+            stop.value = 1
             executor.shutdown(cancel_futures=True)
 
 
@@ -137,5 +138,5 @@ def _do(argument: Any) -> Any:
 def _say_done() -> None:
     with _own.progress.get_lock():
         _own.progress.value += 1
-    if _own.stop.is_set():
+    if _own.stop.value:
         raise Stopped

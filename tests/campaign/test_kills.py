@@ -1,0 +1,132 @@
+"""Runs that are killed end as if nobody had touched them."""
+
+import contextlib
+import os
+import random
+import signal
+import time
+
+import pytest
+from commands import COMMANDS, write_data
+from lengths import short_and_full
+from recipe_runs import launch
+
+KILLS_IN_A_ROW = 4  # then a run may end
+WORKERS = (0, 1, 4)
+PATIENCE_SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def left_alone(data, tmp_path_factory):
+    """What each command comes to, and about how long one takes that need not import."""
+    known = {}
+
+    def outcome_of(command):
+        if command not in known:
+            folder = tmp_path_factory.mktemp(f"alone-{command.name}")
+            started = time.monotonic()
+            launch(*command.words(data, folder / "run"))
+            seconds = (time.monotonic() - started) / 2
+            known[command] = command.outcome(folder / "run"), seconds
+        return known[command]
+
+    return outcome_of
+
+
+def wait_for_end_of_group(pid):
+    """Workers notice by themselves that they are alone."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end:
+            os.killpg(pid, 0)
+            time.sleep(0.01)
+        raise AssertionError("the workers of a killed run do not end")
+
+
+def wait_for_a_save(command, output, process, seconds):
+    """Until something is half written, the process has ended, or for ``seconds``."""
+    end = time.monotonic() + seconds
+    while not command.is_saving(output) and process.poll() is None:
+        if time.monotonic() > end:
+            return
+
+
+@pytest.mark.slow
+@short_and_full(1, 30)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_killed_runs_end_like_one_left_alone(
+    command, tries, data, left_alone, tmp_path, seed, figures
+):
+    """SIGKILL to the first process, at any moment; every third while it saves."""
+    expected, seconds = left_alone(command)
+    rng = random.Random(seed)
+    kills = kills_in_saves = ends = 0
+    while kills < tries:
+        workers = WORKERS[ends % len(WORKERS)]
+        output = tmp_path / str(ends) / "run"
+        for number in range(KILLS_IN_A_ROW):
+            if kills == tries:
+                break
+            process = command.start(data, output, workers)
+            time.sleep(rng.uniform(0, seconds))
+            if number % 3 == 0:
+                wait_for_a_save(command, output, process, seconds)
+            if process.poll() is not None:
+                break
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            wait_for_end_of_group(process.pid)
+            kills += 1
+            kills_in_saves += command.is_saving(output)
+        process = command.start(data, output, workers)
+        said = process.wait()
+        assert process.poll() == 0, said[-3000:]
+        assert command.outcome(output) == expected, f"{workers} workers"
+        ends += 1
+    figures(f"{kills} kills", f"{kills_in_saves} in a save", f"{ends} runs as alone")
+
+
+@pytest.mark.slow
+@short_and_full(1, 20)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_who_is_told_to_end_says_how_to_go_on(
+    command, tries, data, left_alone, tmp_path, seed, figures
+):
+    """Ctrl-C of a terminal goes to all processes, SIGTERM mostly to the first one."""
+    expected, seconds = left_alone(command)
+    rng = random.Random(seed)
+    stops = ends = 0
+    while stops < tries:
+        workers = WORKERS[ends % len(WORKERS)]
+        output = tmp_path / str(ends) / "run"
+        process = command.start(data, output, workers)
+        time.sleep(rng.uniform(0.1, seconds))
+        told = rng.choice([signal.SIGINT, signal.SIGTERM])
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                if told == signal.SIGINT or rng.random() < 0.5:
+                    os.killpg(process.pid, told)
+                else:
+                    os.kill(process.pid, told)
+        said = process.wait()
+        wait_for_end_of_group(process.pid)
+        if process.poll() == 0:  # it was over, or nearly
+            assert command.outcome(output) == expected
+            ends += 1
+            continue
+        stops += 1
+        assert process.poll() == 128 + told, said[-3000:]
+        assert said.rstrip().endswith("; the same command goes on."), said[-3000:]
+        assert "Traceback" not in said
+    process = command.start(data, output)
+    said = process.wait()
+    assert process.poll() == 0, said[-3000:]
+    assert command.outcome(output) == expected
+    figures(f"{stops} stops", f"{ends + 1} runs as alone")
