@@ -422,6 +422,14 @@ def test_store_of_damaged_files_is_refused(tmp_path, name, content, text):
         LogitsStore(tmp_path / "s")
 
 
+def test_store_that_is_cut_while_it_is_open_is_refused(tmp_path):
+    write(tmp_path / "s", ["a", "b"])
+    store = LogitsStore(tmp_path / "s")
+    os.truncate(tmp_path / "s" / "logits.f16", 0)
+    with pytest.raises(OSError, match=r"logits.f16 has 0 of 12 bytes now"):
+        store.lookup(["a", "b"])
+
+
 @pytest.mark.parametrize("clip_ids", ["abc", [1, 2], [b"a"]])
 def test_lookup_of_no_strings_is_refused(tmp_path, clip_ids):
     with pytest.raises(ValueError, match="must be a list of strings"):

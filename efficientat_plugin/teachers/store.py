@@ -18,7 +18,7 @@ import torch
 
 from efficientat_plugin.contracts import TeacherTarget
 from efficientat_plugin.teachers.clip_index import ClipIndex
-from efficientat_plugin.teachers.manifest import map_rows, read_manifest
+from efficientat_plugin.teachers.manifest import LOGITS, map_rows, read_manifest
 from efficientat_plugin.teachers.top_k import unpack
 
 
@@ -126,8 +126,23 @@ class LogitsStore:
         -------
         logits : np.ndarray
             [B, K], float32.
+
+        Raises
+        ------
+        OSError
+            If the file was cut short since the store was opened.
         """
+        self._refuse_cut_file()  # whose rows would end the process without a word
         return unpack(self._rows[rows], self.manifest.num_classes)
+
+    def _refuse_cut_file(self) -> None:
+        file, wanted = self.path / LOGITS, self.manifest.logits_bytes
+        size = file.stat().st_size if file.exists() else wanted
+        if size < wanted:
+            raise OSError(
+                f"{file} has {size} of {wanted} bytes now, since something has cut it "
+                "short while it was read; make the store again, or copy it anew"
+            )
 
     def clip(self, row: int) -> tuple[str, str]:
         """Whose row this is.
