@@ -28,14 +28,37 @@ def sha256_of(path: str | Path) -> str:
 
 
 @contextmanager
-def told_if_not_writable(folder: Path) -> Iterator[None]:
-    """A full disk and the like in a sentence."""
+def told_if_not_writable(folder: str | Path) -> Iterator[None]:
+    """A full disk and the like in a sentence.
+
+    Raises
+    ------
+    OSError
+        That names ``folder``, for what went wrong in writing to it.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in NOT_WRITABLE:
+    except (OSError, RuntimeError) as error:
+        reason = _not_writable(error, Path(folder))
+        if reason is None:
             raise
         raise OSError(
-            f"{folder} cannot be written ({os.strerror(error.errno)}); make room for "
-            "it, or make it writable, and give the same command again"
+            f"{folder} cannot be written ({reason}); make room for it, or make it "
+            "writable, and give the same command again"
         ) from error
+
+
+def _not_writable(error: OSError | RuntimeError, folder: Path) -> str | None:
+    """Why; None: that is not what the error says."""
+    if isinstance(error, RuntimeError):  # torch.save's, which keeps the system's back
+        wrote = "inline_container" in str(error) or "Parent directory" in str(error)
+        if not wrote:
+            return None
+        return "the disk is full" if folder.exists() else "it is gone"
+    file = error.filename
+    if isinstance(file, str):
+        if not str(Path(file).absolute()).startswith(str(folder.absolute())):
+            return None  # something that is read
+    if error.errno == errno.ENOENT and not folder.exists():
+        return "it is gone"
+    return os.strerror(error.errno) if error.errno in NOT_WRITABLE else None

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,6 @@ SAME_RESULT |= {"teacher_logits"}  # a store says itself whose logits it holds
 NAMED = 5  # of what differs
 
 
-class Terminated(KeyboardInterrupt):
-    """Somebody sent SIGTERM: a scheduler whose time is up, or `kill`."""
-
-
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
 
@@ -51,20 +48,69 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
         Whether the same command goes on where it was interrupted; else it begins
         again.
     """
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt as told:
-        is_term = isinstance(told, Terminated)
-        again = "goes on" if goes_on else "begins again"
-        if if_main_process():
-            what = "Terminated" if is_term else "Interrupted"
-            print(f"\n{what}; the same command {again}.", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if is_term else signal.SIGINT))
+    logging.raiseExceptions = False  # a full disk is told once, not by each log line
+    with Interruptions() as interruptions:
+        try:
+            main(sys.argv[1:])
+        except BaseException as error:
+            told = interruptions.told
+            if not told and not isinstance(error, KeyboardInterrupt):
+                raise
+            # Or what came of it: workers that were told too are missed before.
+            number = told[0] if told else signal.SIGINT
+            what = "Terminated" if number == signal.SIGTERM else "Interrupted"
+            again = "goes on" if goes_on else "begins again"
+            if if_main_process():
+                print(f"\n{what}; the same command {again}.", file=sys.stderr)
+            sys.exit(128 + number)
 
 
-def _terminate(_number: int, _frame: Any) -> None:
-    raise Terminated
+class Interruptions:
+    """While entered, signals that ask for an end interrupt, wherever they come.
+
+    They are SIGINT and SIGTERM; ``told`` has those that came. Forked processes leave
+    them to this one, which ends them.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.is_entered = False
+
+    def __enter__(self) -> "Interruptions":
+        self.is_entered = True
+        self.handlers = {
+            number: signal.signal(number, self._interrupt)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) != signal.SIG_IGN  # as of a job behind `&`
+        }
+        self.report, sys.unraisablehook = sys.unraisablehook, self._interrupt_again
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave_to_parent)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.is_entered = False
+        sys.unraisablehook = self.report
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _interrupt(self, number: int, _frame: Any) -> None:
+        self.told.append(number)
+        raise KeyboardInterrupt
+
+    def _interrupt_again(self, unraisable: Any) -> None:
+        # Python drops what is raised where nobody can catch it, as in a destructor,
+        # or between the locks of `logging` in a fork; and would drop it here.
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            number = self.told[-1] if self.told else signal.SIGINT
+            threading.Timer(0.05, os.kill, [os.getpid(), number]).start()
+        else:
+            self.report(unraisable)
+
+    def _leave_to_parent(self) -> None:
+        if self.is_entered:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:

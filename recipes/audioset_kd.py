@@ -26,6 +26,7 @@ from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.launch import load_hparams, parse_and_join, start, world_size
 from efficientat_plugin.report import (
     RunResult,
@@ -85,7 +86,8 @@ def main(argv: list[str]) -> None:
     results: list[RunResult] = []
     for run in runs:
         try:
-            results.append(train_and_evaluate(run, run_opts))
+            with told_if_not_writable(run.hparams["output_folder"]):
+                results.append(train_and_evaluate(run, run_opts))
         except (OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
             sys.exit(str(error))

@@ -32,6 +32,7 @@ from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
+from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.launch import (
     claim_folder,
     load_hparams,
@@ -82,11 +83,12 @@ def main(argv: list[str]) -> None:
             raise ValueError(
                 f"number_of_epochs={epochs} trains nothing; give 1 or more"
             )
-        run = prepare(hparams, settings_of(hparams_file, overrides), device)
-        sb.create_experiment_directory(
-            hparams["output_folder"], hparams_file, overrides
-        )
-        distil(run, run_opts)
+        with told_if_not_writable(hparams["output_folder"]):
+            run = prepare(hparams, settings_of(hparams_file, overrides), device)
+            sb.create_experiment_directory(
+                hparams["output_folder"], hparams_file, overrides
+            )
+            distil(run, run_opts)
     except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
         logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
         sys.exit(str(error))

@@ -37,6 +37,7 @@ from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.targets import LabelSummary
 from efficientat_plugin.evaluation import whole_clip_scores
+from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.finetuning import FineTuningBrain
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.launch import (
@@ -111,11 +112,12 @@ def main(argv: list[str]) -> None:
             hparams["output_folder"] += f"/{name}"
         run = Run(clips, split, hparams, device)
         try:
-            refuse_another_run(run, settings_of(hparams_file, overrides))
-            sb.create_experiment_directory(
-                hparams["output_folder"], hparams_to_save(hparams_file), overrides
-            )
-            scores[name] = fine_tune(run, run_opts)
+            with told_if_not_writable(run.folder):
+                refuse_another_run(run, settings_of(hparams_file, overrides))
+                sb.create_experiment_directory(
+                    str(run.folder), hparams_to_save(hparams_file), overrides
+                )
+                scores[name] = fine_tune(run, run_opts)
         except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
             sys.exit(str(error))

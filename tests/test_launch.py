@@ -2,6 +2,8 @@
 
 import argparse
 import runpy
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,6 +79,36 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
     outcome = "begins again" if name in again else "goes on"
     assert stop.value.code == 130
     assert capsys.readouterr().err == f"\nInterrupted; the same command {outcome}.\n"
+
+
+INTERRUPTED = """
+import os, signal, sys, time
+from efficientat_plugin.launch import start
+
+class Told:
+    def __del__(self):
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(1)  # where nobody can catch what the signal raises
+
+def main(arguments):
+    Told()
+    time.sleep(60)
+
+start(main)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, name],
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    what = {"SIGINT": "Interrupted", "SIGTERM": "Terminated"}[name]
+    assert done.stderr == f"\n{what}; the same command goes on.\n"
+    assert done.returncode == 128 + getattr(signal, name)
 
 
 CLAIMING = ("distil", "finetune", "esc50", "fsd50k", "openmic", "tau2020")

@@ -10,6 +10,7 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.launch import world_size
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.dump import refuse_another_answer, store_logits
@@ -90,7 +91,7 @@ def fill_store(
         refuse_another_answer(teacher, rows, stored, reader, device, precision)
     rank = get_rank() or 0
     own_path = path if everyone is None else part_path(path, rank)
-    with StoreWriter(own_path, **about) as writer:
+    with told_if_not_writable(own_path), StoreWriter(own_path, **about) as writer:
         heard = store_logits(
             writer,
             teacher,
@@ -105,7 +106,8 @@ def fill_store(
         )
     _wait_for(everyone)
     if if_main_process():
-        merge_parts(path, **about)
+        with told_if_not_writable(path):
+            merge_parts(path, **about)
     _wait_for(everyone)
     return heard
 

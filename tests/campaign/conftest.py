@@ -3,8 +3,11 @@
 import os
 import random
 import sys
+import time
 
 import pytest
+from commands import write_data
+from recipe_runs import launch
 
 
 @pytest.fixture
@@ -29,3 +32,28 @@ def figures(request):
         print(f"| {request.node.name} | {line} |", file=sys.stderr)
 
     return row
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """What the commands work on."""
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def left_alone(data, tmp_path_factory):
+    """What a command comes to, and about how long one takes that need not import."""
+    known = {}
+
+    def outcome_of(command):
+        if command not in known:
+            folder = tmp_path_factory.mktemp(f"alone-{command.name}")
+            started = time.monotonic()
+            launch(*command.words(data, folder / "run"))
+            seconds = (time.monotonic() - started) / 2
+            known[command] = command.outcome(folder / "run"), seconds
+        return known[command]
+
+    return outcome_of

@@ -1,0 +1,117 @@
+"""Where nothing can be written: one sentence, and what was saved stays good."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+from commands import COMMANDS
+from lengths import short_and_full
+from recipe_runs import ENVIRONMENT
+
+SMALLEST_BYTES, LARGEST_BYTES = 2**15, 2**22
+ENOUGH = "64m"
+SOMEBODY = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+
+
+@contextmanager
+def small_disk(folder, num_bytes):
+    """A file system in memory, mounted on a new folder."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={num_bytes}", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here, which takes a superuser")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def the_sentence(said):
+    """The last line, of one that ended without a traceback."""
+    assert "Traceback" not in said, said[-3000:]
+    return said.rstrip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@short_and_full(1, 12)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_full_disk_is_said_and_room_is_all_it_takes(
+    command, tries, data, left_alone, tmp_path, seed, figures
+):
+    expected, _ = left_alone(command)
+    rng = random.Random(seed)
+    refused = went_well = 0
+    while refused < tries:
+        size = round(SMALLEST_BYTES * (LARGEST_BYTES / SMALLEST_BYTES) ** rng.random())
+        with small_disk(tmp_path / str(refused + went_well), size) as disk:
+            process = command.start(data, disk / "run")
+            said = process.wait()
+            if process.poll() == 0:
+                went_well += 1
+            else:
+                refused += 1
+                sentence = the_sentence(said)
+                assert f"{disk / 'run'} cannot be written (" in sentence
+                assert "make room for it" in sentence
+                remount = ["mount", "-o", f"remount,size={ENOUGH}", str(disk)]
+                subprocess.run(remount, check=True)
+                process = command.start(data, disk / "run")
+                said = process.wait()
+                assert process.poll() == 0, said[-3000:]
+            assert command.outcome(disk / "run") == expected, f"{size} bytes"
+    figures(f"{refused} disks full", f"{went_well} large enough", "all end as alone")
+
+
+@pytest.mark.slow
+@short_and_full(1, len(COMMANDS))
+def test_a_folder_without_permission_is_said(tries, data, tmp_path, seed, figures):
+    if os.geteuid() == 0 and shutil.which(SOMEBODY[0]) is None:
+        pytest.skip("a superuser may write anywhere, and there is no setpriv")
+    prefix = SOMEBODY if os.geteuid() == 0 else []
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    for command in COMMANDS[-tries:]:
+        words = command.words(data, closed / "run")
+        done = subprocess.run(
+            [*prefix, sys.executable, *words],
+            env=os.environ | ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1, done.stderr[-3000:]
+        sentence = the_sentence(done.stdout + done.stderr)
+        assert "Permission denied" in sentence and "closed" in sentence
+    figures(f"{tries} refused")
+
+
+@pytest.mark.slow
+@short_and_full(1, 12)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_a_folder_that_vanishes_ends_a_run_or_is_made_anew(
+    command, tries, data, left_alone, tmp_path, seed, figures
+):
+    expected, seconds = left_alone(command)
+    rng = random.Random(seed)
+    ended = went_on = 0
+    while ended + went_on < tries:
+        output = tmp_path / str(ended + went_on) / "run"
+        process = command.start(data, output)
+        time.sleep(rng.uniform(0, seconds))
+        for folder in (output, output.with_name(f"{output.name}.partial")):
+            shutil.rmtree(folder, ignore_errors=True)
+        said = process.wait()
+        if process.poll() == 0:
+            went_on += 1
+        else:
+            ended += 1
+            assert str(output) in the_sentence(said)
+        process = command.start(data, output)
+        said = process.wait()
+        assert process.poll() == 0, said[-3000:]
+        assert command.outcome(output) == expected
+    figures(f"{ended} ended", f"{went_on} went on", "all end as alone")
