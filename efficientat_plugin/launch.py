@@ -54,15 +54,27 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
             main(sys.argv[1:])
         except BaseException as error:
             told = interruptions.told
+            again = "goes on" if goes_on else "begins again"
+            if not told and _lost_another_process(error):
+                logger.debug("Where it was missed:", exc_info=True)  # in log.txt alone
+                sys.exit(
+                    "Another process of this run has ended, which says why, or was "
+                    f"killed; the same command {again}."
+                )
             if not told and not isinstance(error, KeyboardInterrupt):
                 raise
             # Or what came of it: workers that were told too are missed before.
             number = told[0] if told else signal.SIGINT
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
-            again = "goes on" if goes_on else "begins again"
             if if_main_process():
                 print(f"\n{what}; the same command {again}.", file=sys.stderr)
             sys.exit(128 + number)
+
+
+def _lost_another_process(error: BaseException) -> bool:
+    """Whether that is what a process says of which the others do not answer."""
+    is_of_network = isinstance(error, torch.distributed.DistError)
+    return world_size() > 1 and (is_of_network or "gloo" in str(error))
 
 
 class Interruptions:
