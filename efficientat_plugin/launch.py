@@ -64,6 +64,8 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
             if not told and not isinstance(error, KeyboardInterrupt):
                 raise
             # Or what came of it: workers that were told too are missed before.
+            if hasattr(signal, "SIGCHLD"):  # torch raises in it, for each that ends
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             number = told[0] if told else signal.SIGINT
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
             if if_main_process():

@@ -4,10 +4,19 @@ import os
 import random
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
 from commands import write_data
 from recipe_runs import launch
+
+
+class Alone(NamedTuple):
+    """What a command comes to that nobody disturbs."""
+
+    outcome: dict[str, str]
+    seconds: float  # of one that need not import, about
+    num_bytes: int  # of what it leaves
 
 
 @pytest.fixture
@@ -44,7 +53,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def left_alone(data, tmp_path_factory):
-    """What a command comes to, and about how long one takes that need not import."""
+    """Runs a command undisturbed, once."""
     known = {}
 
     def outcome_of(command):
@@ -53,7 +62,9 @@ def left_alone(data, tmp_path_factory):
             started = time.monotonic()
             launch(*command.words(data, folder / "run"))
             seconds = (time.monotonic() - started) / 2
-            known[command] = command.outcome(folder / "run"), seconds
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            num_bytes = sum(path.stat().st_size for path in files)
+            known[command] = Alone(command.outcome(folder / "run"), seconds, num_bytes)
         return known[command]
 
     return outcome_of

@@ -40,7 +40,7 @@ def test_killed_runs_end_like_one_left_alone(
     command, tries, data, left_alone, tmp_path, seed, figures
 ):
     """SIGKILL to the first process, at any moment; every third while it saves."""
-    expected, seconds = left_alone(command)
+    expected, seconds, _ = left_alone(command)
     rng = random.Random(seed)
     kills = kills_in_saves = ends = 0
     while kills < tries:
@@ -69,40 +69,38 @@ def test_killed_runs_end_like_one_left_alone(
 
 
 @pytest.mark.slow
-@short_and_full(1, 20)
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@short_and_full(1, 80)
 def test_who_is_told_to_end_says_how_to_go_on(
-    command, tries, data, left_alone, tmp_path, seed, figures
+    tries, data, left_alone, tmp_path, seed, figures
 ):
-    """Ctrl-C of a terminal goes to all processes, SIGTERM mostly to the first one."""
-    expected, seconds = left_alone(command)
+    """Ctrl-C of a terminal goes to all processes, SIGTERM often to the first one."""
     rng = random.Random(seed)
     stops = ends = 0
+    outputs = {}
     while stops < tries:
-        workers = WORKERS[ends % len(WORKERS)]
-        output = tmp_path / str(ends) / "run"
+        command, workers = rng.choice(COMMANDS), rng.choice(WORKERS)
+        alone = left_alone(command)
+        output = outputs.setdefault(command, tmp_path / str(ends) / "run")
         process = command.start(data, output, workers)
-        time.sleep(rng.uniform(0.1, seconds))
+        time.sleep(rng.uniform(0.1, alone.seconds))
         told = rng.choice([signal.SIGINT, signal.SIGTERM])
         if process.poll() is None:
+            is_for_all = told == signal.SIGINT or rng.random() < 0.5
             with contextlib.suppress(ProcessLookupError):
-                if told == signal.SIGINT or rng.random() < 0.5:
-                    os.killpg(process.pid, told)
-                else:
-                    os.kill(process.pid, told)
+                (os.killpg if is_for_all else os.kill)(process.pid, told)
         said = process.wait()
         wait_for_end_of_group(process.pid)
-        if command.outcome(output) == expected:  # it was over
+        if command.outcome(output) == alone.outcome:  # it was over
+            del outputs[command]
             ends += 1
-            continue
-        if not said:  # it had not begun
-            continue
-        stops += 1
-        assert process.poll() == 128 + told, said[-3000:]
-        assert said.rstrip().endswith("; the same command goes on."), said[-3000:]
-        assert "Traceback" not in said
-    process = command.start(data, output)
-    said = process.wait()
-    assert process.poll() == 0, said[-3000:]
-    assert command.outcome(output) == expected
-    figures(f"{stops} stops", f"{ends + 1} runs as alone")
+        elif said:  # else it had not begun
+            stops += 1
+            assert process.poll() == 128 + told, said[-3000:]
+            assert said.rstrip().endswith("; the same command goes on."), said[-3000:]
+            assert "Traceback" not in said
+    for command, output in outputs.items():
+        process = command.start(data, output)
+        said = process.wait()
+        assert process.poll() == 0, said[-3000:]
+        assert command.outcome(output) == left_alone(command).outcome
+    figures(f"{stops} stops", f"{ends + len(outputs)} runs as alone")
