@@ -131,6 +131,9 @@ UNREADABLE = {
     "no_frames": (_encode(np.zeros(0)), "it has no samples"),
     "nan": (_encode(np.array([0.0, np.nan, 0.0])), "not finite"),
     "infinite": (_encode(np.array([0.0, np.inf])), "not finite"),
+    "both_infinities": (_encode(np.full((9, 2), [np.inf, -np.inf])), "not finite"),
+    "huge": (_encode(np.array([0.0, -1e30])), "up to 1e\\+30, and full scale is 1"),
+    "largest": (_encode(np.full((9, 2), 3e38)), "up to 3e\\+38, and full scale is 1"),
     "text": (b"<html>This video is not available</html>", "not decodable"),
     "flac_header": (
         _encode(noise(0), form="FLAC", subtype=None)[:30],

@@ -120,12 +120,22 @@ def test_what_is_no_sound_is_refused(tagger):
         tagger.tag(b"no sound")
     with pytest.raises(ValueError, match="not finite"):
         tagger.tag(np.array([0.0, np.nan]), RATE)
+    for huge in (np.full((100, 2), 3e38, np.float32), np.full(100, 1e300)):
+        with pytest.raises(ValueError, match=r"up to \de\+\d+, and full scale is 1"):
+            tagger.tag(huge, RATE)
     with pytest.raises(ValueError, match="no axis of channels"):
         tagger.tag(np.zeros((100, 100)), RATE)
     with pytest.raises(ValueError, match=r"shape \(1, 1, 9\)"):
         tagger.tag(np.zeros((1, 1, 9)), RATE)
     with pytest.raises(ValueError, match="of type complex128"):
         tagger.tag(np.zeros(9, complex), RATE)
+
+
+@pytest.mark.parametrize("level", [2.0**31, 1e-40])
+def test_probabilities_are_finite_at_any_level(tagger, level):
+    sound = level * np.clip(_noise(1.0), -1, 1).astype(np.float64)
+    assert np.isfinite(_scores(tagger, sound)).all()
+    assert np.isfinite(_scores(tagger, _wav(sound))).all()
 
 
 @pytest.mark.parametrize("rate", [8000, 44100, 96000])

@@ -23,6 +23,9 @@ SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damage
 # Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
 MARGIN_SECONDS = 0.1
 BLOCK_FRAMES = 65536
+# Of samples: 32-bit integers that were taken for floating point reach as far. The
+# squares of much louder ones are infinite, and so is what a student hears.
+LOUDEST = 2.0**31
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
 
 
@@ -56,7 +59,8 @@ def decode(
     Raises
     ------
     UnreadableClip
-        If there is no file, no sound in it, or values that are not finite.
+        If there is no file, no sound in it, or values that are not finite or beyond
+        any sound.
     """
     seconds = num_samples / sample_rate + MARGIN_SECONDS
     blocks = list(decode_blocks(audio, sample_rate, seconds))
@@ -99,8 +103,6 @@ def decode_blocks(
         resampler = Resampler(rate, sample_rate)
         num_frames = 0
         for block in _mono_blocks(sound, max_seconds * rate):
-            if not np.isfinite(block).all():
-                raise UnreadableClip("it has samples that are not finite")
             num_frames += len(block)
             yield resampler.feed(block)
         if not num_frames:
@@ -173,6 +175,9 @@ def _mono_blocks(
         )
         if not len(block):
             return
+        # Of both infinities there would be no mean.
+        if fault := _fault_of(block):
+            raise UnreadableClip(f"it has {fault}")
         # The mean of one channel is the channel, in a tenth of the time.
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         remaining -= len(block)
@@ -189,6 +194,16 @@ def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
     if isinstance(content, str | Path):
         return str(content)
     raise UnreadableClip("the row holds neither bytes nor the path of a file")
+
+
+def _fault_of(samples: NDArray) -> str | None:
+    """What makes samples no sound, if anything does."""
+    lowest, highest = float(samples.min()), float(samples.max())
+    if -LOUDEST <= lowest and highest <= LOUDEST:  # so that none of them is NaN
+        return None
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        return "samples that are not finite"
+    return f"samples of up to {max(-lowest, highest):.0e}, and full scale is 1"
 
 
 def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
@@ -208,7 +223,8 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
     Raises
     ------
     ValueError
-        For other shapes and types, and for samples that are not finite.
+        For other shapes and types, and for samples that are not finite or beyond any
+        sound.
 
     Example
     -------
@@ -229,6 +245,8 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
             f"samples of type {samples.dtype} are no sound; give floating point in "
             "[-1, 1] or integers"
         )
+    if samples.size and (fault := _fault_of(samples)):
+        raise ValueError(f"the sound has {fault}; replace them, or leave them out")
     if samples.ndim == 2:
         # Sound has more samples than channels, whichever comes first.
         channels = int(np.argmin(samples.shape))
@@ -243,8 +261,6 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
             f"samples of shape {samples.shape} were given; give [N], [N, channels] or "
             "[channels, N]"
         )
-    if not np.isfinite(samples).all():
-        raise ValueError("some samples are not finite; replace them, or leave them out")
     return samples.astype(np.float32)
 
 
