@@ -1,6 +1,7 @@
 """Clips sound alike from every format, and what is no sound is refused."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -156,6 +157,29 @@ def test_what_is_no_sound_is_refused_with_a_reason(name):
     audio, reason = UNREADABLE[name]
     with pytest.raises(UnreadableClip, match=reason):
         decode(audio, SAMPLE_RATE, 16000)
+
+
+def test_a_header_that_breaks_off_is_refused_without_noise(monkeypatch):
+    heard = []
+    monkeypatch.setattr("sys.unraisablehook", heard.append)
+    # libsndfile asks for a place before its beginning.
+    content = _encode(noise(0), form="AIFF", subtype="PCM_16")[:29]
+    with pytest.raises(UnreadableClip, match="not decodable"):
+        decode(content, SAMPLE_RATE, 16000)
+    assert not heard
+
+
+def test_many_channels_are_read_in_little_memory():
+    sound = np.zeros((20_000, 1000), np.float32)
+    content = _encode(sound, subtype="PCM_U8")
+    del sound
+    tracemalloc.start()
+    try:
+        assert not decode(content, SAMPLE_RATE, 16000).any()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**23  # bytes; as floating point all of them are 80 MB
 
 
 def test_text_in_a_file_called_wav_is_refused(tmp_path):

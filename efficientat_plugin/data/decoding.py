@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damaged
 # Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
 MARGIN_SECONDS = 0.1
-BLOCK_FRAMES = 65536
+BLOCK_FRAMES = 65536  # fewer of more than 8 channels,
+BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
 # Of samples: 32-bit integers that were taken for floating point reach as far. The
 # squares of much louder ones are infinite, and so is what a student hears.
 LOUDEST = 2.0**31
@@ -169,9 +170,10 @@ def _mono_blocks(
     # Not SoundFile.blocks, which goes by the length that the header claims: where a
     # file breaks off before, it gives what happens to stand in memory for sound.
     remaining = max_frames
+    at_once = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
     while remaining > 0:
         block = sound.read(
-            math.ceil(min(BLOCK_FRAMES, remaining)), dtype="float32", always_2d=True
+            math.ceil(min(at_once, remaining)), dtype="float32", always_2d=True
         )
         if not len(block):
             return
