@@ -131,6 +131,14 @@ def test_what_is_no_sound_is_refused(tagger):
         tagger.tag(np.zeros(9, complex), RATE)
 
 
+@pytest.mark.parametrize("rate", [0, -1, 1, 10**7, float("nan"), float("inf")])
+def test_rates_that_no_sound_has_are_refused(tagger, rate):
+    with pytest.raises(ValueError, match="give Hz, from 1000 to 768000"):
+        tagger.tag(_noise(0.1), rate)
+    with pytest.raises(ValueError, match="give Hz, from 1000 to 768000"):
+        tagger.stream(rate)
+
+
 @pytest.mark.parametrize("level", [2.0**31, 1e-40])
 def test_probabilities_are_finite_at_any_level(tagger, level):
     sound = level * np.clip(_noise(1.0), -1, 1).astype(np.float64)

@@ -121,6 +121,11 @@ class Resampler:
     target_rate : int
         Hz.
 
+    Raises
+    ------
+    ValueError
+        For a source rate that no sound has.
+
     Example
     -------
     >>> resampler = Resampler(16000, 32000)
@@ -130,6 +135,11 @@ class Resampler:
     """
 
     def __init__(self, source_rate: int, target_rate: int) -> None:
+        if not SAMPLE_RATES[0] <= source_rate <= SAMPLE_RATES[1]:  # nor NaN
+            raise ValueError(
+                f"a sample rate of {source_rate} is none of sound; give Hz, from "
+                f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
+            )
         self._stream = None
         if source_rate != target_rate:
             self._stream = soxr.ResampleStream(
