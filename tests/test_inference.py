@@ -270,6 +270,13 @@ def test_a_scan_tells_what_it_heard_before_a_fault(tagger):
     assert heard == [0.0, 0.5, 1.0]
 
 
+def test_a_stream_takes_chunks_of_no_samples(tagger):
+    stream = tagger.stream(RATE, window_seconds=1.0)
+    for nothing in (np.zeros(0), np.zeros((0, 2)), np.zeros((2, 0))):
+        assert stream.feed(nothing) == []
+    assert len(stream.feed(_noise(1.0))) == 1
+
+
 def test_windows_come_as_soon_as_they_are_complete(tagger):
     stream = tagger.stream(RATE, window_seconds=1.0, hop_seconds=0.5)
     sound = _noise(2.0)

@@ -257,7 +257,9 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
             f"samples of type {samples.dtype} are no sound; give floating point in "
             "[-1, 1] or integers"
         )
-    if samples.size and (fault := _fault_of(samples)):
+    if not samples.size:  # whatever its shape
+        return np.zeros(0, np.float32)
+    if fault := _fault_of(samples):
         raise ValueError(f"the sound has {fault}; replace them, or leave them out")
     if samples.ndim == 2:
         # Sound has more samples than channels, whichever comes first.
