@@ -30,6 +30,21 @@ LOUDEST = 2.0**31
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
 
 
+class _Content(io.BytesIO):
+    """The bytes of a file, before whose beginning there is nothing to look for.
+
+    A header that is damaged may send libsndfile there. As with a file on the disk the
+    place stays what it was; an exception would be printed, since there is no way for
+    it through libsndfile.
+    """
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 class UnreadableClip(ValueError):
     """Sound that no clip can be made of; its text says why."""
 
@@ -202,7 +217,7 @@ def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
         if content is None:
             content = audio.get("path")
     if isinstance(content, bytes):
-        return io.BytesIO(content)
+        return _Content(content)
     if isinstance(content, str | Path):
         return str(content)
     raise UnreadableClip("the row holds neither bytes nor the path of a file")
