@@ -66,13 +66,31 @@ def blocks_of(
 
 
 def cut(
-    blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter
+    blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter, sound: Sound
 ) -> Iterator[Window]:
-    """The windows of a sound; ``UnreadableClip`` where there is nothing of it."""
-    for block in blocks:
-        yield from cutter.feed(block)
-    if not cutter.num_samples:
-        raise UnreadableClip(TOO_SHORT)
+    """The windows of a sound; ``UnreadableClip`` where there is nothing of it.
+
+    Arguments
+    ---------
+    blocks : iterable of NDArray
+        From ``blocks_of``.
+    cutter : WindowCutter
+    sound : str, Path, bytes, NDArray or Tensor
+        That the blocks are of; where it is a file, errors tell its name.
+
+    Yields
+    ------
+    Window
+    """
+    try:
+        for block in blocks:
+            yield from cutter.feed(block)
+        if not cutter.num_samples:
+            raise UnreadableClip(TOO_SHORT)
+    except UnreadableClip as fault:
+        if isinstance(sound, str | Path):
+            raise UnreadableClip(fault.reason, sound) from fault
+        raise
     yield from cutter.finish()
 
 

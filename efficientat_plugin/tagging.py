@@ -161,7 +161,8 @@ class SoundTagger:
             For windows too short for a frame, and hops that would leave sound out.
         """
         cutter = self._cutter(window_seconds, hop_seconds)
-        windows = cut(blocks_of(sound, sample_rate, self.sample_rate), cutter)
+        blocks = blocks_of(sound, sample_rate, self.sample_rate)
+        windows = cut(blocks, cutter, sound)
         hear = self._new_hearing()
         for batch in batches(windows, self._at_once(batch_size)):
             yield from hear(batch, cutter.window)
@@ -262,7 +263,8 @@ class SoundTagger:
         hop = max(1, self.clip_samples // 2)
         for number, sound in enumerate(sounds):
             cutter = WindowCutter(self.clip_samples, hop)
-            for window in cut(blocks_of(sound, sample_rate, self.sample_rate), cutter):
+            blocks = blocks_of(sound, sample_rate, self.sample_rate)
+            for window in cut(blocks, cutter, sound):
                 yield number, self._as_long_as_needed(window, self.clip_samples)
 
     def _cutter(

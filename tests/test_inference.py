@@ -179,6 +179,19 @@ def test_short_sound_is_lengthened_as_asked():
     _assert_alike(_scores(as_is, short), logits.sigmoid().numpy())
 
 
+@pytest.mark.parametrize("rate", [RATE, 10_000_000])
+def test_a_file_that_cannot_be_read_is_named(tagger, tmp_path, rate):
+    good, bad = tmp_path / "good.wav", tmp_path / "bad.wav"
+    good.write_bytes(_wav(_noise(0.1)))
+    bad.write_bytes(_wav(np.full(1000, np.nan), rate))
+    sayings = [tagger.tag_batch, lambda paths: [list(tagger.scan(p)) for p in paths]]
+    sayings.append(lambda paths: [tagger.embed(path) for path in paths])
+    for say in sayings:
+        with pytest.raises(UnreadableClip, match=r"bad\.wav: it") as caught:
+            say([good, str(bad), good])
+        assert str(caught.value) == f"{bad}: {caught.value.reason}"
+
+
 def test_long_sound_is_the_average_of_its_windows(tagger):
     sound = _noise(2.2)
     starts = [0, RATE // 2, RATE, len(sound) - RATE]

@@ -136,8 +136,8 @@ def _hear(
                 if decoded.fault is not None:
                     raise UnreadableClip(decoded.fault)
                 embedding = tagger.embed(decoded.sound, tagger.sample_rate, **options)
-            except UnreadableClip as error:
-                failures.add(path, error)
+            except UnreadableClip as fault:
+                failures.add(path, fault.reason)
                 del files[path]
             else:
                 parts.add(files[path], embedding)

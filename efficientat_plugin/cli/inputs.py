@@ -188,7 +188,7 @@ def _decode(path: Path, sample_rate: int) -> Decoded:
             if num_samples > SHORT_SECONDS * sample_rate:
                 return Decoded(path, None)
     except UnreadableClip as fault:
-        return Decoded(path, None, str(fault))
+        return Decoded(path, None, fault.reason)
     if not num_samples:
         return Decoded(path, None, f"it is shorter than a sample at {sample_rate} Hz")
     return Decoded(path, np.concatenate(blocks))

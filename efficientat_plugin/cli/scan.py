@@ -166,7 +166,7 @@ def _windows(
                 yield window
         except UnreadableClip as fault:
             until = f"read until {end_seconds:.2f} s, then: " if end_seconds else ""
-            failures.add(path, until + str(fault), is_partly_read=end_seconds > 0)
+            failures.add(path, until + fault.reason, is_partly_read=end_seconds > 0)
             return
     if not end_seconds:
         failures.add(path, f"it is shorter than a sample at {tagger.sample_rate} Hz")

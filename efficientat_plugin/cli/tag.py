@@ -132,4 +132,4 @@ def findings(
                     found[decoded.path] = tagger.tag_batch([decoded.path], **options)[0]
                 yield Finding(decoded.path, found[decoded.path])
             except UnreadableClip as fault:
-                failures.add(decoded.path, fault)
+                failures.add(decoded.path, fault.reason)

@@ -46,7 +46,18 @@ class _Content(io.BytesIO):
 
 
 class UnreadableClip(ValueError):
-    """Sound that no clip can be made of; its text says why."""
+    """Sound that no clip can be made of; its text says which, if it is known, and why.
+
+    Arguments
+    ---------
+    reason : str
+    name : str, Path or None
+        Of the file.
+    """
+
+    def __init__(self, reason: str, name: str | Path | None = None) -> None:
+        super().__init__(reason if name is None else f"{name}: {reason}")
+        self.reason = reason
 
 
 def decode(

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 start, end = window.start_seconds, window.end_seconds
                 print(f"{start:9.2f} {end:9.2f}{_line(tags)}")
         except UnreadableClip as fault:
-            print(f"{path}: {fault}", file=sys.stderr)
+            print(f"{path}: {fault.reason}", file=sys.stderr)
             num_bad += 1
         except ValueError as error:
             print(error, file=sys.stderr)
