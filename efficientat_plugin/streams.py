@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.data.decoding import (
+    BLOCK_FRAMES,
     Resampler,
     UnreadableClip,
     decode_blocks,
@@ -61,7 +62,8 @@ def blocks_of(
     if not len(samples):
         raise UnreadableClip("it has no samples")
     resampler = Resampler(source_rate, sample_rate)
-    yield resampler.feed(samples)
+    for start in range(0, len(samples), BLOCK_FRAMES):
+        yield resampler.feed(samples[start : start + BLOCK_FRAMES])
     yield resampler.finish()
 
 
@@ -163,12 +165,14 @@ class TagStream:
     hear : callable
         Tells of windows what they sound like, given the length in samples that the
         student is to hear of each.
+    batch_size : int
+        Windows to hear at once.
 
     Example
     -------
     >>> def hear(windows, num_samples):
     ...     return [(window.start, num_samples) for window in windows]
-    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), hear)
+    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), hear, 16)
     >>> stream.feed(np.zeros(5)), stream.finish()
     ([(0, 4)], [(1, 4)])
     """
@@ -178,17 +182,25 @@ class TagStream:
         resampler: Resampler,
         cutter: WindowCutter,
         hear: Callable[[Sequence[Window], int], list[ScanWindow]],
+        batch_size: int,
     ) -> None:
         self._resampler = resampler
         self._cutter = cutter
         self._hear = hear
+        self._batch_size = batch_size
 
     def feed(self, chunk: "NDArray | Tensor") -> list[ScanWindow]:
         """The windows that are complete with a chunk: samples as ``tag`` takes them."""
         samples = self._resampler.feed(mono_samples(chunk))
-        return self._hear(self._cutter.feed(samples), self._cutter.window)
+        return self._heard(self._cutter.feed(samples))
 
     def finish(self) -> list[ScanWindow]:
         """The windows that the end of the sound completes."""
-        windows = self._cutter.feed(self._resampler.finish())
-        return self._hear([*windows, *self._cutter.finish()], self._cutter.window)
+        windows = [*self._cutter.feed(self._resampler.finish())]
+        return self._heard([*windows, *self._cutter.finish()])
+
+    def _heard(self, windows: Iterable[Window]) -> list[ScanWindow]:
+        heard: list[ScanWindow] = []
+        for batch in batches(windows, self._batch_size):
+            heard += self._hear(batch, self._cutter.window)
+        return heard

@@ -198,7 +198,7 @@ class SoundTagger:
         rate = self.sample_rate if sample_rate is None else sample_rate
         resampler = Resampler(rate, self.sample_rate)
         cutter = self._cutter(window_seconds, hop_seconds)
-        return TagStream(resampler, cutter, self._new_hearing())
+        return TagStream(resampler, cutter, self._new_hearing(), self.batch_size)
 
     # --- What they share --------------------------------------------------------
 

@@ -3,7 +3,7 @@
 Pure geometry: long files and streams share it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,7 +52,9 @@ class WindowCutter:
                 "from 1 to the window, or sound between two windows would not be heard"
             )
         self.window, self.hop = window, hop
-        self._held = np.zeros(0, np.float32)  # the sound from ``_held_from`` on
+        # The sound from ``_held_from`` on, at the beginning or within a longer memory
+        self._held = np.zeros(0, np.float32)
+        self._memory, self._used = self._held, 0
         self._held_from = 0
         self._next_start = 0
 
@@ -61,20 +63,10 @@ class WindowCutter:
         """Samples that have arrived."""
         return self._held_from + len(self._held)
 
-    def feed(self, samples: NDArray[np.float32]) -> list[Window]:
-        """Windows that are complete with ``samples``."""
-        self._held = np.concatenate([self._held, samples])
-        complete = []
-        while self._next_start + self.window <= self.num_samples:
-            complete.append(self._cut(self._next_start))
-            self._next_start += self.hop
-        # Kept: what the next window needs, and a window before the end, in case it is
-        # the last one.
-        keep_from = min(self._next_start, self.num_samples - self.window)
-        drop = max(0, keep_from - self._held_from)
-        self._held = self._held[drop:]
-        self._held_from += drop
-        return complete
+    def feed(self, samples: NDArray[np.float32]) -> Iterator[Window]:
+        """Windows that are complete with ``samples``, cut when they are asked for."""
+        self._append(samples)
+        return self._complete()
 
     def finish(self) -> list[Window]:
         """The window that the end of the sound still needs, if any."""
@@ -84,6 +76,29 @@ class WindowCutter:
         if heard_until < self.num_samples:
             return [self._cut(self.num_samples - self.window)]
         return []
+
+    def _append(self, samples: NDArray[np.float32]) -> None:
+        used = self._used + len(samples)
+        if used > len(self._memory):
+            # As much again as is held, or each of many short pieces would copy it.
+            self._memory = np.empty(2 * len(self._held) + len(samples), np.float32)
+            self._memory[: len(self._held)] = self._held
+            self._used, used = len(self._held), len(self._held) + len(samples)
+        begin = self._used - len(self._held)
+        self._memory[self._used : used] = samples
+        self._held, self._used = self._memory[begin:used], used
+
+    def _complete(self) -> Iterator[Window]:
+        while self._next_start + self.window <= self.num_samples:
+            window = self._cut(self._next_start)
+            self._next_start += self.hop
+            yield window
+        # Kept: what the next window needs, and a window before the end, in case it is
+        # the last one.
+        keep_from = min(self._next_start, self.num_samples - self.window)
+        drop = max(0, keep_from - self._held_from)
+        self._held = self._held[drop:]
+        self._held_from += drop
 
     def _cut(self, start: int) -> Window:
         offset = start - self._held_from

@@ -1,6 +1,7 @@
 """The tagger says the same of a sound however it comes."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -290,6 +291,41 @@ def test_a_stream_takes_chunks_of_no_samples(tagger):
     assert len(stream.feed(_noise(1.0))) == 1
 
 
+def test_a_chunk_of_any_length_is_heard_in_batches(tagger, monkeypatch):
+    sound = _noise(20.0)
+    together = []
+    hear = AudioTagger._hear
+
+    def spy(self, windows, num_samples):
+        together.append(len(windows))
+        return hear(self, windows, num_samples)
+
+    monkeypatch.setattr(AudioTagger, "_hear", spy)
+    stream = tagger.stream(RATE, window_seconds=1.0)
+    streamed = [*stream.feed(sound), *stream.finish()]
+    assert len(streamed) == 39
+    assert max(together) == tagger.batch_size
+
+
+def test_a_long_array_is_scanned_in_little_memory(tagger, monkeypatch):
+    sound = np.zeros(60 * RATE, np.float32)
+    monkeypatch.setattr(
+        AudioTagger, "_rows", lambda self, model, w: np.zeros((len(w), 3))
+    )
+    monkeypatch.setattr(
+        AudioTagger, "_hear_run", lambda self, run: list(np.zeros((len(run), 3)))
+    )
+    tracemalloc.start()
+    try:
+        windows = tagger.scan(sound, RATE, window_seconds=1.0, hop_seconds=0.01)
+        num_windows = sum(1 for _ in windows)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert num_windows == 5901
+    assert peak_bytes < sound.nbytes
+
+
 def test_windows_come_as_soon_as_they_are_complete(tagger):
     stream = tagger.stream(RATE, window_seconds=1.0, hop_seconds=0.5)
     sound = _noise(2.0)
@@ -316,7 +352,7 @@ def test_a_long_file_is_scanned_in_little_memory(tagger, tmp_path, monkeypatch):
     feed = type(tagger.stream(None)._cutter).feed
 
     def spy(self, samples):
-        windows = feed(self, samples)
+        windows = list(feed(self, samples))
         held.append(len(self._held) + sum(len(w.samples) for w in windows))
         return windows
 

@@ -301,7 +301,7 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
             f"samples of shape {samples.shape} were given; give [N], [N, channels] or "
             "[channels, N]"
         )
-    return samples.astype(np.float32)
+    return samples.astype(np.float32, copy=False)
 
 
 class ClipReader:
