@@ -6,6 +6,7 @@ workers, and after a resume.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -128,7 +129,7 @@ def class_balanced_weights(
     Arguments
     ---------
     indices : Sequence[Sequence[int]]
-        Classes of each clip.
+        Classes of each clip, each once.
     num_classes : int
         K.
 
@@ -142,11 +143,14 @@ def class_balanced_weights(
     >>> class_balanced_weights([[0], [0, 1], []], num_classes=2)
     array([ 9.80392157, 19.70491167, 14.75441662])
     """
-    counts = np.zeros(num_classes)
-    for classes in indices:
-        counts[list(classes)] += 1
+    num_clips = len(indices)
+    sizes = np.fromiter(map(len, indices), np.int64, num_clips)
+    # One after the other, and the clip of each
+    classes = np.fromiter(chain.from_iterable(indices), np.int64, sizes.sum())
+    clips = np.repeat(np.arange(num_clips), sizes)
+    counts = np.bincount(classes, minlength=num_classes)
     per_class = 1000.0 / (100.0 + counts)
-    weights = np.array([per_class[list(classes)].sum() for classes in indices])
+    weights = np.bincount(clips, per_class[classes], num_clips)
     labelled = weights > 0
     if not labelled.any():
         return np.ones(len(weights))
