@@ -1,0 +1,89 @@
+"""What a process holds in memory, and work done in a process of its own."""
+
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+
+STATUS = Path("/proc/self/status")
+MEGABYTE = 2**20
+
+linux = pytest.mark.skipif(
+    not STATUS.exists(), reason=f"memory is read from {STATUS}, which is Linux's"
+)
+
+
+def alone(function: Callable, *arguments):
+    """What a function of a module returns, in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as process:
+        return process.submit(function, *arguments).result()
+
+
+def here(function: Callable, *arguments):
+    """The same in this process, which is quicker, and has held more before."""
+    return function(*arguments)
+
+
+def megabytes(field: str = "RssAnon") -> float:
+    """Of this process: RssAnon without pages of files, VmHWM with them, at the most."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024 / MEGABYTE
+    raise ValueError(f"{STATUS} has no {field}")
+
+
+class Section:
+    """Time and memory of a part of the work.
+
+    ``more`` is the memory at the most beyond that at its start, MB without pages of
+    files; shorter than 5 ms it goes unseen.
+    """
+
+    def __init__(self) -> None:
+        self.more, self.seconds = 0.0, 0.0
+
+    def __enter__(self) -> "Section":
+        self._begun = time.monotonic()
+        self._before = megabytes()
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._look)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._ended.set()
+        self._watch.join()
+        self.seconds = time.monotonic() - self._begun
+
+    def _look(self) -> None:
+        while True:
+            is_last = self._ended.wait(0.005)
+            self.more = max(self.more, megabytes() - self._before)
+            if is_last:
+                return
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.1f} s, {self.more:.0f} MB"
+
+
+class Course:
+    """Memory in the course of something, MB."""
+
+    def __init__(self, total: int) -> None:
+        self.marks: list[float] = []
+        self._total = total
+
+    def look(self, done: float) -> None:
+        """To be called often; looks twenty times in all."""
+        if 20 * done >= self._total * (len(self.marks) + 1):
+            self.marks.append(megabytes())
+
+    @property
+    def growth(self) -> float:
+        """From the end of the first quarter on, when all that is kept is there."""
+        return max(self.marks[5:]) - max(self.marks[:6])
