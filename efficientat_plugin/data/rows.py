@@ -6,6 +6,7 @@ and `datasets` never decodes their sound.
 
 import csv
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,24 +157,33 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
 
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
     """Rows of the audio files below a folder, none of them labelled."""
-    files = [
-        file.relative_to(folder)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".")
-    ]
-    if not files:
+    # As paths sort: folder by folder, a name before what it begins
+    names = sorted(_audio_below(folder), key=lambda name: name.replace("/", "\0"))
+    if not names:
         raise FileNotFoundError(
             f"{folder} is no folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
             "name one, or the split of a data set"
         )
-    ids = [(file.parent / youtube_id(file.name)).as_posix() for file in files]
+    parts = (name.rpartition("/") for name in names)
+    ids = pa.array([below + slash + youtube_id(file) for below, slash, file in parts])
     # In Arrow from the start: a dictionary for each of millions of files is much.
-    paths = pa.array([str(folder / file) for file in files])
-    nothing = pa.nulls(len(files), pa.binary())
+    paths = pa.array([os.path.join(folder, name) for name in names])
+    nothing = pa.nulls(len(names), pa.binary())
     audio = pa.StructArray.from_arrays([nothing, paths], ["bytes", "path"])
-    labels = pa.array([[]] * len(files), pa.list_(pa.string()))
-    table = pa.table({"video_id": pa.array(ids), "audio": audio, "labels": labels})
+    labels = pa.array([[]] * len(names), pa.list_(pa.string()))
+    table = pa.table({"video_id": ids, "audio": audio, "labels": labels})
     return datasets.Dataset(datasets.table.InMemoryTable(table))
+
+
+def _audio_below(folder: Path) -> Iterator[str]:
+    """Names of audio files, from there on; a ``Path`` of each would be much, too."""
+    for place, _, files in os.walk(folder):
+        below = Path(place).relative_to(folder).as_posix() + "/"
+        below = "" if below == "./" else below
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in AUDIO_SUFFIXES and not name.startswith("."):
+                yield below + name
 
 
 def _read_segments(segments: Path) -> datasets.Dataset:
