@@ -1,10 +1,13 @@
 """What a process holds in memory, and work done in a process of its own."""
 
+import gc
 import multiprocessing
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,18 +75,44 @@ class Section:
 
 
 class Course:
-    """Memory in the course of something, MB."""
+    """Memory, MB, and time in the course of something.
+
+    Arguments
+    ---------
+    total : int
+        Of what will be done.
+    """
 
     def __init__(self, total: int) -> None:
         self.marks: list[float] = []
+        self._times = [time.monotonic()]
         self._total = total
 
     def look(self, done: float) -> None:
         """To be called often; looks twenty times in all."""
         if 20 * done >= self._total * (len(self.marks) + 1):
             self.marks.append(megabytes())
+            self._times.append(time.monotonic())
 
     @property
     def growth(self) -> float:
         """From the end of the first quarter on, when all that is kept is there."""
         return max(self.marks[5:]) - max(self.marks[:6])
+
+    @property
+    def pace(self) -> str:
+        """Things a second in each fifth."""
+        ends = [self._times[4 * fifth] for fifth in range(6)]
+        paces = [self._total / 5 / (end - start) for start, end in pairwise(ends)]
+        return ", ".join(f"{pace:.0f}" for pace in paces) + " a second"
+
+
+def traced(function: Callable, *arguments):
+    """What a function returns, and the bytes that Python and numpy held at the most."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        returned = function(*arguments)
+        return returned, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
