@@ -1,6 +1,6 @@
 """The tagger that computes with torch: of model folders, hub ids and weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from speechbrain.inference.interfaces import Pretrained
+from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
 from torch import Tensor
 
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.hearing import Hearing
 from efficientat_plugin.losses import TARGETS
+from efficientat_plugin.model_yaml import load_model_yaml
 from efficientat_plugin.streams import Sound
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
 from efficientat_plugin.tagging import SoundTagger
@@ -88,6 +90,80 @@ class AudioTagger(SoundTagger, Pretrained):
         self.short_clips: str = self.hparams.short_clips
         self.min_samples: int = self.ensemble.min_samples
         self.hearing = Hearing(self.ensemble)
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source: Any,
+        hparams_file: str = "hyperparams.yaml",
+        *,
+        trust: bool = False,
+        **options: Any,
+    ) -> "AudioTagger":
+        """A tagger of a model folder, or of a name on the hub, whoever made it.
+
+        Of a stranger's YAML nothing is run but what builds the parts of a tagger (see
+        `model_yaml`), weights are read without unpickling, and no file of Python is
+        looked at.
+
+        Arguments
+        ---------
+        source : str, Path or FetchSource
+            Folder, or name on the hub.
+        hparams_file : str
+            Name of its YAML.
+        trust : bool
+            Whether the YAML may import and call whatever it names, as all YAMLs of
+            SpeechBrain may. It is a program then: only from whom you would take one.
+        **options
+            Of ``speechbrain.inference.interfaces.pretrained_from_hparams``:
+            ``overrides``, ``savedir``, ``run_opts`` and the like.
+
+        Returns
+        -------
+        AudioTagger
+            None with ``download_only=True``.
+
+        Raises
+        ------
+        OSError
+            Where a file is missing, or a download fails.
+        ValueError
+            For a YAML that names anything else, a folder whose files are damaged or
+            do not fit each other.
+        """
+        if trust:
+            return super().from_hparams(source, hparams_file, **options)
+        return cls._from_stranger(source, hparams_file, **options)
+
+    @classmethod
+    def _from_stranger(
+        cls,
+        source: Any,
+        hparams_file: str,
+        overrides: Mapping[str, Any] | str | None = None,
+        overrides_must_match: bool = True,
+        savedir: str | Path | None = None,
+        download_only: bool = False,
+        local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
+        fetch_config: FetchConfig | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """SpeechBrain's ``pretrained_from_hparams``, with another reader of YAML."""
+        how = {
+            "local_strategy": local_strategy,
+            "fetch_config": fetch_config or FetchConfig(),
+        }
+        path = fetch(hparams_file, source, savedir, **how)
+        hparams = load_model_yaml(path, overrides, overrides_must_match)
+        hparams["savedir"] = savedir
+        pretrainer = hparams["pretrainer"]
+        pretrainer.set_collect_in(savedir)
+        pretrainer.collect_files(source, **how)
+        if download_only:
+            return None
+        pretrainer.load_collected()
+        return cls(modules=hparams["modules"], hparams=hparams, **kwargs)
 
     @classmethod
     def from_student(

@@ -1,0 +1,319 @@
+"""The YAML of a model folder, whoever wrote it: nothing but a tagger's parts is built.
+
+HyperPyYAML imports and calls whatever the tags of a YAML name, so that of a stranger
+is a program. Here it is read first: every tag must be one of ``LEGAL_TAGS``, compared
+as a whole, before anything is imported. A prefix would not do, for modules hold other
+modules: ``!apply:torch.os.system`` is ``os.system``.
+
+What HyperPyYAML has beyond that is left out: Python's own tags, ``!applyref:``, tuples
+(whose text it gives to an unsafe loader, so a class called "(other)" is one, too),
+attributes, arithmetic and text in references.
+"""
+
+import pydoc
+import re
+from collections.abc import Iterable, Mapping
+from io import StringIO
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML, SafeLoader
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import RepresenterError
+from speechbrain.utils.parameter_transfer import Pretrainer
+from speechbrain.utils.run_opts import RunOptions
+
+# What `model_folder` writes and has written, and parts of the same kind: they compute,
+# and neither read nor write nor reach for a network.
+LEGAL_TAGS = frozenset(
+    {
+        "!new:efficientat_plugin.DyMN",
+        "!new:efficientat_plugin.LogMel",
+        "!new:efficientat_plugin.MN",
+        "!new:efficientat_plugin.StudentEncoder",
+        "!new:efficientat_plugin.classifiers.SoxrNormalizer",
+        "!new:efficientat_plugin.classifiers.StudentClassifier",
+        "!new:efficientat_plugin.data.targets.LabelTable",
+        "!new:efficientat_plugin.encoders.KeepFeatures",
+        "!new:efficientat_plugin.encoders.LogMelFbank",
+        "!new:efficientat_plugin.encoders.LogMelFeatures",
+        "!new:efficientat_plugin.encoders.LogMelSTFT",
+        "!new:efficientat_plugin.encoders.StudentEncoder",
+        "!new:efficientat_plugin.encoders.StudentWaveformEncoder",
+        "!new:efficientat_plugin.features.LogMel",
+        "!new:efficientat_plugin.students.dymn.DyMN",
+        "!new:efficientat_plugin.students.mn.MN",
+        "!new:efficientat_plugin.teachers.passt.PaSST",
+        "!new:speechbrain.dataio.preprocess.AudioNormalizer",
+        "!new:speechbrain.utils.parameter_transfer.Pretrainer",
+        "!apply:efficientat_plugin.classifiers.label_encoder",
+        "!apply:efficientat_plugin.data.targets.audioset_labels",
+        "!name:efficientat_plugin.students.weights.load_published_state",
+    }
+)
+PLAIN_TAGS = frozenset(
+    f"tag:yaml.org,2002:{kind}"
+    for kind in ("null", "bool", "int", "float", "str", "seq", "map")
+)
+REFERENCES = frozenset({"!ref", "!copy"})
+PLACEHOLDER = "!PLACEHOLDER"  # HyperPyYAML asks for an override
+INCLUDE = "!include:"
+REFERENCE = re.compile(r"<[^<>.\[\]]+(\[[^<>.\[\]]+\])*>")  # <key>, <key[key]>
+INTERPOLATED = re.compile(r"<[^>]*>")  # what HyperPyYAML replaces in text
+FILE_NAME = re.compile(r"\w[\w-]*", re.ASCII)
+MAX_NODES = 200_000  # aliases followed: a few lines of them are billions
+MAX_INCLUDES = 20
+IF_TRUSTED = "if you trust whoever wrote it with this machine, pass trust=True"
+
+
+class _Loader(SafeLoader):
+    """Builds what `_check` has let through."""
+
+    def construct_object(self, node: Node, deep: bool = True) -> Any:
+        """Arguments are whole before they are passed on."""
+        return super().construct_object(node, deep)
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Text in brackets is text; HyperPyYAML teaches all of ruamel otherwise."""
+        tag = super().resolve(kind, value, implicit)
+        return self.DEFAULT_SCALAR_TAG if str(tag) == "!tuple" else tag
+
+
+def _build(loader: _Loader, name: str, node: Node) -> Any:
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    if isinstance(node, MappingNode):
+        kwargs = loader.construct_mapping(node, deep=True)
+    elif isinstance(node, SequenceNode):
+        args = loader.construct_sequence(node, deep=True)
+    part: Any = pydoc.locate(name)
+    return part(*args, **kwargs)
+
+
+def _name(loader: _Loader, name: str, node: Node) -> Any:
+    return pydoc.locate(name)
+
+
+_Loader.add_multi_constructor("!new:", _build)
+_Loader.add_multi_constructor("!apply:", _build)
+_Loader.add_multi_constructor("!name:", _name)
+
+
+def load_model_yaml(
+    path: Path,
+    overrides: Mapping[str, Any] | str | None = None,
+    overrides_must_match: bool = True,
+) -> dict[str, Any]:
+    """What a model folder's YAML builds, if it is parts of a tagger and nothing else.
+
+    Every file is read once: what was checked is what is built.
+
+    Arguments
+    ---------
+    path : Path
+        ``!include:`` may name files of its folder and of folders in it.
+    overrides : Mapping, str or None
+        As HyperPyYAML takes them; their tags are checked, too.
+    overrides_must_match : bool
+        Whether an override of a key that is not there is refused.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    OSError
+        Where a file cannot be read.
+    ValueError
+        For another tag, an include of another folder, what is no YAML, and parts that
+        cannot be built; says which line.
+
+    Example
+    -------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "hyperparams.yaml"
+    ...     _ = path.write_text("labels: !apply:os.system [reboot]")
+    ...     load_model_yaml(path)
+    Traceback (most recent call last):
+    ValueError: ...hyperparams.yaml, line 1: the tag '!apply:os.system' ...
+    """
+    try:
+        resolved = _resolved(path, overrides, overrides_must_match)
+        loader = _Loader(resolved)
+        root = loader.get_single_node()
+        _check(root, f"{path}, references followed", has_references=False)
+        hparams = loader.construct_document(root)
+        _check_pretrainer(hparams.get("pretrainer"), path)
+        if options := RunOptions().as_dict().keys() & hparams:
+            raise ValueError(
+                f"{path} sets {', '.join(sorted(options))}, and how a model runs is "
+                f"for who runs it: pass run_opts to from_hparams, {IF_TRUSTED}"
+            )
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # a part says what is wrong with its arguments its way
+        what = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} builds no tagger ({type(error).__name__}: {what}); copy or "
+            "download the folder again, it may be damaged"
+        ) from error
+    return {k: v for k, v in hparams.items() if not k.startswith("__")}
+
+
+def _resolved(
+    path: Path, overrides: Mapping[str, Any] | str | None, must_match: bool
+) -> str:
+    """The text with overrides, includes and references in it, from checked copies."""
+    includes = _check(_overrides_node(overrides), "overrides") if overrides else []
+    with TemporaryDirectory() as copies:
+        _copy(path, includes, Path(copies))
+        with open(Path(copies) / path.name, encoding="utf-8") as file:
+            return resolve_references(file, overrides, must_match).getvalue()
+
+
+def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
+    """Copies a YAML and all that it includes, each checked."""
+    folder = path.resolve().parent  # where HyperPyYAML looks for includes
+    waiting = [PurePosixPath(path.name), *map(PurePosixPath, more)]
+    for number, name in enumerate(waiting):  # which grows meanwhile
+        if number > MAX_INCLUDES:
+            raise ValueError(
+                f"{path} includes more than {MAX_INCLUDES} files, or itself; put all "
+                "of it into one"
+            )
+        source = folder / name if number else path
+        if number and not source.resolve().is_relative_to(folder):
+            raise ValueError(
+                f"{path} includes {str(name)!r}, a link out of its folder; {IF_TRUSTED}"
+            )
+        text = source.read_text(encoding="utf-8")
+        root = _node(text)
+        if not isinstance(root, MappingNode):
+            raise ValueError(f"{source} has no settings; copy the folder again")
+        waiting += [name.parent / each for each in _check(root, str(source))]
+        copy = copies / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text, encoding="utf-8")
+
+
+def _node(text: str) -> Node | None:
+    """The one document of a text; nothing is built."""
+    return _Loader(text).get_single_node()
+
+
+def _overrides_node(overrides: Mapping[str, Any] | str) -> Node | None:
+    if isinstance(overrides, str):
+        return _node(overrides)
+    text = StringIO()
+    try:
+        YAML().dump(overrides, text)
+    except RepresenterError as error:
+        raise ValueError(
+            "an override is neither number nor text nor a list or mapping of them "
+            f"({error}); change the model after it is loaded"
+        ) from error
+    return _node(text.getvalue())
+
+
+def _check(root: Node | None, origin: str, has_references: bool = True) -> list[str]:
+    """Refuses what must not be built, and what HyperPyYAML must not be given.
+
+    Returns
+    -------
+    list of str
+        Files to include.
+    """
+    includes = []
+    waiting, count = [] if root is None else [root], 1
+    while waiting:
+        node = waiting.pop()
+        tag, line = str(node.tag), node.start_mark.line + 1
+        if has_references and tag.startswith(INCLUDE):
+            includes.append(_include_name(tag, f"{origin}, line {line}"))
+        elif has_references and tag in REFERENCES:
+            _check_reference(node, f"{origin}, line {line}")
+        elif not (
+            tag in PLAIN_TAGS | LEGAL_TAGS or (has_references and tag == PLACEHOLDER)
+        ):
+            raise ValueError(
+                f"{origin}, line {line}: the tag {tag!r} is none that a tagger needs, "
+                f"and may run any code; {IF_TRUSTED}"
+            )
+        if tag.startswith("!name:") and (
+            not isinstance(node, ScalarNode) or node.value
+        ):
+            raise ValueError(
+                f"{origin}, line {line}: {tag!r} has arguments; {IF_TRUSTED}"
+            )
+        children = _children(node, f"{origin}, line {line}", has_references)
+        count += len(children)
+        if count > MAX_NODES:
+            raise ValueError(
+                f"{origin}, line {line}: the aliases make more than {MAX_NODES} "
+                "entries; write them out"
+            )
+        waiting += reversed(children)
+    return includes
+
+
+def _children(node: Node, place: str, has_references: bool) -> list[Node]:
+    if isinstance(node, ScalarNode):
+        return []
+    if isinstance(node, SequenceNode):
+        return list(node.value)
+    for _, value in node.value:
+        # A reference to it would replace and compute what stands in it.
+        is_text = isinstance(value, ScalarNode) and str(value.tag) not in REFERENCES
+        if has_references and is_text and INTERPOLATED.search(value.value):
+            raise ValueError(
+                f"{place}: the text {value.value[:60]!r} has <...> in it, as "
+                f"references have; {IF_TRUSTED}"
+            )
+    return [each for pair in node.value for each in pair]
+
+
+def _check_reference(node: Node, place: str) -> None:
+    if not (isinstance(node, ScalarNode) and REFERENCE.fullmatch(node.value)):
+        what = str(node.value)[:60]
+        raise ValueError(
+            f"{place}: the reference {what!r} is more than a key, as <student>; "
+            f"{IF_TRUSTED}"
+        )
+
+
+def _include_name(tag: str, place: str) -> str:
+    name = tag.removeprefix(INCLUDE)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(
+            f"{place}: {name!r} is included and not a file of the folder; {IF_TRUSTED}"
+        )
+    return name
+
+
+def _check_pretrainer(pretrainer: Any, path: Path) -> None:
+    """Weights come from the folder itself, and are read by our own reader."""
+    if type(pretrainer) is not Pretrainer:
+        raise ValueError(
+            f"{path} has no pretrainer, which says what the weights are of; is it the "
+            "YAML of a model?"
+        )
+    if pretrainer.paths or pretrainer.conditions:
+        raise ValueError(
+            f"the pretrainer of {path} has paths or conditions, and weights are to be "
+            f"beside it; {IF_TRUSTED}"
+        )
+    for name in pretrainer.loadables:
+        if not FILE_NAME.fullmatch(name):
+            raise ValueError(
+                f"the pretrainer of {path} has a loadable {name!r}, which is to be "
+                f"the name of a file; {IF_TRUSTED}"
+            )
+        if name not in pretrainer.custom_hooks:
+            raise ValueError(
+                f"the pretrainer of {path} has no custom hook for {name}; {IF_TRUSTED}"
+            )
