@@ -12,6 +12,7 @@ import numpy as np
 from efficientat_plugin.complexity import Complexity
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.metrics import ClassificationScores, Scores, TaggingScores
+from efficientat_plugin.plain_text import cell, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +51,8 @@ def write_scores(
         first = next(iter(columns.values()))
         for index in np.flatnonzero(np.isfinite(first)):  # classes with a clip
             numbers = [f"{column[index]:.6f}" for column in columns.values()]
-            table.writerow([labels.mids[index], labels.names[index], *numbers])
+            names = cell(labels.mids[index]), cell(labels.names[index])
+            table.writerow([*names, *numbers])
 
     _write(Path(folder) / "per_class.csv", write_classes)
 
@@ -129,7 +131,7 @@ def plot_confusion(
     present = np.flatnonzero(
         scores.confusion.sum(axis=1) + scores.confusion.sum(axis=0)
     )
-    names = [labels.names[index] for index in present]
+    names = [shown(labels.names[index]) for index in present]
     counts = scores.confusion[np.ix_(present, present)]
     size = 2.5 + 0.22 * len(present)  # inches
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -140,8 +142,9 @@ def plot_confusion(
         color = "white" if share[row, column] > 0.5 else "black"
         text = str(counts[row, column])
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
-    axes.set_xticks(range(len(names)), names, rotation=90)
-    axes.set_yticks(range(len(names)), names)
+    # A name may have dollars, which are no formula here.
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="told as", ylabel="class", title=str(scores))
     _save(figure, path)
 

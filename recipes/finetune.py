@@ -62,6 +62,7 @@ from efficientat_plugin.model_folder import (
     refuse_run_folder,
     write_model_folder,
 )
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.probe import fit_probe
 from efficientat_plugin.report import (
     RunResult,
@@ -420,7 +421,7 @@ def finish(brain: FineTuningBrain, run: Run) -> None:
         found["test, whole clips"] = whole_clip_scores(tagger, test_rows, share)
         write_model_folder(folder / "model", model, provenance)
     for name, part in found.items():
-        print(f"{name}: {part}")
+        print(f"{shown(name)}: {part}")
     print(f"The model is in {folder / 'model'}")
 
 

@@ -18,9 +18,9 @@ from efficientat_plugin import __version__, list_students
 from efficientat_plugin.cli import inputs, main, parts
 from efficientat_plugin.cli.figure import PairedColumns
 from efficientat_plugin.cli.label_track import LabelMerger
-from efficientat_plugin.cli.outputs import shown
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.members import open_teachers
 
@@ -338,6 +338,44 @@ def test_names_cannot_break_a_line_or_command_a_terminal(run, tmp_path):
     assert rows[0]["sound"].endswith(escaped)
     _, out, _ = run("tag", tmp_path / "odd", "--format", "jsonl")
     assert json.loads(out)["sound"].endswith(name)
+
+
+def test_no_class_is_a_formula_or_commands_a_terminal(capsys, tmp_path, five):
+    names = ["=HYPERLINK(A1)", "\x1b]0;mine\x07", "+1"]
+    torch.save(MN(3, width=0.1).state_dict(), tmp_path / "three.pt")
+    with open(tmp_path / "labels.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["index", "mid", "display_name"])
+        table.writerows([k, f"@{k}", name] for k, name in enumerate(names))
+    options = ["--model", tmp_path / "three.pt", "--labels", tmp_path / "labels.csv"]
+    options += ["--device", "cpu", "--format", "csv"]
+    assert main(["tag", *map(str, [five / "0.wav", *options])]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["name"][0] for row in rows} == {"'", "\\"}
+    assert {row["mid"] for row in rows} == {"'@0", "'@1", "'@2"}
+
+
+def test_an_error_does_not_command_a_terminal(capsys, tmp_path):
+    (tmp_path / "hyperparams.yaml").write_text("pretrainer: !new:%1b[2Jx.y")
+    for model in (tmp_path, "no\x1b[2Jname", tmp_path / "\x1b[2J.pt"):
+        assert main(["info", str(model)]) == 2
+        error = capsys.readouterr().err
+        assert "\x1b" not in error and r"\x1b[2J" in error
+        assert error.startswith("efficientat: ") and error.count("\n") == 1
+
+
+def test_a_folder_that_names_code_is_run_when_it_is_trusted(capsys, tmp_path, model):
+    path = tmp_path / "hyperparams.yaml"
+    path.write_text(f"""
+x: !apply:os.mkdir [{tmp_path / "made"}]
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+""")
+    assert main(["info", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "'!apply:os.mkdir'" in error and "--trust" in error
+    assert not (tmp_path / "made").exists()
+    assert main(["info", str(tmp_path), "--trust"]) == 2  # it has no modules
+    assert (tmp_path / "made").is_dir()
 
 
 def test_the_published_checkpoint_hears_the_metro(shared, capsys):

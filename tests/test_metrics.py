@@ -5,12 +5,14 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.metrics import (
     TaggingStats,
     classification_scores,
     d_prime,
     tagging_scores,
 )
+from efficientat_plugin.report import plot_confusion, write_scores
 
 
 def test_scores_are_the_published_ones(shared):
@@ -108,6 +110,16 @@ def test_accuracy_counts_hits():
         classification_scores(scores, np.eye(3)[[0, 1, 1, 0]] * [[1], [1], [1], [0]])
     with pytest.raises(ValueError, match="not finite"):
         classification_scores(scores * np.nan, labels)
+
+
+@pytest.mark.parametrize("name", ["$x", "$\\frac{$", "a\x1b[2J\nb", "_a", "=1+1"])
+def test_any_name_of_a_class_is_drawn_and_tabled(tmp_path, name):
+    scores = classification_scores(np.eye(2), np.eye(2))
+    labels = LabelTable(["/m/a", "/m/b"], [name, name])
+    plot_confusion(tmp_path / "confusion.png", scores, labels)
+    write_scores(tmp_path, scores, labels)
+    lines = (tmp_path / "per_class.csv").read_text().splitlines()
+    assert len(lines) == 3 and "\x1b" not in lines[1] and ",=" not in lines[1]
 
 
 def test_groups_are_scored_apart():

@@ -3,7 +3,7 @@
 import pytest
 
 from efficientat_plugin.contracts import Skipped
-from efficientat_plugin.data.skipped import SkippedClips
+from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
 
 
 def _skipped(*numbers):
@@ -48,6 +48,15 @@ def test_clips_of_an_interrupted_run_count():
     with pytest.raises(RuntimeError, match="2 of 10 clips"):
         clips.add(_skipped(1, 2), [])
         clips.finish_pass()
+
+
+def test_a_name_does_not_command_a_terminal(caplog):
+    skipped = SkippedClips(max_share=0.0)
+    skipped.add([Skipped("a\x1b[2J", "it is\nno sound")], read=[])
+    with pytest.raises(TooManyUnreadable) as caught:
+        skipped.finish_pass()
+    for text in (caplog.messages[0], str(caught.value)):
+        assert r"a\x1b[2J: it is\nno sound" in text and "\x1b" not in text
 
 
 def test_a_clean_pass_says_nothing(caplog):

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli import embed, export, info, listing, scan, tag
+from efficientat_plugin.plain_text import shown
 
 __all__ = ["main"]
 
@@ -96,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _sentence(error: Exception) -> str:
     """An error in one line; what nobody foresaw tells its type."""
-    text = " ".join(str(error).split())
+    text = shown(" ".join(str(error).split()))
     if isinstance(error, OSError | ValueError):
         return text
     return f"{type(error).__name__}: {text}; --debug shows where"

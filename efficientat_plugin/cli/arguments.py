@@ -8,8 +8,7 @@ Commands = argparse._SubParsersAction  # which has no public name
 
 MODEL_HELP = (
     "a name of `efficientat list`; a file of weights; names or files joined by commas, "
-    "an ensemble; or a folder with hyperparams.yaml, which may run code: only from "
-    "whom you trust"
+    "an ensemble; or a folder with hyperparams.yaml"
 )
 
 
@@ -83,6 +82,12 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
         metavar="CSV",
         help="classes of a file of weights: columns index, mid, display_name "
         "(those of AudioSet)",
+    )
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run whatever the hyperparams.yaml of a folder names: only of whom you "
+        "would run a program",
     )
     parser.add_argument("--device", help="as cpu or cuda:0 (a GPU where there is one)")
 

@@ -12,9 +12,9 @@ from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
 from efficientat_plugin.cli.outputs import (
     check_target,
     hides_progress,
-    shown,
     written_aside,
 )
+from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.models import load_tagger
     from efficientat_plugin.cli.parts import EmbeddingParts
 
-    tagger = load_tagger(arguments.model, arguments.labels, arguments.device)
+    tagger = load_tagger(
+        arguments.model, arguments.labels, arguments.device, arguments.trust
+    )
     options = embedding_options(arguments)
     settings = settings_of(tagger, options)
     # So that options of no meaning are refused before anything is kept.

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from efficientat_plugin.cli.outputs import shown, written_aside
+from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.windows import lengthened
 
 if TYPE_CHECKING:

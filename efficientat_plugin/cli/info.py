@@ -25,7 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints it, for each member of an ensemble."""
     from efficientat_plugin.cli.models import load_tagger
 
-    tagger = load_tagger(arguments.model, arguments.labels, arguments.device)
+    tagger = load_tagger(
+        arguments.model, arguments.labels, arguments.device, arguments.trust
+    )
     for number, member in enumerate(tagger.ensemble.members):
         if number:
             print()

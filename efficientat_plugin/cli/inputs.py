@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from efficientat_plugin.cli.outputs import shown
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class Failures:
 
     def add(self, path: Path, reason: object, is_partly_read: bool = False) -> None:
         """One more; ``reason`` is a text or an error."""
-        self._reasons[path] = " ".join(str(reason).split())
+        self._reasons[path] = shown(" ".join(str(reason).split()))
         self._has_results |= is_partly_read
 
     def conclude(self, num_read: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from efficientat_plugin.cli.outputs import shown
+from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.data.targets import LabelTable

@@ -10,18 +10,23 @@ if TYPE_CHECKING:
 
 
 def load_tagger(
-    model: str, labels_file: Path | None = None, device: str | None = None
+    model: str,
+    labels_file: Path | None = None,
+    device: str | None = None,
+    trust: bool = False,
 ) -> "AudioTagger":
     """A tagger of a name, a file, several of these joined by commas, or a folder.
 
     Arguments
     ---------
     model : str
-        A folder must have a ``hyperparams.yaml``, which may run code.
+        A folder must have a ``hyperparams.yaml``.
     labels_file : Path or None
         Classes of a file of weights; None: those of AudioSet.
     device : str or None
         As torch names it; None: a GPU where there is one.
+    trust : bool
+        Whether that of a folder may run whatever it names.
 
     Returns
     -------
@@ -46,7 +51,9 @@ def load_tagger(
         refuse_run_folder(path)
         if labels_file is not None:
             raise ValueError(f"the folder {model} has its labels; leave out --labels")
-        return AudioTagger.from_hparams(source=str(path.resolve()), run_opts=run_opts)
+        return AudioTagger.from_hparams(
+            str(path.resolve()), trust=trust, run_opts=run_opts
+        )
     labels = None if labels_file is None else read_labels(labels_file)
     if os.path.isfile(path):  # whose name may have a comma
         return AudioTagger.from_student(path, labels, run_opts=run_opts)
@@ -59,13 +66,7 @@ def read_labels(path: Path) -> "LabelTable":
     """A table of classes from a CSV; ``ValueError`` where it is none."""
     from efficientat_plugin.data.targets import LabelTable
 
-    try:
-        return LabelTable.from_csv(path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is no table of labels; it must be a CSV with the columns index, "
-            "mid and display_name, each mid once"
-        ) from error
+    return LabelTable.from_csv(path)
 
 
 def _usable(device: str) -> str:

@@ -10,27 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.plain_text import cell, shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.tags import Tag
 
 DECIMALS = 6  # of probabilities and seconds, in what programs read
-
-
-def shown(name: str | Path) -> str:
-    r"""A name that neither breaks a line nor a column, nor commands a terminal.
-
-    Example
-    -------
-    >>> print(shown("dog\tand\ncat.wav"))
-    dog\tand\ncat.wav
-    """
-    return "".join(
-        character
-        if character.isprintable()
-        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
-        for character in str(name)
-    )
 
 
 class Finding(NamedTuple):
@@ -106,7 +91,7 @@ class JsonLinesWriter:
 
 
 class CsvWriter:
-    """For spreadsheets: a row for each class of a sound or window.
+    """For spreadsheets: a row for each class of a sound or window, no name a formula.
 
     Arguments
     ---------
@@ -124,8 +109,8 @@ class CsvWriter:
         where = [f"{moment:.{DECIMALS}f}" for moment in finding.seconds or ()]
         for tag in finding.tags:
             chance = f"{tag.probability:.{DECIMALS}f}"
-            name, mid = shown(tag.name), shown(tag.mid)
-            self._rows.writerow([shown(finding.path), *where, name, mid, chance])
+            name, mid = cell(tag.name), cell(tag.mid)
+            self._rows.writerow([cell(finding.path), *where, name, mid, chance])
 
 
 FORMATS: dict[str, type[TableWriter] | type[JsonLinesWriter] | type[CsvWriter]] = {

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.cli.outputs import shown, written_aside
+from efficientat_plugin.cli.outputs import written_aside
+from efficientat_plugin.plain_text import shown
 
 PART_SOUNDS = 500  # a part is written after so many sounds,
 PART_SECONDS = 60.0  # or after so long, whichever comes first

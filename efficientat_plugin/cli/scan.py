@@ -21,9 +21,9 @@ from efficientat_plugin.cli.outputs import (
     Finding,
     check_target,
     hides_progress,
-    shown,
     text_output,
 )
+from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.cli.figure import ScanFigure
@@ -110,7 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from efficientat_plugin.cli.models import load_tagger
 
-    tagger = load_tagger(arguments.model, arguments.labels, arguments.device)
+    tagger = load_tagger(
+        arguments.model, arguments.labels, arguments.device, arguments.trust
+    )
     num_read = 0
     with text_output(arguments.output) as file:
         writer = scan_writer(file, arguments.format, tagger.labels)

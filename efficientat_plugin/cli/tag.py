@@ -82,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from efficientat_plugin.cli.models import load_tagger
 
-    tagger = load_tagger(arguments.model, arguments.labels, arguments.device)
+    tagger = load_tagger(
+        arguments.model, arguments.labels, arguments.device, arguments.trust
+    )
     num_read = 0
     with (
         text_output(arguments.output) as file,

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from efficientat_plugin.contracts import Skipped
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class SkippedClips:
         self.read.update(map(hash, read))
         for clip_id, reason in skipped:
             if clip_id not in self.reasons:
-                logger.warning("Skipping clip %s: %s", clip_id, reason)
+                text = f"{shown(clip_id)}: {shown(reason)}"
+                logger.warning("Skipping clip %s", text)
             self.reasons[clip_id] = reason
             self.in_pass.add(clip_id)
         if self.num_tried >= ENOUGH_TO_JUDGE:
@@ -87,7 +89,10 @@ class SkippedClips:
         num_skipped, num_tried = len(self.in_pass), self.num_tried
         if num_skipped <= self.max_share * num_tried:
             return
-        named = [f"{clip}: {self.reasons[clip]}" for clip in sorted(self.in_pass)]
+        named = [
+            f"{shown(clip)}: {shown(self.reasons[clip])}"
+            for clip in sorted(self.in_pass)
+        ]
         more = f"\n... and {len(named) - NAMED_IN_ERROR} more"
         raise TooManyUnreadable(
             f"{num_skipped} of {num_tried} clips could not be read, more than the "

@@ -12,6 +12,7 @@ import soundfile
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
+from efficientat_plugin.plain_text import shown
 
 NAMED = 5  # of what could not be opened
 
@@ -152,7 +153,8 @@ def _label_lines(summary: RowsSummary) -> list[str]:
         text = f"{summary.num_clips} clips of {len(counts)} classes"
         # Sorted by name where alike, so that two classes are named, not one twice.
         rare, common = list(counts)[-1], list(counts)[0]
-        text += f": {counts[rare]} ({rare}) to {counts[common]} ({common}) clips each"
+        fewest, most = (f"{counts[name]} ({shown(name)})" for name in (rare, common))
+        text += f": {fewest} to {most} clips each"
     if summary.num_unlabelled and counts:
         text += f"; {summary.num_unlabelled} unlabelled"
     if summary.num_groups:
@@ -183,7 +185,9 @@ def _sound_lines(summary: RowsSummary) -> list[str]:
             f"are heard ({summary.hours_heard:.2f} of {summary.hours:.2f} hours)"
         )
     if summary.num_unreadable:
-        some = ", ".join(f"{name} ({reason})" for name, reason in summary.unreadable)
+        some = shown(
+            ", ".join(f"{name} ({reason})" for name, reason in summary.unreadable)
+        )
         lines.append(
             f"{summary.num_unreadable} of {summary.headers_read} clips could not be "
             f"opened: {some}"

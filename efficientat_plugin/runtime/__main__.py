@@ -7,6 +7,7 @@ from pathlib import Path
 
 from efficientat_plugin.cli.arguments import seconds, whole_number
 from efficientat_plugin.data.decoding import UnreadableClip
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.runtime.sessions import SESSIONS
 from efficientat_plugin.runtime.tagger import Tagger
 from efficientat_plugin.tags import Tag, likeliest
@@ -31,28 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tagger = Tagger(arguments.model, arguments.backend)
     except (OSError, ImportError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(shown(error), file=sys.stderr)
         return 2
     num_bad = 0
     for path in arguments.sounds:
         if not path.is_file():
-            print(f"{path}: there is no such file", file=sys.stderr)
+            print(f"{shown(path)}: there is no such file", file=sys.stderr)
             num_bad += 1
             continue
         try:
             if arguments.scan is None:
-                print(f"{path}\n{_line(tagger.tag(path, top_k=arguments.top))}")
+                print(f"{shown(path)}\n{_line(tagger.tag(path, top_k=arguments.top))}")
                 continue
-            print(path)
+            print(shown(path))
             for window in tagger.scan(path, window_seconds=arguments.scan):
                 tags = likeliest(tagger.labels, window.probabilities, arguments.top, 0)
                 start, end = window.start_seconds, window.end_seconds
                 print(f"{start:9.2f} {end:9.2f}{_line(tags)}")
         except UnreadableClip as fault:
-            print(f"{path}: {fault.reason}", file=sys.stderr)
+            print(f"{shown(path)}: {shown(fault.reason)}", file=sys.stderr)
             num_bad += 1
         except ValueError as error:
-            print(error, file=sys.stderr)
+            print(shown(error), file=sys.stderr)
             return 2
     if num_bad:
         return 2 if num_bad == len(arguments.sounds) else 1
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _line(tags: Iterable[Tag]) -> str:
-    return "  " + ", ".join(f"{tag.name} {tag.probability:.3f}" for tag in tags)
+    return "  " + ", ".join(f"{shown(tag.name)} {tag.probability:.3f}" for tag in tags)
 
 
 if __name__ == "__main__":
