@@ -432,6 +432,22 @@ REFUSALS = {
     "not text": (_with_text(b"file,label\n\xff", "a.csv"), {}, "is not UTF-8 text"),
     "not JSON": (_with_text(b'{"a": 1}\n{', "a.jsonl"), {}, "line 2 of .* is not JSON"),
     "no object": (_with_text(b"[1]", "a.jsonl"), {}, "line 1 of .* is a list; JSONL"),
+    "a row without end": (
+        _with_text(b'{"file": ' + b"[" * 100_000, "a.jsonl"),
+        {},
+        "line 1 of .* is not JSON",
+    ),
+    "a number without end": (
+        _with_text(b'{"file": ' + b"1" * 5000 + b"}", "a.jsonl"),
+        {},
+        "line 1 of .* is not JSON",
+    ),
+    "a field without end": (
+        _with_text(b"file,label\n" + b"a" * 200_000 + b",dog", "a.csv"),
+        {},
+        "line 2 of .* is no row of a table",
+    ),
+    "a pickle": (_with_text(b"\x80\x04cos\nsystem\n.", "a.csv"), {}, "is not UTF-8"),
     "no such split": (
         _with_table(["file", "label", "split"], [["a1.wav", "dog", "train"]]),
         {"splits": {"dev": "valid"}},
@@ -456,6 +472,11 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(case, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         read_table(write(tmp_path), **given)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["-" * 200_000 + "1", "1+" * 100_000 + "1", "{[]: 1}"])
+def test_a_list_that_python_cannot_read_is_a_name(text):
+    assert columns.read_labels([f"[{text}]"], "label") == [[f"[{text}]"]]
 
 
 def test_a_hint_says_where_the_files_are(tmp_path):

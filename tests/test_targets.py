@@ -38,6 +38,40 @@ def test_a_table_is_read_in_the_order_of_its_index(tmp_path):
     assert table.names == ("A, or a", "B", "D", "C")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "mid,display_name\n/m/a,A\n",
+        "index,mid\n0,/m/a\n",
+        "index,mid,display_name\n0\n",
+        "index,mid,display_name\nfirst,/m/a,A\n",
+        "index,mid,display_name\n0,/m/a,A\n1,/m/a,B\n",
+        f"index,mid,display_name\n0,/m/a,{'A' * 200_000}\n",
+        "\x80\x04.",
+        b"\x80\x04cos\nsystem\n(S'true'\ntR.",
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_in_a_sentence(tmp_path, text):
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=r"labels\.csv is no table of labels"):
+        LabelTable.from_csv(path)
+
+
+def test_names_that_are_no_text_are_refused():
+    with pytest.raises(ValueError, match="must be text, but 1"):
+        LabelTable(["/m/a", 1], ["A", "B"])
+    with pytest.raises(ValueError, match="must be text, but None"):
+        LabelTable(["/m/a", "/m/b"], ["A", None])
+
+
+def test_unknown_labels_do_not_command_a_terminal():
+    table = LabelTable(["a"], ["A"])
+    told = str(summarize_labels(["x"], [["\x1b[2J"]], table))
+    assert "\x1b" not in told and r"\x1b[2J (1)" in told
+
+
 def test_the_digest_is_of_the_ids_in_their_order():
     assert LabelTable(TABLE.mids, ["x", "y", "z"]).sha256 == TABLE.sha256
     assert LabelTable(TABLE.mids[::-1], TABLE.names).sha256 != TABLE.sha256

@@ -163,8 +163,8 @@ def _names(value: Any, separator: str) -> list[str]:
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:  # a list as Python or JSON writes it, within a CSV
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            pass  # a name in brackets
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            pass  # a name in brackets, or a list too deep to be one
     if isinstance(value, str) and separator:
         value = value.split(separator)
     parts = value if isinstance(value, list) else [value]

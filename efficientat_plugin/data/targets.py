@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.plain_text import shown
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,6 +48,12 @@ class LabelTable:
                 f"{len(self.mids)} class ids but {len(self.names)} names were given; "
                 "give one name for each"
             )
+        for text in (*self.mids, *self.names):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"class ids and names must be text, but {text!r:.80} is none; "
+                    "write it in quotes"
+                )
         self.index = {mid: index for index, mid in enumerate(self.mids)}
         self.index_of_name: dict[str, int] = {}  # see `with_names`
         if len(self.index) != len(self.mids):
@@ -54,10 +62,29 @@ class LabelTable:
 
     @classmethod
     def from_csv(cls, path: str | Path) -> "LabelTable":
-        """Reads a table with the columns index, mid, display_name."""
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
-        return cls((row["mid"] for row in rows), (row["display_name"] for row in rows))
+        """Reads a table with the columns index, mid, display_name.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no such table.
+        """
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                rows = list(csv.DictReader(file))
+            rows.sort(key=lambda row: int(row["index"]))
+            columns = [[row[name] for row in rows] for name in ("mid", "display_name")]
+            if not rows:
+                raise ValueError("it has no rows")
+            return cls(*columns)
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no table of labels ({type(error).__name__}: {error}); it "
+                "must be a CSV with the columns index, mid and display_name, each mid "
+                "once"
+            ) from error
 
     def with_names(self) -> "LabelTable":
         """The same classes, of which a label may also be the name, in any case.
@@ -138,7 +165,8 @@ class LabelSummary(NamedTuple):
             f"{int((self.counts > 0).sum())} classes"
         )
         if self.unknown:
-            some = ", ".join(f"{mid} ({n})" for mid, n in self.unknown.most_common(5))
+            most = self.unknown.most_common(5)
+            some = ", ".join(f"{shown(mid)} ({n})" for mid, n in most)
             text += (
                 f"; {sum(self.unknown.values())} labels of {len(self.unknown)} kinds "
                 f"are not in the label table and are left out: {some}"

@@ -43,15 +43,22 @@ def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
     delimiter = max("\t;,", key=header.count)
     # Quotes may hold line ends, so that lines are the reader's to tell apart.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    names = [name.strip() for name in next(reader, [])]
+    try:
+        lines = [(reader.line_num, fields) for fields in reader]
+    except csv.Error as error:
+        raise ValueError(
+            f"line {reader.line_num} of {path} is no row of a table ({error}); is a "
+            "quote left open?"
+        ) from error
+    names = [name.strip() for name in lines[0][1]] if lines else []
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the header of {path} has {twice[0]!r} twice; rename one")
     rows = []
-    for fields in reader:
+    for number, fields in lines[1:]:
         if fields and len(fields) != len(names):
             raise ValueError(
-                f"line {reader.line_num} of {path} has {len(fields)} fields, but its "
+                f"line {number} of {path} has {len(fields)} fields, but its "
                 f"header {len(names)}: {', '.join(names)}; put what holds a "
                 f"{delimiter!r} into quotes"
             )
@@ -67,7 +74,7 @@ def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"line {number} of {path} is not JSON ({error}); JSONL holds an object "
                 "a line"
