@@ -650,6 +650,75 @@ def publish(folder, logits, index, protocol=4):
     return folder / "l.npy", folder / "i.pkl", folder / "store"
 
 
+@pytest.mark.parametrize("places", [0x7FFF_FFFF, 0x00FF_FFFF])
+def test_an_index_that_asks_for_memory_is_refused_at_once(tmp_path, places):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {})
+    memo = b"r" + places.to_bytes(4, "little")  # of as many places
+    files[1].write_bytes(b"\x80\x04}" + memo + b".")
+    with pytest.raises(ValueError, match="is not a pickle of a plain dict"):
+        import_published(*files, labels_sha256="l")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|O', 'fortran_order': False, 'shape': (5, 2)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (9" + "9" * 30 + ", 2)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 2)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (",
+        "{[]: 1}",
+        "-" * 9000 + "1",
+        "\0",
+    ],
+)
+def test_a_crafted_header_of_logits_is_refused(tmp_path, header):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: 0})
+    length = len(header).to_bytes(2, "little")
+    content = b"\x93NUMPY\x01\x00" + length + header.encode() + b"\0" * 64
+    files[0].write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read as a \.npy of numbers"):
+        import_published(*files, labels_sha256="l")
+
+
+def test_logits_that_are_objects_are_not_unpickled(tmp_path):
+    marker = tmp_path / "ran"
+    logits = np.array([[Payload(marker), 1.0]], dtype=object)
+    files = publish(tmp_path, logits, {NAMES[0]: 0})
+    with pytest.raises(ValueError, match=r"cannot be read as a \.npy of numbers"):
+        import_published(*files, labels_sha256="l")
+    assert not marker.exists() and not files[2].exists()
+    np.load(files[0], allow_pickle=True)  # the payload is a real one
+    assert marker.exists()
+
+
+def test_classes_beyond_the_last_are_damage(tmp_path):
+    with StoreWriter(tmp_path / "s", **ABOUT | {"num_classes": 3}, top_k=2) as writer:
+        writer.append(["a"], np.array([[1.0, 2.0, 3.0]], "f4"))
+    path = tmp_path / "s" / "logits.f16"
+    content = bytearray(path.read_bytes())
+    content[4:6] = (3).to_bytes(2, "little")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="class 3 of 3.*make the store anew"):
+        LogitsStore(tmp_path / "s").lookup(["a"])
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000])
+def test_a_manifest_that_nests_without_end_is_refused(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match="is not the manifest of a logits store"):
+        LogitsStore(tmp_path)
+
+
+@pytest.mark.parametrize("letter", [b"\xff", b"\xc3", b"\x80"])
+def test_a_clip_that_is_no_text_is_damage(tmp_path, letter):
+    with StoreWriter(tmp_path / "s", **ABOUT) as writer:
+        writer.append(["abcd"], np.zeros((1, writer.manifest.num_classes), "f4"))
+    path = tmp_path / "s" / "clips.tsv"
+    path.write_bytes(path.read_bytes().replace(b"b", letter))
+    with pytest.raises(ValueError, match="is not UTF-8.*make the store anew"):
+        LogitsStore(tmp_path / "s").clip(0)
+
+
 NAMES = [f"Y{chr(97 + n) * 10}-.mp3" for n in range(5)]
 
 

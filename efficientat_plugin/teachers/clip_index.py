@@ -74,8 +74,9 @@ class ClipIndex:
         self.ids = ids[self.order]
         twice = np.flatnonzero(self.ids[1:] == self.ids[:-1])
         if len(twice):
+            clip = self.ids[twice[0]].decode(errors="backslashreplace")
             raise ValueError(
-                f"{self.path} has clip {self.ids[twice[0]].decode()!r} twice; a clip "
+                f"{self.path} has clip {clip!r} twice; a clip "
                 "has one row, so make the store anew"
             )
 
@@ -102,6 +103,13 @@ class ClipIndex:
             return []
         with open(self.path, "rb") as lines:
             lines.seek(self.line_starts[start], os.SEEK_SET)
-            found = [lines.readline().decode().rstrip("\n") for _ in range(start, stop)]
+            rows = [lines.readline() for _ in range(start, stop)]
+        try:
+            found = [row.decode().rstrip("\n") for row in rows]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path} has a clip that is not UTF-8 ({error.object[:80]!r}); it "
+                "was damaged, so make the store anew"
+            ) from error
         pairs = (line.split("\t") for line in found)
         return [(clip_id, digest) for clip_id, digest in pairs]

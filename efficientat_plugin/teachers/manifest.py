@@ -142,7 +142,7 @@ def _read_entries(path: Path) -> dict[str, Any]:
         ) from None
     try:
         entries = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         entries = None
     if not isinstance(entries, dict) or entries.get("format") != FORMAT:
         raise ValueError(

@@ -2,11 +2,12 @@
 
 import os
 import pickle
+import pickletools
 import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -107,7 +108,7 @@ def _open_logits(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"no file {path}; download the published logits")
     try:
         logits = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of a crafted header, nearly anything
         raise ValueError(
             f"{path} cannot be read as a .npy of numbers ({error}); download it again"
         ) from None
@@ -164,12 +165,21 @@ def _read_plain_pickle(path: Path) -> object:
         )
     with open(path, "rb") as file:
         try:
+            _refuse_wide_memo(file, path.stat().st_size)
+            file.seek(0)
             return _PlainUnpickler(file).load()
         except Exception as error:  # a crafted file can raise nearly anything
             raise ValueError(
                 f"{path} is not a pickle of a plain dict of strings and integers "
                 f"({type(error).__name__}: {error}); do not trust it, download it again"
             ) from None
+
+
+def _refuse_wide_memo(file: BinaryIO, size: int) -> None:
+    """The memo is as wide as its last place, of which 6 bytes could ask for 2**32."""
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name.endswith("PUT") and int(argument or 0) > size:
+            raise pickle.UnpicklingError(f"place {argument} in a file of {size} bytes")
 
 
 class _Integer:

@@ -65,6 +65,11 @@ def pack(logits: np.ndarray, top_k: int | None) -> np.ndarray:
 def unpack(rows: np.ndarray, num_classes: int) -> np.ndarray:
     """B rows of ``row_type`` as [B, K] float32; ``pack`` says what fills the rest.
 
+    Raises
+    ------
+    ValueError
+        For a class beyond the last.
+
     Example
     -------
     >>> logits = np.array([[3.0, -4.0, -2.0, 1.0]], np.float16)
@@ -77,5 +82,10 @@ def unpack(rows: np.ndarray, num_classes: int) -> np.ndarray:
         return rows.astype(np.float32).reshape(len(rows), num_classes)
     logits = np.repeat(rows["rest"].astype(np.float32)[:, None], num_classes, axis=1)
     classes = rows["classes"].astype(np.int64)
+    if classes.size and classes.max() >= num_classes:
+        raise ValueError(
+            f"a row of the store has class {classes.max()} of {num_classes}; it was "
+            "damaged, so make the store anew"
+        )
     np.put_along_axis(logits, classes, rows["values"].astype(np.float32), axis=1)
     return logits
