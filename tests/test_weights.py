@@ -5,8 +5,11 @@ import http.server
 import inspect
 import io
 import logging
+import os
+import pickle
 import threading
 import urllib.parse
+import zipfile
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ import soundfile
 import torch
 import torchaudio
 
+from efficientat_plugin import hear
+from efficientat_plugin.encoders import StudentEncoder
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students import download
 from efficientat_plugin.students.download import fetch
@@ -32,6 +37,7 @@ from efficientat_plugin.students.weights import (
     load_published_state,
     load_student,
 )
+from efficientat_plugin.teachers.weights import load_teacher
 
 TINY = {"width": 0.1, "num_classes": 527}
 
@@ -511,6 +517,81 @@ def test_file_with_code_is_refused(tmp_path):
     torch.save(MN(**TINY), tmp_path / "own.pt")
     with pytest.raises(ValueError, match="holds no weights that torch can load"):
         load_student(tmp_path / "own.pt")
+
+
+STRANGE = {
+    "of repeated values": lambda value: value.new_zeros(1).expand(9, *value.shape)[0],
+    "of no values": lambda value: value.to("meta"),
+    "sparse": lambda value: value.to_sparse(),
+    "quantized": lambda value: torch.quantize_per_tensor(value, 1.0, 0, torch.qint8),
+    "complex": lambda value: value.to(torch.complex64),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_tensors_that_are_no_weights_are_refused(kind, tmp_path):
+    state = MN(**TINY).state_dict()
+    name = "classifier.5.weight"
+    torch.save(state | {name: STRANGE[kind](state[name])}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="no plain array|no weights that torch"):
+        load_student(tmp_path / "own.pt")
+
+
+def test_a_small_file_of_large_tensors_is_refused(tmp_path):
+    state = MN(**TINY).state_dict()
+    for name in ("classifier.5.weight", "classifier.5.bias"):
+        shape = (10**9, *state[name].shape[1:])
+        state[name] = torch.zeros(1).expand(shape)
+    torch.save(state, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="no plain array of numbers"):
+        load_student(tmp_path / "own.pt")
+
+
+def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path):
+    state = MN(**TINY).state_dict() | {"more": torch.zeros(1 << 24)}
+    torch.save(state, tmp_path / "own.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "own.pt") as whole,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(ValueError, match="is a packed archive"):
+        load_student(tmp_path / "packed.pt")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_a_payload_is_refused_unexecuted(form, tmp_path):
+    marker, path = tmp_path / "ran", tmp_path / "own.pt"
+    content = {"weight": torch.zeros(1), "x": Payload(marker)}
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+        load_student(path)
+    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+        load_teacher(path)
+    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+        StudentEncoder(MN(**TINY)).load_whole(path)
+    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+        hear.load_model(str(path))
+    assert not marker.exists()
+    if form != "pickle":
+        torch.load(path, weights_only=False)
+    else:
+        pickle.loads(path.read_bytes())
+    assert marker.exists()  # the payload is a real one
+
+
+class Payload:
+    """Makes a marker file, if unpickled carelessly."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
 
 
 def test_unknown_override_is_refused_with_a_near_one(tmp_path):

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         For a file that is no state dict.
     """
     try:
+        _refuse_packed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, PackedArchive):
         raise
     except Exception as error:  # garbage makes the unpickler raise just about anything
         raise ValueError(
@@ -63,7 +65,36 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds {what}, not the names and tensors of a state dict; save "
             "student.state_dict() by itself"
         )
+    for name, value in content.items():
+        if not _is_plain(value):
+            raise ValueError(
+                f"{path} has an entry {name} that is no plain array of numbers; save "
+                "student.state_dict() as it is"
+            )
     return dict(content)
+
+
+class PackedArchive(ValueError):
+    """What torch would unpack, to any size, though it never packs."""
+
+
+def _refuse_packed(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type for entry in archive.infolist()):
+            raise PackedArchive(
+                f"{path} is a packed archive, and torch.save packs nothing; save the "
+                "weights with it"
+            )
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether every number stands in the file; repeated ones may be any many."""
+    if value.is_meta or value.layout != torch.strided or value.is_quantized:
+        return False
+    size = value.numel() * value.element_size()
+    return not value.is_complex() and size <= value.untyped_storage().nbytes()
 
 
 def _sha256(path: Path) -> str:
