@@ -505,6 +505,35 @@ def test_ast_hears_every_legal_length_and_no_other(sample_rate, transformers):
         features(torch.randn(16000))
 
 
+@pytest.mark.parametrize(
+    ("file", "entry", "module"),
+    [
+        ("config.json", "AutoConfig", "of_a_stranger.Config"),
+        ("preprocessor_config.json", "AutoFeatureExtractor", "of_a_stranger.Extractor"),
+    ],
+)
+def test_code_beside_an_ast_is_neither_run_nor_asked_about(
+    ast_copy, tmp_path, monkeypatch, file, entry, module
+):
+    def asked(*_):
+        (tmp_path / "asked").mkdir()
+        return "y"
+
+    monkeypatch.setattr("builtins.input", asked)
+    (ast_copy / "of_a_stranger.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n"
+        "class Config: pass\nclass Extractor: pass\n"
+    )
+    settings = json.loads((ast_copy / file).read_text())
+    settings |= {"auto_map": {entry: module}, "model_type": "of_a_stranger"}
+    (ast_copy / file).write_text(json.dumps(settings))
+    try:
+        load_ast(ast_copy)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error) or "of_a_stranger" in str(error)
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "asked").exists()
+
+
 def test_ast_teaches_in_our_order(ast_folder, transformers):
     teacher = load_teacher(ast_folder, sample_rate=32000)
     assert not teacher.training and not teacher.network.training

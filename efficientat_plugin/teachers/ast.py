@@ -289,7 +289,12 @@ def load_ast(
             f"labels={labels!r}; give a LabelTable, {AUDIOSET!r}, or None for as they "
             "come"
         )
-    hub = {"cache_dir": savedir, "revision": revision or "main"}
+    # Else transformers asks whether to run what a stranger's folder names.
+    hub = {
+        "cache_dir": savedir,
+        "revision": revision or "main",
+        "trust_remote_code": False,
+    }
     config = transformers.AutoConfig.from_pretrained(source, **hub)
     if not isinstance(config, transformers.ASTConfig):
         raise ValueError(
