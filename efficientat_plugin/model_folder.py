@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,13 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     if not isinstance(settings, Mapping):
         raise ValueError(f"{path} has no settings; copy the folder again")
     try:
-        labels = LabelTable(settings["labels"]["mids"], settings["labels"]["names"])
+        labels = LabelTable(
+            *(
+                # of a tag that is written out, the text is the value
+                [getattr(text, "value", text) for text in settings["labels"][column]]
+                for column in ("mids", "names")
+            )
+        )
         student = load_student(
             Path(folder) / WEIGHTS,
             **_plain_values(settings["log_mel"], only=FRONT_END),
@@ -197,8 +203,8 @@ audio_normalizer: !new:efficientat_plugin.classifiers.SoxrNormalizer
   sample_rate: !ref <sample_rate>
 
 labels: !new:efficientat_plugin.data.targets.LabelTable
-  mids: {json.dumps(labels.mids, ensure_ascii=False)}
-  names: {json.dumps(labels.names, ensure_ascii=False)}
+  mids: {_texts(labels.mids)}
+  names: {_texts(labels.names)}
 label_encoder: !apply:efficientat_plugin.classifiers.label_encoder
   labels: !ref <labels>
 
@@ -216,6 +222,13 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
   custom_hooks:  # all of the weights or none: SpeechBrain's own takes what fits
     student: !name:efficientat_plugin.students.weights.load_published_state
 """
+
+
+def _texts(texts: Iterable[str]) -> str:
+    """A list of text; HyperPyYAML takes what is in brackets for a tuple."""
+    entries = (json.dumps(text, ensure_ascii=False) for text in texts)
+    tagged = (f"!!str {one}" if one.startswith('"(') else one for one in entries)
+    return f"[{', '.join(tagged)}]"
 
 
 def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:

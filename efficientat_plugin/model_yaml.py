@@ -25,6 +25,9 @@ from ruamel.yaml.representer import RepresenterError
 from speechbrain.utils.parameter_transfer import Pretrainer
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.students.student import Student
+from efficientat_plugin.students.weights import load_published_state
+
 # What `model_folder` writes and has written, and parts of the same kind: they compute,
 # and neither read nor write nor reach for a network.
 LEGAL_TAGS = frozenset(
@@ -65,7 +68,9 @@ INTERPOLATED = re.compile(r"<[^>]*>")  # what HyperPyYAML replaces in text
 FILE_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 MAX_NODES = 200_000  # aliases followed: a few lines of them are billions
 MAX_INCLUDES = 20
-IF_TRUSTED = "if you trust whoever wrote it with this machine, pass trust=True"
+IF_TRUSTED = (
+    "if you trust whoever wrote it with this machine, pass trust=True, or --trust"
+)
 
 
 class _Loader(SafeLoader):
@@ -307,13 +312,17 @@ def _check_pretrainer(pretrainer: Any, path: Path) -> None:
             f"the pretrainer of {path} has paths or conditions, and weights are to be "
             f"beside it; {IF_TRUSTED}"
         )
-    for name in pretrainer.loadables:
+    for name, part in pretrainer.loadables.items():
         if not FILE_NAME.fullmatch(name):
             raise ValueError(
                 f"the pretrainer of {path} has a loadable {name!r}, which is to be "
                 f"the name of a file; {IF_TRUSTED}"
             )
-        if name not in pretrainer.custom_hooks:
+        if name in pretrainer.custom_hooks:
+            continue
+        if not isinstance(part, Student):
             raise ValueError(
-                f"the pretrainer of {path} has no custom hook for {name}; {IF_TRUSTED}"
+                f"the pretrainer of {path} fills {name}, a {type(part).__name__}, and "
+                f"no student; {IF_TRUSTED}"
             )
+        pretrainer.add_custom_hooks({name: load_published_state})

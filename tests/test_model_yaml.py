@@ -15,7 +15,7 @@ from speechbrain.inference.interfaces import Pretrained
 from efficientat_plugin import model_yaml
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.model_folder import TrainedModel, hyperparams
+from efficientat_plugin.model_folder import TrainedModel, hyperparams, read_model_folder
 from efficientat_plugin.model_yaml import load_model_yaml
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
@@ -181,7 +181,6 @@ def test_tags_of_keys_are_refused_unexecuted(folder, attack, key):
 TUPLES = {
     "plain": "x: (!!python/object/apply:os.mkdir [MARK])",
     "quoted": 'x: "(!!python/object/apply:os.mkdir [MARK])"',
-    "in a list": "x: [\"(!!python/object/apply:os.mkdir ['MARK'])\"]",
 }
 
 
@@ -373,7 +372,7 @@ LAUGHS = "l0: &l0 [ha, ha]\n\n" + "\n\n".join(
 BOMBS = {
     "aliases of aliases": (LAUGHS, "aliases make more than"),
     "an alias of itself": ("x: &x [*x]", "aliases make more than"),
-    "brackets": ("x: " + "[" * 3000, "builds no tagger"),
+    "brackets": ("x: " + "[" * 500, "builds no tagger"),
     "two documents": ("---\nx: 1", "builds no tagger"),
     "a key twice": ("target: multilabel", "builds no tagger"),
     "a control character": ("x: \x1b[2J", "builds no tagger"),
@@ -419,15 +418,14 @@ def test_what_is_no_settings_is_refused(folder, text):
          "has arguments"),
         (("    student: !name:efficientat_plugin.students.weights.load_published_state",
           "    student: !name:torch.save"), r"'!name:torch\.save'"),
-        (("    student: !name:efficientat_plugin.students.weights.load_published_state",
-          "    other: !name:efficientat_plugin.students.weights.load_published_state"),
-         "no custom hook for student"),
+        (("  loadables:\n", "  loadables:\n    other: !ref <log_mel>\n"),
+         "fills other, a LogMel, and no student"),
         (("pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer",
           "pretrainer: !new:efficientat_plugin.encoders.KeepFeatures {}\n\nx:"),
          "has no pretrainer"),
         (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and how"),
         (("width: 0.1", "wide: 0.1"), "builds no tagger .TypeError"),
-        (('names: ["(other)"', 'names: ["more", "(other)"'), "3 class ids but 4 names"),
+        (('names: [', 'names: ["more", '), "3 class ids but 4 names"),
     ],
 )  # fmt: skip
 def test_weights_come_from_the_folder_by_our_own_reader(folder, change, match):
@@ -461,8 +459,8 @@ def test_what_we_write_is_loaded_as_speechbrain_loads_it(folder, which_load, opt
     ours, theirs = vars(tagger.hparams), vars(trusted.hparams)
     assert ours.keys() == theirs.keys()
     # HyperPyYAML takes text in brackets for a tuple, the first time.
-    first = ("other",) if which_load == "first" else "(other)"
-    assert tagger.labels.names == NAMES and trusted.labels.names[0] == first
+    assert tagger.labels.names == trusted.labels.names == NAMES
+    assert read_model_folder(folder).labels.names == NAMES
 
 
 def test_every_legal_tag_names_what_its_kind_says():
