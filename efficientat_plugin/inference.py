@@ -16,7 +16,7 @@ from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.hearing import Hearing
 from efficientat_plugin.losses import TARGETS
-from efficientat_plugin.model_yaml import load_model_yaml
+from efficientat_plugin.model_yaml import load_model_yaml, told_of
 from efficientat_plugin.streams import Sound
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
 from efficientat_plugin.tagging import SoundTagger
@@ -162,8 +162,9 @@ class AudioTagger(SoundTagger, Pretrained):
         pretrainer.collect_files(source, **how)
         if download_only:
             return None
-        pretrainer.load_collected()
-        return cls(modules=hparams["modules"], hparams=hparams, **kwargs)
+        with told_of(path):
+            pretrainer.load_collected()
+            return cls(modules=hparams.get("modules"), hparams=hparams, **kwargs)
 
     @classmethod
     def from_student(

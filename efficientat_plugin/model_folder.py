@@ -22,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 from efficientat_plugin.classifiers import classifies_embeddings
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.model_card import Provenance, TrainedModel, model_card
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.weights import FRONT_END, load_student
 
@@ -122,7 +123,7 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
         raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
     try:
         settings = YAML(typ="rt").load(path)  # tags stay names: no object is built
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no YAML; copy the folder again, it may be cut short"
         ) from error
@@ -150,8 +151,11 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
         )
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; is it a tagger's?") from error
-    except TypeError as error:
-        raise ValueError(f"{path} is not a tagger's: {error}") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of damaged settings, nearly anything
+        what = shown(" ".join(str(error).split())[:500])
+        raise ValueError(f"{path} is not a tagger's: {what}") from error
 
 
 def refuse_run_folder(folder: str | Path) -> None:

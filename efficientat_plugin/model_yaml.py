@@ -12,7 +12,8 @@ attributes, arithmetic and text in references.
 
 import pydoc
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from ruamel.yaml.representer import RepresenterError
 from speechbrain.utils.parameter_transfer import Pretrainer
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import load_published_state
 
@@ -146,27 +148,40 @@ def load_model_yaml(
     Traceback (most recent call last):
     ValueError: ...hyperparams.yaml, line 1: the tag '!apply:os.system' ...
     """
-    try:
+    with told_of(path):
         resolved = _resolved(path, overrides, overrides_must_match)
         loader = _Loader(resolved)
         root = loader.get_single_node()
         _check(root, f"{path}, references followed", has_references=False)
         hparams = loader.construct_document(root)
-        _check_pretrainer(hparams.get("pretrainer"), path)
-        if options := RunOptions().as_dict().keys() & hparams:
-            raise ValueError(
-                f"{path} sets {', '.join(sorted(options))}, and how a model runs is "
-                f"for who runs it: pass run_opts to from_hparams, {IF_TRUSTED}"
-            )
-    except (OSError, ValueError):
+        if not all(isinstance(key, str) for key in hparams):
+            raise ValueError("its settings must have names")
+    _check_pretrainer(hparams.get("pretrainer"), path)
+    if options := RunOptions().as_dict().keys() & hparams:
+        raise Refused(
+            f"{path} sets {', '.join(sorted(options))}, and how a model runs is for "
+            f"who runs it: pass run_opts to from_hparams, {IF_TRUSTED}"
+        )
+    return {k: v for k, v in hparams.items() if not k.startswith("__")}
+
+
+class Refused(ValueError):
+    """A sentence that says what is wrong with a model folder, and where."""
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """What a damaged YAML leads to, in a sentence that names it."""
+    try:
+        yield
+    except (OSError, Refused):
         raise
     except Exception as error:  # a part says what is wrong with its arguments its way
-        what = " ".join(str(error).split())
-        raise ValueError(
-            f"{path} builds no tagger ({type(error).__name__}: {what}); copy or "
-            "download the folder again, it may be damaged"
+        what = shown(" ".join(str(error).split())[:500])
+        raise Refused(
+            f"{path} makes no tagger ({type(error).__name__}: {what}); copy or "
+            "download the folder again if it is damaged"
         ) from error
-    return {k: v for k, v in hparams.items() if not k.startswith("__")}
 
 
 def _resolved(
@@ -186,19 +201,19 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
     waiting = [PurePosixPath(path.name), *map(PurePosixPath, more)]
     for number, name in enumerate(waiting):  # which grows meanwhile
         if number > MAX_INCLUDES:
-            raise ValueError(
+            raise Refused(
                 f"{path} includes more than {MAX_INCLUDES} files, or itself; put all "
                 "of it into one"
             )
         source = folder / name if number else path
         if number and not source.resolve().is_relative_to(folder):
-            raise ValueError(
+            raise Refused(
                 f"{path} includes {str(name)!r}, a link out of its folder; {IF_TRUSTED}"
             )
         text = source.read_text(encoding="utf-8")
         root = _node(text)
         if not isinstance(root, MappingNode):
-            raise ValueError(f"{source} has no settings; copy the folder again")
+            raise Refused(f"{source} has no settings; copy the folder again")
         waiting += [name.parent / each for each in _check(root, str(source))]
         copy = copies / name
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +232,7 @@ def _overrides_node(overrides: Mapping[str, Any] | str) -> Node | None:
     try:
         YAML().dump(overrides, text)
     except RepresenterError as error:
-        raise ValueError(
+        raise Refused(
             "an override is neither number nor text nor a list or mapping of them "
             f"({error}); change the model after it is loaded"
         ) from error
@@ -244,20 +259,18 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
         elif not (
             tag in PLAIN_TAGS | LEGAL_TAGS or (has_references and tag == PLACEHOLDER)
         ):
-            raise ValueError(
+            raise Refused(
                 f"{origin}, line {line}: the tag {tag!r} is none that a tagger needs, "
                 f"and may run any code; {IF_TRUSTED}"
             )
         if tag.startswith("!name:") and (
             not isinstance(node, ScalarNode) or node.value
         ):
-            raise ValueError(
-                f"{origin}, line {line}: {tag!r} has arguments; {IF_TRUSTED}"
-            )
+            raise Refused(f"{origin}, line {line}: {tag!r} has arguments; {IF_TRUSTED}")
         children = _children(node, f"{origin}, line {line}", has_references)
         count += len(children)
         if count > MAX_NODES:
-            raise ValueError(
+            raise Refused(
                 f"{origin}, line {line}: the aliases make more than {MAX_NODES} "
                 "entries; write them out"
             )
@@ -274,7 +287,7 @@ def _children(node: Node, place: str, has_references: bool) -> list[Node]:
         # A reference to it would replace and compute what stands in it.
         is_text = isinstance(value, ScalarNode) and str(value.tag) not in REFERENCES
         if has_references and is_text and INTERPOLATED.search(value.value):
-            raise ValueError(
+            raise Refused(
                 f"{place}: the text {value.value[:60]!r} has <...> in it, as "
                 f"references have; {IF_TRUSTED}"
             )
@@ -284,7 +297,7 @@ def _children(node: Node, place: str, has_references: bool) -> list[Node]:
 def _check_reference(node: Node, place: str) -> None:
     if not (isinstance(node, ScalarNode) and REFERENCE.fullmatch(node.value)):
         what = str(node.value)[:60]
-        raise ValueError(
+        raise Refused(
             f"{place}: the reference {what!r} is more than a key, as <student>; "
             f"{IF_TRUSTED}"
         )
@@ -294,7 +307,7 @@ def _include_name(tag: str, place: str) -> str:
     name = tag.removeprefix(INCLUDE)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise ValueError(
+        raise Refused(
             f"{place}: {name!r} is included and not a file of the folder; {IF_TRUSTED}"
         )
     return name
@@ -303,25 +316,25 @@ def _include_name(tag: str, place: str) -> str:
 def _check_pretrainer(pretrainer: Any, path: Path) -> None:
     """Weights come from the folder itself, and are read by our own reader."""
     if type(pretrainer) is not Pretrainer:
-        raise ValueError(
+        raise Refused(
             f"{path} has no pretrainer, which says what the weights are of; is it the "
             "YAML of a model?"
         )
     if pretrainer.paths or pretrainer.conditions:
-        raise ValueError(
+        raise Refused(
             f"the pretrainer of {path} has paths or conditions, and weights are to be "
             f"beside it; {IF_TRUSTED}"
         )
     for name, part in pretrainer.loadables.items():
         if not FILE_NAME.fullmatch(name):
-            raise ValueError(
+            raise Refused(
                 f"the pretrainer of {path} has a loadable {name!r}, which is to be "
                 f"the name of a file; {IF_TRUSTED}"
             )
         if name in pretrainer.custom_hooks:
             continue
         if not isinstance(part, Student):
-            raise ValueError(
+            raise Refused(
                 f"the pretrainer of {path} fills {name}, a {type(part).__name__}, and "
                 f"no student; {IF_TRUSTED}"
             )

@@ -372,11 +372,11 @@ LAUGHS = "l0: &l0 [ha, ha]\n\n" + "\n\n".join(
 BOMBS = {
     "aliases of aliases": (LAUGHS, "aliases make more than"),
     "an alias of itself": ("x: &x [*x]", "aliases make more than"),
-    "brackets": ("x: " + "[" * 500, "builds no tagger"),
-    "two documents": ("---\nx: 1", "builds no tagger"),
-    "a key twice": ("target: multilabel", "builds no tagger"),
-    "a control character": ("x: \x1b[2J", "builds no tagger"),
-    "an unknown anchor": ("x: *nobody", "builds no tagger"),
+    "brackets": ("x: " + "[" * 500, "makes no tagger"),
+    "two documents": ("---\nx: 1", "makes no tagger"),
+    "a key twice": ("target: multilabel", "makes no tagger"),
+    "a control character": ("x: \x1b[2J", "makes no tagger"),
+    "an unknown anchor": ("x: *nobody", "makes no tagger"),
     "a placeholder": ("x: !PLACEHOLDER", "must be replaced"),
     "a control character in a tag": ("x: !new:%1b[2Jos.mkdir", "trust=True"),
     "a line break in a tag": ("x: !new:os%0a.mkdir", "trust=True"),
@@ -397,9 +397,9 @@ def test_a_bomb_is_refused_in_a_sentence(folder, kind):
 )
 def test_what_is_no_settings_is_refused(folder, text):
     (folder / "hyperparams.yaml").write_text(text)
-    _refuses(folder, "has no settings|builds no tagger|trust=True")
+    _refuses(folder, "has no settings|makes no tagger|trust=True")
     (folder / "hyperparams.yaml").write_bytes(b"\xff\xfe\x00")
-    _refuses(folder, "codec|builds no tagger")
+    _refuses(folder, "codec|makes no tagger")
 
 
 # --- The pretrainer ------------------------------------------------------------------
@@ -424,7 +424,7 @@ def test_what_is_no_settings_is_refused(folder, text):
           "pretrainer: !new:efficientat_plugin.encoders.KeepFeatures {}\n\nx:"),
          "has no pretrainer"),
         (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and how"),
-        (("width: 0.1", "wide: 0.1"), "builds no tagger .TypeError"),
+        (("width: 0.1", "wide: 0.1"), "makes no tagger .TypeError"),
         (('names: [', 'names: ["more", '), "3 class ids but 4 names"),
     ],
 )  # fmt: skip

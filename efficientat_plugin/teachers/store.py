@@ -133,7 +133,10 @@ class LogitsStore:
             If the file was cut short since the store was opened.
         """
         self._refuse_cut_file()  # whose rows would end the process without a word
-        return unpack(self._rows[rows], self.manifest.num_classes)
+        try:
+            return unpack(self._rows[rows], self.manifest.num_classes)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
 
     def _refuse_cut_file(self) -> None:
         file, wanted = self.path / LOGITS, self.manifest.logits_bytes

@@ -84,8 +84,8 @@ def unpack(rows: np.ndarray, num_classes: int) -> np.ndarray:
     classes = rows["classes"].astype(np.int64)
     if classes.size and classes.max() >= num_classes:
         raise ValueError(
-            f"a row of the store has class {classes.max()} of {num_classes}; it was "
-            "damaged, so make the store anew"
+            f"a row has class {classes.max()} of {num_classes}, so it was damaged; "
+            "make the store anew"
         )
     np.put_along_axis(logits, classes, rows["values"].astype(np.float32), axis=1)
     return logits
