@@ -1,5 +1,6 @@
 """The tagger that computes with torch: of model folders, hub ids and weights."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,8 +89,23 @@ class AudioTagger(SoundTagger, Pretrained):
         self.sample_rate: int = self.hparams.sample_rate
         self.clip_seconds: float = self.hparams.clip_seconds
         self.short_clips: str = self.hparams.short_clips
+        self._check_fit()
         self.min_samples: int = self.ensemble.min_samples
         self.hearing = Hearing(self.ensemble)
+
+    def _check_fit(self) -> None:
+        """Refuses settings of another model."""
+        classes, rate = self.ensemble.num_classes, self.ensemble.sample_rate
+        if classes != len(self.labels):
+            raise ValueError(
+                f"the student has {classes} classes, but there are {len(self.labels)} "
+                "labels; give one for each, in their order"
+            )
+        if rate != self.sample_rate:
+            raise ValueError(
+                f"sample_rate={self.sample_rate!r}, but the log_mel hears {rate} Hz; "
+                "set both to what the student was trained on"
+            )
 
     @classmethod
     def from_hparams(
@@ -323,5 +339,7 @@ def _check_settings(settings: Any) -> None:
         raise ValueError(
             f"short_clips={settings.short_clips!r}; it is one of {SHORT_CLIPS}"
         )
-    if not settings.clip_seconds > 0:
-        raise ValueError(f"clip_seconds={settings.clip_seconds} must be above 0")
+    if not 0 < settings.clip_seconds < math.inf:
+        raise ValueError(
+            f"clip_seconds={settings.clip_seconds} must be above 0 and finite"
+        )

@@ -154,7 +154,7 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     except FileNotFoundError:
         raise
     except Exception as error:  # of damaged settings, nearly anything
-        what = shown(" ".join(str(error).split())[:500])
+        what = shown(" ".join(str(error).split())[:300])
         raise ValueError(f"{path} is not a tagger's: {what}") from error
 
 

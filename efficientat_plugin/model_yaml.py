@@ -156,7 +156,7 @@ def load_model_yaml(
         hparams = loader.construct_document(root)
         if not all(isinstance(key, str) for key in hparams):
             raise ValueError("its settings must have names")
-    _check_pretrainer(hparams.get("pretrainer"), path)
+        _check_pretrainer(hparams.get("pretrainer"), path)
     if options := RunOptions().as_dict().keys() & hparams:
         raise Refused(
             f"{path} sets {', '.join(sorted(options))}, and how a model runs is for "
@@ -177,7 +177,7 @@ def told_of(path: Path) -> Iterator[None]:
     except (OSError, Refused):
         raise
     except Exception as error:  # a part says what is wrong with its arguments its way
-        what = shown(" ".join(str(error).split())[:500])
+        what = shown(" ".join(str(error).split())[:300])
         raise Refused(
             f"{path} makes no tagger ({type(error).__name__}: {what}); copy or "
             "download the folder again if it is damaged"
@@ -208,8 +208,11 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
         source = folder / name if number else path
         if number and not source.resolve().is_relative_to(folder):
             raise Refused(
-                f"{path} includes {str(name)!r}, a link out of its folder; {IF_TRUSTED}"
+                f"{path} includes {_short(name)}, a link out of its folder; "
+                f"{IF_TRUSTED}"
             )
+        if not source.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(f"{source} is no file; copy the folder again")
         text = source.read_text(encoding="utf-8")
         root = _node(text)
         if not isinstance(root, MappingNode):
@@ -221,8 +224,8 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
 
 
 def _node(text: str) -> Node | None:
-    """The one document of a text; nothing is built."""
-    return _Loader(text).get_single_node()
+    """The one document of a text, as HyperPyYAML parses it; nothing is built."""
+    return YAML().compose(text)
 
 
 def _overrides_node(overrides: Mapping[str, Any] | str) -> Node | None:
@@ -257,16 +260,20 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
         elif has_references and tag in REFERENCES:
             _check_reference(node, f"{origin}, line {line}")
         elif not (
-            tag in PLAIN_TAGS | LEGAL_TAGS or (has_references and tag == PLACEHOLDER)
+            tag in PLAIN_TAGS | LEGAL_TAGS
+            or (has_references and tag == PLACEHOLDER)
+            or (tag == "!tuple" and node.ctag.handle is None)  # of text in brackets
         ):
             raise Refused(
-                f"{origin}, line {line}: the tag {tag!r} is none that a tagger needs, "
-                f"and may run any code; {IF_TRUSTED}"
+                f"{origin}, line {line}: the tag {_short(tag)} is none that a tagger "
+                f"needs, and may run any code; {IF_TRUSTED}"
             )
         if tag.startswith("!name:") and (
             not isinstance(node, ScalarNode) or node.value
         ):
-            raise Refused(f"{origin}, line {line}: {tag!r} has arguments; {IF_TRUSTED}")
+            raise Refused(
+                f"{origin}, line {line}: {_short(tag)} has arguments; {IF_TRUSTED}"
+            )
         children = _children(node, f"{origin}, line {line}", has_references)
         count += len(children)
         if count > MAX_NODES:
@@ -288,7 +295,7 @@ def _children(node: Node, place: str, has_references: bool) -> list[Node]:
         is_text = isinstance(value, ScalarNode) and str(value.tag) not in REFERENCES
         if has_references and is_text and INTERPOLATED.search(value.value):
             raise Refused(
-                f"{place}: the text {value.value[:60]!r} has <...> in it, as "
+                f"{place}: the text {_short(value.value)} has <...> in it, as "
                 f"references have; {IF_TRUSTED}"
             )
     return [each for pair in node.value for each in pair]
@@ -296,11 +303,16 @@ def _children(node: Node, place: str, has_references: bool) -> list[Node]:
 
 def _check_reference(node: Node, place: str) -> None:
     if not (isinstance(node, ScalarNode) and REFERENCE.fullmatch(node.value)):
-        what = str(node.value)[:60]
         raise Refused(
-            f"{place}: the reference {what!r} is more than a key, as <student>; "
-            f"{IF_TRUSTED}"
+            f"{place}: the reference {_short(node.value)} is more than a key, as "
+            f"<student>; {IF_TRUSTED}"
         )
+
+
+def _short(text: object) -> str:
+    """For a message: its beginning, in quotes."""
+    whole = str(text)
+    return repr(whole if len(whole) <= 80 else f"{whole[:80]}...")
 
 
 def _include_name(tag: str, place: str) -> str:
@@ -308,7 +320,8 @@ def _include_name(tag: str, place: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise Refused(
-            f"{place}: {name!r} is included and not a file of the folder; {IF_TRUSTED}"
+            f"{place}: {_short(name)} is included and not a file of the folder; "
+            f"{IF_TRUSTED}"
         )
     return name
 
@@ -328,8 +341,8 @@ def _check_pretrainer(pretrainer: Any, path: Path) -> None:
     for name, part in pretrainer.loadables.items():
         if not FILE_NAME.fullmatch(name):
             raise Refused(
-                f"the pretrainer of {path} has a loadable {name!r}, which is to be "
-                f"the name of a file; {IF_TRUSTED}"
+                f"the pretrainer of {path} has a loadable {_short(name)}, which is to "
+                f"be the name of a file; {IF_TRUSTED}"
             )
         if name in pretrainer.custom_hooks:
             continue

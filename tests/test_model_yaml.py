@@ -426,6 +426,8 @@ def test_what_is_no_settings_is_refused(folder, text):
         (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and how"),
         (("width: 0.1", "wide: 0.1"), "makes no tagger .TypeError"),
         (('names: [', 'names: ["more", '), "3 class ids but 4 names"),
+        (("num_classes: 3", "num_classes: 3" + "0" * 3000), "makes no tagger"),
+        (("students.mn.MN", "students.mn.MN" + "9" * 3000), r"9\.\.\.' is none"),
     ],
 )  # fmt: skip
 def test_weights_come_from_the_folder_by_our_own_reader(folder, change, match):
@@ -438,6 +440,70 @@ def test_weights_come_from_the_folder_by_our_own_reader(folder, change, match):
     _refuses(folder, match, savedir=saved / "links")
     assert {p.name for p in saved.rglob("*")} <= {"links", "hyperparams.yaml"}
     assert (folder / "student.ckpt").read_bytes() == weights
+
+
+def _of_two_classes(model):
+    state = MN(num_classes=2, width=0.1).state_dict()
+    return hyperparams(model).replace("num_classes: 3", "num_classes: 2"), state
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (("sample_rate: 32000  #", "sample_rate: 16000  #"), "log_mel hears 32000 Hz"),
+        (("sample_rate: 32000  #", "sample_rate: 0  #"), "log_mel hears 32000 Hz"),
+        (("clip_seconds: 1.0", "clip_seconds: .inf"), "clip_seconds=inf must be"),
+        (("clip_seconds: 1.0", "clip_seconds: .nan"), "clip_seconds=nan must be"),
+        (("clip_seconds: 1.0", "clip_seconds: one"), "makes no tagger"),
+        (("target: multiclass", "target: []"), "choose one of"),
+        (("  log_mel: !ref <log_mel>\n  s", "  s"), "has no module log_mel"),
+        (("modules:", "module:"), "makes no tagger"),
+        (("labels: !new", "label: !new"), "makes no tagger"),
+        (("    student: !name", "    nobody: !name"), None),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(folder, change, match):
+    path = folder / "hyperparams.yaml"
+    text = path.read_text()
+    assert change[0] in text
+    path.write_text(text.replace(*change, 1))
+    if match is None:
+        assert len(_load(folder).labels) == 3
+    else:
+        assert str(path) in _refuses(folder, match)
+
+
+def test_as_many_labels_as_classes(folder, model):
+    text, state = _of_two_classes(model)
+    (folder / "hyperparams.yaml").write_text(text)
+    torch.save(state, folder / "student.ckpt")
+    _refuses(folder, "2 classes, but there are 3 labels")
+
+
+# --- Links ---------------------------------------------------------------------------
+
+
+def test_a_snapshot_of_the_hub_is_a_folder_of_links(folder, tmp_path):
+    snapshot = tmp_path / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        (snapshot / path.name).symlink_to(path)
+    assert _load(snapshot).labels.names == NAMES
+
+
+@pytest.mark.parametrize("name", ["hyperparams.yaml", "student.ckpt"])
+@pytest.mark.parametrize("target", ["secret", "nowhere", ".", "name"])
+def test_links_out_of_the_folder_do_no_harm(folder, tmp_path, name, target):
+    (tmp_path / "secret").write_text("password: 1234")
+    (folder / name).unlink()
+    (folder / name).symlink_to(name if target == "name" else tmp_path / target)
+    before = sorted(map(str, tmp_path.rglob("*")))
+    with pytest.raises((OSError, ValueError)) as caught:
+        _load(folder, savedir=tmp_path / "saved" if target == "secret" else None)
+    assert "1234" not in str(caught.value) and str(caught.value).isprintable()
+    after = {str(p) for p in tmp_path.rglob("*") if "saved" not in p.parts}
+    assert sorted(after) == before
+    assert (tmp_path / "secret").read_text() == "password: 1234"
 
 
 # --- Our own folders -----------------------------------------------------------------

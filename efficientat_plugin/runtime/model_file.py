@@ -90,7 +90,7 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
         if facts.num_frames is not None and not facts.num_frames > 0:
             raise ValueError(f"num_frames={facts.num_frames!r}")
         return facts
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{origin} has metadata that cannot be read ({error}); export the model "
             "again"
