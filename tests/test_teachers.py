@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from huggingface_hub import constants as hub
 
 from efficientat_plugin.complexity import count_parameters
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
@@ -55,6 +56,7 @@ def server(monkeypatch, tmp_path):
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(variable, "127.0.0.1")
     monkeypatch.delenv("EFFICIENTAT_BASE_URL", raising=False)
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
     folder = tmp_path / "server"
     folder.mkdir()
     handler = functools.partial(Handler, directory=str(folder))

@@ -1,14 +1,10 @@
-"""Weights: the published file, downloads that go wrong, files of one's own."""
+"""Weights: the published file, and files of one's own."""
 
 import difflib
-import http.server
 import inspect
-import io
 import logging
 import os
 import pickle
-import threading
-import urllib.parse
 import zipfile
 
 import numpy as np
@@ -20,8 +16,6 @@ import torchaudio
 from efficientat_plugin import hear
 from efficientat_plugin.encoders import StudentEncoder
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students import download
-from efficientat_plugin.students.download import fetch
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.published import (
@@ -45,47 +39,6 @@ TINY = {"width": 0.1, "num_classes": 527}
 @pytest.fixture
 def published_file(shared):
     return shared / "checkpoints" / "mn04_as_mAP_432.pt"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A release server: `files` are its bodies, `faults` what it does wrong."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            file = urllib.parse.unquote(self.path).removeprefix("/release/")
-            self.server.asked.append(file)
-            body, fault = self.server.files.get(file), self.server.faults.get(file)
-            if body is None or fault == "error":
-                return self.send_error(404 if body is None else 500)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: len(body) // 2] if fault == "truncate" else body)
-
-        def log_message(self, *_):
-            pass
-
-    for variable in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(variable, "127.0.0.1")
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as http_server:
-        http_server.files, http_server.faults, http_server.asked = {}, {}, []
-        address = f"http://127.0.0.1:{http_server.server_port}/release"
-        http_server.address = address
-        monkeypatch.setenv("EFFICIENTAT_BASE_URL", address + "/")
-        thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
-        thread.start()
-        yield http_server
-        http_server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def tiny_body():
-    """What a server sends for mn01: a student's state dict."""
-    body = io.BytesIO()
-    torch.save(MN(**TINY).state_dict(), body)
-    return body.getvalue()
 
 
 def save(student, path):
@@ -205,106 +158,6 @@ def test_published_checkpoint_gives_way_to_other_classes(published_file, caplog)
         student = load_student(str(published_file), num_classes=50)
     assert student.width == 0.4 and student.front_end == DEFAULT_FRONT_END
     assert "527 classes and the student 50: classifier.5.weight" in caplog.text
-
-
-# ---------------------------------------------------------------- downloads
-
-
-def test_download_happens_once(server, tiny_body, tmp_path):
-    server.files["mn01_as_mAP_298.pt"] = tiny_body
-    folder = tmp_path / "new" / "folder"
-    student = load_student("mn01_as", savedir=folder)
-    again = load_student("mn01_as", savedir=folder)
-    assert server.asked == ["mn01_as_mAP_298.pt"]
-    assert [path.name for path in folder.iterdir()] == ["mn01_as_mAP_298.pt"]
-    clip = torch.randn(1, 1, 40, 30)
-    assert torch.equal(student(clip).logits, again(clip).logits)
-
-
-def test_download_goes_to_the_folder_of_torch_hub(
-    server, tiny_body, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    server.files["mn01_as_mAP_298.pt"] = tiny_body
-    path = fetch("mn01_as")
-    assert path == tmp_path / "hub" / "efficientat_plugin" / "mn01_as_mAP_298.pt"
-
-
-def test_base_url_argument_goes_before_the_environment(
-    server, tiny_body, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("EFFICIENTAT_BASE_URL", "http://127.0.0.1:9/nowhere/")
-    server.files["mn01_as_mAP_298.pt"] = tiny_body
-    assert fetch("mn01_as", tmp_path, base_url=server.address).is_file()
-
-
-@pytest.mark.parametrize(
-    "name, file",
-    [
-        ("dymn10_replace_se_as", "dymn10_replace_se_as.pt"),
-        ("dymn10_replace_se_as", " dymn10_replace_se_as.pt"),
-        ("mn40_as(3)", "mn40_as_mAP_483(2).pt"),
-    ],
-)
-def test_download_finds_names_with_blanks_and_brackets(
-    name, file, server, tiny_body, tmp_path
-):
-    server.files[file] = tiny_body
-    assert fetch(name, tmp_path / "cache").name == file.strip()
-    assert server.asked[-1] == file
-
-
-@pytest.mark.parametrize(
-    "name, fault, error, text",
-    [
-        ("mn01_as", None, OSError, "answered 404 .*put mn01_as_mAP_298.pt into"),
-        ("mn01_as", "error", OSError, "answered 500"),
-        ("mn01_as", "truncate", OSError, "ended after .* bytes; try again"),
-        ("mn01_as", "garbage", ValueError, "is no state dict; check the address"),
-        ("mn01_as", "list", ValueError, "is no state dict; check the address"),
-        ("mn04_as", "other", ValueError, "has not the SHA-256 of mn04_as"),
-    ],
-)
-def test_failed_download_leaves_nothing(
-    name, fault, error, text, server, tiny_body, tmp_path
-):
-    file, folder = published(name).file, tmp_path / "cache"
-    if fault is not None:
-        torch.save([1, 2], tmp_path / "list.pt")
-        bodies = {"garbage": b"<html>", "list": (tmp_path / "list.pt").read_bytes()}
-        server.files[file] = bodies.get(fault, tiny_body)
-        server.faults[file] = fault
-    with pytest.raises(error, match=text):
-        load_student(name, savedir=folder)
-    assert list(folder.iterdir()) == []
-
-
-def test_no_network_is_refused_in_a_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with pytest.raises(OSError, match="cannot be reached .*EFFICIENTAT_BASE_URL"):
-        fetch("mn01_as", tmp_path, base_url="http://127.0.0.1:9/")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_connection_that_breaks_is_refused_in_a_sentence(tmp_path, monkeypatch):
-    def break_off(*_, **__):
-        raise ConnectionResetError("reset by peer")
-
-    monkeypatch.setattr(download.urllib.request, "urlopen", break_off)
-    with pytest.raises(OSError, match="broke off .*try again"):
-        fetch("mn01_as", tmp_path)
-
-
-def test_cached_file_with_another_sum_is_refused(tmp_path):
-    save(MN(**TINY), tmp_path / "mn04_as_mAP_432.pt")
-    with pytest.raises(ValueError, match="mn04_as_mAP_432.pt has not .* delete it"):
-        load_student("mn04_as", savedir=tmp_path)
-
-
-def test_cached_file_that_does_not_load_is_refused(tmp_path):
-    (tmp_path / "mn01_as_mAP_298.pt").write_bytes(b"half")
-    with pytest.raises(ValueError, match="mn01_as_mAP_298.pt holds no .* delete it"):
-        load_student("mn01_as", savedir=tmp_path)
 
 
 # ---------------------------------------------------------------- files of one's own

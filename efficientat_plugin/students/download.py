@@ -1,26 +1,31 @@
 """Files of weights: downloaded whole and verified, read without running code."""
 
-import hashlib
-import http.client
+import logging
 import os
-import urllib.error
 import urllib.parse
-import urllib.request
 import uuid
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
+from huggingface_hub import constants as hub
 from torch import Tensor
-from tqdm import tqdm
 
+from efficientat_plugin.files import sha256_of
+from efficientat_plugin.locks import lock
+from efficientat_plugin.students.http_file import receive
 from efficientat_plugin.students.published import PublishedStudent, published
+
+logger = logging.getLogger(__name__)
 
 BASE_URL = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 BASE_URL_VARIABLE = "EFFICIENTAT_BASE_URL"
-TIMEOUT_SECONDS = 30.0
-CHUNK_BYTES = 1 << 18
+SCHEMES = ("http", "https", "file")
+MAX_BYTES = 2**30  # of a file whose size is not known; the largest has 0.4 of it
+CHUNK_BYTES = 2**18
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -40,7 +45,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         For a file that is no state dict.
     """
     try:
-        _refuse_packed(path)
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, PackedArchive):
         raise
@@ -78,8 +83,14 @@ class PackedArchive(ValueError):
     """What torch would unpack, to any size, though it never packs."""
 
 
-def _refuse_packed(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
+def _check_archive(path: Path) -> None:
+    """Refuses what is packed, or changed since it was saved; torch does neither.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not zipfile.is_zipfile(path):  # as torch saved before 1.6, without sums
         return
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type for entry in archive.infolist()):
@@ -87,6 +98,8 @@ def _refuse_packed(path: Path) -> None:
                 f"{path} is a packed archive, and torch.save packs nothing; save the "
                 "weights with it"
             )
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"{damaged} is damaged")
 
 
 def _is_plain(value: Tensor) -> bool:
@@ -97,86 +110,116 @@ def _is_plain(value: Tensor) -> bool:
     return not value.is_complex() and size <= value.untyped_storage().nbytes()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _stream(address: str, part: Path) -> None:
-    """One body into one file; refuses a body that ends early."""
-    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
-        header = response.headers.get("Content-Length")
-        length = None if header is None else int(header)
-        with (
-            part.open("xb") as file,
-            tqdm(
-                total=length,
-                unit="B",
-                unit_scale=True,
-                desc=address.rsplit("/", 1)[-1],
-                disable=None,
-            ) as progress,
-        ):
-            received = 0
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                received += len(chunk)
-                progress.update(len(chunk))
-    if length is not None and received != length:
-        raise OSError(f"{address} ended after {received} of {length} bytes; try again")
-
-
-def _try_addresses(addresses: list[str], part: Path, target: Path) -> str:
-    """The address that had the file; each failure is one sentence."""
-    for address in addresses:
-        try:
-            _stream(address, part)
-            break
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 404 and address != addresses[-1]:
-                continue
-            raise OSError(
-                f"{address} answered {error.code} {error.reason}; check "
-                f"{BASE_URL_VARIABLE}, or put {target.name} into {target.parent}"
-            ) from error
-        except urllib.error.URLError as error:
-            raise OSError(
-                f"{address} cannot be reached ({error.reason}); put {target.name} into "
-                f"{target.parent}, or set {BASE_URL_VARIABLE}"
-            ) from error
-        except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
-            raise OSError(f"{address} broke off ({error!r}); try again") from error
-    return address
-
-
 def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> None:
-    """Whole and verified, or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
-    addresses = [
+    """Whole and verified, or not at all; by one process, for which others wait."""
+    addresses = _addresses(entry, base_url)
+    advice = (
+        f"try again, or put {target.name} into {target.parent}, or set "
+        f"{BASE_URL_VARIABLE}"
+    )
+    if hub.HF_HUB_OFFLINE and not base_url.startswith("file:"):
+        raise OSError(
+            f"{target} is not there, and HF_HUB_OFFLINE forbids downloads; put it "
+            "there, or unset HF_HUB_OFFLINE"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _own_part(target) as part:
+            if target.is_file():  # by another process
+                return
+            with part.open("wb") as file:
+                address = _receive_any(addresses, file, entry.num_bytes or MAX_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+            _verify(part, entry, address)
+            os.replace(part, target)
+    except OSError as error:
+        if error.errno is None:  # of a server
+            raise type(error)(f"{error}; {advice}") from error
+        raise OSError(
+            f"{target.parent} cannot be written ({os.strerror(error.errno)}); make "
+            "room, or it writable, or pass another savedir"
+        ) from error
+
+
+def _addresses(entry: PublishedStudent, base_url: str) -> list[str]:
+    """Where the file may be."""
+    scheme = urllib.parse.urlsplit(base_url).scheme
+    if scheme not in SCHEMES or not base_url.isascii() or not base_url.isprintable():
+        raise ValueError(
+            f"{base_url!r} is no address of a folder with weights; give one as "
+            f"{BASE_URL}, or file:///a/folder/"
+        )
+    return [
         base_url.rstrip("/") + "/" + urllib.parse.quote(file, safe="()")
         for file in (entry.file, *entry.other_files)
     ]
-    try:
-        address = _try_addresses(addresses, part, target)
-        if entry.sha256 is not None and _sha256(part) != entry.sha256:
-            raise ValueError(
-                f"{address} has not the SHA-256 of {entry.name}, so it is another "
-                "file; check the address"
-            )
+
+
+@contextmanager
+def _own_part(target: Path) -> Iterator[Path]:
+    """A file beside ``target`` that no other process writes; gone at the end."""
+    part = target.with_name(f".{target.name}.part")
+    with ExitStack() as files:
+        while True:
+            file = files.enter_context(part.open("ab"))
+            if not _is_locked(file, target):
+                file.close()
+                part.unlink(missing_ok=True)
+                part = part.with_name(f"{part.name}.{uuid.uuid4().hex}")
+                break
+            if _is(part, file):
+                break
+            file.close()  # renamed or removed by whoever had it before
         try:
-            read_state(part)
-        except ValueError as error:
-            raise ValueError(
-                f"{address} is no state dict; check the address"
-            ) from error
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+            yield part
+        finally:
+            if file.closed or _is(part, file):
+                part.unlink(missing_ok=True)
+
+
+def _is_locked(file: BinaryIO, target: Path) -> bool:
+    try:
+        return lock(file)
+    except BlockingIOError:
+        logger.warning("Waiting for another process that downloads %s", target)
+        return lock(file, wait=True)
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """Whether a path leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _receive_any(addresses: list[str], file: BinaryIO, max_bytes: int) -> str:
+    """The address that had the file."""
+    for address in addresses:
+        try:
+            receive(address, file, max_bytes)
+            break
+        except FileNotFoundError:
+            if address == addresses[-1]:
+                raise
+    return address
+
+
+def _verify(part: Path, entry: PublishedStudent, address: str) -> None:
+    """Refuses what is not the file that was published, as far as that is known."""
+    if entry.sha256 is not None and sha256_of(part) != entry.sha256:
+        raise ValueError(
+            f"{address} has not the SHA-256 of {entry.name}, so it is another "
+            "file; check the address"
+        )
+    try:
+        read_state(part)
+    except ValueError as error:
+        raise ValueError(
+            f"{address} is no state dict; check the address, and that no proxy "
+            "answers in its place"
+        ) from error
 
 
 def fetch(
@@ -210,7 +253,7 @@ def fetch(
     if not path.is_file():
         address = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
         download_weights(entry, path, address)
-    elif entry.sha256 is not None and _sha256(path) != entry.sha256:
+    elif entry.sha256 is not None and sha256_of(path) != entry.sha256:
         raise ValueError(
             f"{path} has not the SHA-256 of {name}; delete it to download it anew"
         )

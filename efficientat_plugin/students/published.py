@@ -26,6 +26,7 @@ class PublishedStudent(NamedTuple):
     sample_rate: int = 32000  # Hz
     trained_on: str = "AudioSet"  # or "ImageNet": the class layer is untrained then
     sha256: str | None = None
+    num_bytes: int | None = None  # of the file
     licence: str = "MIT"
     other_files: tuple[str, ...] = ()  # names that a server may have instead
 
@@ -82,7 +83,7 @@ _ENTRIES = (
     # MN at its widths
     _mn("mn01_as", 0.1, 29.8),
     _mn("mn02_as", 0.2, 37.8),
-    _mn("mn04_as", 0.4, 43.2, sha256=_MN04_SHA256),
+    _mn("mn04_as", 0.4, 43.2, sha256=_MN04_SHA256, num_bytes=4066513),
     _mn("mn05_as", 0.5, 44.3),
     _mn("mn10_as", 1.0, 47.1),
     _mn("mn20_as", 2.0, 47.8),
