@@ -4,15 +4,14 @@ import io
 import os
 import resource
 import signal
-import threading
 import time
 from email.utils import formatdate
 
 import pytest
 import torch
+from at_once import fetch_weights, in_threads, start
 from bad_server import LOGIN, bad_server
 from huggingface_hub import constants as hub
-from processes import fetch_weights, start
 
 from efficientat_plugin.students import download, http_file
 from efficientat_plugin.students.download import fetch, read_state
@@ -426,11 +425,7 @@ def test_processes_download_a_file_once(server, tiny_body, tmp_path):
 
 def test_threads_download_a_file_once(server, tiny_body, tmp_path):
     server.files[FILE], server.faults[FILE] = tiny_body, ["cut"] * 2
-    threads = [threading.Thread(target=fetch, args=(NAME, tmp_path)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(lambda _: fetch(NAME, tmp_path), 4)
     assert len(server.asked) == 3
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
@@ -455,11 +450,7 @@ def test_systems_without_locks_download_to_files_of_their_own(
 ):
     monkeypatch.setattr(download, "lock", lambda *_, **__: False)
     server.files[FILE] = tiny_body
-    threads = [threading.Thread(target=fetch, args=(NAME, tmp_path)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(lambda _: fetch(NAME, tmp_path), 4)
     assert (tmp_path / FILE).read_bytes() == tiny_body
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 

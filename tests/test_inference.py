@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from at_once import in_threads
 
 from efficientat_plugin.data.decoding import UnreadableClip, mono_samples
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
@@ -427,3 +428,16 @@ def test_the_published_checkpoint_hears_the_metro(shared):
     for tag in tags:  # those were resampled less exactly
         assert tag.probability == pytest.approx(expected[tag.name], abs=3e-3)
         assert audioset_labels().names[audioset_labels().index[tag.mid]] == tag.name
+
+
+def test_threads_that_share_a_tagger_hear_what_one_hears(tagger):
+    sounds = [_noise(seconds, seed) for seed, seconds in enumerate([0.3, 1, 1.7, 3.2])]
+    expected = [tagger.probabilities([sound], RATE) for sound in sounds]
+
+    def hear(number):
+        order = np.random.default_rng(number).permutation(len(sounds))
+        return [(each, tagger.probabilities([sounds[each]], RATE)) for each in order]
+
+    for heard in in_threads(hear, 4):
+        for each, probabilities in heard:
+            assert np.array_equal(probabilities, expected[each])

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import soundfile
 import torch
+from at_once import in_threads
 from exported_models import content_of, random_weights, source_of
 
 from efficientat_plugin.data.decoding import UnreadableClip
@@ -430,3 +431,20 @@ def test_metadata_is_json_that_others_can_read(files):
     assert len(texts["labels"]) == len(texts["mids"]) == 7
     assert texts["sha256"] == "0" * 64
     assert os.path.getsize(files["in"]) < 2**20
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("front_end", ["in", "out"])
+def test_threads_that_share_a_tagger_hear_what_one_hears(backend, front_end, files):
+    tagger = Tagger(files[front_end], backend, threads=1)
+    sounds = [synthesised(length, RATE, length) for length in (9000, 32000, 50000)]
+    expected = [tagger.outputs(sound[None]) for sound in sounds]
+
+    def hear(number):
+        order = np.random.default_rng(number).integers(len(sounds), size=12)
+        return [(each, tagger.outputs(sounds[each][None])) for each in order]
+
+    for heard in in_threads(hear, 4):
+        for each, outputs in heard:
+            for name, values in outputs.items():
+                assert np.array_equal(values, expected[each][name])

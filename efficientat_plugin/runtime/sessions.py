@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,6 +108,7 @@ class OpenVinoSession:
             self.metadata = {name: str(value.value) for name, value in found.items()}
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(_refusal(model, version, error)) from error
+        self._one_at_a_time = Lock()  # its one request would mix up threads
         self.inputs = [_known(each, INPUTS) for each in self._compiled.inputs]
         self.outputs = [_known(each, OUTPUTS) for each in self._compiled.outputs]
         self.num_classes: int | None = None
@@ -118,7 +120,8 @@ class OpenVinoSession:
 
     def run(self, value: Array) -> dict[str, Array]:
         """All outputs, by name, of the one input."""
-        found = self._compiled([value])
+        with self._one_at_a_time:
+            found = self._compiled([value])
         return {name: found[index] for index, name in enumerate(self.outputs)}
 
 
