@@ -11,17 +11,61 @@ import efficientat_plugin
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def test_importing_the_package_is_light():
-    code = (
-        "import sys, efficientat_plugin;"
-        "dir(efficientat_plugin);"
-        "print([name for name in ('torch', 'datasets', 'numpy', 'matplotlib')"
-        " if name in sys.modules])"
-    )
+HEAVY = "torch datasets matplotlib onnx onnxruntime openvino transformers speechbrain"
+HEAVY += " huggingface_hub scipy pandas pyarrow requests urllib.request http.client"
+# Prints what was loaded, and what was touched beside Python's own and the package's.
+WATCH = """
+import os, sys, sysconfig
+
+seen = []
+sys.addaudithook(lambda event, arguments: seen.append((event, arguments)))
+import efficientat_plugin
+
+exec(sys.argv[2])
+seen = list(seen)
+own = [*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))]
+own = [os.path.realpath(path) for path in (*own, *efficientat_plugin.__path__)]
+print("loaded", [name for name in sys.argv[1].split() if name in sys.modules])
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+FORBIDDEN = ("socket.", "urllib.", "http.", "subprocess.", "shutil.", "tempfile.")
+FORBIDDEN += ("os.fork", "os.posix_spawn", "os.exec", "os.system", "os.mkdir")
+FORBIDDEN += ("os.remove", "os.rename", "os.chdir")
+for event, arguments in seen:
+    if event in ("open", "os.listdir", "os.scandir"):
+        writes = event == "open" and arguments[2] & WRITES
+        path = os.path.realpath(arguments[0] or ".")
+        is_own = any(os.path.commonpath([path, folder]) == folder for folder in own)
+        is_own |= event != "open" and path in map(os.path.realpath, sys.path)
+        if writes or not is_own:
+            print(event, arguments)
+    elif event.startswith(FORBIDDEN):
+        print(event, arguments)
+"""
+
+
+@pytest.mark.parametrize(
+    "code, may_load",
+    [
+        ("dir(efficientat_plugin)", ""),
+        ("import efficientat_plugin.cli as c; c.main(['--help'])", ""),
+        ("import efficientat_plugin.cli as c; c.main(['--version'])", ""),
+        ("import efficientat_plugin.cli as c; c.main(['tag', '--help'])", ""),
+        ("import efficientat_plugin.cli as c; c.main(['list'])", ""),
+        ("import efficientat_plugin.runtime", "numpy soundfile soxr"),
+    ],
+)
+def test_importing_is_light(code, may_load):
+    """No network, nothing written, nothing read beside Python's own and the package."""
+    heavy = f"{HEAVY} numpy soundfile soxr tqdm".split()
+    watched = " ".join(name for name in heavy if name not in may_load.split())
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-B", "-c", WATCH, watched, code],
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    assert done.stdout.strip() == "[]"
+    *_, found = done.stdout.partition("loaded ")
+    assert found.strip() == "[]"
 
 
 @pytest.mark.parametrize("name", efficientat_plugin.__all__)
