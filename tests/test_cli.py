@@ -1,5 +1,6 @@
 """The command line says of sounds what the tagger says, and what it could not read."""
 
+import contextlib
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ from efficientat_plugin import __version__, list_students
 from efficientat_plugin.cli import inputs, main, parts
 from efficientat_plugin.cli.figure import PairedColumns
 from efficientat_plugin.cli.label_track import LabelMerger
+from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.plain_text import shown
@@ -588,6 +590,26 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert run("embed", five, "--output", target)[0] == 0
     assert target.read_bytes() == alone.read_bytes()
     assert not kept.exists()
+
+
+def test_a_second_run_does_not_mix_its_parts_with_the_first(run, five, tmp_path):
+    target = tmp_path / "embeddings.npz"
+    folder = tmp_path / "embeddings.npz.parts"
+    with contextlib.closing(parts.EmbeddingParts(folder, {})):
+        code, _, err = run("embed", five, "--output", target)
+        assert code == 2 and "parts is being filled by another run; wait for it" in err
+    assert run("embed", five, "--output", target)[0] == 0
+
+
+def test_runs_that_write_one_file_each_write_all_of_it(tmp_path):
+    target = tmp_path / "results.csv"
+    with written_aside(target) as one, open(one, "w") as first:
+        first.write("first " * 1000)
+        with written_aside(target) as other:
+            other.write_text("second")
+        assert target.read_text() == "second"
+    assert target.read_text() == "first " * 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
 def _flush_only_full_parts(self, flush=parts.EmbeddingParts.flush):

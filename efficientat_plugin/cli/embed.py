@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,15 +93,16 @@ def run(arguments: argparse.Namespace) -> int:
     silence = np.zeros(tagger.ensemble.min_samples, np.float32)
     tagger.embed(silence, tagger.sample_rate, **options)
     output: Path = arguments.output
-    parts = EmbeddingParts(output.with_name(output.name + ".parts"), settings)
-    try:
-        sounds = _hear(paths, tagger, options, parts, failures, arguments)
-    finally:
-        parts.flush()
-    if sounds:
-        names = [sound.name for sound in sounds]
-        write_embeddings(output, names, parts.gather(sounds), settings)
-    parts.remove()
+    folder = output.with_name(output.name + ".parts")
+    with closing(EmbeddingParts(folder, settings)) as parts:
+        try:
+            sounds = _hear(paths, tagger, options, parts, failures, arguments)
+        finally:
+            parts.flush()
+        if sounds:
+            names = [sound.name for sound in sounds]
+            write_embeddings(output, names, parts.gather(sounds), settings)
+        parts.remove()
     return failures.conclude(len(sounds))
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,7 +167,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     Path
         Beside ``path``; gone where the block raises.
     """
-    unfinished = path.with_name(path.name + ".part")
+    # Of this process alone: another one may be writing the same file.
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.cli.outputs import written_aside
+from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
 
 PART_SOUNDS = 500  # a part is written after so many sounds,
@@ -47,7 +48,7 @@ class EmbeddingParts:
     Raises
     ------
     ValueError
-        For a folder with embeddings of other settings.
+        For a folder with embeddings of other settings, and one that another run fills.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -56,11 +57,22 @@ class EmbeddingParts:
         self._new: list[tuple[SoundFile, NDArray[np.float32]]] = []
         self._begun = time.monotonic()
         folder.mkdir(exist_ok=True)
-        for unfinished in folder.glob("*.part"):
-            unfinished.unlink()
-        self._check_settings(settings)
-        for part in sorted(folder.glob("part-*.npz")):
-            self._read_names(part)
+        try:
+            self._lock = FolderLock(folder)
+        except BlockingIOError:
+            raise ValueError(
+                f"{shown(folder)} is being filled by another run; wait for it or end "
+                "it, or give another --output"
+            ) from None
+        try:
+            for unfinished in folder.glob("*.part"):
+                unfinished.unlink()
+            self._check_settings(settings)
+            for part in sorted(folder.glob("part-*.npz")):
+                self._read_names(part)
+        except BaseException:
+            self.close()
+            raise
 
     def add(self, sound: SoundFile, embedding: NDArray[np.float32]) -> None:
         """One more; [D]."""
@@ -109,6 +121,10 @@ class EmbeddingParts:
     def remove(self) -> None:
         """The file is written: the parts are not needed any more."""
         shutil.rmtree(self.folder)
+
+    def close(self) -> None:
+        """Another run may go on with what is there."""
+        self._lock.release()
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / "settings.json"
