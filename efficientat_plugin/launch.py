@@ -21,6 +21,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ SAME_RESULT |= {"ckpt_interval_minutes", "max_unreadable_share", "whole_clips"}
 SAME_RESULT |= {"split", "fold"}
 SAME_RESULT |= {"teacher_logits"}  # a store says itself whose logits it holds
 NAMED = 5  # of what differs
+
+_OCCUPIED: dict[Path, FolderLock] = {}
 
 
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
@@ -261,8 +264,46 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def occupy_folder(folder: str | Path) -> None:
+    """Keeps other runs out of a folder, until this process ends, however it does.
+
+    Two runs would delete each other's unfinished checkpoints. One that only evaluates
+    need not ask.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run; made if need be.
+
+    Raises
+    ------
+    ValueError
+        If another run is at work in it.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> occupy_folder(folder)
+    >>> occupy_folder(folder)  # it is this run's already
+    """
+    path = Path(folder).resolve()
+    if path in _OCCUPIED or not if_main_process():
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        _OCCUPIED[path] = FolderLock(path)
+    except BlockingIOError:
+        raise ValueError(
+            f"another run is at work in {folder}; wait for it or end it, or name "
+            "another --output_folder"
+        ) from None
+
+
 def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> None:
     """A folder is of one run: another one would go on from its checkpoints.
+
+    Nor may two of one kind be at work in it.
 
     Arguments
     ---------
@@ -277,7 +318,7 @@ def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> N
     Raises
     ------
     ValueError
-        If the folder is of another run.
+        If the folder is of another run, or another run is at work in it.
 
     Example
     -------
@@ -288,6 +329,7 @@ def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> N
     Traceback (most recent call last):
     ValueError: /... holds a run with another dataset; name another --output_folder, ...
     """
+    occupy_folder(folder)
     path = Path(folder) / "run.json"
     if path.is_file() and started:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -27,7 +27,13 @@ from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.targets import LabelSummary, audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.files import told_if_not_writable
-from efficientat_plugin.launch import load_hparams, parse_and_join, start, world_size
+from efficientat_plugin.launch import (
+    load_hparams,
+    occupy_folder,
+    parse_and_join,
+    start,
+    world_size,
+)
 from efficientat_plugin.report import (
     RunResult,
     comparison_table,
@@ -186,6 +192,7 @@ def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
 def train_and_evaluate(run: Run, run_opts: Any) -> RunResult:
     """Trains one student, from its last checkpoint where there is one."""
     hparams = run.hparams
+    occupy_folder(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=run.hparams_file,

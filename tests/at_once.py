@@ -4,16 +4,20 @@ import multiprocessing
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 
 from huggingface_hub import constants as hub
 
+from efficientat_plugin.launch import occupy_folder
 from efficientat_plugin.students import http_file
 from efficientat_plugin.students.download import fetch
 
 # Each is forked from one that has imported torch.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["efficientat_plugin.students.weights"])
+FORKS.set_forkserver_preload(
+    [f"efficientat_plugin.{name}" for name in ("launch", "students.weights")]
+)
 
 
 def in_threads(work, number):
@@ -47,3 +51,16 @@ def fetch_weights(name, folder):
     hub.HF_HUB_OFFLINE = False
     http_file.FIRST_WAIT_SECONDS = 0.0
     fetch(name, folder)
+
+
+def hold(folder, sign):
+    """Is at work in a folder until it is killed, which its worker outlives.
+
+    ``sign`` is a file that then names the worker.
+    """
+    occupy_folder(folder)
+    worker = os.fork()
+    if worker:
+        Path(f"{sign}.part").write_text(str(worker))
+        os.replace(f"{sign}.part", sign)
+    signal.pause()

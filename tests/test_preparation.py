@@ -26,6 +26,7 @@ from small_rows import (
     write_parquet,
 )
 
+from efficientat_plugin import locks
 from efficientat_plugin.data import parts, prepared_folder, shards
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
@@ -350,11 +351,28 @@ def test_a_folder_of_something_else_is_left_alone(source, tmp_path):
         prepare(_splits(source), ClipEncoder(), tmp_path / "other", 0)
 
 
-@pytest.mark.skipif(prepared_folder.fcntl is None, reason="this system has no locks")
+@pytest.mark.skipif(locks.fcntl is None, reason="this system has no locks")
 def test_two_runs_do_not_write_one_folder(source, tmp_path):
     with prepared_folder.claimed(tmp_path / "it"):
         with pytest.raises(ValueError, match="is being prepared by another process"):
             prepare(_splits(source), ClipEncoder(), tmp_path / "it")
+
+
+def test_a_folder_that_another_run_just_made_whole_is_gone_on_with(
+    source, tmp_path, monkeypatch
+):
+    prepare(_splits(source), ClipEncoder(), tmp_path / "it", 2)
+    (tmp_path / "it").rename(tmp_path / "other")
+    lock = prepared_folder.lock
+
+    def made_whole_before(handle):
+        if (tmp_path / "other").exists():
+            (tmp_path / "other").rename(tmp_path / "it")
+        return lock(handle)
+
+    monkeypatch.setattr(prepared_folder, "lock", made_whole_before)
+    assert prepare(_splits(source), ClipEncoder(), tmp_path / "it", 2).num_new == 0
+    assert [path.name for path in tmp_path.iterdir() if "it" in path.name] == ["it"]
 
 
 def test_a_full_disk_and_a_closed_folder_are_told_in_a_sentence(

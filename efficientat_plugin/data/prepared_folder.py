@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,7 @@ import datasets
 
 from efficientat_plugin.data.parts import STATE, Preparation, Rows, head_of
 from efficientat_plugin.data.shards import write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows: there, two runs at once go unnoticed
-    fcntl = None  # type: ignore[assignment]
+from efficientat_plugin.locks import lock
 
 OPTIONS = "options.json"
 
@@ -24,29 +20,44 @@ OPTIONS = "options.json"
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
     """Where to work: the folder if it is whole, or else what is there of it."""
+    while True:
+        work = _place_of_work(folder)
+        (work / STATE).mkdir(parents=True, exist_ok=True)
+        # Workers hold on to it, since they may still write.
+        handle = None if os.name == "nt" else os.open(work / STATE, os.O_RDONLY)
+        try:
+            if handle is not None:
+                _lock(handle, folder)
+            if work == _place_of_work(folder):
+                yield work
+                return
+            # Another process made it whole just before: nothing is left in `work`.
+            with suppress(OSError):
+                (work / STATE).rmdir()
+                work.rmdir()
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def _place_of_work(folder: Path) -> Path:
     if (folder / STATE / OPTIONS).is_file():
-        work = folder
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} is there already and is no prepared data set; delete it or name "
             "another folder"
         )
-    else:
-        work = folder.with_name(f"{folder.name}.partial")
-    (work / STATE).mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield work
-        return
-    handle = os.open(work / STATE, os.O_RDONLY)
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _lock(handle: int, folder: Path) -> None:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield work
+        lock(handle)
     except BlockingIOError:
         raise ValueError(
             f"{folder} is being prepared by another process; wait for it or end it"
         ) from None
-    finally:
-        os.close(handle)
 
 
 def refuse_another(work: Path, job: Preparation) -> None:

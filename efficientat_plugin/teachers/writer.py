@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from efficientat_plugin.locks import lock
 from efficientat_plugin.teachers.clip_index import MAX_ID_BYTES, ClipIndex
 from efficientat_plugin.teachers.manifest import (
     CLIPS,
@@ -19,11 +20,6 @@ from efficientat_plugin.teachers.manifest import (
     read_manifest,
 )
 from efficientat_plugin.teachers.top_k import pack
-
-try:
-    import fcntl
-except ImportError:  # Windows: there, two writers at once go unnoticed
-    fcntl = None  # type: ignore[assignment]
 
 FLOAT16_MAX = 65504.0
 DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
@@ -169,10 +165,8 @@ class StoreWriter:
 
     def _lock(self) -> None:
         """Two jobs that append to one store would mix their rows."""
-        if fcntl is None:
-            return
         try:
-            fcntl.flock(self._files[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._files[0])
         except BlockingIOError:
             raise ValueError(
                 f"{self.path} is being written by another process; a store has one "
