@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -10,9 +11,9 @@ from threading import Barrier
 from huggingface_hub import constants as hub
 
 from efficientat_plugin.launch import occupy_folder
-from efficientat_plugin.students import http_file
-from efficientat_plugin.students.download import fetch
+from efficientat_plugin.students import download, http_file
 
+REFUSED, INTERRUPTED = 3, 130
 # Each is forked from one that has imported torch.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -47,10 +48,19 @@ def _run(work, environment, arguments):
 
 
 def fetch_weights(name, folder):
-    """Downloads, as the environment says, and waits for nobody."""
+    """Downloads, as the environment says, and waits for nobody long.
+
+    Ends with REFUSED after a sentence, INTERRUPTED after Ctrl-C.
+    """
     hub.HF_HUB_OFFLINE = False
-    http_file.FIRST_WAIT_SECONDS = 0.0
-    fetch(name, folder)
+    http_file.FIRST_WAIT_SECONDS, http_file.TIMEOUT_SECONDS = 0.0, 0.5
+    http_file.STALL_SECONDS, download.MAX_BYTES = 0.2, 2**22
+    try:
+        download.fetch(name, folder)
+    except (OSError, ValueError):
+        sys.exit(REFUSED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def hold(folder, sign):

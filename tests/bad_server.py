@@ -127,6 +127,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[place : place + 1])
             time.sleep(PAUSE_SECONDS)
 
+    def slow(self, body):
+        """Right, in half a second: time to be killed in."""
+        self.head(Content_Length=len(body))
+        for start in range(0, len(body), len(body) // 50 + 1):
+            self.wfile.write(body[start : start + len(body) // 50 + 1])
+            time.sleep(PAUSE_SECONDS)
+
     def endless(self, body):
         self.head()
         while not self.server.is_closing.is_set():

@@ -9,7 +9,7 @@ from email.utils import formatdate
 
 import pytest
 import torch
-from at_once import fetch_weights, in_threads, start
+from at_once import INTERRUPTED, fetch_weights, in_threads, start
 from bad_server import LOGIN, bad_server
 from huggingface_hub import constants as hub
 
@@ -439,7 +439,7 @@ def test_download_that_was_ended_is_begun_anew(number, server, tiny_body, tmp_pa
         time.sleep(0.01)
     os.kill(process.pid, number)
     process.join()
-    assert process.exitcode == (1 if number == signal.SIGINT else -signal.SIGKILL)
+    assert process.exitcode == (INTERRUPTED if number == signal.SIGINT else -number)
     assert part.is_file() == (number == signal.SIGKILL)
     assert fetch(NAME, tmp_path).read_bytes() == tiny_body
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

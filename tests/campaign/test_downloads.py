@@ -1,0 +1,81 @@
+"""Downloads from a server at its worst, by processes that are killed: right, or none.
+
+Each try is one folder and two or three processes that download the same file into it;
+the server cuts, lies, stalls and misleads at random, and processes are killed at random
+moments. Whatever is in the folder at the end is what was published, and a last process
+that nobody disturbs downloads it.
+"""
+
+import collections
+import io
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from at_once import REFUSED, fetch_weights, start
+from bad_server import bad_server
+from lengths import short_and_full
+
+from efficientat_plugin.students.mn import MN
+
+NAME, FILE = "mn01_as", "mn01_as_mAP_298.pt"
+FAULTS = ["cut", "cut_chunked", "cut_header", "cut_without_length", "closed", "no_http"]
+FAULTS += ["too_short", "too_long", "no_number", "other_part", "flipped", "login"]
+FAULTS += ["circle", "to_a_file", "to_ftp", "renewed", "moved", "silent", "trickle"]
+FAULTS += ["endless", "slow", "slow", "404", "403", "416", "429", "500", "503"]
+KINDS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+
+
+@pytest.fixture(scope="module")
+def body():
+    """What was published."""
+    torch.manual_seed(0)
+    file = io.BytesIO()
+    torch.save(MN(width=0.1, num_classes=527).state_dict(), file)
+    return file.getvalue()
+
+
+@short_and_full(4, 300)
+def test_downloads_are_right_or_none(tries, seed, body, figures, tmp_path, monkeypatch):
+    draw, counts = random.Random(seed), collections.Counter()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for number in range(tries):
+        folder = tmp_path / str(number)
+        with bad_server() as server:
+            server.files[FILE] = body
+            server.has_ranges = draw.random() < 0.7
+            server.faults[FILE] = draw.choices(FAULTS, k=draw.randrange(12))
+            counts["faults"] += len(server.faults[FILE])
+            monkeypatch.setenv("EFFICIENTAT_BASE_URL", server.address)
+            kills = {}
+            processes = [start(fetch_weights, NAME, folder) for _ in range(3)]
+            for process in draw.sample(processes, draw.randrange(4)):
+                time.sleep(draw.uniform(0, 0.4))
+                counts["killed"] += process.is_alive()
+                if process.is_alive():
+                    kills[process] = draw.choice(KINDS)
+                    os.kill(process.pid, kills[process])
+            for process in processes:
+                process.join()
+                counts["refused"] += process.exitcode == REFUSED
+                if process not in kills:
+                    assert process.exitcode in (0, REFUSED)
+            if (folder / FILE).exists():
+                counts["whole"] += 1
+                assert (folder / FILE).read_bytes() == body
+            server.faults[FILE] = []
+            last = start(fetch_weights, NAME, folder)
+            last.join()
+            assert last.exitcode == 0
+            assert (folder / FILE).read_bytes() == body
+            assert [path.name for path in folder.iterdir()] == [FILE]
+            counts["requests"] += len(server.asked)
+    figures(
+        f"{3 * tries} downloads",
+        f"{counts['faults']} faults, {counts['requests']} requests",
+        f"{counts['killed']} processes killed, {counts['refused']} refused a server",
+        f"{counts['whole']} of {tries} files whole before the last try, 0 wrong",
+    )
