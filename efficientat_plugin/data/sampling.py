@@ -150,7 +150,7 @@ def class_balanced_weights(
     clips = np.repeat(np.arange(num_clips), sizes)
     counts = np.bincount(classes, minlength=num_classes)
     per_class = 1000.0 / (100.0 + counts)
-    weights = np.bincount(clips, per_class[classes], num_clips)
+    weights = np.bincount(clips, per_class[classes], num_clips).astype(np.float64)
     labelled = weights > 0
     if not labelled.any():
         return np.ones(len(weights))
