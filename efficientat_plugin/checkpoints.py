@@ -121,13 +121,13 @@ class AtomicCheckpointer(Checkpointer):
         Raises
         ------
         ValueError
-            If there are checkpoints, but all are damaged.
+            If there are checkpoints, but all are damaged, or of another model.
         """
         for chosen in self.find_checkpoints(
             importance_key, max_key, min_key, ckpt_predicate
         ):
             if _is_unchanged(chosen.path):
-                self.load_checkpoint(chosen)
+                self._recover(chosen)
                 return chosen
             self._pass_over(chosen.path)
         if self._passed_over:
@@ -136,6 +136,18 @@ class AtomicCheckpointer(Checkpointer):
                 "copy, or remove the folder to begin anew"
             )
         return None
+
+    def _recover(self, chosen: Checkpoint) -> None:
+        try:
+            self.load_checkpoint(chosen)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            first = str(error).splitlines()[1].strip()
+            raise ValueError(
+                f"{chosen.path} is of another model ({first}); give the options that "
+                "it was trained with, or name another folder"
+            ) from error
 
     def _pass_over(self, folder: Path) -> None:
         if folder not in self._passed_over:

@@ -331,7 +331,12 @@ def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> N
     """
     occupy_folder(folder)
     path = Path(folder) / "run.json"
-    if path.is_file() and started:
+    if started and not path.is_file():
+        raise ValueError(
+            f"{folder} holds a run of another recipe; name another --output_folder, or "
+            "remove that one"
+        )
+    if started:
         found = json.loads(path.read_text(encoding="utf-8"))
         other = [key for key in run if run[key] != found.get(key)]
         # Objects differ where a value that they refer to does, which says it shorter.

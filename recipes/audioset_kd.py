@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import speechbrain as sb
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.complexity import measure
 from efficientat_plugin.data.clips import Clips, ClipStream
@@ -94,17 +94,22 @@ def main(argv: list[str]) -> None:
         try:
             with told_if_not_writable(run.hparams["output_folder"]):
                 results.append(train_and_evaluate(run, run_opts))
+                table = [*results[:1], *teacher, *results[1:]]
+                # Now: a second run that fails leaves what the first came to.
+                run_on_main(report, (Path(hparams["output_folder"]), table))
         except (OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
             sys.exit(str(error))
-        table = [*results[:1], *teacher, *results[1:]]
-        if if_main_process():  # a second run that fails leaves what the first came to
-            write_comparison(hparams["output_folder"], table)
-            plot_curves(Path(hparams["output_folder"]) / "curves.png", table)
     if if_main_process():
         print(comparison_table(table))
         folder = hparams["output_folder"]
         print(f"Curves, results per class and checkpoints are in {folder}")
+
+
+def report(folder: Path, results: list[RunResult]) -> None:
+    """Writes how runs compare, and their curves."""
+    write_comparison(folder, results)
+    plot_curves(folder / "curves.png", results)
 
 
 def open_inputs(hparams: dict[str, Any]) -> Inputs:

@@ -177,6 +177,13 @@ def test_where_every_checkpoint_is_damaged_nothing_begins_anew(tmp_path):
         _checkpointer(tmp_path).recover_if_possible()
 
 
+def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(tmp_path):
+    _save(_checkpointer(tmp_path), 1.0)
+    modules = {name: torch.nn.Linear(4, 1, bias=False) for name in RECOVERABLES}
+    with pytest.raises(ValueError, match="is of another model .size mismatch for"):
+        AtomicCheckpointer(tmp_path, modules).recover_if_possible()
+
+
 def test_of_equally_good_checkpoints_the_oldest_is_found(tmp_path):
     checkpointer = _checkpointer(tmp_path)
     for value, score in enumerate([0.1, 0.5, 0.5, 0.5, 0.1]):

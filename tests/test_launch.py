@@ -81,6 +81,12 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
     assert capsys.readouterr().err == f"\nInterrupted; the same command {outcome}.\n"
 
 
+def test_a_folder_of_another_recipe_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        claim_folder(tmp_path, {"dataset": "dogs"}, started=True)
+    assert not list(tmp_path.iterdir())
+
+
 INTERRUPTED = """
 import os, signal, sys, time
 from efficientat_plugin.launch import start

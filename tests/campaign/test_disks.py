@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,33 @@ def test_a_folder_that_vanishes_ends_a_run_or_is_made_anew(
         assert process.poll() == 0, said[-3000:]
         assert command.outcome(output) == alone.outcome
     figures(f"{ended} ended", f"{tries - ended} went on", "all end as alone")
+
+
+@pytest.mark.slow
+@short_and_full(1, 20)
+def test_sounds_that_change_under_a_run_are_named(
+    tries, data, left_alone, tmp_path, seed, figures
+):
+    """Brought back, the same command ends."""
+    rng = random.Random(seed)
+    commands = [each for each in COMMANDS if each.name in ("finetune", "dump")]
+    named = 0
+    for number in range(tries):
+        command = rng.choice(commands)
+        output = tmp_path / str(number) / "run"
+        own = tmp_path / str(number) / "data"
+        shutil.copytree(data, own)
+        process = command.start(own, output)
+        time.sleep(rng.uniform(0, left_alone(command).seconds))
+        for file in own.glob("sounds/*/*.wav"):
+            rng.choice([file.unlink, lambda file=file: file.write_bytes(b"no sound")])()
+        said = process.wait()
+        if process.poll() != 0:
+            named += 1
+            sentence = the_sentence(said)
+            assert re.search(r"\d+ of \d+ clips|\.wav|no sounds|sounds", sentence), said
+        shutil.copytree(data, own, dirs_exist_ok=True)
+        process = command.start(own, output)
+        said = process.wait()
+        assert process.poll() == 0, said[-3000:]
+    figures(f"{named} named", f"{tries - named} were over", "all end")

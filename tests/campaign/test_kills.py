@@ -80,7 +80,9 @@ def test_who_is_told_to_end_says_how_to_go_on(
     while stops < tries:
         command, workers = rng.choice(COMMANDS), rng.choice(WORKERS)
         alone = left_alone(command)
-        output = outputs.setdefault(command, tmp_path / str(ends) / "run")
+        output = outputs.setdefault(
+            command, tmp_path / f"{ends}-{command.name}" / "run"
+        )
         process = command.start(data, output, workers)
         time.sleep(rng.uniform(0.1, alone.seconds))
         told = rng.choice([signal.SIGINT, signal.SIGTERM])
