@@ -144,6 +144,7 @@ UNREADABLE = {
         _encode(noise(0), form="FLAC", subtype=None)[:9000],
         "not decodable",
     ),
+    "no_sample_at_the_rate": (_encode(np.ones(1), 192000), "shorter than a sample"),
     "rate": (_encode(noise(0), 10), "claims a sample rate of 10 Hz"),
     "absent": ("/absent/clip.wav", "not decodable: .*absent"),
     "folder": ("/", "not decodable"),

@@ -92,6 +92,8 @@ def decode(
     seconds = num_samples / sample_rate + MARGIN_SECONDS
     blocks = list(decode_blocks(audio, sample_rate, seconds))
     waveform = np.concatenate(blocks)[:num_samples]
+    if not len(waveform):  # which padding would make a clip of silence
+        raise UnreadableClip(f"it is shorter than a sample at {sample_rate} Hz")
     if len(waveform) < num_samples:
         waveform = np.pad(waveform, (0, num_samples - len(waveform)))
     return waveform
