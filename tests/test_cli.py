@@ -617,6 +617,51 @@ def _flush_only_full_parts(self, flush=parts.EmbeddingParts.flush):
         flush(self)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("part-000000.npz", "objects"),
+        ("part-000000.npz", b"\x80\x04cposix\nmkdir\n."),
+        ("part-000000.npz", b"\x93NUMPY\x01\x00\x05\x00((((("),
+        ("part-000000.npz", b"PK\x03\x04"),
+        ("settings.json", b"[" * 100_000),
+        ("settings.json", b"[1]"),
+        ("settings.json", b"\xff"),
+    ],
+)
+def test_kept_parts_of_a_stranger_run_nothing(
+    run, five, tmp_path, killed_at, name, content
+):
+    target, marker = tmp_path / "x.npz", tmp_path / "ran"
+    killed_at(4, KeyboardInterrupt())
+    assert run("embed", five, "--output", target)[0] == 130
+    part = tmp_path / "x.npz.parts" / name
+    if content == "objects":
+        with np.load(part) as columns:
+            kept = dict(columns)
+        kept["names"] = np.array([Payload(marker)] * len(kept["names"]), dtype=object)
+        np.savez(part, **kept)
+    else:
+        part.write_bytes(content)
+    killed_at(99, None)
+    code, _, err = run("embed", five, "--output", target)
+    if name == "settings.json":
+        assert code == 2 and "delete the folder" in err and err.count("\n") == 1
+    else:
+        assert code == 0
+    assert not marker.exists()
+
+
+class Payload:
+    """Makes a marker folder, if unpickled carelessly."""
+
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
 def test_what_was_heard_is_not_heard_again(run, five, tmp_path, killed_at):
     target = tmp_path / "x.npz"
     killed_at(4, KeyboardInterrupt())

@@ -12,13 +12,21 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML, resolver
 from speechbrain.inference.interfaces import Pretrained
 
-from efficientat_plugin import model_yaml
+from efficientat_plugin import (
+    load_encoder,
+    load_student,
+    load_teacher,
+    model_yaml,
+)
+from efficientat_plugin.cli.models import load_tagger
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.model_folder import TrainedModel, hyperparams, read_model_folder
 from efficientat_plugin.model_yaml import load_model_yaml
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.teachers.members import open_teachers
 
 ON_CPU = {"device": "cpu"}
 NAMES = ("(other)", "<b>bold</b>", "=1+1")
@@ -213,6 +221,29 @@ def test_who_trusts_runs_everything(folder, attack):
     _refuses(folder, "os.system")
     assert _load(folder, trust=True).labels.mids == ("/m/0", "/m/1", "/m/2")
     assert attack.has_run()
+
+
+ENTRIES = {
+    "teachers": lambda folder: open_teachers(str(folder)),
+    "command": lambda folder: load_tagger(str(folder)),
+    "training": lambda folder: read_model_folder(folder),
+    "export": lambda folder: find_source(folder),
+    "student": lambda folder: load_student(folder),
+    "encoder": lambda folder: load_encoder(str(folder)),
+    "start": lambda folder: load_teacher(str(folder / "hyperparams.yaml")),
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("tag", ["!apply:", "!applyref:", "!!python/object/apply:"])
+def test_no_entry_runs_it(folder, attack, entry, tag):
+    _add(folder, attack.filled(f"x: {tag}os.mkdir [MARK]"))
+    if entry in ("training", "export"):  # which take values and build nothing
+        ENTRIES[entry](folder)
+    else:
+        with pytest.raises((OSError, ValueError)):
+            ENTRIES[entry](folder)
+    assert not attack.has_run()
 
 
 def test_python_beside_the_yaml_is_not_looked_at(folder, attack):

@@ -375,6 +375,26 @@ def test_a_folder_that_another_run_just_made_whole_is_gone_on_with(
     assert [path.name for path in tmp_path.iterdir() if "it" in path.name] == ["it"]
 
 
+def test_names_of_clips_are_no_paths(tmp_path):
+    ids = ["../../up", "/etc/up", "a/../../b", "..", "\x1b[2J", "a\nb", "<b>", "=1+1"]
+    rows = [
+        row | {"audio": row["audio"] | {"path": i}}
+        for i, row in zip(ids, rows_of(ids), strict=True)
+    ]
+    write_parquet(tmp_path / "in" / "data" / "train" / "0.parquet", rows)
+    before = set(tmp_path.rglob("*"))
+    prepare(_splits_of(tmp_path / "in"), ClipEncoder("flac"), tmp_path / "out")
+    made = set(tmp_path.rglob("*")) - before
+    assert all(path.is_relative_to(tmp_path / "out") for path in made)
+    assert not any(name in path.name for name in ids[3:] for path in made)
+    again = load_rows(str(tmp_path / "out"), "train")
+    assert again["video_id"][:] == ids
+
+
+def _splits_of(folder):
+    return {"train": load_rows(str(folder), "train", more_columns=["human_labels"])}
+
+
 def test_a_full_disk_and_a_closed_folder_are_told_in_a_sentence(
     source, tmp_path, monkeypatch
 ):

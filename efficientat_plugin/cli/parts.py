@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import time
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,7 +132,15 @@ class EmbeddingParts:
                 unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")
             return
         is_there = path.is_file()
-        kept = json.loads(path.read_text(encoding="utf-8")) if is_there else {}
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8")) if is_there else {}
+        except (ValueError, RecursionError):
+            kept = None
+        if not isinstance(kept, dict):
+            raise ValueError(
+                f"{shown(path)} is damaged, so that nobody knows of what settings the "
+                "embeddings are; delete the folder"
+            )
         # As JSON has it, where a tuple is a list
         settings = json.loads(json.dumps(settings))
         differing = [
@@ -150,15 +157,17 @@ class EmbeddingParts:
 
     def _read_names(self, part: Path) -> None:
         try:
-            with np.load(part) as content:
+            # numpy leaves a file open that it opened and cannot read.
+            with open(part, "rb") as file, np.load(file) as content:
                 columns = [content[name] for name in ("names", "sizes", "modified_ns")]
                 embeddings = content["embeddings"]  # read to see that it is whole
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            part.unlink()  # damaged: its sounds are heard again
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            numbered = zip(range(len(embeddings)), rows, strict=True)
+            done = {SoundFile(*values): (part, row) for row, values in numbered}
+        except Exception:  # of a damaged archive, nearly anything
+            part.unlink()  # its sounds are heard again
             return
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        for row, values in zip(range(len(embeddings)), rows, strict=True):
-            self.done[SoundFile(*values)] = (part, row)
+        self.done |= done
 
     def _next_part(self) -> Path:
         numbers = [

@@ -25,7 +25,10 @@ from lengths import short_and_full
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEMORY = 12 << 30  # bytes of addresses; a damaged number may ask for any many
-KINDS = ("YAML", "weights", "labels", "store", "top k store", "logits", "table")
+KINDS = ("YAML", "weights", "labels", "store", "top k store", "logits", "table") + (
+    "embeddings",
+    "metadata",
+)
 RUNS_CODE = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.startfile") + (
     "subprocess.Popen",
     "socket.connect",
@@ -239,6 +242,59 @@ class Stores:
         return [logits, index], read
 
 
+class Kept:
+    """Embeddings of a run that goes on, and what an exported file tells of itself."""
+
+    def __init__(self, folder: Path) -> None:
+        import numpy as np
+
+        from efficientat_plugin.cli.parts import EmbeddingParts, SoundFile
+        from efficientat_plugin.data.targets import LabelTable
+        from efficientat_plugin.runtime.front_end import FrontEndSettings
+        from efficientat_plugin.runtime.model_file import ModelFacts
+
+        self.parts, self.facts = folder / "x.npz.parts", folder / "facts.txt"
+        self.sounds = [SoundFile(f"{k}é.wav", k, k) for k in range(9)]
+        kept = EmbeddingParts(self.parts, {"pooling": "avg"})
+        for sound in self.sounds:
+            kept.add(sound, np.full(4, sound.size, np.float32))
+        kept.flush()
+        settings = FrontEndSettings(
+            *(32000, 128, 1024, 800, 320, 0.0, 15000.0, 0.97, 1e-5, "add", False),
+            *(4.5, 5.0),
+        )
+        labels = LabelTable(["a", "b"], ["A", "B"])
+        about = "m", "0" * 64, "MN", labels, "multiclass", 1.0, "repeat", settings
+        texts = ModelFacts(*about, False, None, "fp32").as_texts()
+        lines = [f"{name}={text}" for name, text in texts.items()]
+        self.facts.write_text("\n".join(lines), encoding="utf-8")
+
+    def embeddings(self):
+        from efficientat_plugin.cli.parts import EmbeddingParts
+
+        def read():
+            kept = EmbeddingParts(self.parts, {"pooling": "avg"})
+            there = [sound for sound in self.sounds if sound in kept.done]
+            return there, kept.gather(there).tolist()
+
+        return sorted(self.parts.iterdir()), read
+
+    def metadata(self):
+        import numpy as np
+
+        from efficientat_plugin.runtime.front_end import LogMel
+        from efficientat_plugin.runtime.model_file import read_facts
+
+        def read():
+            text = self.facts.read_text(encoding="utf-8", errors="replace")
+            pairs = [line.split("=", 1) for line in text.split("\n") if "=" in line]
+            facts = read_facts(dict(pairs), str(self.facts))
+            LogMel(facts.front_end)(np.zeros(4000, np.float32))
+            return str(facts), facts.labels.names
+
+        return [self.facts], read
+
+
 class Tables:
     """Clips and their labels, as text."""
 
@@ -329,6 +385,7 @@ class Guard:
 def run(folder: Path, seed: int, tries: int) -> dict[str, Counter]:
     """Reads changed files of each kind; counts what comes of it, and faults."""
     models, stores, tables = ModelFolder(folder), Stores(folder), Tables(folder)
+    kept = Kept(folder)
     mark = folder / "mark"
     readers = {
         "YAML": models.yaml(),
@@ -338,6 +395,8 @@ def run(folder: Path, seed: int, tries: int) -> dict[str, Counter]:
         "top k store": stores.store("top"),
         "logits": stores.published(),
         "table": tables.tables(),
+        "embeddings": kept.embeddings(),
+        "metadata": kept.metadata(),
     }
     (folder / "outside.yaml").write_text(f"x: !applyref:os.mkdir [{mark}]")
     (folder / "stranger.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
