@@ -22,6 +22,7 @@ from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.runtime import Tagger, __main__
 from efficientat_plugin.runtime.front_end import LogMel as NumpyLogMel
 from efficientat_plugin.runtime.front_end import OverlappingWindows
+from efficientat_plugin.runtime.model_file import read_facts
 from efficientat_plugin.runtime.tagger import as_probabilities
 from efficientat_plugin.students.mn import MN
 
@@ -300,6 +301,28 @@ def test_files_of_others_are_refused(files, tmp_path, change, reason, backend):
     onnx.save(model, path)
     with pytest.raises(ValueError, match=reason):
         Tagger(path, backend)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"n_fft": 10**12}, "sizes .* of the front end"),
+        ({"hop_length": 0}, "sizes .* of the front end"),
+        ({"n_mels": "128"}, "sizes .* of the front end"),
+        ({"win_length": 2048}, "win_length=2048, n_fft=1024"),
+        ({"f_max": 99999.0}, r"f_max=99999\.0 Hz"),
+        ({"sample_rate": 32000.5}, r"of 32000\.5 Hz"),
+        ({"log_floor_mode": "\x1b[2J"}, r"log_floor_mode='\\x1b\[2J'"),
+    ],
+)
+def test_a_front_end_that_cannot_be_is_refused(files, change, reason):
+    facts = Tagger(files["out"]).facts
+    texts = facts._replace(front_end=facts.front_end._replace(**change)).as_texts()
+    with pytest.raises(ValueError, match=rf"^x\.onnx has metadata .*{reason}"):
+        read_facts(texts, "x.onnx")
+    with pytest.raises(ValueError, match=r"^x\.onnx has metadata"):
+        read_facts(facts.as_texts() | {"source": "[" * 100_000}, "x.onnx")
+    assert read_facts(facts.as_texts(), "x.onnx").front_end == facts.front_end
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

@@ -151,8 +151,8 @@ class EmbeddingParts:
         if differing:
             raise ValueError(
                 f"{shown(self.folder)} holds embeddings that differ in "
-                f"{', '.join(differing)}; delete the folder, or give the options of "
-                "the run that it is of"
+                f"{shown(', '.join(differing))[:200]}; delete the folder, or give the "
+                "options of the run that it is of"
             )
 
     def _read_names(self, part: Path) -> None:

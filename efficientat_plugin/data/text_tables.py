@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from efficientat_plugin.plain_text import shown
+
 
 def read_text_table(path: Path) -> dict[str, list[Any]]:
     """Columns of a CSV, TSV or JSONL file.
@@ -59,8 +61,8 @@ def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
         if fields and len(fields) != len(names):
             raise ValueError(
                 f"line {number} of {path} has {len(fields)} fields, but its "
-                f"header {len(names)}: {', '.join(names)}; put what holds a "
-                f"{delimiter!r} into quotes"
+                f"header {len(names)}: {shown(', '.join(names))[:200]}; put what holds "
+                f"a {delimiter!r} into quotes"
             )
         if fields:
             rows.append(fields)

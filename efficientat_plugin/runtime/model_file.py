@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.runtime.front_end import FrontEndSettings
 from efficientat_plugin.windows import SHORT_CLIPS
 
 FORMAT_VERSION = 1
+MAX_SIZE = 1 << 16  # mel bands, and samples of a frame
 # Inputs and outputs of the graphs
 WAVEFORM, LOG_MEL = "waveform", "log_mel"
 PROBABILITIES, LOGITS, EMBEDDING = "probabilities", "logits", "embedding"
@@ -71,8 +73,9 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
     version = texts["format_version"]
     if version != str(FORMAT_VERSION):
         raise ValueError(
-            f"{origin} has format {version}, and this version reads {FORMAT_VERSION}; "
-            "export the model again, or install the version that wrote it"
+            f"{origin} has format {shown(version[:20])}, and this version reads "
+            f"{FORMAT_VERSION}; export the model again, or install the version that "
+            "wrote it"
         )
     try:
         content = {
@@ -80,6 +83,7 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
         }
         content["labels"] = LabelTable(content.pop("mids"), content["labels"])
         content["front_end"] = FrontEndSettings(**content["front_end"])
+        _check_front_end(content["front_end"])
         facts = ModelFacts(**content)
         if facts.target not in TARGETS:
             raise ValueError(f"target={facts.target!r}")
@@ -92,6 +96,22 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
         return facts
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{origin} has metadata that cannot be read ({error}); export the model "
-            "again"
+            f"{origin} has metadata that cannot be read ({shown(error)[:200]}); export "
+            "the model again"
         ) from error
+
+
+def _check_front_end(settings: FrontEndSettings) -> None:
+    """Refuses what no log-mel is computed from, and what would fill the memory."""
+    sizes = settings.n_mels, settings.n_fft, settings.win_length, settings.hop_length
+    if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
+        raise ValueError(f"sizes {sizes} of the front end, of 1 to {MAX_SIZE}")
+    rate = settings.sample_rate
+    if type(rate) is not int or not 0 <= settings.f_min < settings.f_max <= rate / 2:
+        raise ValueError(
+            f"f_min={settings.f_min!r} and f_max={settings.f_max!r} Hz of {rate!r} Hz"
+        )
+    if settings.win_length > settings.n_fft:
+        raise ValueError(f"win_length={settings.win_length}, n_fft={settings.n_fft}")
+    if settings.log_floor_mode not in ("add", "clamp"):
+        raise ValueError(f"log_floor_mode={settings.log_floor_mode!r}")

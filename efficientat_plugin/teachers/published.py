@@ -97,8 +97,10 @@ def import_published(
                 writer.append(clip_ids[chosen], logits[rows[chosen]])
                 bar.update(len(rows[chosen]))
         os.rename(partial, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, ValueError):
+            raise ValueError(f"{logits_npy} and {index_pickle}: {error}") from error
         raise
     return LogitsStore(path)
 
