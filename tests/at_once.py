@@ -1,14 +1,16 @@
 """Threads and processes that do one thing at once, and are killed."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, RLock
 
 from huggingface_hub import constants as hub
+from tqdm import tqdm
 
 from efficientat_plugin.launch import occupy_folder
 from efficientat_plugin.students import download, http_file
@@ -33,18 +35,50 @@ def in_threads(work, number):
         return list(pool.map(begin, range(number)))
 
 
-def start(work, *arguments):
-    """A process that does ``work``, of this module or another that is to be had."""
-    process = FORKS.Process(target=_run, args=(work, os.environ.copy(), arguments))
+def start(work, *arguments, dies_at=0):
+    """A process that does ``work``, which is to be found in a module.
+
+    Arguments
+    ---------
+    work : callable
+    *arguments
+        Of it.
+    dies_at : int
+        The line of this package, counted as they are run, at which it is killed.
+    """
+    of_process = (work, os.environ.copy(), arguments, dies_at)
+    process = FORKS.Process(target=_run, args=of_process)
     process.start()
     return process
 
 
-def _run(work, environment, arguments):
+def _run(work, environment, arguments, dies_at):
     os.environ.update(environment)
     # Which a shell without job control takes from those in its background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    tqdm.set_lock(RLock())  # its own is of processes, and outlives those killed
+    if dies_at:
+        sys.settrace(_killed_at(dies_at))
     work(*arguments)
+
+
+def _killed_at(line):
+    """Traces until a line of this package is run, counted from 1: the last."""
+    lines = itertools.count(1)
+
+    def trace(frame, event, _):
+        if "efficientat_plugin" not in frame.f_code.co_filename:
+            return None
+        if event == "line" and next(lines) == line:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    return trace
+
+
+def some_line(draw):
+    """For ``dies_at``: as often within the first ten lines as in thousands later."""
+    return round(10 ** draw.uniform(0, 4))
 
 
 def fetch_weights(name, folder):

@@ -1,0 +1,61 @@
+"""What processes do that write one store, or one file of embeddings, at once."""
+
+import random
+import sys
+from contextlib import closing
+
+import numpy as np
+from at_once import REFUSED
+
+from efficientat_plugin.cli import parts
+from efficientat_plugin.cli.embed import write_embeddings
+from efficientat_plugin.cli.parts import EmbeddingParts, SoundFile
+from efficientat_plugin.teachers.merge import merge_parts, part_path
+from efficientat_plugin.teachers.writer import StoreWriter
+
+NUM_CLIPS, NUM_CLASSES, AT_ONCE = 120, 5, 8
+ABOUT = {"teacher": "t", "labels_sha256": "0" * 64, "num_classes": NUM_CLASSES}
+ABOUT |= {"sample_rate": 32000, "clip_seconds": 1.0}
+CLIPS = [f"clip {number}" for number in range(NUM_CLIPS)]
+
+
+def values_of(name):
+    """What is said of a clip or sound: by its name, so that rows cannot be mixed up."""
+    values = np.random.default_rng(list(name.encode())).normal(size=NUM_CLASSES)
+    return values.astype(np.float16).astype(np.float32)
+
+
+def fill_store(path, seed, to_the_end=False):
+    """Appends what a store lacks: to it, or to a part of it that is then merged."""
+    draw = random.Random(seed)
+    rank = None if to_the_end else draw.choice([None, 0, 1])
+    try:
+        if to_the_end or draw.random() < 0.5:
+            merge_parts(path, **ABOUT)
+        own = path if rank is None else part_path(path, rank)
+        with StoreWriter(own, **ABOUT) as writer:
+            wanted = draw.sample(CLIPS, NUM_CLIPS if to_the_end else NUM_CLIPS // 2)
+            for start in range(0, len(wanted), AT_ONCE):
+                clips = [c for c in wanted[start : start + AT_ONCE] if c not in writer]
+                logits = np.stack([values_of(clip) for clip in clips or CLIPS[:1]])
+                writer.append(clips, logits[: len(clips)], [c[::-1] for c in clips])
+        merge_parts(path, **ABOUT)
+    except (OSError, ValueError):
+        sys.exit(REFUSED)
+
+
+def embed(output, names, _seed):
+    """Embeds sounds as ``efficientat embed`` does, without hearing them."""
+    sounds = [SoundFile(name, len(name), 0) for name in names]
+    parts.PART_SOUNDS = 7
+    try:
+        folder = output.with_name(f"{output.name}.parts")
+        with closing(EmbeddingParts(folder, {"of": "names"})) as kept:
+            for sound in sounds:
+                if sound not in kept.done:
+                    kept.add(sound, values_of(sound.name))
+            kept.flush()
+            write_embeddings(output, names, kept.gather(sounds), {})
+            kept.remove()
+    except (OSError, ValueError):
+        sys.exit(REFUSED)
