@@ -1,7 +1,11 @@
 """The package imports light, and its names are where they are said to be."""
 
+import ast
+import configparser
+import re
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -88,6 +92,31 @@ def test_what_only_reports_need_is_imported_for_them():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def _plain(name):
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def test_what_is_imported_is_declared_and_nothing_else():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    extras = config["options.extras_require"]
+    needed = [config["options"]["install_requires"]]
+    needed += [extras[name] for name in ("teachers", "export", "openvino", "litert")]
+    lines = [line for text in needed for line in text.splitlines()]
+    declared = {_plain(re.match(r"[\w.-]*", line)[0]) for line in lines} - {""}
+    modules = set()
+    for path in (REPOSITORY / "efficientat_plugin").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules.update(alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                modules.add(node.module.split(".")[0])
+    imported = modules - sys.stdlib_module_names - {"efficientat_plugin"}
+    owners = packages_distributions() | {"ruamel": ["ruamel.yaml"]}
+    found = {_plain(owners.get(name, [name])[0]) for name in imported}
+    assert found == declared
 
 
 def test_every_file_is_small():
