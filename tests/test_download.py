@@ -5,6 +5,8 @@ import os
 import resource
 import signal
 import time
+import urllib.error
+import urllib.request
 from email.utils import formatdate
 
 import pytest
@@ -199,6 +201,20 @@ def test_failed_download_leaves_nothing(
         load_student(name, savedir=folder)
     assert "\n" not in str(refusal.value)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme, is_followed", [("http", False), ("https", True)])
+def test_no_redirection_leaves_a_safe_connection(scheme, is_followed):
+    request, to = urllib.request.Request("https://one/x"), f"{scheme}://other/x"
+    arguments = (request, io.BytesIO(), 302, "Found", {}, to)
+    redirects = http_file._Redirects()
+    if is_followed:
+        assert redirects.redirect_request(*arguments).full_url == to
+    else:
+        with pytest.raises(
+            urllib.error.HTTPError, match="to http://other.*not followed"
+        ):
+            redirects.redirect_request(*arguments)
 
 
 def test_what_is_no_state_dict_is_refused(server, tmp_path):

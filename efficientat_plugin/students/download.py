@@ -227,14 +227,18 @@ def fetch(
 ) -> Path:
     """The file of a published student, downloaded where it is not there yet.
 
+    What is there is read again, and needs no network; ``HF_HUB_OFFLINE=1`` forbids
+    downloads. A server that cuts or is busy is asked again a few times.
+    Several processes download a file once.
+
     Arguments
     ---------
     name : str
     savedir : str or Path or None
         Folder of the file; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
-        Where the files are; None: the environment's EFFICIENTAT_BASE_URL, or the
-        published release.
+        Where the files are, https://, http:// or file://; None: the environment's
+        EFFICIENTAT_BASE_URL, or the published release.
 
     Returns
     -------
@@ -243,7 +247,8 @@ def fetch(
     Raises
     ------
     OSError
-        Where the server does not answer, has no such file, or stops in between.
+        Where the server does not answer, has no such file, or breaks off again and
+        again; where downloads are forbidden, and where nothing can be written.
     ValueError
         For an unknown name, and for a file that is not what was published.
     """
