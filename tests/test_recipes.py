@@ -26,6 +26,7 @@ from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write
 from efficientat_plugin.data.sample import sample_clip, sample_teacher
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -138,6 +139,18 @@ def test_a_run_leaves_what_it_promises(left_alone):
     assert "N = 24 clips, 3 classes" in log
     history = _outcome(left_alone)[1]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_of_the_first_is_refused(data, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    held = FolderLock(output)
+    text = run_to_end(_command(data, output), expect=1)
+    assert f"another run is at work in {output}; wait for it or end it, or" in text
+    assert "Traceback" not in text and not (output / "log.txt").exists()
+    held.release()
+    run_to_end(_command(data, output, number_of_epochs=1))
 
 
 @pytest.mark.slow
