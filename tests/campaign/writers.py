@@ -44,14 +44,14 @@ def fill_store(path, seed, to_the_end=False):
         sys.exit(REFUSED)
 
 
-def embed(output, names, _seed):
-    """Embeds sounds as ``efficientat embed`` does, without hearing them."""
+def embed(output, names, seed):
+    """As ``efficientat embed`` does, without hearing, in an order of its own."""
     sounds = [SoundFile(name, len(name), 0) for name in names]
     parts.PART_SOUNDS = 7
     try:
         folder = output.with_name(f"{output.name}.parts")
         with closing(EmbeddingParts(folder, {"of": "names"})) as kept:
-            for sound in sounds:
+            for sound in random.Random(seed).sample(sounds, len(sounds)):
                 if sound not in kept.done:
                     kept.add(sound, values_of(sound.name))
             kept.flush()
