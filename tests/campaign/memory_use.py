@@ -90,14 +90,14 @@ class Course:
 
     def look(self, done: float) -> None:
         """To be called often; looks twenty times in all."""
-        if 20 * done >= self._total * (len(self.marks) + 1):
+        if 20 * done >= 0.999 * self._total * (len(self.marks) + 1):
             self.marks.append(megabytes())
             self._times.append(time.monotonic())
 
     @property
     def growth(self) -> float:
         """From the end of the first quarter on, when all that is kept is there."""
-        return max(self.marks[5:]) - max(self.marks[:6])
+        return max(self.marks[5:]) - max(self.marks[:5])
 
     @property
     def pace(self) -> str:

@@ -100,6 +100,26 @@ def refuse_wandering(rows) -> None:
     assert np.ptp(by_place, axis=0).max() < SAME
 
 
+class Heard:
+    """What is kept of windows, in memory that is taken before they come."""
+
+    def __init__(self, num_windows: int) -> None:
+        self.times = np.ones((num_windows, 2))
+        self.rows = np.ones((num_windows, 527), np.float32)
+        self.count = 0
+
+    def add(self, window) -> None:
+        """One more."""
+        self.times[self.count] = window[:2]
+        self.rows[self.count] = window.probabilities
+        self.count += 1
+
+
+def num_windows_of(num_frames: int, rate: int) -> int:
+    """At the most."""
+    return round(num_frames / rate / HOP_SECONDS) + 1
+
+
 # --- Streams ------------------------------------------------------------------------
 
 
@@ -109,19 +129,22 @@ def streamed(models, what, period, num_frames, seed):
     piece, rate = soundfile.read(period, dtype="int16")
     piece = np.concatenate([piece, piece])
     stream = tagger.stream(rate, WINDOW_SECONDS, HOP_SECONDS)
-    course, heard, place = Course(num_frames), [], 0
+    heard = Heard(num_windows_of(num_frames, rate))
+    course, place = Course(num_frames), 0
     longest = len(piece) // 2
     while place < num_frames:
         most = rng.choice([10, 1000, 20_000, longest], p=[0.3, 0.4, 0.28, 0.02])
-        length = min(int(rng.integers(0, most)), num_frames - place)
+        # The longest comes first: what it takes is there from then on.
+        length = int(rng.integers(0, most)) if place else longest
+        length = min(length, num_frames - place)
         start = place % longest
-        heard += stream.feed(piece[start : start + length])
+        for window in stream.feed(piece[start : start + length]):
+            heard.add(window)
         place += length
         course.look(place)
-    heard += stream.finish()
-    times = [window[:2] for window in heard]
-    rows = np.stack([window.probabilities for window in heard])
-    return times, rows, course.growth, megabytes("VmHWM")
+    for window in stream.finish():
+        heard.add(window)
+    return heard, course.growth, megabytes("VmHWM")
 
 
 @pytest.mark.parametrize(
@@ -136,18 +159,17 @@ def test_a_stream(tries, what, rate, models, period, seed, figures, tmp_path):
         what = "mn04_as"
     begun = time.monotonic()
     run = alone if tries == 60 else here
-    times, rows, growth, peak = run(
-        streamed, models, what, period[rate], num_frames, seed
-    )
+    heard, growth, peak = run(streamed, models, what, period[rate], num_frames, seed)
     taken = time.monotonic() - begun
     num_samples = round(num_frames * RATE / rate)
+    times, rows = heard.times[: heard.count], heard.rows[: heard.count]
     refuse_drift(times, num_samples)
     refuse_wandering(rows)
     file = long_file(tmp_path / "long.flac", period[rate], num_frames)
     tagger = tagger_of(models, what)
     windows = tagger.scan(file, None, WINDOW_SECONDS, HOP_SECONDS)
     for number, window in enumerate(windows):
-        assert window[:2] == times[number]
+        assert window[:2] == tuple(times[number])
         assert np.abs(window.probabilities - rows[number]).max() < SAME
     assert number + 1 == len(rows)
     file.unlink()
@@ -168,12 +190,12 @@ def test_a_stream(tries, what, rate, models, period, seed, figures, tmp_path):
 def scanned(models, what, file, num_windows):
     """A file, window by window."""
     tagger = tagger_of(models, what)
-    course, times, rows = Course(num_windows), [], []
+    course, heard = Course(num_windows), Heard(num_windows)
     for window in tagger.scan(file, None, WINDOW_SECONDS, HOP_SECONDS):
-        times.append(window[:2])
-        rows.append(window.probabilities)
-        course.look(len(rows))
-    return times, np.stack(rows), course.growth, megabytes("VmHWM")
+        heard.add(window)
+        course.look(heard.count)
+    times, rows = heard.times[: heard.count], heard.rows[: heard.count]
+    return times, rows, course.growth, megabytes("VmHWM")
 
 
 def scanned_by_command(models, what, file, num_windows):
@@ -214,7 +236,7 @@ def test_a_scan(tries, by, what, rate, models, period, figures, tmp_path):
         what = "mn04_as"
     file = long_file(tmp_path / "long.flac", period[rate], num_frames)
     num_samples = round(num_frames * RATE / rate)
-    num_windows = round(num_samples / RATE / HOP_SECONDS)
+    num_windows = num_windows_of(num_frames, rate)
     begun = time.monotonic()
     run = alone if tries == 180 else here
     times, rows, growth, peak = run(by, models, what, file, num_windows)
