@@ -39,6 +39,7 @@ GOOD = {"good_a": "wav16", "good_b": "flac24", "good_c": "vorbis", "good_d": "mp
 SECONDS = 5.0  # of a processor, for one file in one way
 MEGABYTES = 300  # above what the process needs for good files
 BATCH = 20  # damaged files, and the good ones among them
+LOUD = 10.0  # of samples; full scale is 1
 PREPARED = 10  # every so many batches
 LABELS = LabelTable(["/m/a", "/m/b", "/m/c"], ["A", "B", "C"])
 
@@ -143,7 +144,7 @@ class Trials:
                 self.fault(f"decoded to {start.dtype} {start.shape}")
             if not np.isfinite(start).all():
                 self.fault("decoded to what is not finite")
-            self.counts["loud"] += bool(np.abs(start).max() > 10)
+            self.counts["loud"] += bool(np.abs(start).max() > LOUD)
             # libsndfile takes a file for MP3 by its name alone, which bytes have not.
             is_guess = path.suffix == ".mp3" and "not recognised" in str(same)
             if not is_guess and not np.array_equal(start, same):
@@ -157,7 +158,10 @@ class Trials:
             for rows in (tagged, exported, scanned):
                 if not (np.isfinite(rows).all() and 0 <= rows.min() <= rows.max() <= 1):
                     self.fault(f"{path.name}: probabilities {rows}")
-            if np.abs(tagged - exported).max() > 1e-3:
+            # Quiet bands beside loud ones are rounded differently, and damaged sound
+            # may be as loud as it likes.
+            is_loud = isinstance(start, np.ndarray) and np.abs(start).max() > LOUD
+            if np.abs(tagged - exported).max() > (0.05 if is_loud else 1e-3):
                 self.fault(f"{path.name}: {tagged} in torch, {exported} without")
         return is_read
 

@@ -237,29 +237,31 @@ def published(shared):
     return AudioTagger.from_student(checkpoint, run_opts={"device": "cpu"})
 
 
-# What mn04_as was measured to do, and may do: it hears levels as they are.
+# Of how many clips the likeliest class becomes another, and is no more among five, as
+# was measured of mn04_as: it was trained on levels as they are, and hears them.
 CHANGES = {
-    "-20 dB": (lambda clip: clip * np.float32(0.1), 0.30),
-    "DC of 0.1": (lambda clip: clip + np.float32(0.1), 0.20),
+    "-20 dB": (lambda clip: clip * np.float32(0.1), 0.28, 0.07),
+    "an offset of 0.1": (lambda clip: clip + np.float32(0.1), 0.17, 0.02),
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@short_and_full(20, 314)
+@short_and_full(10, 314)
 def test_levels_and_offsets_change_the_likeliest_class_of_some_clips(
-    shared, published, figures, tries, change
+    shared, published, figures, tries
 ):
     clips = _clips(shared, tries)
-    make, share = CHANGES[change]
     before = _tops(published, clips)
-    after = _tops(published, [make(clip) for clip in clips])
-    changed = before[:, 0] != after[:, 0]
-    lost = ~(after[:, :5] == before[:, :1]).any(axis=1)
-    figures(
-        f"{change}: of {tries} clips {changed.sum()} have another likeliest class",
-        f"of {lost.sum()} the former one is not among five",
-    )
-    assert changed.mean() <= share
+    for name, (change, share_changed, share_lost) in CHANGES.items():
+        after = _tops(published, [change(clip) for clip in clips])
+        changed = int((before[:, 0] != after[:, 0]).sum())
+        lost = tries - int((after[:, :5] == before[:, :1]).any(axis=1).sum())
+        figures(
+            f"{name}, {tries} clips",
+            f"{changed} with another likeliest class",
+            f"{lost} where the former one is not among five",
+        )
+        assert changed <= share_changed * tries + 3
+        assert lost <= share_lost * tries + 1
 
 
 def test_silence_gives_no_confident_tag(published):
