@@ -22,9 +22,7 @@ from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
 
 STUCK_SECONDS = 120  # of silence; a file takes far less
-# What others in its batch may do to a probability of a good file: 5e-7 are those of
-# printing six decimals, the rest the order in which products are summed up.
-MOVED = 2e-6
+ALIKE = 1e-5  # probabilities that only the order of additions moves
 TRIALS = Path(__file__).with_name("sound_trials.py")
 MODEL = """\
 student: !new:efficientat_plugin.students.mn.MN
@@ -133,6 +131,7 @@ class Campaign:
         return max(each[name] for each in self.done)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
 @short_and_full(100, 10_000)
 def test_damaged_sound_is_refused_by_name_and_harms_no_other(
     models, tmp_path, seed, figures, tries
@@ -149,13 +148,12 @@ def test_damaged_sound_is_refused_by_name_and_harms_no_other(
     )
     assert not campaign.faults, campaign.kept()
     assert campaign.total("files") == tries
-    assert campaign.most("difference") <= MOVED
+    assert campaign.most("difference") < ALIKE
 
 
 # --- Invariances ----------------------------------------------------------------
 
 RATE = 44100
-ALIKE = 1e-5  # probabilities that only the order of additions moves
 
 
 @pytest.fixture(scope="module", params=["torch", "runtime", "runtime_of_log_mels"])
