@@ -5,6 +5,10 @@ is a program. Here it is read first: every tag must be one of ``LEGAL_TAGS``, co
 as a whole, before anything is imported. A prefix would not do, for modules hold other
 modules: ``!apply:torch.os.system`` is ``os.system``.
 
+`AudioTagger` reads its folders so; SpeechBrain's own interfaces, and recipes with the
+YAML that they are given, run all of it. Memory is not guarded: a stranger's width may
+ask for more than there is.
+
 What HyperPyYAML has beyond that is left out: Python's own tags, ``!applyref:``, tuples
 (whose text it gives to an unsafe loader, so a class called "(other)" is one, too),
 attributes, arithmetic and text in references.
