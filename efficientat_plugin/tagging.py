@@ -149,7 +149,8 @@ class SoundTagger:
         hop_seconds : float or None
             None: half a window.
         batch_size : int or None
-            Windows to hear at once; None: as many as suit what computes.
+            Windows to hear at once; None: as many as suit what computes, and the
+            fewer the longer they are.
 
         Yields
         ------
@@ -164,7 +165,7 @@ class SoundTagger:
         blocks = blocks_of(sound, sample_rate, self.sample_rate)
         windows = cut(blocks, cutter, sound)
         hear = self._new_hearing()
-        for batch in batches(windows, self._at_once(batch_size)):
+        for batch in batches(windows, self._at_once(batch_size, cutter.window)):
             yield from hear(batch, cutter.window)
 
     def stream(
@@ -198,7 +199,8 @@ class SoundTagger:
         rate = self.sample_rate if sample_rate is None else sample_rate
         resampler = Resampler(rate, self.sample_rate)
         cutter = self._cutter(window_seconds, hop_seconds)
-        return TagStream(resampler, cutter, self._new_hearing(), self.batch_size)
+        at_once = self._at_once(None, cutter.window)
+        return TagStream(resampler, cutter, self._new_hearing(), at_once)
 
     # --- What they share --------------------------------------------------------
 
@@ -212,7 +214,7 @@ class SoundTagger:
         """What ``model`` makes of sounds, averaged over the windows of each."""
         averages = Averages()
         windows = self._windows(sounds, sample_rate)
-        for batch in batches(windows, self._at_once(batch_size)):
+        for batch in batches(windows, self._at_once(batch_size, self.clip_samples)):
             rows = self._rows(model, [window.samples for _, window in batch])
             for (number, _), row in zip(batch, rows, strict=True):
                 averages.add(number, row)
@@ -238,8 +240,12 @@ class SoundTagger:
             for (start, samples), row in zip(windows, rows, strict=True)
         ]
 
-    def _at_once(self, batch_size: int | None) -> int:
-        return self.batch_size if batch_size is None else batch_size
+    def _at_once(self, batch_size: int | None, num_samples: int) -> int:
+        """Windows of a length to hear together, of long ones no more sound than else."""
+        if batch_size is not None:
+            return batch_size
+        longer = max(1.0, num_samples / max(1, self.clip_samples))
+        return max(1, int(self.batch_size / longer))
 
     def _rows(
         self,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import tqdm
 from pyarrow import parquet
 
 from efficientat_plugin import __version__, list_students
@@ -544,6 +545,22 @@ def test_embeddings_are_those_of_the_tagger(run, tagger, five, tmp_path, suffix)
         f"embeddings.{suffix}",
         "five",
     ]
+
+
+@pytest.mark.parametrize("hop", [0.04, 0.25, 0.5])
+def test_the_bar_of_a_scan_ends_with_the_sound(run, tmp_path, monkeypatch, hop):
+    reached = []
+
+    class Bar(tqdm.tqdm):
+        def close(self):
+            reached.append(self.n)
+            super().close()
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    monkeypatch.setattr("efficientat_plugin.cli.scan.hides_progress", lambda _: False)
+    sound = _write(tmp_path / "sound.wav", 3.0)
+    assert run("scan", sound, "--window", 1, "--hop", hop)[0] == 0
+    assert reached[0] == 3.0
 
 
 @pytest.fixture

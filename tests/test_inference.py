@@ -308,6 +308,28 @@ def test_a_chunk_of_any_length_is_heard_in_batches(tagger, monkeypatch):
     assert max(together) == tagger.batch_size
 
 
+def test_the_longer_windows_are_the_fewer_are_heard_at_once(tagger, monkeypatch):
+    together = []
+    hear = AudioTagger._hear
+
+    def spy(self, windows, num_samples):
+        together.append(len(windows))
+        return hear(self, windows, num_samples)
+
+    monkeypatch.setattr(AudioTagger, "_hear", spy)
+    sound = _noise(30.0)
+    for window_seconds, at_once in ((0.5, 16), (1.0, 16), (8.0, 2), (20.0, 1)):
+        together.clear()
+        list(tagger.scan(sound, RATE, window_seconds))
+        assert max(together) == at_once
+        together.clear()
+        tagger.stream(RATE, window_seconds).feed(sound)
+        assert max(together) == at_once
+    together.clear()
+    list(tagger.scan(sound, RATE, window_seconds=8.0, batch_size=5))
+    assert max(together) == 5
+
+
 def test_a_long_array_is_scanned_in_little_memory(tagger, monkeypatch):
     sound = np.zeros(60 * RATE, np.float32)
     monkeypatch.setattr(

@@ -99,7 +99,7 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
         type=whole_number,
         default=16,
         metavar="N",
-        help="sounds or windows to hear at once (%(default)s)",
+        help="sounds to hear at once (%(default)s)",
     )
 
 

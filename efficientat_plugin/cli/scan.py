@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from efficientat_plugin.cli.arguments import (
     Commands,
-    add_batch_size,
     add_model,
     add_sounds,
     probability,
@@ -65,7 +64,12 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="P",
         help="only classes at least as probable (%(default)s)",
     )
-    add_batch_size(parser)
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number,
+        metavar="N",
+        help="windows to hear at once (16, or fewer of long ones)",
+    )
     parser.add_argument(
         "--format",
         choices=[*FORMATS, "audacity"],
@@ -163,8 +167,9 @@ def _windows(
                 hop_seconds=arguments.hop,
                 batch_size=arguments.batch_size,
             ):
-                bar.update(round(window.end_seconds - end_seconds, 1))
                 end_seconds = window.end_seconds
+                bar.n = round(end_seconds, 1)  # rounded steps would not add up to it
+                bar.update(0)
                 yield window
         except UnreadableClip as fault:
             until = f"read until {end_seconds:.2f} s, then: " if end_seconds else ""
