@@ -45,7 +45,7 @@ pytestmark = linux
 
 SOUND_RATE = 16000  # Hz
 NUM_FOLDERS, ONE_DAMAGED_IN = 20, 100
-NAMES = ("dog", "büro im juli", "音の海", "🎵", "it's 'one'; \"two\"", "n" * 200)
+NAMES = ("dog", "büro im märz", "音の海", "🎵", "it's 'one'; \"two\"", "n" * 200)
 GROWTH = 24.0  # MB that a process may come to hold after a quarter of the way
 
 
