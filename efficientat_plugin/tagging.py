@@ -241,7 +241,7 @@ class SoundTagger:
         ]
 
     def _at_once(self, batch_size: int | None, num_samples: int) -> int:
-        """Windows of a length to hear together, of long ones no more sound than else."""
+        """Windows of a length to hear together: of long ones no more sound in all."""
         if batch_size is not None:
             return batch_size
         longer = max(1.0, num_samples / max(1, self.clip_samples))
