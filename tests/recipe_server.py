@@ -13,6 +13,7 @@ import json
 import os
 import random
 import runpy
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -69,6 +70,9 @@ def _start(arguments: list, folder: str, environment: dict, said: str) -> None:
         os.replace(f"{said}.part", f"{said}.status")
         os._exit(0)
     os.setsid()
+    # As in a terminal, though these tests may run in the background, where Ctrl-C is
+    # ignored by all that is started.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _redirect(os.devnull, os.O_RDONLY, sys.stdin)
     for stream in (sys.stdout, sys.stderr):
         _redirect(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, stream)

@@ -91,6 +91,8 @@ INTERRUPTED = """
 import os, signal, sys, time
 from efficientat_plugin.launch import start
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
+
 class Told:
     def __del__(self):
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
