@@ -150,7 +150,7 @@ def load_model_yaml(
     ...     _ = path.write_text("labels: !apply:os.system [reboot]")
     ...     load_model_yaml(path)
     Traceback (most recent call last):
-    ValueError: ...hyperparams.yaml, line 1: the tag '!apply:os.system' ...
+    efficientat_plugin.model_yaml.Refused: ..., line 1: the tag '!apply:os.system' ...
     """
     with told_of(path):
         resolved = _resolved(path, overrides, overrides_must_match)

@@ -438,7 +438,7 @@ def outcome_of(read: Callable, expected: object, folder: Path) -> str:
         return "refused"
 
 
-@short_and_full(10, 500)
+@short_and_full(5, 500)
 def test_files_of_strangers_run_and_crash_nothing(tmp_path, seed, tries, figures):
     folder = tmp_path / "files"
     folder.mkdir()
