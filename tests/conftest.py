@@ -21,6 +21,9 @@ from small_rows import (
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows
 
+# Doctest would import both by one name.
+collect_ignore = ["conftest.py", "campaign/conftest.py"]
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -251,7 +251,11 @@ def test_server_is_left_alone_for_as_long_as_it_asks(
     assert len(waited) == 1 and 0 < waited[0] < 6
 
 
-@pytest.mark.parametrize("told", ["86400", formatdate(time.time() + 1e6, usegmt=True)])
+@pytest.mark.parametrize(
+    "told",
+    ["86400", formatdate(time.time() + 1e6, usegmt=True)],
+    ids=["seconds", "date"],
+)
 def test_longer_than_anybody_waits_is_told(told, server, tiny_body, tmp_path):
     server.files[FILE], server.faults[FILE] = tiny_body, ["429"]
     server.more_headers = {"Retry_After": told}
