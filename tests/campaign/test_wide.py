@@ -36,6 +36,7 @@ from efficientat_plugin.model_folder import (
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers import verify as verification
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.top_k import pack
 from efficientat_plugin.teachers.verify import verify
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -259,8 +260,11 @@ def ids_of(start: int, stop: int) -> list[str]:
 
 
 def classes_of(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-    """One to three of each row, one after the other, and how many of each."""
-    rows = np.arange(start, stop)
+    """One to three of each row, one after the other, and how many of each.
+
+    They are again the same after ``ROWS_AT_ONCE`` rows.
+    """
+    rows = np.arange(start, stop) % ROWS_AT_ONCE
     counts = 1 + rows % 3
     flat = np.repeat(rows * 7919, counts) + np.arange(counts.sum()) * 31
     # Some classes are rare
@@ -356,15 +360,15 @@ def clips_of(number):
 
 def write_store(path, number, top_k, seed):
     """Logits that know the classes of each clip, a few thousand clips at a time."""
-    logits = np.random.default_rng(seed).standard_normal((ROWS_AT_ONCE, CLASSES))
-    logits = logits.astype(np.float16)
+    said = np.random.default_rng(seed).standard_normal((ROWS_AT_ONCE, CLASSES))
+    classes, counts = classes_of(0, ROWS_AT_ONCE)
+    said[np.repeat(np.arange(ROWS_AT_ONCE), counts), classes] += 4
+    rows = pack(said.astype(np.float16), top_k)
     with StoreWriter(path, **ABOUT, top_k=top_k) as writer:
         for start in range(0, number, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, number)
-            classes, counts = classes_of(start, stop)
-            said = logits[: stop - start].copy()
-            said[np.repeat(np.arange(stop - start), counts), classes] += 4
-            writer.append(ids_of(start, stop), said)
+            ids = ids_of(start, stop)
+            writer.absorb(ids, [""] * len(ids), rows[: len(ids)])
 
 
 def use_store(path, number, top_k, seed):
