@@ -10,8 +10,10 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import soundfile
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -82,6 +84,16 @@ def _lost_another_process(error: BaseException) -> bool:
     return world_size() > 1 and (is_of_network or "gloo" in str(error))
 
 
+def _is_called_by_libsndfile(frame: FrameType | None) -> bool:
+    """Whether soundfile reads or writes a file-like object just then."""
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == soundfile.__file__ and code.co_name.startswith("vio_"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class Interruptions:
     """While entered, signals that ask for an end interrupt, wherever they come.
 
@@ -111,18 +123,23 @@ class Interruptions:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def _interrupt(self, number: int, _frame: Any) -> None:
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.told.append(number)
-        raise KeyboardInterrupt
+        if _is_called_by_libsndfile(frame):
+            self._once_more(number)  # here it were dropped, and a clip cut short
+        else:
+            raise KeyboardInterrupt
 
     def _interrupt_again(self, unraisable: Any) -> None:
         # Python drops what is raised where nobody can catch it, as in a destructor,
         # or between the locks of `logging` in a fork; and would drop it here.
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            number = self.told[-1] if self.told else signal.SIGINT
-            threading.Timer(0.05, os.kill, [os.getpid(), number]).start()
+            self._once_more(self.told[-1] if self.told else signal.SIGINT)
         else:
             self.report(unraisable)
+
+    def _once_more(self, number: int) -> None:
+        threading.Timer(0.05, os.kill, [os.getpid(), number]).start()
 
     def _leave_to_parent(self) -> None:
         if self.is_entered:

@@ -106,6 +106,41 @@ start(main)
 """
 
 
+READING = """
+import io, os, signal, sys, time
+import numpy as np, soundfile
+from efficientat_plugin.launch import start
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
+sound = io.BytesIO()
+soundfile.write(sound, np.ones(9999), 8000, format="FLAC")
+
+class Told(io.BytesIO):
+    is_told = False
+
+    def readinto(self, target):
+        if not self.is_told:
+            self.is_told = True
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().readinto(target)
+
+def main(arguments):
+    print(len(soundfile.read(Told(sound.getvalue()))[0]), flush=True)
+    time.sleep(60)
+
+start(main)
+"""
+
+
+def test_an_interruption_cuts_no_clip_that_is_being_read():
+    done = subprocess.run(
+        [sys.executable, "-c", READING], capture_output=True, text=True, timeout=50
+    )
+    assert done.stdout == "9999\n"
+    assert done.stderr == "\nInterrupted; the same command goes on.\n"
+    assert done.returncode == 130
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name):
     done = subprocess.run(

@@ -21,6 +21,7 @@ from efficientat_plugin.data.encoding import ClipEncoder
 from efficientat_plugin.data.parts import Part, Preparation, Rows, head_of
 from efficientat_plugin.data.prepared_folder import (
     claimed,
+    is_claimed,
     refuse_another,
 )
 from efficientat_plugin.data.shards import Record
@@ -146,6 +147,10 @@ def prepare(
                 f"first being {damaged[0]}; check the disk"
             )
         result = _summed_up(job, parts, folder)
+        if not is_claimed(work):
+            raise OSError(
+                f"{work} was removed while it was written; give the same command again"
+            )
         if work != folder:
             if folder.exists():
                 folder.rmdir()

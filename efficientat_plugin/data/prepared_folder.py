@@ -40,8 +40,13 @@ def claimed(folder: Path) -> Iterator[Path]:
                 os.close(handle)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether it says of itself what it is made of."""
+    return (folder / STATE / OPTIONS).is_file()
+
+
 def _place_of_work(folder: Path) -> Path:
-    if (folder / STATE / OPTIONS).is_file():
+    if is_claimed(folder):
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(

@@ -19,6 +19,7 @@ import sysconfig
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from lengths import short_and_full
@@ -273,9 +274,9 @@ class Kept:
         from efficientat_plugin.cli.parts import EmbeddingParts
 
         def read():
-            kept = EmbeddingParts(self.parts, {"pooling": "avg"})
-            there = [sound for sound in self.sounds if sound in kept.done]
-            return there, kept.gather(there).tolist()
+            with closing(EmbeddingParts(self.parts, {"pooling": "avg"})) as kept:
+                there = [sound for sound in self.sounds if sound in kept.done]
+                return there, kept.gather(there).tolist()
 
         return sorted(self.parts.iterdir()), read
 
