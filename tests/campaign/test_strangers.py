@@ -260,6 +260,7 @@ class Kept:
         for sound in self.sounds:
             kept.add(sound, np.full(4, sound.size, np.float32))
         kept.flush()
+        kept.close()
         settings = FrontEndSettings(
             *(32000, 128, 1024, 800, 320, 0.0, 15000.0, 0.97, 1e-5, "add", False),
             *(4.5, 5.0),
