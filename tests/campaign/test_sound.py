@@ -99,13 +99,19 @@ class Campaign:
         return lines
 
     def _wait(self, process, log):
-        """To its end, or until nothing has happened for long."""
+        """To its end, or until nothing has happened for long.
+
+        Counted, not by the clock: both processes may be stopped for a while.
+        """
+        size, silent = 0, 0
         while True:
             try:
                 process.wait(timeout=1)
                 return
             except subprocess.TimeoutExpired:
-                if time.time() - log.stat().st_mtime > STUCK_SECONDS:
+                silent = silent + 1 if log.stat().st_size == size else 0
+                size = log.stat().st_size
+                if silent > STUCK_SECONDS:
                     process.kill()
 
     def _numbers(self, step):
