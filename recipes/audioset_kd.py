@@ -119,11 +119,11 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
     try:
         train_rows = rows_of(hparams, hparams["train_split"], training=True)
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         problems.append(f"--dataset PATH: {error}")
     try:
         teacher = as_teacher(hparams["teacher"])
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         problems.append(
             f"--teacher STORE: {error}; recipes/import_teacher_logits.py makes one of "
             "the published PaSST logits, recipes/dump_teacher_logits.py of a model; "
@@ -355,7 +355,7 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
             )
     try:
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"--dataset PATH is needed: {error}")
     hparams["teacher"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         rows = hparams["load_rows"]()
     except FileNotFoundError as error:
         sys.exit(f"--dataset PATH and --split NAME are needed: {error}")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(str(error))
     try:
         teacher, labels = open_teacher(hparams)

@@ -1,8 +1,11 @@
 """Rows read alike from every form of the data."""
 
 import io
+import os
+import re
 import time
 import tracemalloc
+from functools import partial
 
 import datasets
 import pyarrow as pa
@@ -22,6 +25,7 @@ from small_rows import (
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.parquet import SCHEMA
 from efficientat_plugin.data.rows import COLUMNS, load_rows, summarize_rows
+from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.targets import audioset_labels
 
 
@@ -153,6 +157,48 @@ def test_a_missing_column_is_refused_with_what_was_found(streaming, tmp_path):
     message = r"\(eval\) has no column audio; .* found were video_id, sound, labels"
     with pytest.raises(ValueError, match=message):
         load_rows(str(tmp_path), "eval", streaming)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [partial(load_rows, split="eval"), partial(read_table, splits={"eval": "test"})]
+    + [read_table],
+    ids=["rows", "split", "table"],
+)
+@pytest.mark.parametrize("kept", [0, 100, -1000], ids=["emptied", "cut", "page"])
+def test_of_many_parquet_files_the_damaged_one_is_named(kept, read, tmp_path):
+    for shard in range(3):
+        rows = rows_of([f"clip{shard}-{number}" for number in range(20)])
+        write_parquet(tmp_path / "eval" / f"{shard}.parquet", rows)
+    damaged = tmp_path / "eval" / "1.parquet"
+    content = damaged.read_bytes()
+    changed = bytes(byte ^ 0x5A for byte in content[100:3000])
+    whole = content[:100] + changed + content[3000:]
+    damaged.write_bytes(whole if kept < 0 else content[:kept])
+    message = (
+        rf"{re.escape(str(damaged))} is damaged \(.*\); download or write it again"
+    )
+    with pytest.raises(ValueError, match=message):
+        read(str(tmp_path), cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("split", [None, "eval"])
+def test_a_folder_of_sounds_that_cannot_be_read_is_refused(
+    split, tmp_path, monkeypatch
+):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "eval_segments.csv").write_text('-_eval--000, 0, 10, "/m/a"\n')
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    message = r"closed cannot be read \(Permission denied\); make it readable"
+    with pytest.raises(PermissionError, match=message):
+        load_rows(str(tmp_path), split)
 
 
 def test_a_folder_without_the_split_is_refused(tmp_path):

@@ -513,9 +513,10 @@ def test_an_unreadable_folder_is_refused(tmp_path, monkeypatch):
         read_table(tmp_path)
 
 
-def test_a_folder_of_damaged_parquet_is_refused(tmp_path):
+def test_a_folder_of_unlike_parquet_is_refused(tmp_path):
     for name in ("train", "test"):
-        (tmp_path / f"{name}.parquet").write_bytes(b"no parquet")
+        table = pa.table({"label": ["cat"], f"only_{name}": [1]})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match="no data set that `datasets` reads .* name"):
         read_table(tmp_path, cache_dir=str(tmp_path / "cache"))
 

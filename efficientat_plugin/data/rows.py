@@ -7,13 +7,14 @@ and `datasets` never decodes their sound.
 import csv
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
@@ -57,8 +58,10 @@ def load_rows(
     ------
     FileNotFoundError
         If nothing of that form is there.
+    PermissionError
+        If a folder of sounds cannot be read.
     ValueError
-        If a column is missing.
+        If a column is missing, or a Parquet file is damaged.
     """
     parts = []
     path = Path(dataset).expanduser()
@@ -115,13 +118,7 @@ def _load_split(
             "audio files, or a save_to_disk folder; pass the right folder or split, or "
             "none to take all audio files as unlabelled"
         )
-    return datasets.load_dataset(
-        "parquet",
-        data_files=[str(file) for file in files],
-        split="train",
-        streaming=streaming,
-        cache_dir=cache_dir,
-    )
+    return _load_parquet({"train": files}, cache_dir, streaming)["train"]
 
 
 def _load_hub(
@@ -144,6 +141,34 @@ def _load_hub(
         ) from error
 
 
+def _load_parquet(
+    files: Mapping[str, Sequence[Path]], cache_dir: str | None, streaming: bool = False
+) -> Any:
+    """Splits of Parquet files; ``ValueError`` names one that is damaged."""
+    named = {split: [str(file) for file in part] for split, part in files.items()}
+    try:
+        return datasets.load_dataset(
+            "parquet", data_files=named, streaming=streaming, cache_dir=cache_dir
+        )
+    except Exception as error:  # `datasets` raises errors of many kinds
+        for part in files.values():
+            _refuse_damaged(part, error)
+        raise
+
+
+def _refuse_damaged(files: Sequence[Path], error: Exception) -> None:
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as content:
+                for _ in content.iter_batches():
+                    pass
+        except (OSError, ValueError) as reason:
+            raise ValueError(
+                f"{file} is damaged ({reason}); download or write it again, or move it "
+                "away"
+            ) from error
+
+
 def _parquet_files(path: Path, split: str) -> list[Path]:
     if path.suffix == ".parquet":
         return [path]
@@ -158,7 +183,9 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
     """Rows of the audio files below a folder, none of them labelled."""
     # As paths sort: folder by folder, a name before what it begins
-    names = sorted(_audio_below(folder), key=lambda name: name.replace("/", "\0"))
+    names: list[str] = []
+    if folder.is_dir():
+        names = sorted(_audio_below(folder), key=lambda name: name.replace("/", "\0"))
     if not names:
         raise FileNotFoundError(
             f"{folder} is no folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
@@ -177,7 +204,7 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
 
 def _audio_below(folder: Path) -> Iterator[str]:
     """Names of audio files, from there on; a ``Path`` of each would be much, too."""
-    for place, _, files in os.walk(folder):
+    for place, _, files in os.walk(folder, onerror=_refuse_folder):
         below = Path(place).relative_to(folder).as_posix() + "/"
         below = "" if below == "./" else below
         for name in files:
@@ -186,13 +213,18 @@ def _audio_below(folder: Path) -> Iterator[str]:
                 yield below + name
 
 
+def _refuse_folder(error: OSError) -> None:
+    # Passing over it would leave its clips out without a word.
+    raise PermissionError(
+        f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
+        "it away"
+    ) from error
+
+
 def _read_segments(segments: Path) -> datasets.Dataset:
     """Rows of an official segments CSV for whose clips there is an audio file."""
-    files = {
-        youtube_id(file.stem): str(file)
-        for file in sorted(segments.parent.rglob("*"))
-        if file.suffix.lower() in AUDIO_SUFFIXES
-    }
+    found = sorted(segments.parent / name for name in _audio_below(segments.parent))
+    files = {youtube_id(file.stem): str(file) for file in found}
     ids, labels, absent = [], [], 0
     with open(segments, encoding="utf-8", newline="") as file:
         lines = (line for line in file if not line.startswith("#"))

@@ -11,7 +11,13 @@ import datasets
 import pyarrow as pa
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
-from efficientat_plugin.data.rows import _load_hub, _parquet_files
+from efficientat_plugin.data.rows import (
+    _load_hub,
+    _load_parquet,
+    _parquet_files,
+    _refuse_damaged,
+    _refuse_folder,
+)
 from efficientat_plugin.data.text_tables import read_text_table
 
 logger = logging.getLogger(__name__)
@@ -95,10 +101,8 @@ def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
     """A CSV, TSV, JSONL or Parquet file whose file names are relative to ``folder``."""
     if path.suffix.lower() != ".parquet":
         return Source(path.name, read_text_table(path), folder, path.parent)
-    rows = datasets.load_dataset(
-        "parquet", data_files=[str(path)], split="train", cache_dir=cache_dir
-    )
-    return _of_splits({"train": rows}, path.name, folder, path.parent)
+    splits = _load_parquet({"train": [path]}, cache_dir)
+    return _of_splits(splits, path.name, folder, path.parent)
 
 
 def read_sounds(folder: Path) -> Source:
@@ -155,7 +159,9 @@ def list_audio(folder: Path) -> tuple[list[str], Counter]:
         If a folder cannot be read.
     """
     names, others, visited = [], Counter[str](), set()
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+    for place, folders, files in os.walk(
+        folder, onerror=_refuse_folder, followlinks=True
+    ):
         real = os.path.realpath(place)
         if real in visited:
             folders.clear()
@@ -172,14 +178,6 @@ def list_audio(folder: Path) -> tuple[list[str], Counter]:
             else:
                 others[suffix or name] += 1
     return sorted(names), others
-
-
-def _refuse(error: OSError) -> None:
-    # Passing over it would leave its clips out without a word.
-    raise PermissionError(
-        f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
-        "it away"
-    ) from error
 
 
 def _is_hidden(name: str) -> bool:
@@ -231,11 +229,11 @@ def _load_parquet_folder(
 ) -> Any:
     files = {name: _parquet_files(path, name) for name in split_names}
     if files and all(files.values()):
-        named = {name: [str(file) for file in part] for name, part in files.items()}
-        return datasets.load_dataset("parquet", data_files=named, cache_dir=cache_dir)
+        return _load_parquet(files, cache_dir)
     try:  # splits by `datasets`' own reading of the names, or of the README
         return datasets.load_dataset(str(path), config, cache_dir=cache_dir)
     except Exception as error:  # `datasets` raises errors of many kinds
+        _refuse_damaged(find_tables(path), error)
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise ValueError(
             f"the Parquet files of {path} are no data set that `datasets` reads "
