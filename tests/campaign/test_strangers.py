@@ -103,17 +103,13 @@ PIECES += [
     "'descr': '|O'",
     "r\xff\xff",
 ]
-
-
 KINDS_OF_CHANGE = ["bits", "bytes", "cut", "piece", "line", "copy", "out", "value"]
 
 
 def changed(content: bytes, draw: random.Random) -> bytes:
     """A few changes of one kind."""
     content, place = bytearray(content), draw.randrange(len(content) + 1)
-    kind = draw.choice(
-        ["bits", "bytes", "cut", "piece", "line", "copy", "out", "value"]
-    )
+    kind = draw.choice(KINDS_OF_CHANGE)
     if kind == "bits":
         for _ in range(draw.choice([1, 1, 3, 10])):
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
