@@ -2,10 +2,12 @@
 
 > python benchmarks/step_options.py
 > python benchmarks/step_options.py --models mn04 dymn04 --rounds 9
+> python benchmarks/step_options.py --models dymn04 --ways "as it is" compiled
 
 The options are SpeechBrain's own, `--precision bf16` and `--compile
 --compile_module_keys student`. Each way of a step works in a process of its own, in
-rounds that alternate. Prints a Markdown table.
+rounds that alternate; the first named is what the others are compared with. Prints a
+Markdown table.
 """
 
 import argparse
@@ -30,7 +32,8 @@ WAYS: dict[str, dict[str, object]] = {
 def rows(model: str, folder: Path, options: argparse.Namespace) -> list[str]:
     """One line for each way."""
     sides, first, rounds, peaks = {}, {}, {}, {}
-    for name, run_opts in WAYS.items():
+    for name in options.ways:
+        run_opts = WAYS[name]
         case = Case("train", model, options.batch, run_opts=json.dumps(run_opts))
         sides[name] = Side("ours", case, folder, options)
         started = time.perf_counter()
@@ -45,7 +48,7 @@ def rows(model: str, folder: Path, options: argparse.Namespace) -> list[str]:
         side.end()
     lines = []
     for name, seconds in rounds.items():
-        pairs = zip(rounds["as it is"], seconds, strict=True)
+        pairs = zip(rounds[options.ways[0]], seconds, strict=True)
         cells = [
             model,
             name,
@@ -62,6 +65,7 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
