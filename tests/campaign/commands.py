@@ -1,5 +1,6 @@
 """The commands that take long, on data so small that each ends within seconds."""
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -54,11 +55,11 @@ class Command(NamedTuple):
     def is_saving(self, output: Path) -> bool:
         """Whether something is half written there, now or for ever."""
         folders = (output, output.with_name(f"{output.name}.partial"))
-        return any(
-            next(folder.glob(pattern), None) is not None
-            for folder in folders
-            for pattern in self.saving
-        )
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError):  # renamed just then
+                if any(any(folder.glob(pattern)) for pattern in self.saving):
+                    return True
+        return False
 
 
 def write_data(folder: Path) -> None:
