@@ -104,6 +104,7 @@ class Interruptions:
     def __init__(self) -> None:
         self.told: list[int] = []
         self.is_entered = False
+        self.timers: list[threading.Timer] = []
 
     def __enter__(self) -> "Interruptions":
         self.is_entered = True
@@ -119,11 +120,16 @@ class Interruptions:
 
     def __exit__(self, *_error: object) -> None:
         self.is_entered = False
+        for timer in self.timers:  # or one would end the process behind its last word
+            timer.cancel()
+            timer.join()
         sys.unraisablehook = self.report
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if not self.is_entered:
+            return
         self.told.append(number)
         if _is_called_by_libsndfile(frame):
             self._once_more(number)  # here it were dropped, and a clip cut short
@@ -139,7 +145,9 @@ class Interruptions:
             self.report(unraisable)
 
     def _once_more(self, number: int) -> None:
-        threading.Timer(0.05, os.kill, [os.getpid(), number]).start()
+        timer = threading.Timer(0.05, os.kill, [os.getpid(), number])
+        self.timers.append(timer)
+        timer.start()
 
     def _leave_to_parent(self) -> None:
         if self.is_entered:

@@ -100,6 +100,8 @@ class Told:
 
 def main(arguments):
     Told()
+    if arguments[1] == "fails":  # as where a worker was told, too
+        raise RuntimeError
     time.sleep(60)
 
 start(main)
@@ -141,10 +143,11 @@ def test_an_interruption_cuts_no_clip_that_is_being_read():
     assert done.returncode == 130
 
 
+@pytest.mark.parametrize("then", ["goes on", "fails"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name):
+def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then):
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, name],
+        [sys.executable, "-c", INTERRUPTED, name, then],
         capture_output=True,
         text=True,
         timeout=50,
