@@ -94,6 +94,11 @@ def _is_called_by_libsndfile(frame: FrameType | None) -> bool:
     return False
 
 
+def _log_what_follows(*error: Any) -> None:
+    """Threads of `multiprocessing` tell of workers that were told to end, too."""
+    logger.debug("Behind an interruption:", exc_info=error)  # in log.txt alone
+
+
 class Interruptions:
     """While entered, signals that ask for an end interrupt, wherever they come.
 
@@ -131,6 +136,7 @@ class Interruptions:
         if not self.is_entered:
             return
         self.told.append(number)
+        sys.excepthook = _log_what_follows
         if _is_called_by_libsndfile(frame):
             self._once_more(number)  # here it were dropped, and a clip cut short
         else:

@@ -88,10 +88,14 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
 
 
 INTERRUPTED = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from efficientat_plugin.launch import start
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
+
+def lose_a_worker():  # as threads of multiprocessing do
+    time.sleep(0.5)
+    sys.excepthook(BrokenPipeError, BrokenPipeError(), None)
 
 class Told:
     def __del__(self):
@@ -100,6 +104,7 @@ class Told:
 
 def main(arguments):
     Told()
+    threading.Thread(target=lose_a_worker).start()
     if arguments[1] == "fails":  # as where a worker was told, too
         raise RuntimeError
     time.sleep(60)

@@ -39,6 +39,7 @@ class Stretch(NamedTuple):
 class StoreReport(NamedTuple):
     """What ``verify`` found; ``str`` of it is one line."""
 
+    store: str  # its folder
     clips: int  # of the data set
     coverage: float  # share of them that the store knows, 0 to 1
     minimum_coverage: float
@@ -87,10 +88,10 @@ class StoreReport(NamedTuple):
         Raises
         ------
         ValueError
-            With ``fault``.
+            With ``fault``, and of which store.
         """
         if self.fault is not None:
-            raise ValueError(self.fault)
+            raise ValueError(f"{self.store}: {self.fault}")
 
     def __str__(self) -> str:
         labels = {True: "equal", False: "different", None: "not compared"}
@@ -158,6 +159,7 @@ def verify(
         raise ValueError(f"minimum_coverage={minimum_coverage} must be from 0 to 1")
     count, known, rows, labels = _gather(store, clips)
     report = StoreReport(
+        store=str(store.path),
         clips=count,
         coverage=known / count,
         minimum_coverage=minimum_coverage,

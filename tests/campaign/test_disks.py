@@ -137,8 +137,9 @@ def test_sounds_that_change_under_a_run_are_named(
         said = process.wait()
         if process.poll() != 0:
             named += 1
-            sentence = the_sentence(said)
-            assert re.search(r"\d+ of \d+ clips|\.wav|no sounds|sounds", sentence), said
+            the_sentence(said)
+            reason = r"\d+ of \d+ clips could not be read|sounds holds neither"
+            assert re.search(reason, said), said[-3000:]
         shutil.copytree(data, own, dirs_exist_ok=True)
         process = command.start(own, output)
         said = process.wait()
