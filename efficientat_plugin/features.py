@@ -10,6 +10,9 @@ import torchaudio
 from speechbrain.utils.autocast import fwd_default_precision
 from torch import Tensor
 
+from efficientat_plugin.data.decoding import SAMPLE_RATES
+from efficientat_plugin.runtime.front_end import MAX_BANK
+
 PRE_EMPHASIS = 0.97
 # The log-mel of AudioSet is roughly centred and scaled by these.
 LOG_MEL_OFFSET, LOG_MEL_SCALE = 4.5, 5.0
@@ -102,6 +105,16 @@ class LogMel(torch.nn.Module):
         if hop_length < 1 or n_mels < 1:
             raise ValueError(
                 f"hop_length={hop_length} and n_mels={n_mels} must be 1 or more"
+            )
+        if n_mels * n_fft > MAX_BANK:
+            raise ValueError(
+                f"n_mels={n_mels} and n_fft={n_fft} make a mel bank that fills the "
+                f"memory; their product is at most {MAX_BANK}"
+            )
+        if not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]:
+            raise ValueError(
+                f"sample_rate={sample_rate} Hz is none of sound; give one from "
+                f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
             )
         if f_min_jitter < 0 or f_max_jitter < 0:
             raise ValueError(

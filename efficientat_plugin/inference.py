@@ -1,6 +1,5 @@
 """The tagger that computes with torch: of model folders, hub ids and weights."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_yaml import load_model_yaml, told_of
 from efficientat_plugin.streams import Sound
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
-from efficientat_plugin.tagging import SoundTagger
+from efficientat_plugin.tagging import MAX_WINDOW_SECONDS, SoundTagger
 from efficientat_plugin.tags import ScanWindow
 from efficientat_plugin.windows import SHORT_CLIPS, Window, runs_of
 
@@ -339,7 +338,12 @@ def _check_settings(settings: Any) -> None:
         raise ValueError(
             f"short_clips={settings.short_clips!r}; it is one of {SHORT_CLIPS}"
         )
-    if not 0 < settings.clip_seconds < math.inf:
+    if not 0 < settings.clip_seconds <= MAX_WINDOW_SECONDS:
         raise ValueError(
-            f"clip_seconds={settings.clip_seconds} must be above 0 and finite"
+            f"clip_seconds={settings.clip_seconds} must be above 0, and at most "
+            f"{MAX_WINDOW_SECONDS}"
+        )
+    if not isinstance(settings.labels, LabelTable):
+        raise ValueError(
+            f"labels are a {type(settings.labels).__name__}; give a LabelTable"
         )

@@ -364,8 +364,9 @@ def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> N
     path = Path(folder) / "run.json"
     if started and not path.is_file():
         raise ValueError(
-            f"{folder} holds a run of another recipe; name another --output_folder, or "
-            "remove that one"
+            f"{folder} has checkpoints, but no run.json, which says what run they are "
+            "of: that of another recipe, or of one that was half removed; name another "
+            "--output_folder, or remove that one"
         )
     if started:
         found = json.loads(path.read_text(encoding="utf-8"))

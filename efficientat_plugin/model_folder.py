@@ -21,10 +21,13 @@ from ruamel.yaml.error import YAMLError
 
 from efficientat_plugin.classifiers import classifies_embeddings
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_card import Provenance, TrainedModel, model_card
+from efficientat_plugin.model_yaml import Refused, read_text, refuse_too_many
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.weights import FRONT_END, load_student
+from efficientat_plugin.windows import SHORT_CLIPS
 
 HYPERPARAMS = "hyperparams.yaml"
 WEIGHTS = "student.ckpt"
@@ -122,7 +125,11 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
     try:
-        settings = YAML(typ="rt").load(path)  # tags stay names: no object is built
+        text = read_text(path)
+        refuse_too_many(YAML().compose(text), str(path))
+        settings = YAML(typ="rt").load(text)  # tags stay names: no object is built
+    except Refused:
+        raise
     except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is no YAML; copy the folder again, it may be cut short"
@@ -142,6 +149,9 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
             **_plain_values(settings["log_mel"], only=FRONT_END),
             **_plain_values(settings["student"], except_for=FRONT_END),
         )
+        for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
+            if settings[name] not in legal:
+                raise ValueError(f"its {name} is one of {', '.join(legal)}")
         return TrainedModel(
             student,
             labels,
@@ -230,9 +240,21 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 def _texts(texts: Iterable[str]) -> str:
     """A list of text; HyperPyYAML takes what is in brackets for a tuple."""
-    entries = (json.dumps(text, ensure_ascii=False) for text in texts)
+    entries = (_quoted(text) for text in texts)
     tagged = (f"!!str {one}" if one.startswith('"(') else one for one in entries)
     return f"[{', '.join(tagged)}]"
+
+
+def _quoted(text: str) -> str:
+    """In quotes, as JSON and YAML have it; YAML takes no control characters."""
+    return "".join(
+        each
+        if each.isprintable()
+        else f"\\u{ord(each):04x}"
+        if ord(each) < 1 << 16
+        else f"\\U{ord(each):08x}"
+        for each in json.dumps(text, ensure_ascii=False)
+    )
 
 
 def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:

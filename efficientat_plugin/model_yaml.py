@@ -66,14 +66,18 @@ PLAIN_TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"
     for kind in ("null", "bool", "int", "float", "str", "seq", "map")
 )
-REFERENCES = frozenset({"!ref", "!copy"})
+REFERENCE_TAG = "!ref"
+REFERENCES = {"!ref", "!copy"}  # copies of copies are a few lines that fill the memory
 PLACEHOLDER = "!PLACEHOLDER"  # HyperPyYAML asks for an override
 INCLUDE = "!include:"
 REFERENCE = re.compile(r"<[^<>.\[\]]+(\[[^<>.\[\]]+\])*>")  # <key>, <key[key]>
-INTERPOLATED = re.compile(r"<[^>]*>")  # what HyperPyYAML replaces in text
+INTERPOLATED = re.compile(r"<[^<>]*>")  # is in what HyperPyYAML replaces in text
 FILE_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 MAX_NODES = 200_000  # aliases followed: a few lines of them are billions
 MAX_INCLUDES = 20
+MAX_BYTES = 2_000_000  # of a YAML: 50 000 classes
+# Text is written out at every reference to it.
+MAX_TEXT, MAX_REFERENCES = 2_000, 200  # characters of one, and references in a YAML
 IF_TRUSTED = (
     "if you trust whoever wrote it with this machine, pass trust=True, or --trust"
 )
@@ -172,6 +176,9 @@ def load_model_yaml(
 class Refused(ValueError):
     """A sentence that says what is wrong with a model folder, and where."""
 
+    def __init__(self, sentence: str) -> None:
+        super().__init__(shown(sentence))
+
 
 @contextmanager
 def told_of(path: Path) -> Iterator[None]:
@@ -216,8 +223,10 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
                 f"{IF_TRUSTED}"
             )
         if not source.is_file():  # a pipe would be waited for
-            raise FileNotFoundError(f"{source} is no file; copy the folder again")
-        text = source.read_text(encoding="utf-8")
+            raise FileNotFoundError(
+                f"{shown(source)} is no file; copy the folder again"
+            )
+        text = read_text(source)
         root = _node(text)
         if not isinstance(root, MappingNode):
             raise Refused(f"{source} has no settings; copy the folder again")
@@ -225,6 +234,64 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
         copy = copies / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Of a YAML, if it is not so long that parsing it would take minutes.
+
+    Arguments
+    ---------
+    path : Path
+
+    Raises
+    ------
+    Refused
+        For one beyond 2 MB.
+    """
+    with open(path, "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise Refused(
+            f"{path} is longer than {MAX_BYTES} bytes, which no model's settings are; "
+            "copy the folder again"
+        )
+    return content.decode("utf-8")
+
+
+def refuse_too_many(root: Node | None, origin: str) -> None:
+    """Refuses a YAML that says far more than stands in it.
+
+    Arguments
+    ---------
+    root : Node or None
+        Composed, not yet built.
+    origin : str
+        The file, for the message.
+
+    Raises
+    ------
+    Refused
+        For more than 200 000 entries, aliases followed.
+    """
+    waiting, count = [] if root is None else [root], 1
+    while waiting:
+        node = waiting.pop()
+        children = _entries(node)
+        count += len(children)
+        if count > MAX_NODES:
+            raise Refused(
+                f"{origin}, line {node.start_mark.line + 1}: the aliases make more "
+                f"than {MAX_NODES} entries; write them out"
+            )
+        waiting += children
+
+
+def _entries(node: Node) -> list[Node]:
+    if isinstance(node, ScalarNode):
+        return []
+    if isinstance(node, SequenceNode):
+        return list(node.value)
+    return [each for pair in node.value for each in pair]
 
 
 def _node(text: str) -> Node | None:
@@ -254,14 +321,22 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
     list of str
         Files to include.
     """
-    includes = []
-    waiting, count = [] if root is None else [root], 1
+    refuse_too_many(root, origin)
+    includes, references = [], 0
+    waiting = [] if root is None else [root]
     while waiting:
         node = waiting.pop()
         tag, line = str(node.tag), node.start_mark.line + 1
+        references += has_references and tag == REFERENCE_TAG
+        is_long = isinstance(node, ScalarNode) and len(node.value) > MAX_TEXT
+        if is_long or references > MAX_REFERENCES:
+            raise Refused(
+                f"{origin}, line {line}: a text of more than {MAX_TEXT} characters, or "
+                f"more than {MAX_REFERENCES} references; a tagger needs neither"
+            )
         if has_references and tag.startswith(INCLUDE):
             includes.append(_include_name(tag, f"{origin}, line {line}"))
-        elif has_references and tag in REFERENCES:
+        elif has_references and tag == REFERENCE_TAG:
             _check_reference(node, f"{origin}, line {line}")
         elif not (
             tag in PLAIN_TAGS | LEGAL_TAGS
@@ -278,31 +353,21 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
             raise Refused(
                 f"{origin}, line {line}: {_short(tag)} has arguments; {IF_TRUSTED}"
             )
-        children = _children(node, f"{origin}, line {line}", has_references)
-        count += len(children)
-        if count > MAX_NODES:
-            raise Refused(
-                f"{origin}, line {line}: the aliases make more than {MAX_NODES} "
-                "entries; write them out"
-            )
-        waiting += reversed(children)
+        if has_references and isinstance(node, MappingNode):
+            _check_texts(node, f"{origin}, line {line}")
+        waiting += reversed(_entries(node))
     return includes
 
 
-def _children(node: Node, place: str, has_references: bool) -> list[Node]:
-    if isinstance(node, ScalarNode):
-        return []
-    if isinstance(node, SequenceNode):
-        return list(node.value)
+def _check_texts(node: MappingNode, place: str) -> None:
+    """A reference to one would replace and compute what stands in it."""
     for _, value in node.value:
-        # A reference to it would replace and compute what stands in it.
         is_text = isinstance(value, ScalarNode) and str(value.tag) not in REFERENCES
-        if has_references and is_text and INTERPOLATED.search(value.value):
+        if is_text and INTERPOLATED.search(value.value):
             raise Refused(
                 f"{place}: the text {_short(value.value)} has <...> in it, as "
                 f"references have; {IF_TRUSTED}"
             )
-    return [each for pair in node.value for each in pair]
 
 
 def _check_reference(node: Node, place: str) -> None:

@@ -151,7 +151,8 @@ def plot_confusion(
 
 def _save(figure: "Figure", path: str | Path) -> None:
     unfinished = Path(path).with_suffix(".part.png")
-    figure.savefig(unfinished, dpi=120)
+    with open(unfinished, "wb") as file:  # which an interruption closes, too
+        figure.savefig(file, format="png", dpi=120)
     os.replace(unfinished, path)
 
 

@@ -411,6 +411,8 @@ def test_scans_that_would_leave_sound_out_are_refused(tagger, options, message):
         ({"target": "both"}, "target='both'"),
         ({"short_clips": "loop"}, "short_clips='loop'"),
         ({"clip_seconds": 0}, "clip_seconds=0 must be above 0"),
+        ({"clip_seconds": 20000.0}, "above 0, and at most 3600"),
+        ({"labels": ["dog", "cat"]}, "labels are a list; give a LabelTable"),
     ],
 )
 def test_settings_of_no_meaning_are_refused(settings, message):

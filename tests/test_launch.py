@@ -82,7 +82,10 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds a run of another recipe"):
+    with pytest.raises(
+        ValueError,
+        match=r"no run\.json, .* another recipe, or of one that was half removed",
+    ):
         claim_folder(tmp_path, {"dataset": "dogs"}, started=True)
     assert not list(tmp_path.iterdir())
 

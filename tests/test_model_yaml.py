@@ -376,9 +376,8 @@ def test_the_tree_that_is_built_is_checked_itself(folder, attack, monkeypatch):
         "<student[0].x>",
     ],
 )
-@pytest.mark.parametrize("tag", ["!ref", "!copy"])
-def test_a_reference_is_a_key_and_computes_nothing(folder, reference, tag):
-    _add(folder, f'x: {tag} "{reference}"')
+def test_a_reference_is_a_key_and_computes_nothing(folder, reference):
+    _add(folder, f'x: !ref "{reference}"')
     _refuses(folder, "is more than a key, as <student>")
 
 
@@ -411,6 +410,29 @@ BOMBS = {
     "a placeholder": ("x: !PLACEHOLDER", "must be replaced"),
     "a control character in a tag": ("x: !new:%1b[2Jos.mkdir", "trust=True"),
     "a line break in a tag": ("x: !new:os%0a.mkdir", "trust=True"),
+    "a control character in a file": ("x: !include:%1b[2J.yaml", "is no file"),
+    "copies of copies": (
+        LAUGHS.replace("*", "!copy <").replace(",", ">,").replace("]", ">]"),
+        "the tag '!copy' is none that a tagger needs",
+    ),
+    "long text again and again": (
+        f"l0: '{'x' * 10**6}'\n\nl1: [{', '.join(['!ref <l0>'] * 40)}]",
+        "a text of more than 2000 characters",
+    ),
+    "text again and again": (
+        f"l0: '{'x' * 1999}'\n\nl1: [{', '.join(['!ref <l0>'] * 20000)}]",
+        "more than 200 references",
+    ),
+    "a thousand angles": (f"x: '{'<' * 10**5}'", "more than 2000 characters"),
+    "megabytes": ("# " + "x" * 2 * 10**6, "is longer than 2000000 bytes"),
+    "a rate beyond all sound": (
+        f"again: !new:efficientat_plugin.features.LogMel {{sample_rate: {10**30}}}",
+        "none of sound",
+    ),
+    "a mel bank that fills the memory": (
+        "again: !new:efficientat_plugin.features.LogMel {n_mels: 65536, n_fft: 65536}",
+        "their product is at most",
+    ),
 }
 
 
@@ -419,8 +441,38 @@ def test_a_bomb_is_refused_in_a_sentence(folder, kind):
     text, match = BOMBS[kind]
     _add(folder, text)
     started = time.monotonic()
-    _refuses(folder, match)
+    if "is no file" in match:
+        with pytest.raises(FileNotFoundError, match=match) as caught:
+            _load(folder)
+        assert str(caught.value).isprintable()
+    else:
+        _refuses(folder, match)
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    "place", ['mids: ["/m/0", "/m/1", "/m/2"]', "target: multiclass", "width: 0.1"]
+)
+def test_a_bomb_is_no_start_for_training(folder, place):
+    path = folder / "hyperparams.yaml"
+    text = path.read_text()
+    assert place in text
+    key = place.partition(":")[0]
+    path.write_text(LAUGHS + "\n\n" + text.replace(place, f"{key}: *l7"))
+    with pytest.raises(ValueError, match="the aliases make more than 200000 entries"):
+        read_model_folder(folder)
+
+
+@pytest.mark.parametrize("labels", ["[a, b, c]", "abc", "!ref <label_encoder>"])
+def test_labels_that_are_no_table_are_refused(folder, labels):
+    path = folder / "hyperparams.yaml"
+    table = "labels: !new:efficientat_plugin.data.targets.LabelTable"
+    text = path.read_text()
+    assert table in text
+    text = text.replace(f"\n{table}", f"\ntable: {table[8:]}")
+    text = text.replace("labels: !ref <labels>", "labels: !ref <table>")
+    path.write_text(f"{text}\nlabels: {labels}\n")
+    _refuses(folder, "labels are a .*; give a LabelTable")
 
 
 @pytest.mark.parametrize(
@@ -457,8 +509,9 @@ def test_what_is_no_settings_is_refused(folder, text):
         (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and how"),
         (("width: 0.1", "wide: 0.1"), "makes no tagger .TypeError"),
         (('names: [', 'names: ["more", '), "3 class ids but 4 names"),
-        (("num_classes: 3", "num_classes: 3" + "0" * 3000), "makes no tagger"),
+        (("num_classes: 3", "num_classes: 3" + "0" * 1900), "makes no tagger"),
         (("students.mn.MN", "students.mn.MN" + "9" * 3000), r"9\.\.\.' is none"),
+        (("num_classes: 3", "num_classes: 3" + "0" * 3000), "a text of more than 2000"),
     ],
 )  # fmt: skip
 def test_weights_come_from_the_folder_by_our_own_reader(folder, change, match):
@@ -558,6 +611,26 @@ def test_what_we_write_is_loaded_as_speechbrain_loads_it(folder, which_load, opt
     # HyperPyYAML takes text in brackets for a tuple, the first time.
     assert tagger.labels.names == trusted.labels.names == NAMES
     assert read_model_folder(folder).labels.names == NAMES
+
+
+def test_names_of_any_characters_come_back(folder, model):
+    names = ("del\x7f csi\x9b nel\x85", "\ufffe \u2028 🎵 \t", "lone \ud800")
+    labels = LabelTable(model.labels.mids, names)
+    text = hyperparams(model._replace(labels=labels))
+    (folder / "hyperparams.yaml").write_text(text, encoding="utf-8")
+    assert read_model_folder(folder).labels.names == names
+    assert _load(folder).labels.names == names
+
+
+@pytest.mark.parametrize("name", ["target", "short_clips"])
+def test_settings_are_no_lines_of_another_yaml(folder, name):
+    path = folder / "hyperparams.yaml"
+    lines = path.read_text().splitlines()
+    hostile = f'{name}: "repeat\\nevil: !apply:os.mkdir [x]"'
+    lines = [hostile if line.startswith(f"{name}:") else line for line in lines]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=f"its {name} is one of"):
+        read_model_folder(folder)
 
 
 def test_every_legal_tag_names_what_its_kind_says():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -283,7 +284,7 @@ def test_a_file_cut_short_is_refused(files, tmp_path, backend):
         ({"labels": "no JSON"}, "has metadata that cannot be read"),
         ({"target": '"any"'}, r"cannot be read \(target='any'\)"),
         ({"short_clips": '"any"'}, r"cannot be read \(short_clips='any'\)"),
-        ({"clip_seconds": "0"}, r"cannot be read \(clip_seconds=0\)"),
+        ({"clip_seconds": "0"}, r"cannot be read \(clip_seconds=0, of"),
         ({"num_frames": "0"}, r"cannot be read \(num_frames=0\)"),
         ({"num_frames": '"any"'}, "has metadata that cannot be read"),
         ({"labels": '["a"]', "mids": '["a"]'}, "of 7 classes, .* of 1 classes; export"),
@@ -311,7 +312,13 @@ def test_files_of_others_are_refused(files, tmp_path, change, reason, backend):
         ({"n_mels": "128"}, "sizes .* of the front end"),
         ({"win_length": 2048}, "win_length=2048, n_fft=1024"),
         ({"f_max": 99999.0}, r"f_max=99999\.0 Hz"),
-        ({"sample_rate": 32000.5}, r"of 32000\.5 Hz"),
+        ({"sample_rate": 32000.5}, r"sample_rate=32000\.5 Hz"),
+        ({"sample_rate": 10**30}, r"sample_rate=10+ Hz, of \(1000, 768000\)"),
+        ({"n_mels": 1 << 14, "n_fft": 1 << 16}, "n_mels=16384 of n_fft=65536"),
+        ({"pre_emphasis": None}, "pre_emphasis=None"),
+        ({"offset": float("nan")}, "offset=nan"),
+        ({"log_floor": -1}, "log_floor=-1"),
+        ({"scale": 0}, "scale=0"),
         ({"log_floor_mode": "\x1b[2J"}, r"log_floor_mode='\\x1b\[2J'"),
     ],
 )
@@ -323,6 +330,13 @@ def test_a_front_end_that_cannot_be_is_refused(files, change, reason):
     with pytest.raises(ValueError, match=r"^x\.onnx has metadata"):
         read_facts(facts.as_texts() | {"source": "[" * 100_000}, "x.onnx")
     assert read_facts(facts.as_texts(), "x.onnx").front_end == facts.front_end
+
+
+@pytest.mark.parametrize("seconds", [20000.0, 1e300, 1e-300, math.inf, math.nan])
+def test_a_length_that_no_clip_has_is_refused(files, seconds):
+    texts = Tagger(files["out"]).facts._replace(clip_seconds=seconds).as_texts()
+    with pytest.raises(ValueError, match=r"clip_seconds=.*, of 0\.0161 to 3600"):
+        read_facts(texts, "x.onnx")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])

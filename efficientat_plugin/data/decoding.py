@@ -152,7 +152,7 @@ class Resampler:
     Raises
     ------
     ValueError
-        For a source rate that no sound has.
+        For a rate that no sound has.
 
     Example
     -------
@@ -163,11 +163,12 @@ class Resampler:
     """
 
     def __init__(self, source_rate: int, target_rate: int) -> None:
-        if not SAMPLE_RATES[0] <= source_rate <= SAMPLE_RATES[1]:  # nor NaN
-            raise ValueError(
-                f"a sample rate of {source_rate} is none of sound; give Hz, from "
-                f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
-            )
+        for rate in (source_rate, target_rate):
+            if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:  # nor NaN
+                raise ValueError(
+                    f"a sample rate of {rate} is none of sound; give Hz, from "
+                    f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
+                )
         self._stream = None
         if source_rate != target_rate:
             self._stream = soxr.ResampleStream(

@@ -5,9 +5,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from efficientat_plugin.data.decoding import SAMPLE_RATES
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.runtime.front_end import FrontEndSettings
+from efficientat_plugin.runtime.front_end import MAX_BANK, FrontEndSettings
+from efficientat_plugin.tagging import MAX_WINDOW_SECONDS
 from efficientat_plugin.windows import SHORT_CLIPS
 
 FORMAT_VERSION = 1
@@ -89,8 +91,12 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
             raise ValueError(f"target={facts.target!r}")
         if facts.short_clips not in SHORT_CLIPS:
             raise ValueError(f"short_clips={facts.short_clips!r}")
-        if not 0 < facts.clip_seconds < math.inf:
-            raise ValueError(f"clip_seconds={facts.clip_seconds!r}")
+        shortest = facts.front_end.min_samples / facts.front_end.sample_rate
+        if not shortest <= facts.clip_seconds <= MAX_WINDOW_SECONDS:
+            raise ValueError(
+                f"clip_seconds={facts.clip_seconds!r}, of {shortest:.3g} to "
+                f"{MAX_WINDOW_SECONDS}"
+            )
         if facts.num_frames is not None and not facts.num_frames > 0:
             raise ValueError(f"num_frames={facts.num_frames!r}")
         return facts
@@ -106,11 +112,21 @@ def _check_front_end(settings: FrontEndSettings) -> None:
     sizes = settings.n_mels, settings.n_fft, settings.win_length, settings.hop_length
     if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
         raise ValueError(f"sizes {sizes} of the front end, of 1 to {MAX_SIZE}")
+    if settings.n_mels * settings.n_fft > MAX_BANK:
+        raise ValueError(f"n_mels={settings.n_mels} of n_fft={settings.n_fft}")
     rate = settings.sample_rate
-    if type(rate) is not int or not 0 <= settings.f_min < settings.f_max <= rate / 2:
+    if type(rate) is not int or not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+        raise ValueError(f"sample_rate={rate!r} Hz, of {SAMPLE_RATES}")
+    if not 0 <= settings.f_min < settings.f_max <= rate / 2:
         raise ValueError(
             f"f_min={settings.f_min!r} and f_max={settings.f_max!r} Hz of {rate!r} Hz"
         )
+    for name in ("pre_emphasis", "offset", "log_floor", "scale"):
+        number = getattr(settings, name)
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"{name}={number!r}")
+    if settings.log_floor <= 0 or settings.scale <= 0:
+        raise ValueError(f"log_floor={settings.log_floor}, scale={settings.scale}")
     if settings.win_length > settings.n_fft:
         raise ValueError(f"win_length={settings.win_length}, n_fft={settings.n_fft}")
     if settings.log_floor_mode not in ("add", "clamp"):
