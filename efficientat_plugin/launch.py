@@ -95,7 +95,7 @@ def _is_called_by_libsndfile(frame: FrameType | None) -> bool:
 
 
 def _log_what_follows(*error: Any) -> None:
-    """Threads of `multiprocessing` tell of workers that were told to end, too."""
+    """Threads and destructors tell of workers that were told to end, too."""
     logger.debug("Behind an interruption:", exc_info=error)  # in log.txt alone
 
 
@@ -128,7 +128,8 @@ class Interruptions:
         for timer in self.timers:  # or one would end the process behind its last word
             timer.cancel()
             timer.join()
-        sys.unraisablehook = self.report
+        if not self.told:
+            sys.unraisablehook = self.report
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
@@ -145,8 +146,11 @@ class Interruptions:
     def _interrupt_again(self, unraisable: Any) -> None:
         # Python drops what is raised where nobody can catch it, as in a destructor,
         # or between the locks of `logging` in a fork; and would drop it here.
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+        error = unraisable.exc_value
+        if self.is_entered and isinstance(error, KeyboardInterrupt):
             self._once_more(self.told[-1] if self.told else signal.SIGINT)
+        elif self.told:
+            _log_what_follows(unraisable.exc_type, error, unraisable.exc_traceback)
         else:
             self.report(unraisable)
 

@@ -105,7 +105,12 @@ class Told:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
         time.sleep(1)  # where nobody can catch what the signal raises
 
+class Losing:
+    def __del__(self):  # as of a loader whose workers were told, too
+        raise RuntimeError
+
 def main(arguments):
+    losing = Losing()
     Told()
     threading.Thread(target=lose_a_worker).start()
     if arguments[1] == "fails":  # as where a worker was told, too
