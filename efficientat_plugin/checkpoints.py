@@ -91,6 +91,25 @@ class AtomicCheckpointer(Checkpointer):
         kwargs["importance_keys"] = list(kwargs.get("importance_keys", ()))
         super().save_and_keep_only(*args, **kwargs)
 
+    def delete_checkpoints(self, *args: Any, **kwargs: Any) -> None:
+        """Deletes as SpeechBrain's does.
+
+        Raises
+        ------
+        OSError
+            If somebody else is removing them.
+        """
+        try:
+            super().delete_checkpoints(*args, **kwargs)
+        except (FileNotFoundError, RuntimeError) as error:
+            is_gone = isinstance(error, OSError) or "valid for deletion" in str(error)
+            if not is_gone:
+                raise
+            raise OSError(
+                f"checkpoints in {self.checkpoints_dir} are being removed by somebody "
+                "else; let the folder be, and give the same command again"
+            ) from error
+
     def find_checkpoints(
         self,
         importance_key: Callable[[Checkpoint], Any] | None = None,

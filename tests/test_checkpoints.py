@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+import shutil
 import time
 
 import pytest
@@ -270,3 +271,31 @@ def test_what_is_listed_after_a_kill_loads(tmp_path):
         assert newest >= last_step  # nothing that was there is lost
         last_step = newest
     assert last_step > 5  # each of the six saved
+
+
+@pytest.mark.parametrize("gone", ["a file", "the folder"])
+def test_checkpoints_that_somebody_else_removes_are_missed_in_a_sentence(
+    gone, tmp_path, monkeypatch
+):
+    checkpointer = _checkpointer(tmp_path)
+    for value in range(2):
+        _save(checkpointer, float(value))
+    remove = shutil.rmtree
+
+    def remove_after_another(folder):
+        remove(folder)
+        remove(folder)
+
+    def find_before_another(*_args, **_kwargs):
+        found = find()
+        remove(found[-1].path)
+        return found
+
+    if gone == "a file":
+        monkeypatch.setattr(shutil, "rmtree", remove_after_another)
+    else:
+        find = checkpointer.find_checkpoints
+        monkeypatch.setattr(checkpointer, "find_checkpoints", find_before_another)
+    message = f"^checkpoints in {tmp_path} are being removed by somebody else; let"
+    with pytest.raises(OSError, match=message):
+        checkpointer.delete_checkpoints(num_to_keep=0)
