@@ -536,6 +536,113 @@ def test_code_beside_an_ast_is_neither_run_nor_asked_about(
     assert not (tmp_path / "ran").exists() and not (tmp_path / "asked").exists()
 
 
+def spoil(folder, file="config.json", **settings):
+    told = json.loads((folder / file).read_text()) | settings
+    (folder / file).write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["../outside.safetensors", "absolute", 1])
+def test_index_of_an_ast_names_no_file_that_lies_elsewhere(ast_copy, place):
+    outside = ast_copy.parent / "outside.safetensors"
+    (ast_copy / "model.safetensors").rename(outside)
+    place = str(outside) if place == "absolute" else place
+    index = json.dumps({"metadata": {}, "weight_map": {"classifier.dense.bias": place}})
+    (ast_copy / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="names files that do not lie beside it"):
+        load_ast(ast_copy)
+
+
+def test_ast_in_parts_and_in_half_precision_is_read(ast_folder, transformers, tmp_path):
+    network = transformers.ASTForAudioClassification.from_pretrained(ast_folder)
+    network.half().save_pretrained(tmp_path, max_shard_size="10KB")
+    shutil.copy(ast_folder / "preprocessor_config.json", tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    found = load_ast(tmp_path).network.state_dict()
+    assert all(
+        torch.equal(found[k], v.float()) for k, v in network.state_dict().items()
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_attn_implementation": "evil-org/evil-kernel"},
+        {"attn_implementation": "evil-org/evil-kernel"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}},
+        {"transformers_weights": "../other.safetensors", "dtype": "float16"},
+    ],
+)
+def test_config_of_an_ast_does_not_choose_how_it_is_loaded(
+    ast_folder, ast_copy, settings
+):
+    waveform = torch.randn(1, 16000)
+    with torch.no_grad():
+        expected = load_ast(ast_folder)(waveform).logits
+        assert torch.equal(
+            load_ast(spoil(ast_copy, **settings))(waveform).logits, expected
+        )
+
+
+@pytest.mark.parametrize(
+    "settings, text",
+    [
+        ({"num_hidden_layers": 1000}, "num_hidden_layers of .* from 1 to 64; mend"),
+        ({"hidden_size": "x\n"}, r"hidden_size of .* is x\\n; legal is a int"),
+        ({"max_length": 30000, "hidden_size": 8192}, "asks for .* weights, and there"),
+        ({"hidden_size": 32}, "does not fit its weights|do not fill the network"),
+        ({"num_attention_heads": 3}, "does not fit its weights|do not fill the netw"),
+        ({"qkv_bias": 1}, "qkv_bias of .* is 1"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps of .* is nan"),
+        ({"layer_norm_eps": 10**400}, "layer_norm_eps of .* is 1000"),
+        ({"patch_size": 64}, "does not fit its weights"),
+        ({"hidden_act": "os.system"}, "hidden_act of .* is os.system"),
+        ({"hidden_act": ["gelu"]}, "hidden_act of .* is .'gelu'."),
+        ({"id2label": {"5": "a", "7": "b"}}, "id2label of .* does not name each"),
+        ({"id2label": {"0": "a", "1": 2}}, "id2label of .* does not name each"),
+        ({"id2label": 5}, "id2label of .* does not name each"),
+        ({"id2label": None, "num_labels": "x"}, "num_labels of .* is x"),
+        ({"model_type": "\x1b[2J"}, r"is a \\x1b\[2J; only an audio-spectrogram"),
+    ],
+)
+def test_config_that_no_ast_has_is_refused_in_a_sentence(ast_copy, settings, text):
+    with pytest.raises(ValueError, match=text) as refusal:
+        load_ast(spoil(ast_copy, **settings))
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampling_rate": "x"},
+        {"sampling_rate": 0},
+        {"sampling_rate": 10**30},
+        {"mean": "\x1b"},
+        {"std": 0},
+        {"do_normalize": None},
+    ],
+)
+def test_extractor_that_no_ast_has_is_refused_in_a_sentence(ast_copy, settings):
+    (name,) = settings
+    with pytest.raises(ValueError, match=f"{name} of .* mend its preproc") as refusal:
+        load_ast(spoil(ast_copy, "preprocessor_config.json", **settings))
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", '"x"', "\xff"])
+def test_settings_of_an_ast_that_are_damaged_are_refused(ast_copy, file, text):
+    (ast_copy / file).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{file} of .* write it"):
+        load_ast(ast_copy)
+
+
+def test_weights_of_an_ast_that_are_damaged_are_refused(ast_copy):
+    (ast_copy / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match="model.safetensors of .* is damaged"):
+        load_ast(ast_copy)
+
+
 def test_ast_teaches_in_our_order(ast_folder, transformers):
     teacher = load_teacher(ast_folder, sample_rate=32000)
     assert not teacher.training and not teacher.network.training

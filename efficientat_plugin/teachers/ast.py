@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.teachers.ast_files import ASTFiles
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +254,8 @@ def load_ast(
     ---------
     source : str or Path
         A name on the hub, as "MIT/ast-finetuned-audioset-10-10-0.4593", or a folder
-        that ``save_pretrained`` wrote; only weights in safetensors are read.
+        that ``save_pretrained`` wrote; only weights in safetensors are read, and of
+        its settings those that an AST has.
     savedir : str or Path or None
         Folder of downloads; None: the hub's own.
     sample_rate : int or None
@@ -275,8 +277,8 @@ def load_ast(
     OSError
         Where a download fails, or the weights are not in safetensors.
     ValueError
-        For another network, weights that do not fill it, or classes that are not
-        those of ``labels``.
+        For another network, settings that none has, weights that do not fill it, or
+        classes that are not those of ``labels``.
 
     Example
     -------
@@ -289,33 +291,9 @@ def load_ast(
             f"labels={labels!r}; give a LabelTable, {AUDIOSET!r}, or None for as they "
             "come"
         )
-    # Else transformers asks whether to run what a stranger's folder names.
-    hub = {
-        "cache_dir": savedir,
-        "revision": revision or "main",
-        "trust_remote_code": False,
-    }
-    config = transformers.AutoConfig.from_pretrained(source, **hub)
-    if not isinstance(config, transformers.ASTConfig):
-        raise ValueError(
-            f"{source} is a {config.model_type}; only an audio-spectrogram-transformer "
-            "is known here"
-        )
-    network, info = transformers.ASTForAudioClassification.from_pretrained(
-        source,
-        config=config,
-        use_safetensors=True,
-        dtype=torch.float32,
-        output_loading_info=True,
-        **hub,
-    )
-    for what, names in info.items():
-        if names:
-            raise ValueError(
-                f"the weights of {source} do not fill the network ({what}: "
-                f"{sorted(map(str, names))[:3]}); take a checkpoint for classification"
-            )
-    extractor = transformers.ASTFeatureExtractor.from_pretrained(source, **hub)
+    files = ASTFiles(transformers, source, savedir, revision)
+    config, extractor = files.config(), files.extractor()
+    network = files.network(config)
     features = ASTFeatures(extractor, sample_rate or extractor.sampling_rate)
     if (features.n_mels, features.num_frames) != (
         config.num_mel_bins,
