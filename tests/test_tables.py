@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -519,6 +520,80 @@ def test_a_folder_of_unlike_parquet_is_refused(tmp_path):
         pq.write_table(table, tmp_path / f"{name}.parquet")
     with pytest.raises(ValueError, match="no data set that `datasets` reads .* name"):
         read_table(tmp_path, cache_dir=str(tmp_path / "cache"))
+
+
+def _two_parquets(folder):
+    for name in ("one", "two"):
+        table = pa.table({"file": ["in.wav"], "label": ["cat"]})
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, folder / "data" / f"{name}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "data_files: ../secret.csv",
+        "data_files: data/../../secret.csv",
+        "data_files: [data/one.parquet, {secret}]",
+        "data_files: [{{split: train, path: [data/one.parquet, {secret}]}}]",
+        "data_files: file:{secret}",
+        "data_files: http://127.0.0.1:9/x.csv",
+        "data_files: hf://datasets/somebody/something/x.csv",
+        "data_dir: ..",
+    ],
+)
+def test_a_readme_names_nothing_outside_of_its_folder(settings, tmp_path):
+    folder = _two_parquets(tmp_path / "folder")
+    (tmp_path / "secret.csv").write_text("file,label\nin.wav,secret\n")
+    (tmp_path / "in.wav").touch()
+    settings = settings.format(secret=tmp_path / "secret.csv")
+    text = f"---\nconfigs:\n- config_name: default\n  {settings}\n---\n"
+    (folder / "README.md").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"README.md\) name .* does not lie in it; mend"
+    ):
+        read_table(folder, audio_folder="..", cache_dir=str(tmp_path / "cache"))
+
+
+def test_a_hidden_readme_is_refused(tmp_path):
+    folder = _two_parquets(tmp_path)
+    text = "configs:\n- config_name: default\n  data_files: ../secret.csv\n"
+    (folder / ".huggingface.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"name .huggingface.yaml, which does not"):
+        read_table(folder, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", ["../outside.arrow", "{outside}", "..", "x::http://h"])
+def test_a_saved_folder_names_nothing_outside_of_it(name, tmp_path):
+    write_files(tmp_path)
+    folder, _ = saved(tmp_path / "ours")
+    state = json.loads((folder / "state.json").read_text())
+    file = state["_data_files"][0]["filename"]
+    outside = (folder / file).rename(tmp_path / "outside.arrow")
+    state["_data_files"] = [{"filename": name.format(outside=outside)}]
+    (folder / "state.json").write_text(json.dumps(state))
+    for read in (read_table, partial(rows.load_rows, split="train")):
+        with pytest.raises(ValueError, match="state.json names .* does not lie beside"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize("name", ["../outside", "{outside}", "x::http://h"])
+def test_a_saved_dictionary_names_nothing_outside_of_it(name, tmp_path):
+    write_files(tmp_path)
+    outside, _ = saved(tmp_path / "outside")
+    (tmp_path / "ours").mkdir()
+    told = json.dumps({"splits": [name.format(outside=outside)]})
+    (tmp_path / "ours" / "dataset_dict.json").write_text(told)
+    with pytest.raises(ValueError, match="dict.json names .* does not lie beside"):
+        read_table(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"_data_files": 5}', "[" * 100_000])
+def test_a_saved_folder_that_is_damaged_is_refused(text, tmp_path):
+    (tmp_path / "state.json").write_text(text)
+    with pytest.raises(ValueError, match="state.json is damaged; write"):
+        read_table(tmp_path)
 
 
 def test_rows_in_the_schema_of_audioset_read_too(shared, tmp_path):

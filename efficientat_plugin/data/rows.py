@@ -5,6 +5,7 @@ and `datasets` never decodes their sound.
 """
 
 import csv
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ def _load_split(
         None,
     )
     if saved is not None:
-        rows = datasets.load_from_disk(str(saved))
+        rows = _load_saved(saved)
         return rows.to_iterable_dataset() if streaming else rows
     segments = path / f"{split}_segments.csv"
     if segments.is_file():
@@ -119,6 +121,43 @@ def _load_split(
             "none to take all audio files as unlabelled"
         )
     return _load_parquet({"train": files}, cache_dir, streaming)["train"]
+
+
+def _load_saved(folder: Path) -> Any:
+    """A ``save_to_disk`` folder, all of which lies in it.
+
+    Raises
+    ------
+    ValueError
+        If it names a file or a folder elsewhere, which `datasets` would read, or is
+        damaged.
+    """
+    folders = [folder]
+    if (folder / "dataset_dict.json").is_file():
+        folders += [folder / name for name in _names_in(folder / "dataset_dict.json")]
+    for each in folders:
+        if (each / "state.json").is_file():
+            _names_in(each / "state.json")
+    return datasets.load_from_disk(str(folder))
+
+
+def _names_in(file: Path) -> list[str]:
+    """What ``save_to_disk`` wrote beside one of its own files."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if file.name == "state.json":
+            names = [str(each["filename"]) for each in told["_data_files"]]
+        else:
+            names = [str(each) for each in told["splits"]]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"{file} is damaged; write the folder again") from error
+    for name in names:
+        if set(name) & set("/\\:\0") or name in ("", ".", ".."):
+            raise ValueError(
+                f"{file} names {shown(name)}, which does not lie beside it; write the "
+                "folder again, or name a file"
+            )
+    return names
 
 
 def _load_hub(

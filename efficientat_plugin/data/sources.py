@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
+from datasets.utils.metadata import MetadataConfigs
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.rows import (
     _load_hub,
     _load_parquet,
+    _load_saved,
     _parquet_files,
     _refuse_damaged,
     _refuse_folder,
 )
 from efficientat_plugin.data.text_tables import read_text_table
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+HIDDEN_README = ".huggingface.yaml"
+PATHS = ("data_files", "data_dir")  # in a README's configs
+ROOTS = ("/", "\\", "~")
 SPLIT_NAMES = frozenset(
     ("train", "training", "valid", "validation", "val", "dev")
     + ("test", "testing", "eval", "evaluation")
@@ -215,7 +222,7 @@ def read_rows(
     if not path.exists():
         loaded = _load_hub(dataset, every_split, False, config, cache_dir)
     elif any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        loaded = datasets.load_from_disk(str(path))
+        loaded = _load_saved(path)
     else:
         loaded = _load_parquet_folder(path, split_names, config, cache_dir)
     if isinstance(loaded, datasets.Dataset):
@@ -231,14 +238,48 @@ def _load_parquet_folder(
     if files and all(files.values()):
         return _load_parquet(files, cache_dir)
     try:  # splits by `datasets`' own reading of the names, or of the README
-        return datasets.load_dataset(str(path), config, cache_dir=cache_dir)
+        elsewhere = _named_elsewhere(path)
+        if not elsewhere:
+            return datasets.load_dataset(str(path), config, cache_dir=cache_dir)
     except Exception as error:  # `datasets` raises errors of many kinds
         _refuse_damaged(find_tables(path), error)
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
         raise ValueError(
             f"the Parquet files of {path} are no data set that `datasets` reads "
             f"({reason}); name one file"
         ) from error
+    raise ValueError(
+        f"the settings of {path} (README.md) name {shown(elsewhere[0])[:200]}, which "
+        "does not lie in it; mend them, or name one file"
+    )
+
+
+def _named_elsewhere(folder: Path) -> list[str]:
+    """What a folder's README tells `datasets` to read, and does not lie in it."""
+    if (folder / HIDDEN_README).exists():  # goes before the README, and is in no use
+        return [HIDDEN_README]
+    if not (folder / "README.md").is_file():
+        return []
+    # As `datasets` does, so that both find the same.
+    card = huggingface_hub.DatasetCard.load(folder / "README.md")
+    configs = MetadataConfigs.from_dataset_card_data(card.data).values()
+    named = [_texts(config.get(key)) for config in configs for key in PATHS]
+    return [text for texts in named for text in texts if not _is_inside(text)]
+
+
+def _texts(value: Any) -> list[str]:
+    """All of the text in what YAML may hold."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in _texts(each)]
+    return [] if value is None else [str(value)]
+
+
+def _is_inside(pattern: str) -> bool:
+    """A path below the folder that it is taken from, and on this machine."""
+    parts = pattern.replace("\\", "/").split("/")
+    return ":" not in pattern and ".." not in parts and not pattern.startswith(ROOTS)
 
 
 def _of_splits(
