@@ -203,6 +203,71 @@ def test_failed_download_leaves_nothing(
     assert list(folder.iterdir()) == []
 
 
+def _status_line(handler, body):
+    handler.wfile.write(b"HTTP/1.1 503 \x1b[2J\x9b31m" + b"x" * 9999 + b"\r\n\r\n")
+
+
+def _no_status_line(handler, body):
+    handler.wfile.write(b"\x1b[2J" + b"x" * 9999 + b"\r\n\r\n")
+
+
+def _range_of(total):
+    return lambda handler, body: handler.head(206, ETag='"1"', Content_Range=total)
+
+
+@pytest.mark.parametrize(
+    "answer, first",
+    [
+        (_status_line, []),
+        (_no_status_line, []),
+        (_range_of("\x1b[2J"), ["cut"]),
+        (_range_of("bytes 1-2/" + "9" * 5000), ["cut"]),
+    ],
+)
+def test_what_a_server_says_is_logged_in_plain_text(
+    answer, first, server, tiny_body, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(server.RequestHandlerClass, "says", answer, raising=False)
+    server.has_ranges = True
+    server.files[FILE], server.faults[FILE] = tiny_body, [*first, "says"]
+    assert fetch(NAME, tmp_path).read_bytes() == tiny_body
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1 + len(first)
+    assert all(said.isprintable() and len(said) < 400 for said in messages)
+
+
+def test_rest_of_a_file_that_nothing_could_hold_is_begun_anew(
+    server, tiny_body, tmp_path, monkeypatch
+):
+    def says(handler, body):
+        start = int(handler.headers["Range"][6:-1])
+        total = f"bytes {start}-{start + 9}/" + "9" * 5000
+        handler.head(206, ETag=server.version, Content_Range=total)
+
+    monkeypatch.setattr(server.RequestHandlerClass, "says", says, raising=False)
+    server.has_ranges = True
+    server.files[FILE], server.faults[FILE] = tiny_body, ["cut", "says"]
+    assert fetch(NAME, tmp_path).read_bytes() == tiny_body
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[::1", f"http://{'a' * 70}.x/", f"http://{'ö' * 70}.x/"]
+)
+def test_redirection_to_no_address_is_told(
+    place, server, tiny_body, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        server.RequestHandlerClass,
+        "leads",
+        lambda handler, body: handler.head(302, Location=place),
+        raising=False,
+    )
+    server.files[FILE], server.faults[FILE] = tiny_body, ["leads"] * http_file.TRIES
+    with pytest.raises(OSError, match="leads to one that is none") as refusal:
+        fetch(NAME, tmp_path)
+    assert str(refusal.value).isprintable()
+
+
 @pytest.mark.parametrize("scheme, is_followed", [("http", False), ("https", True)])
 def test_no_redirection_leaves_a_safe_connection(scheme, is_followed):
     request, to = urllib.request.Request("https://one/x"), f"{scheme}://other/x"
@@ -264,7 +329,17 @@ def test_longer_than_anybody_waits_is_told(told, server, tiny_body, tmp_path):
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("told", ["soon", "", "-1", "Wed, 99 Nov 9999 00:00:00 GMT"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        "soon",
+        "",
+        "-1",
+        "Wed, 99 Nov 9999 00:00:00 GMT",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+    ],
+)
 def test_unreadable_wishes_are_none(told, server, tiny_body, tmp_path):
     server.files[FILE], server.faults[FILE] = tiny_body, ["429"]
     server.more_headers = {"Retry_After": told}

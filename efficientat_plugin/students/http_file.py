@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from efficientat_plugin.plain_text import shown
+
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30.0  # that a server may be silent
@@ -130,10 +132,11 @@ class _Download:
         """Bytes of the file; None: nobody tells. What is not its rest is all of it."""
         if start and response.status == http.HTTPStatus.PARTIAL_CONTENT:
             told = response.headers.get("Content-Range", "")
-            rest = re.fullmatch(rf"bytes {start}-\d+/(\d+)", told)
+            rest = re.fullmatch(rf"bytes {start}-\d+/(\d{{1,18}})", told)
             if rest is None:
                 self.version = ""
-                raise _TryAgain(f"{self.address} sent {told or 'some part'} of it")
+                part = _told(told) or "some part"
+                raise _TryAgain(f"{self.address} sent {part} of it")
             return int(rest[1])
         self._begin_again()
         # http.client has looked at it; of file:// there is none.
@@ -152,8 +155,7 @@ class _Download:
             return opener.open(request, timeout=TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
             error.close()
-            reason = " ".join(str(error.reason).split())
-            answer = f"{self.address} answered {error.code} {reason}"
+            answer = f"{self.address} answered {error.code} {_told(error.reason)}"
             if error.code in TRY_AGAIN:
                 raise _TryAgain(answer, _seconds_to_wait(error.headers)) from error
             if error.code == RANGE_REFUSED and start:
@@ -162,13 +164,14 @@ class _Download:
             is_absent = error.code == http.HTTPStatus.NOT_FOUND
             raise (FileNotFoundError if is_absent else OSError)(answer) from error
         except urllib.error.URLError as error:
-            answer = f"{self.address} cannot be reached ({error.reason})"
+            answer = f"{self.address} cannot be reached ({_told(error.reason)})"
             # At once, where there is no network; not in the midst of a download.
             raise (_TryAgain if start else OSError)(answer) from error
-        except http.client.InvalidURL as error:
-            raise OSError(f"{self.address} is no address ({error})") from error
+        except (http.client.InvalidURL, ValueError) as error:
+            answer = f"{self.address} is no address, or leads to one that is none"
+            raise OSError(f"{answer} ({_told(error)})") from error
         except (OSError, http.client.HTTPException) as error:
-            raise _TryAgain(f"{self.address} broke off ({error!r})") from error
+            raise _TryAgain(self._broken_off(error)) from error
 
     def _read(self, response: Any, progress: Any) -> None:
         """The body, as far as it comes."""
@@ -178,7 +181,7 @@ class _Download:
                 # What is there: for a whole chunk one might wait for ever.
                 chunk = response.read1(CHUNK_BYTES)
             except (OSError, http.client.HTTPException) as error:
-                raise _TryAgain(f"{self.address} broke off ({error!r})") from error
+                raise _TryAgain(self._broken_off(error)) from error
             if not chunk:
                 return
             self._refuse_too_many(self.file.tell() + len(chunk))
@@ -193,6 +196,9 @@ class _Download:
                     )
                 since, seen = time.monotonic(), 0
 
+    def _broken_off(self, error: Exception) -> str:
+        return f"{self.address} broke off ({_told(repr(error))})"
+
     def _refuse_too_many(self, num_bytes: int) -> None:
         if num_bytes > self.max_bytes:
             raise OSError(
@@ -204,6 +210,18 @@ class _Download:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Goes on to other servers, but not from a safe connection to an open one."""
 
+    def http_error_302(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any
+    ) -> Any:
+        """As its parent's, which leaves the answer open where it leads to nowhere."""
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        finally:
+            fp.close()
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_302
+    http_error_308 = http_error_302
+
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
@@ -214,6 +232,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             reason = f"{msg}, to {newurl}, which is not followed"
             raise urllib.error.HTTPError(req.full_url, code, reason, headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _told(text: object) -> str:
+    """What a server says, in half a line."""
+    return shown(" ".join(str(text).split()))[:200]
 
 
 def _version(headers: Any) -> str:
@@ -230,7 +253,7 @@ def _seconds_to_wait(headers: Any) -> float | None:
     if told.isascii() and told.isdigit():
         return float(told)
     try:
-        moment = email.utils.parsedate_to_datetime(told)
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(told).timestamp()
+    except (ValueError, OverflowError):  # no date, or none that there can be
         return None
-    return max(0.0, moment.timestamp() - time.time())
+    return max(0.0, moment - time.time())
