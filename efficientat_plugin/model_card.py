@@ -140,8 +140,15 @@ def _started_from(provenance: Provenance) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that is no markup, whatever stands in it."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    for letter in "\\`*_[]<>#|":
-        text = text.replace(letter, f"\\{letter}")
-    return text
+    r"""Text that is no markup, whatever stands in it, be it a list or an address.
+
+    Example
+    -------
+    >>> print(_plain("1. *www.a.org*"), _plain("- http://a"))
+    1\. \*www\.a.org\* \- http:\//a
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
+    text = re.sub(r"[\\`*_\[\]<>#|~$&]", r"\\\g<0>", text)
+    # What begins a list, and what becomes a link of itself
+    text = re.sub(r"^(\d*)([-+.)])", r"\1\\\2", text)
+    return re.sub(r"(www)(\.)|(:)(//)", r"\1\3\\\2\4", text, flags=re.IGNORECASE)

@@ -217,6 +217,27 @@ def test_the_hub_reads_the_card(tmp_path):
     assert card.text.strip().startswith("# my pets/2024")
 
 
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("~~~", r"\~\~\~"),
+        ("$$x$$", r"\$\$x\$\$"),
+        ("- a - b", r"\- a - b"),
+        ("+ a", r"\+ a"),
+        ("12. a 3. b", r"12\. a 3. b"),
+        ("1) a", r"1\) a"),
+        ("    code", "code"),
+        ("&lt;b&gt;", r"\&lt;b\&gt;"),
+        ("<b> [a](b) *c* `d` # | _", r"\<b\> \[a\](b) \*c\* \`d\` \# \| \_"),
+        ("see https://a.b/c or www.a.b", r"see https:\//a.b/c or www\.a.b"),
+        ("back\\slash", r"back\\slash"),
+        ("ESC-50, fold 1: 0.5 (a)", "ESC-50, fold 1: 0.5 (a)"),
+    ],
+)
+def test_names_on_a_card_are_no_markup(text, expected):
+    assert model_card._plain(text) == expected
+
+
 class _Hub(http.server.SimpleHTTPRequestHandler):
     """Answers for "someone/<folder>" as the hub does for public files."""
 

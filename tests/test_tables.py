@@ -309,6 +309,25 @@ def test_files_that_do_not_exist_are_left_out_and_named(tmp_path, caplog):
     assert "1 of 6 files of clips.csv do not exist and are left out: b1" in caplog.text
 
 
+def test_names_that_command_a_terminal_are_shown_in_plain_text(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write_files(tmp_path)
+    csv = "file,label\na1.wav,dog\n\x1b[31mno.wav,cat\n"
+    (tmp_path / "clips.csv").write_text(csv)
+    read_table(tmp_path)
+    for name in ("cat/\x1b[31m.wav", "dog/x.\x1b[32m", "\x1b[33m/y.txt"):
+        place = tmp_path / "folders" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_sound(place, "a1") if name.endswith(".wav") else place.touch()
+    read_table(tmp_path / "folders")
+    for color in "123":
+        assert rf"\x1b[3{color}m" in caplog.text.replace(r"cat/\x1b[31m", "")
+    with pytest.raises(FileNotFoundError) as refusal:
+        read_table(tmp_path / "folders" / "dog")
+    assert str(refusal.value).isprintable()
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
 def test_what_is_in_no_class_folder_is_said(tmp_path, caplog):
     class_folders(tmp_path)
     write_sound(tmp_path / "outside.wav", "a1")

@@ -13,6 +13,7 @@ import pyarrow as pa
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, choose_column
 from efficientat_plugin.data.sources import Source, list_audio
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def _say_where(
     wanted = without_suffix(Path(absent[0]).name)
     for name in list_audio(base)[0]:
         if without_suffix(Path(name).name) == wanted:
-            return text + f"set audio_folder, since {name} is there"
+            return text + f"set audio_folder, since {shown(name)} is there"
     return text + "pass audio_folder, or another audio_column"
 
 
@@ -249,7 +250,7 @@ def _existing_files(
             len(absent),
             len(kept),
             source.name,
-            ", ".join(absent[:5]),
+            ", ".join(map(shown, absent[:5])),
         )
     paired = zip(kept, files, strict=True)
     return {row: file for row, file in paired if file is not None}

@@ -127,7 +127,7 @@ def read_class_folders(folder: Path) -> Source:
     names, others = list_audio(folder)
     inside = [name for name in names if "/" in name]
     if not inside:
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5])
+        found = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:5])
         raise FileNotFoundError(
             f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
             f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
@@ -137,12 +137,12 @@ def read_class_folders(folder: Path) -> Source:
         outside = len(names) - len(inside)
         logger.warning("%d clips of %s are in no class folder", outside, folder)
     if others:
-        kinds = ", ".join(f"{kind} ({n})" for kind, n in others.most_common(5))
+        kinds = ", ".join(f"{shown(kind)} ({n})" for kind, n in others.most_common(5))
         logger.info("%s: files that are no audio are left out: %s", folder, kinds)
     parts = [name.split("/") for name in inside]
     empty = {entry.name for entry in folder.iterdir() if _is_visible_folder(entry)}
     if empty := empty - {part[0] for part in parts}:
-        some = ", ".join(sorted(empty)[:5])
+        some = ", ".join(map(shown, sorted(empty)[:5]))
         logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
     if all(part[0].lower() in SPLIT_NAMES and len(part) > 2 for part in parts):
         columns: dict[str, Sequence[Any]] = {
