@@ -588,7 +588,10 @@ def test_config_of_an_ast_does_not_choose_how_it_is_loaded(
     "settings, text",
     [
         ({"num_hidden_layers": 1000}, "num_hidden_layers of .* from 1 to 64; mend"),
-        ({"hidden_size": "x\n"}, r"hidden_size of .* is x\\n; legal is a int"),
+        (
+            {"hidden_size": "x\n"},
+            r"hidden_size of .* is x\\n; legal is a whole number from 1",
+        ),
         ({"max_length": 30000, "hidden_size": 8192}, "asks for .* weights, and there"),
         ({"hidden_size": 32}, "does not fit its weights|do not fill the network"),
         ({"num_attention_heads": 3}, "does not fit its weights|do not fill the netw"),

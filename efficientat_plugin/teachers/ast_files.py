@@ -19,6 +19,8 @@ MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_MISSING = 2**24  # weights that a config may ask for and the files do not hold
 
+NAMES = {int: "a whole number", float: "a number", bool: "a truth value"}
+
 # What is read of a file: (its type, from, to).
 CONFIG = {
     "hidden_size": (int, 1, 8192),
@@ -227,17 +229,16 @@ class ASTFiles:
             kind, low, high = known[name]
             if not _is_legal(value, kind, low, high):
                 raise ValueError(
-                    f"{name} of {self.source} is {_short(value)}; legal is a "
-                    f"{kind.__name__} from {low} to {high}; mend its {file}"
+                    f"{name} of {self.source} is {_short(value)}; legal is "
+                    f"{NAMES[kind]} from {low} to {high}; mend its {file}"
                 )
         return legal
 
 
 def _is_legal(value: Any, kind: type, low: float, high: float) -> bool:
-    if isinstance(value, bool) != (kind is bool):  # which is an int to Python
-        return False
-    kinds = (int, float) if kind is float else kind
-    return isinstance(value, kinds) and low <= value <= high
+    # Exactly, since True is an int to Python
+    kinds = (int, float) if kind is float else (kind,)
+    return type(value) in kinds and bool(low <= value <= high)
 
 
 def _is_name(file: object) -> bool:
