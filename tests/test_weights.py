@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 import pickle
+import pickletools
 import zipfile
 
 import numpy as np
@@ -16,6 +17,7 @@ import torchaudio
 from efficientat_plugin import hear
 from efficientat_plugin.encoders import StudentEncoder
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.published import (
@@ -398,6 +400,39 @@ def test_a_small_file_of_large_tensors_is_refused(tmp_path):
     torch.save(state, tmp_path / "own.pt")
     with pytest.raises(ValueError, match="no plain array of numbers"):
         load_student(tmp_path / "own.pt")
+
+
+def with_pickle(path, content):
+    """A file of weights whose pickle is another."""
+    torch.save({"a": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, content if name.endswith("data.pkl") else data)
+    return path
+
+
+def test_storages_that_the_file_does_not_fill_are_refused(tmp_path):
+    state = {"weight": torch.zeros(1000, 1000)}
+    torch.save(state, tmp_path / "own.pt", _use_new_zipfile_serialization=False)
+    with open(tmp_path / "own.pt", "r+b") as file:
+        for _ in range(4):  # magic, protocol, system, state; the storages follow
+            for _ in pickletools.genops(file):
+                pass
+        file.truncate()
+        pickle.dump([], file, protocol=2)
+    assert (tmp_path / "own.pt").stat().st_size < 1000
+    with pytest.raises(ValueError, match="bytes and tensors of 4000000, whose numbers"):
+        read_state(tmp_path / "own.pt")
+
+
+@pytest.mark.parametrize("kind", [b"Tensor", b"FloatTensor"])
+def test_a_tensor_that_is_not_filled_is_refused(kind, tmp_path):
+    call = b"ctorch\n" + kind + b"\nJ" + (1000).to_bytes(4, "little") + b"\x85R"
+    pickled = b"\x80\x02}X\x01\0\0\0a" + call + b"s."
+    with pytest.raises(ValueError, match="of 4000, whose|no weights that torch can"):
+        read_state(with_pickle(tmp_path / "own.pt", pickled))
 
 
 def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path):

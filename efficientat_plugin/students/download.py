@@ -5,7 +5,7 @@ import os
 import urllib.parse
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -76,6 +76,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 f"{path} has an entry {name} that is no plain array of numbers; save "
                 "student.state_dict() as it is"
             )
+    size, wanted = path.stat().st_size, _storage_bytes(content.values())
+    if wanted > size:  # what no file fills has whatever was in memory before
+        raise ValueError(
+            f"{path} has {size} bytes and tensors of {wanted}, whose numbers it cannot "
+            "hold; save student.state_dict() anew"
+        )
     return dict(content)
 
 
@@ -108,6 +114,12 @@ def _is_plain(value: Tensor) -> bool:
         return False
     size = value.numel() * value.element_size()
     return not value.is_complex() and size <= value.untyped_storage().nbytes()
+
+
+def _storage_bytes(values: Iterable[Tensor]) -> int:
+    """What tensors take in memory, shared storage once."""
+    storages = [value.untyped_storage() for value in values]
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
 
 def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> None:
