@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import pickletools
+import struct
 import zipfile
 
 import numpy as np
@@ -446,6 +447,82 @@ def test_a_packed_file_is_refused_before_it_is_unpacked(tmp_path):
             packed.writestr(entry.filename, whole.read(entry))
     with pytest.raises(ValueError, match="is a packed archive"):
         load_student(tmp_path / "packed.pt")
+
+
+def split_archive(path):
+    """Members, directory and end of a zip, bytes."""
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    content = path.read_bytes()
+    return content[:start], content[start:-22], content[-22:]
+
+
+def packed_and_plain(tmp_path):
+    """Two zips of alike names: one torch would have to unpack, one as it saves."""
+    path, sizes = tmp_path / "own.pt", {"packed": 10**6, "plain": 4}
+    for name, method in [("packed", zipfile.ZIP_DEFLATED), ("plain", 0)]:
+        torch.save({"weight": torch.zeros(sizes[name])}, path)
+        with (
+            zipfile.ZipFile(path) as saved,
+            zipfile.ZipFile(tmp_path / name, "w", method) as made,
+        ):
+            for entry in saved.infolist():
+                made.writestr(entry.filename, saved.read(entry))
+    return tmp_path / "packed", tmp_path / "plain"
+
+
+def test_an_archive_of_two_directories_is_refused(tmp_path):
+    packed, plain = map(split_archive, packed_and_plain(tmp_path))
+    before = len(packed[0] + packed[1])
+    directory = bytearray(plain[1])
+    place = 0
+    while place < len(directory):  # of members that Python takes to be elsewhere
+        name, extra, comment = struct.unpack_from("<HHH", directory, place + 28)
+        (offset,) = struct.unpack_from("<I", directory, place + 42)
+        moved = offset + before - len(plain[0]) - len(packed[1])
+        struct.pack_into("<I", directory, place + 42, moved % 2**32)
+        place += 46 + name + extra + comment
+    end = bytearray(plain[2])
+    struct.pack_into("<I", end, 16, len(packed[0]))  # where torch finds the packed one
+    path = tmp_path / "own.pt"
+    path.write_bytes(packed[0] + packed[1] + plain[0] + directory + end)
+    assert torch.load(path, weights_only=True)["weight"].numel() == 10**6
+    with pytest.raises(ValueError, match="no archive as torch.save writes it"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("padding", [1, 22, 66_000])
+def test_an_archive_with_something_behind_it_is_refused(padding, tmp_path):
+    path, _ = packed_and_plain(tmp_path)
+    with path.open("ab") as file:
+        file.write(bytes(padding))
+    assert torch.load(path, weights_only=True)["weight"].numel() == 10**6
+    with pytest.raises(ValueError, match="no archive as torch.save writes it"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("place", [-98, -42 + 8, -98 + 48])
+def test_an_archive_whose_wide_directory_is_elsewhere_is_refused(place, tmp_path):
+    path = save(MN(**TINY), tmp_path / "own.pt")
+    read_state(path)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="no archive as torch.save writes it"):
+        read_state(path)
+
+
+def test_an_archive_whose_members_overlap_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(1000)}, tmp_path / "own.pt")
+    members, directory, _ = split_archive(tmp_path / "own.pt")
+    directory = directory[:-76]  # without the wide end
+    count = 20
+    end = b"PK\5\6" + struct.pack(
+        "<4H2LH", 0, 0, *[7 * count] * 2, len(directory) * count, len(members), 0
+    )
+    (tmp_path / "own.pt").write_bytes(members + directory * count + end)
+    with pytest.raises(ValueError, match="no archive as torch.save writes it"):
+        read_state(tmp_path / "own.pt")
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])

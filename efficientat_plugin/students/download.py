@@ -2,6 +2,7 @@
 
 import logging
 import os
+import struct
 import urllib.parse
 import uuid
 import zipfile
@@ -47,7 +48,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, PackedArchive):
+    except (FileNotFoundError, NotAsSaved):
         raise
     except Exception as error:  # garbage makes the unpickler raise just about anything
         raise ValueError(
@@ -85,8 +86,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-class PackedArchive(ValueError):
-    """What torch would unpack, to any size, though it never packs."""
+class NotAsSaved(ValueError):
+    """What torch never saves, and would take memory or time without end to load."""
 
 
 def _check_archive(path: Path) -> None:
@@ -96,16 +97,53 @@ def _check_archive(path: Path) -> None:
     ------
     ValueError
     """
-    if not zipfile.is_zipfile(path):  # as torch saved before 1.6, without sums
-        return
-    with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type for entry in archive.infolist()):
-            raise PackedArchive(
-                f"{path} is a packed archive, and torch.save packs nothing; save the "
-                "weights with it"
-            )
-        if (damaged := archive.testzip()) is not None:
-            raise ValueError(f"{damaged} is damaged")
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\3\4":  # as torch saved before 1.6, without sums
+            return
+        start = _directory_start(file)
+        if start is None:
+            raise _odd_archive(path)
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type for entry in entries):
+                raise NotAsSaved(
+                    f"{path} is a packed archive, and torch.save packs nothing; save "
+                    "the weights with it"
+                )
+            within = sum(entry.file_size for entry in entries) <= start
+            if archive.start_dir != start or not within:  # one member in another
+                raise _odd_archive(path)
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"{damaged} is damaged")
+
+
+def _odd_archive(path: Path) -> NotAsSaved:
+    return NotAsSaved(
+        f"{path} is no archive as torch.save writes it, or was cut or damaged; "
+        "download or save it anew"
+    )
+
+
+def _directory_start(file: BinaryIO) -> int | None:
+    """Where the directory of a zip starts that ends the file; None: nowhere.
+
+    Python and torch look for it each in their own way, and find the same one, and the
+    same members, only where nothing is behind it and it is where it says it is.
+
+    Source: APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 98))
+    wide, locator, end = struct.unpack("<56s20s22s", file.read().rjust(98, b"\0"))
+    length, start, comment = struct.unpack("<12xLLH", end)
+    stop = size - 22
+    whole = end.startswith(b"PK\5\6") and not comment
+    if locator.startswith(b"PK\6\7"):  # as torch writes
+        stop = size - 98
+        length, start = struct.unpack("<40xQQ", wide)
+        (place,) = struct.unpack("<8xQ4x", locator)
+        whole = whole and wide.startswith(b"PK\6\6") and place == stop
+    return start if whole and start + length == stop else None
 
 
 def _is_plain(value: Tensor) -> bool:
