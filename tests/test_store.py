@@ -660,6 +660,38 @@ def test_an_index_that_asks_for_memory_is_refused_at_once(tmp_path, places):
         import_published(*files, labels_sha256="l")
 
 
+DOUBLED = b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(20))
+LISTS = b"".join(b"]q%c(h%ch%ce0" % (i + 1, i, i) for i in range(20))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"K\x01\x85q\x000" + DOUBLED + b"}h\x14K\x01s.",
+        b"]q\x00K\x01a0" + LISTS + b"}X\x01\0\0\0xh\x14s.",
+        b"})" + b"\x85" * 1000 + b"K\x01s.",
+        b"})" + b"2\x86" * 20 + b"K\x01s.",
+        b"}q\x00\x94.",
+    ],
+    ids=["key", "row", "deep", "copied", "two memos"],
+)
+def test_an_index_of_time_without_end_is_refused(tmp_path, content):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {})
+    files[1].write_bytes(b"\x80\x04" + content)
+    with pytest.raises(ValueError, match="is not a pickle of a plain dict"):
+        import_published(*files, labels_sha256="l")
+
+
+@pytest.mark.parametrize(
+    "row", [10**5000, -(10**30), [0] * 10**5, "\x1b" * 10**5], ids=range(4)
+)
+def test_a_row_of_any_length_is_shown_cut(tmp_path, row):
+    files = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: row})
+    with pytest.raises(ValueError, match="rows from 0 to 4") as refusal:
+        import_published(*files, labels_sha256="l")
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 600
+
+
 @pytest.mark.parametrize(
     "header",
     [

@@ -428,6 +428,42 @@ def test_storages_that_the_file_does_not_fill_are_refused(tmp_path):
         read_state(tmp_path / "own.pt")
 
 
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02}K\x01\x85q\0"
+        + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(22))
+        + b"K\x01s.",
+        b"\x80\x02}" + b")" + b"\x85" * 1000 + b"K\x01s.",
+        b"\x80\x02}ctorch\nSize\n)RK\x01s.",
+        b"\x80\x02}u.",
+        b"\x80\x02q\0}.",
+    ],
+    ids=["shared", "deep", "a name", "empty", "nothing"],
+)
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_pickle_of_time_without_end_is_refused(form, pickled, tmp_path):
+    path = tmp_path / "own.pt"
+    if form == "zip":
+        with_pickle(path, pickled)
+    else:
+        path.write_bytes(pickled)
+    with pytest.raises(ValueError, match="no weights that torch can load and nothing"):
+        read_state(path)
+
+
+def test_a_name_of_an_entry_is_shown_cut(tmp_path):
+    name = "\x1b[2J" + "x" * 10**5
+    torch.save({name: torch.zeros(2).to("meta")}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="no weights|no plain array") as refusal:
+        read_state(tmp_path / "own.pt")
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 400
+    torch.save({name: 1, (1,) * 1000: 2}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="'tuple'") as refusal:
+        read_state(tmp_path / "own.pt")
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 400
+
+
 @pytest.mark.parametrize("kind", [b"Tensor", b"FloatTensor"])
 def test_a_tensor_that_is_not_filled_is_refused(kind, tmp_path):
     call = b"ctorch\n" + kind + b"\nJ" + (1000).to_bytes(4, "little") + b"\x85R"

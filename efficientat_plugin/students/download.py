@@ -1,7 +1,10 @@
 """Files of weights: downloaded whole and verified, read without running code."""
 
+import io
 import logging
 import os
+import pickle
+import re
 import struct
 import urllib.parse
 import uuid
@@ -17,6 +20,8 @@ from torch import Tensor
 
 from efficientat_plugin.files import sha256_of
 from efficientat_plugin.locks import lock
+from efficientat_plugin.pickles import check_pickle
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.http_file import receive
 from efficientat_plugin.students.published import PublishedStudent, published
 
@@ -27,6 +32,11 @@ BASE_URL_VARIABLE = "EFFICIENTAT_BASE_URL"
 SCHEMES = ("http", "https", "file")
 MAX_BYTES = 2**30  # of a file whose size is not known; the largest has 0.4 of it
 CHUNK_BYTES = 2**18
+LEGACY_PICKLES = 5  # a magic number, a version, the system, the state, storage keys
+STATE_NAMES = re.compile(
+    r"collections OrderedDict|torch \w+Storage|"
+    r"torch\._utils _rebuild_(tensor|tensor_v2|parameter)"
+)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -63,7 +73,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     )
     if not is_state:
         what = (
-            f"a mapping with {sorted(map(str, content))[:5]}"
+            f"a mapping with {sorted(map(_described, content))[:5]}"
             if isinstance(content, Mapping)
             else f"a {type(content).__name__}"
         )
@@ -74,7 +84,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not _is_plain(value):
             raise ValueError(
-                f"{path} has an entry {name} that is no plain array of numbers; save "
+                f"{path} has an entry {_described(name)} that is no plain array of numbers; save "
                 "student.state_dict() as it is"
             )
     size, wanted = path.stat().st_size, _storage_bytes(content.values())
@@ -84,6 +94,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
             "hold; save student.state_dict() anew"
         )
     return dict(content)
+
+
+def _described(name: object) -> str:
+    """A name of a file, cut; what is none as its type, since it may be any long."""
+    return shown(name)[:80] if isinstance(name, str) else type(name).__name__
 
 
 class NotAsSaved(ValueError):
@@ -99,6 +114,9 @@ def _check_archive(path: Path) -> None:
     """
     with path.open("rb") as file:
         if file.read(4) != b"PK\3\4":  # as torch saved before 1.6, without sums
+            file.seek(0)
+            for _ in range(LEGACY_PICKLES):
+                _check_pickle(path, file)
             return
         start = _directory_start(file)
         if start is None:
@@ -115,6 +133,19 @@ def _check_archive(path: Path) -> None:
                 raise _odd_archive(path)
             if (damaged := archive.testzip()) is not None:
                 raise ValueError(f"{damaged} is damaged")
+            for entry in entries:
+                if entry.filename.lower().endswith(".pkl"):  # torch ignores case
+                    _check_pickle(path, io.BytesIO(archive.read(entry)))
+
+
+def _check_pickle(path: Path, file: BinaryIO) -> None:
+    try:
+        check_pickle(file, path.stat().st_size, STATE_NAMES)
+    except pickle.UnpicklingError as error:
+        raise NotAsSaved(
+            f"{path} holds no weights that torch can load and nothing else ({error}); "
+            "delete it and download it anew, or save student.state_dict() by itself"
+        ) from error
 
 
 def _odd_archive(path: Path) -> NotAsSaved:

@@ -2,17 +2,17 @@
 
 import os
 import pickle
-import pickletools
 import re
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from efficientat_plugin.data.clip_ids import youtube_id
+from efficientat_plugin.pickles import check_pickle
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -141,7 +141,7 @@ def _read_index(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
     for name, row in index.items():
         if not isinstance(name, str) or type(row) is not int or not 0 <= row < count:
             raise ValueError(
-                f"{path} maps {name!r:.80} to {row!r:.80}; it must map strings to "
+                f"{path} maps {_cut(name)} to {_cut(row)}; it must map strings to "
                 f"rows from 0 to {count - 1}, so index and logits do not belong "
                 "together; download both again"
             )
@@ -157,6 +157,14 @@ def _read_index(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
     return np.array(rows, dtype=np.int64), [clip_of_row[row] for row in rows]
 
 
+def _cut(value: object) -> str:
+    """For messages: what is neither a string nor a usual number may be any long."""
+    if isinstance(value, str):
+        return f"{value[:80]!r:.80}"
+    usual = type(value) is int and abs(value) < 1 << 64
+    return str(value) if usual else f"one of type {type(value).__name__}"
+
+
 def _read_plain_pickle(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; download the published index")
@@ -167,7 +175,7 @@ def _read_plain_pickle(path: Path) -> object:
         )
     with open(path, "rb") as file:
         try:
-            _refuse_wide_memo(file, path.stat().st_size)
+            check_pickle(file, path.stat().st_size, calls_give_numbers=True)
             file.seek(0)
             return _PlainUnpickler(file).load()
         except Exception as error:  # a crafted file can raise nearly anything
@@ -175,13 +183,6 @@ def _read_plain_pickle(path: Path) -> object:
                 f"{path} is not a pickle of a plain dict of strings and integers "
                 f"({type(error).__name__}: {error}); do not trust it, download it again"
             ) from None
-
-
-def _refuse_wide_memo(file: BinaryIO, size: int) -> None:
-    """The memo is as wide as its last place, of which 6 bytes could ask for 2**32."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name.endswith("PUT") and int(argument or 0) > size:
-            raise pickle.UnpicklingError(f"place {argument} in a file of {size} bytes")
 
 
 class _Integer:
