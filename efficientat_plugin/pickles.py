@@ -52,7 +52,7 @@ def check_pickle(
         name = opcode.name
         if name in REFUSED:
             raise pickle.UnpicklingError(f"it has {name}")
-        if name == "GLOBAL" and names and not names.fullmatch(argument):
+        if name == "GLOBAL" and names and not names.fullmatch(str(argument)):
             raise pickle.UnpicklingError(f"it asks for {argument!r:.80}")
         if name in REPEATED and argument in containers:
             raise pickle.UnpicklingError("it has a container in two places")

@@ -84,8 +84,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for name, value in content.items():
         if not _is_plain(value):
             raise ValueError(
-                f"{path} has an entry {_described(name)} that is no plain array of numbers; save "
-                "student.state_dict() as it is"
+                f"{path} has an entry {_described(name)} that is no plain array of "
+                "numbers; save student.state_dict() as it is"
             )
     size, wanted = path.stat().st_size, _storage_bytes(content.values())
     if wanted > size:  # what no file fills has whatever was in memory before
