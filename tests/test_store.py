@@ -422,6 +422,46 @@ def test_store_of_damaged_files_is_refused(tmp_path, name, content, text):
         LogitsStore(tmp_path / "s")
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "logits.f16", "clips.tsv"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
+def test_a_store_of_what_is_no_file_is_refused(tmp_path, name, kind):
+    path = write(tmp_path / "s", ["a", "b"]) / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(name if kind == "loop" else "/dev/null")
+    with pytest.raises(ValueError, match=f"{name} is no file, nor a link to one"):
+        LogitsStore(tmp_path / "s")
+
+
+def test_a_store_of_links_to_files_is_read(tmp_path):
+    write(tmp_path / "s", ["a", "b"])
+    (tmp_path / "links").mkdir()
+    for file in (tmp_path / "s").iterdir():
+        (tmp_path / "links" / file.name).symlink_to(file)
+    assert "a" in LogitsStore(tmp_path / "links")
+
+
+def test_a_manifest_of_any_length_is_refused(tmp_path):
+    manifest = write(tmp_path / "s", ["a", "b"]) / "manifest.json"
+    os.truncate(manifest, 1 << 30)
+    with pytest.raises(ValueError, match="has at most 1048576"):
+        LogitsStore(tmp_path / "s")
+
+
+@pytest.mark.parametrize("classes", ["x" * 10**5, 2**30 - 1], ids=["long", "many"])
+def test_classes_that_nobody_has_are_refused_in_short(tmp_path, classes):
+    manifest = write(tmp_path / "s", ["a", "b"]) / "manifest.json"
+    none = {"num_classes": classes, "count": 0, "logits_bytes": 0, "clips_bytes": 0}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | none))
+    with pytest.raises(ValueError, match="num_classes=") as refusal:
+        LogitsStore(tmp_path / "s")
+    assert len(str(refusal.value)) < 500
+
+
 def test_store_that_is_cut_while_it_is_open_is_refused(tmp_path):
     write(tmp_path / "s", ["a", "b"])
     store = LogitsStore(tmp_path / "s")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from efficientat_plugin.teachers.top_k import row_type
 
 FORMAT = "logits store"
 WHOLE, TOP_K = 1, 2  # versions: rows of all classes, rows of the top k
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_CLASSES = 1_000_000  # what is looked up has as many numbers for each clip
 MANIFEST, LOGITS, CLIPS = "manifest.json", "logits.f16", "clips.tsv"
 
 
@@ -40,10 +43,10 @@ class Manifest:  # no named tuple: those have a method called count
         for name in ("teacher", "labels_sha256"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
-                raise ValueError(f"{name}={value!r} must be a string, not empty")
+                raise ValueError(f"{name}={value!r:.80} must be a string, not empty")
         if not isinstance(self.teacher_sha256, str | None):
             raise ValueError(
-                f"teacher_sha256={self.teacher_sha256!r} must be a string or None"
+                f"teacher_sha256={self.teacher_sha256!r:.80} must be a string or None"
             )
         for name, least in [
             ("num_classes", 1),
@@ -54,10 +57,16 @@ class Manifest:  # no named tuple: those have a method called count
         ]:
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value!r} must be an int of {least} or more")
+                raise ValueError(
+                    f"{name}={value!r:.80} must be an int of {least} or more"
+                )
+        if self.num_classes > MAX_CLASSES:
+            raise ValueError(
+                f"num_classes={self.num_classes!r:.80} is above {MAX_CLASSES}"
+            )
         seconds = self.clip_seconds
         if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
-            raise ValueError(f"clip_seconds={seconds!r} must be above 0 and finite")
+            raise ValueError(f"clip_seconds={seconds!r:.80} must be above 0 and finite")
         row_bytes = row_type(self.num_classes, self.top_k).itemsize
         if self.logits_bytes != self.count * row_bytes:
             raise ValueError(
@@ -105,6 +114,7 @@ def read_manifest(path: Path) -> Manifest:
     ValueError
         When the manifest is damaged, of another version, or promises more.
     """
+    _refuse_special_files(path)
     entries = _read_entries(path)
     names = [field.name for field in fields(Manifest)]
     if entries["version"] == WHOLE:
@@ -132,6 +142,24 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
+def _refuse_special_files(path: Path) -> None:
+    """Pipes and devices, which never end; links to files are their owner's."""
+    for name in (MANIFEST, LOGITS, CLIPS):
+        try:
+            if (path / name).is_file() or not os.path.lexists(path / name):
+                continue
+        except OSError:  # links without end
+            pass
+        raise ValueError(
+            f"{path / name} is no file, nor a link to one; copy the store again"
+        )
+    if file_size(path / MANIFEST) > MAX_MANIFEST_BYTES:
+        raise ValueError(
+            f"{path / MANIFEST} has {file_size(path / MANIFEST)} bytes; a manifest has "
+            f"at most {MAX_MANIFEST_BYTES}, so check the path"
+        )
+
+
 def _read_entries(path: Path) -> dict[str, Any]:
     try:
         text = (path / MANIFEST).read_bytes()
@@ -151,7 +179,7 @@ def _read_entries(path: Path) -> dict[str, Any]:
         )
     if entries.get("version") not in (WHOLE, TOP_K):
         raise ValueError(
-            f"{path} is a store of version {entries.get('version')!r} and only "
+            f"{path} is a store of version {entries.get('version')!r:.80} and only "
             f"versions {WHOLE} and {TOP_K} are read here; make it anew or use the "
             "release that wrote it"
         )
