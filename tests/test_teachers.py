@@ -742,3 +742,12 @@ def test_missing_transformers_is_said_with_the_cure(ast_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="pip install 'efficientat_plugin.teachers.'"):
         load_teacher(ast_folder)
+
+
+@pytest.mark.parametrize("name", ["cls_token", "freq_new_pos_embed"])
+@pytest.mark.parametrize("shape", [(), (1, 1, 0)])
+def test_a_passt_of_no_width_is_refused(name, shape, tmp_path):
+    state = PaSST(3, embed_dim=64, depth=1, num_heads=4).state_dict()
+    torch.save(state | {name: torch.zeros(shape)}, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match=f"no PaSST's: {name} is"):
+        load_teacher(tmp_path / "own.pt", clip_seconds=10, num_heads=4)

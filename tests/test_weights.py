@@ -337,6 +337,14 @@ def test_weights_that_do_not_fit_are_refused_whole(student, text, tmp_path):
         assert torch.equal(value, before[name])
 
 
+def test_the_name_of_an_unexpected_entry_is_shown_cut(tmp_path):
+    state = MN(**TINY).state_dict() | {"\x1b[2J" + "x" * 10**5: torch.zeros(1)}
+    torch.save(state, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="unexpected") as refusal:
+        load_published_state(MN(**TINY), tmp_path / "own.pt")
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 1000
+
+
 def test_weights_of_an_unknown_student_are_refused(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "own.pt")
     with pytest.raises(ValueError, match="it is not of a known student"):

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.architecture import head_options, infer_options
 from efficientat_plugin.students.download import fetch, read_state
 from efficientat_plugin.students.dymn import DyMN
@@ -89,7 +90,7 @@ def differences_of(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> li
         ],
     }
     return [
-        f"{len(names)} entries {what}, as {names[0]}"
+        f"{len(names)} entries {what}, as {shown(names[0])[:160]}"
         for what, names in found.items()
         if names
     ]

@@ -114,6 +114,14 @@ def infer_options(
             f"the state dict is no PaSST's: it begins with {list(state)[:3]} and has "
             f"no {missing[0]}"
         )
+    wide = (CLASS_TOKEN, "freq_new_pos_embed", "time_new_pos_embed")
+    for name, least in zip(wide, (1, 2, 1), strict=True):
+        shape = tuple(state[name].shape)
+        if len(shape) < least or 0 in shape:
+            raise ValueError(
+                f"the state dict is no PaSST's: {name} is {shape}; pass a file that "
+                "was saved of one"
+            )
     embed_dim = state[CLASS_TOKEN].shape[-1]
     rows = state["freq_new_pos_embed"].shape[-2]
     columns = state["time_new_pos_embed"].shape[-1]
