@@ -99,6 +99,14 @@ def _log_what_follows(*error: Any) -> None:
     logger.debug("Behind an interruption:", exc_info=error)  # in log.txt alone
 
 
+def _log_lost_connections(kind: type[BaseException], *error: Any) -> None:
+    """Threads of a worker tell of the first process, which ended before it."""
+    if issubclass(kind, ConnectionError | EOFError):
+        logger.debug("A worker without its run:", exc_info=(kind, *error))
+    else:
+        sys.__excepthook__(kind, *error)
+
+
 class Interruptions:
     """While entered, signals that ask for an end interrupt, wherever they come.
 
@@ -163,6 +171,7 @@ class Interruptions:
         if self.is_entered:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            sys.excepthook = _log_lost_connections
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:

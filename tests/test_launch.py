@@ -170,6 +170,29 @@ def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then):
     assert done.returncode == 128 + getattr(signal, name)
 
 
+FORKING = """
+import os, sys
+from efficientat_plugin.launch import start
+
+def main(arguments):
+    worker = os.fork()
+    if not worker:  # as its threads do when the first process has ended
+        sys.excepthook(BrokenPipeError, BrokenPipeError(), None)
+        sys.excepthook(ValueError, ValueError("of its own"), None)
+        os._exit(0)
+    os.waitpid(worker, 0)
+
+start(main)
+"""
+
+
+def test_a_worker_says_nothing_of_the_first_process_that_ended():
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stderr) == (0, "ValueError: of its own\n")
+
+
 CLAIMING = ("distil", "finetune", "esc50", "fsd50k", "openmic", "tau2020")
 
 
