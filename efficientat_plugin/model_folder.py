@@ -151,7 +151,10 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
         )
         for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
             if settings[name] not in legal:
-                raise ValueError(f"its {name} is one of {', '.join(legal)}")
+                raise ValueError(
+                    f"it has {name}={settings[name]!r:.80}; it is one of "
+                    f"{', '.join(legal)}"
+                )
         return TrainedModel(
             student,
             labels,

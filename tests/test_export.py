@@ -558,7 +558,7 @@ def test_a_folder_cut_short_is_refused(folder, tmp_path):
     shutil.copy(folder / "hyperparams.yaml", yaml)
     weights = changed / "student.ckpt"
     weights.write_bytes(weights.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="holds no weights that torch can load"):
+    with pytest.raises(ValueError, match="as torch.save writes it, or was cut or"):
         find_source(changed)
     weights.unlink()
     with pytest.raises(FileNotFoundError, match="student.ckpt is no file"):

@@ -629,7 +629,7 @@ def test_settings_are_no_lines_of_another_yaml(folder, name):
     hostile = f'{name}: "repeat\\nevil: !apply:os.mkdir [x]"'
     lines = [hostile if line.startswith(f"{name}:") else line for line in lines]
     path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=f"its {name} is one of"):
+    with pytest.raises(ValueError, match=f"it has {name}='.*; it is one of"):
         read_model_folder(folder)
 
 
