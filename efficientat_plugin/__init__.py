@@ -13,7 +13,8 @@ What is trained is used by ``inference`` (files and ``streams``, of which it say
 ``classifiers`` (SpeechBrain's slots), ``embeddings`` and ``hear``; ``finetuning`` and
 ``probe`` go on from weights, ``mutual`` trains two students at once, ``model_folder``
 keeps the result with its ``model_card``, ``evaluation`` and ``agreement`` judge it,
-``complexity`` tells what it costs. ``model_yaml`` reads the folder of a stranger, and
+``complexity`` tells what it costs. ``model_yaml`` reads the folder of a stranger,
+``pickles`` looks through what is then unpickled, ``limits`` says what nobody has, and
 ``plain_text`` shows names that strangers gave.
 
 ``export`` writes it as a file that runs in ``runtime`` without torch; ``tagging`` is

@@ -15,11 +15,12 @@ from torch import Tensor
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.hearing import Hearing
+from efficientat_plugin.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_yaml import load_model_yaml, told_of
 from efficientat_plugin.streams import Sound
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
-from efficientat_plugin.tagging import MAX_WINDOW_SECONDS, SoundTagger
+from efficientat_plugin.tagging import SoundTagger
 from efficientat_plugin.tags import ScanWindow
 from efficientat_plugin.windows import SHORT_CLIPS, Window, runs_of
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.streams import (
     Averages,
     Sound,
@@ -25,9 +26,6 @@ from efficientat_plugin.windows import Window, WindowCutter, lengthened
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 # What windows sound like, given the samples that the student is to hear of each
 HearWindows = Callable[[Sequence[Window], int], list[ScanWindow]]
-
-
-MAX_WINDOW_SECONDS = 3600  # or a short sound, made as long, would fill the memory
 
 
 class SoundTagger:

@@ -356,7 +356,7 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     try:
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
     except (OSError, ValueError) as error:
-        sys.exit(f"--dataset PATH is needed: {error}")
+        sys.exit(f"--dataset PATH: {error}")
     hparams["teacher"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)

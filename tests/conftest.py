@@ -70,3 +70,19 @@ def rows(train_rows, tmp_path_factory):
 @pytest.fixture
 def reader():
     return ClipReader(LABELS, CLIP_SECONDS, SAMPLE_RATE)
+
+
+@pytest.fixture
+def close_folders(monkeypatch):
+    """Folders of a name cannot be read; to a superuser all could."""
+    original = os.scandir
+
+    def close(name: str) -> None:
+        def scandir(path):
+            if Path(path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return original(path)
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return close

@@ -423,7 +423,8 @@ BOMBS = {
         f"l0: '{'x' * 1999}'\n\nl1: [{', '.join(['!ref <l0>'] * 20000)}]",
         "more than 200 references",
     ),
-    "a thousand angles": (f"x: '{'<' * 10**5}'", "more than 2000 characters"),
+    # In a pattern that looks for its end from each of them, minutes
+    "angles without end": (f"x: '{'<' * 3 * 10**5}'", "more than 2000 characters"),
     "megabytes": ("# " + "x" * 2 * 10**6, "is longer than 2000000 bytes"),
     "a rate beyond all sound": (
         f"again: !new:efficientat_plugin.features.LogMel {{sample_rate: {10**30}}}",

@@ -336,6 +336,24 @@ def test_missing_inputs_are_named_in_one_message(tmp_path):
     )
 
 
+@pytest.mark.parametrize("options", [[], ["--test_only", "--pretrained", "mn04_as"]])
+def test_damaged_inputs_are_named_in_one_message(tmp_path, options):
+    (tmp_path / "rows").mkdir()
+    for split in ("bal_train", "unbal_train", "eval"):
+        (tmp_path / "rows" / f"{split}.parquet").write_bytes(b"PAR1")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "manifest.json").write_text("{}")
+    command = [str(RECIPE), str(REPOSITORY / "hparams" / "mn10.yaml"), *options]
+    command += ["--output_folder", str(tmp_path / "run"), "--device", "cpu"]
+    command += ["--dataset", str(tmp_path / "rows")]
+    command += ["--teacher", str(tmp_path / "store")]
+    text = run_to_end(command, expect=1)
+    assert "Traceback" not in text
+    assert re.search(r"--dataset PATH: .*\.parquet is damaged \(.*\); download", text)
+    if not options:
+        assert f"--teacher STORE: {tmp_path / 'store'}" in text
+
+
 @pytest.fixture(scope="module")
 def recipe():
     """The recipe's functions, without a process."""

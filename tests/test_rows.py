@@ -1,7 +1,6 @@
 """Rows read alike from every form of the data."""
 
 import io
-import os
 import re
 import time
 import tracemalloc
@@ -184,18 +183,11 @@ def test_of_many_parquet_files_the_damaged_one_is_named(kept, read, tmp_path):
 
 @pytest.mark.parametrize("split", [None, "eval"])
 def test_a_folder_of_sounds_that_cannot_be_read_is_refused(
-    split, tmp_path, monkeypatch
+    split, tmp_path, close_folders
 ):
     (tmp_path / "closed").mkdir()
     (tmp_path / "eval_segments.csv").write_text('-_eval--000, 0, 10, "/m/a"\n')
-    original = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return original(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    close_folders("closed")
     message = r"closed cannot be read \(Permission denied\); make it readable"
     with pytest.raises(PermissionError, match=message):
         load_rows(str(tmp_path), split)

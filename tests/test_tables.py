@@ -518,16 +518,9 @@ def test_probabilities_that_do_not_fit_are_refused(values, classes, message):
         columns.read_labels(values, "what", classes=classes)
 
 
-def test_an_unreadable_folder_is_refused(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_refused(tmp_path, close_folders):
     class_folders(tmp_path)
-    original = os.scandir
-
-    def scandir(path):
-        if str(path).endswith("cat"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return original(path)
-
-    monkeypatch.setattr(os, "scandir", scandir)
+    close_folders("cat")
     message = r"cat cannot be read \(Permission denied\); make it readable"
     with pytest.raises(PermissionError, match=message):
         read_table(tmp_path)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.limits import SAMPLE_RATES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SAMPLE_RATES = (1_000, 768_000)  # Hz; a header beyond these is taken for damaged
 # Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
 MARGIN_SECONDS = 0.1
 BLOCK_FRAMES = 65536  # fewer of more than 8 channels,

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 FRAMES_AT_ONCE = 128
-MAX_BANK = 1 << 22  # n_mels * n_fft; numbers of a mel bank, or it fills the memory
 
 
 class FrontEndSettings(NamedTuple):

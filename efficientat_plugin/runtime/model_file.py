@@ -5,11 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from efficientat_plugin.data.decoding import SAMPLE_RATES
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.limits import MAX_BANK, MAX_WINDOW_SECONDS, SAMPLE_RATES
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.runtime.front_end import MAX_BANK, FrontEndSettings
-from efficientat_plugin.tagging import MAX_WINDOW_SECONDS
+from efficientat_plugin.runtime.front_end import FrontEndSettings
 from efficientat_plugin.windows import SHORT_CLIPS
 
 FORMAT_VERSION = 1

@@ -26,30 +26,13 @@ from lengths import short_and_full
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MEMORY = 12 << 30  # bytes of addresses; a damaged number may ask for any many
-KINDS = ("YAML", "weights", "labels", "store", "top k store", "logits", "table") + (
-    "embeddings",
-    "metadata",
-)
-RUNS_CODE = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.startfile") + (
-    "subprocess.Popen",
-    "socket.connect",
-    "socket.getaddrinfo",
-    "socket.bind",
-    "pickle.find_class",
-    "ctypes.dlopen",
-)
-CHANGES = (
-    "os.remove",
-    "os.rename",
-    "os.mkdir",
-    "os.rmdir",
-    "os.symlink",
-    "os.link",
-) + (
-    "os.chmod",
-    "os.truncate",
-    "shutil.rmtree",
-)
+KINDS = ("YAML", "weights", "labels", "store", "top k store", "logits", "table")
+KINDS += ("embeddings", "metadata")
+RUNS_CODE = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.startfile")
+RUNS_CODE += ("subprocess.Popen", "socket.connect", "socket.getaddrinfo", "socket.bind")
+RUNS_CODE += ("pickle.find_class", "ctypes.dlopen")
+CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link")
+CHANGES += ("os.chmod", "os.truncate", "shutil.rmtree")
 
 # --- How a file is changed -----------------------------------------------------------
 

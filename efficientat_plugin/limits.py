@@ -1,0 +1,5 @@
+"""What no sound and no model has: beyond it a file is taken for damaged, or hostile."""
+
+SAMPLE_RATES = (1_000, 768_000)  # Hz
+MAX_BANK = 1 << 22  # n_mels * n_fft: of a larger mel bank the memory is full
+MAX_WINDOW_SECONDS = 3600  # or a short sound, made as long, would fill the memory
