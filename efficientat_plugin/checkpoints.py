@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +91,49 @@ class AtomicCheckpointer(Checkpointer):
         kwargs["importance_keys"] = list(kwargs.get("importance_keys", ()))
         super().save_and_keep_only(*args, **kwargs)
 
-    def delete_checkpoints(self, *args: Any, **kwargs: Any) -> None:
-        """Deletes as SpeechBrain's does.
+    def delete_checkpoints(
+        self,
+        *,
+        num_to_keep: int = 1,
+        min_keys: Iterable[str] | None = None,
+        max_keys: Iterable[str] | None = None,
+        importance_keys: Iterable[Callable[[Checkpoint], Any]] = (ckpt_recency,),
+        ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
+        verbosity: int = logging.INFO,
+    ) -> None:
+        """Deletes what SpeechBrain's would, each entirely or not at all.
 
         Raises
         ------
         OSError
             If somebody else is removing them.
+        ValueError
+            If fewer than none are to be kept.
         """
+        if num_to_keep < 0:
+            raise ValueError(f"num_to_keep={num_to_keep} must be 0 or more")
+        orders: list[dict[str, Any]] = [
+            *({"min_key": key} for key in min_keys or ()),
+            *({"max_key": key} for key in max_keys or ()),
+            *({"importance_key": key} for key in importance_keys),
+        ]
+        found: set[Path] = set()
+        kept: set[Path] = set()
+        for order in orders:
+            ordered = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+            found.update(checkpoint.path for checkpoint in ordered)
+            kept.update(checkpoint.path for checkpoint in ordered[:num_to_keep])
+        ddp_barrier()  # every process has listed them
+        if if_main_process():
+            for folder in sorted(found - kept):
+                self._delete(folder)
+                logger.log(verbosity, "Deleted the checkpoint in %s", folder)
+        ddp_barrier()
+
+    def _delete(self, folder: Path) -> None:
         try:
-            super().delete_checkpoints(*args, **kwargs)
-        except (FileNotFoundError, RuntimeError) as error:
-            is_gone = isinstance(error, OSError) or "valid for deletion" in str(error)
-            if not is_gone:
-                raise
+            shutil.rmtree(_put_away(folder))
+        except FileNotFoundError as error:
             raise OSError(
                 f"checkpoints in {self.checkpoints_dir} are being removed by somebody "
                 "else; let the folder be, and give the same command again"
@@ -198,10 +227,12 @@ class AtomicCheckpointer(Checkpointer):
             _to_disk(path)
         stamp = unfinished.name.removeprefix(UNFINISHED_PREFIX)
         final = unfinished.with_name(CKPT_PREFIX + stamp)
-        if final.exists():  # a named checkpoint that is saved again
-            shutil.rmtree(final)
+        # A named checkpoint may be saved again.
+        replaced = _put_away(final) if final.exists() else None
         os.replace(unfinished, final)
         _to_disk(self.checkpoints_dir)
+        if replaced is not None:
+            shutil.rmtree(replaced)
         return final
 
     def _new_checkpoint_dirpath(self) -> Path:
@@ -222,6 +253,13 @@ class AtomicCheckpointer(Checkpointer):
 
 def _aside(final: Path) -> Path:
     return final.with_name(final.name.replace(CKPT_PREFIX, UNFINISHED_PREFIX, 1))
+
+
+def _put_away(checkpoint: Path) -> Path:
+    """Where it is removed next; half of it there is not taken for a damaged one."""
+    return checkpoint.rename(
+        checkpoint.with_name(f"{UNFINISHED_PREFIX}-{uuid.uuid4().hex[:8]}")
+    )
 
 
 def _is_complete(checkpoint: Path) -> bool:

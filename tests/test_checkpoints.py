@@ -4,6 +4,7 @@ import multiprocessing
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -271,6 +272,27 @@ def test_what_is_listed_after_a_kill_loads(tmp_path):
         assert newest >= last_step  # nothing that was there is lost
         last_step = newest
     assert last_step > 5  # each of the six saved
+
+
+def test_a_removal_cut_short_leaves_nothing_that_looks_damaged(
+    tmp_path, monkeypatch, caplog
+):
+    checkpointer = _checkpointer(tmp_path)
+    kept = [_save(checkpointer, float(value)) for value in range(2)][1]
+
+    def remove_a_file(folder):
+        next(Path(folder).iterdir()).unlink()
+        raise _Killed
+
+    with monkeypatch.context() as dying, pytest.raises(_Killed):
+        dying.setattr(shutil, "rmtree", remove_a_file)
+        checkpointer.delete_checkpoints()
+    assert list(tmp_path.glob("CKPT*")) == [kept.path]
+    restarted = _checkpointer(tmp_path)
+    assert restarted.recover_if_possible().path == kept.path
+    assert "Passing over" not in caplog.text
+    after = _save(restarted, 3.0)
+    assert set(tmp_path.iterdir()) == {kept.path, after.path}
 
 
 @pytest.mark.parametrize("gone", ["a file", "the folder"])
