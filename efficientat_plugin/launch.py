@@ -25,6 +25,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.memory import keep_freed_memory
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ _OCCUPIED: dict[Path, FolderLock] = {}
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
 
-    Ctrl-C and SIGTERM end it, with a line that says how to go on.
+    Ctrl-C and SIGTERM end it, with a line that says how to go on. In the sentence that
+    it ends with otherwise, names that others gave command no terminal.
 
     Arguments
     ---------
@@ -67,6 +69,8 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
                     f"killed; the same command {again}."
                 )
             if not told and not isinstance(error, KeyboardInterrupt):
+                if isinstance(error, SystemExit) and isinstance(error.code, str):
+                    error.code = "\n".join(map(shown, error.code.split("\n")))
                 raise
             # Or what came of it: workers that were told too are missed before.
             if hasattr(signal, "SIGCHLD"):  # torch raises in it, for each that ends

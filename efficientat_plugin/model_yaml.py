@@ -6,8 +6,7 @@ as a whole, before anything is imported. A prefix would not do, for modules hold
 modules: ``!apply:torch.os.system`` is ``os.system``.
 
 `AudioTagger` reads its folders so; SpeechBrain's own interfaces, and recipes with the
-YAML that they are given, run all of it. Memory is not guarded: a stranger's width may
-ask for more than there is.
+YAML that they are given, run all of it.
 
 What HyperPyYAML has beyond that is left out: Python's own tags, ``!applyref:``, tuples
 (whose text it gives to an unsafe loader, so a class called "(other)" is one, too),
@@ -23,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML, SafeLoader
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -30,6 +30,7 @@ from ruamel.yaml.representer import RepresenterError
 from speechbrain.utils.parameter_transfer import Pretrainer
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.limits import MAX_PARAMETERS
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import load_published_state
@@ -79,7 +80,8 @@ MAX_BYTES = 2_000_000  # of a YAML: 50 000 classes
 # Text is written out at every reference to it.
 MAX_TEXT, MAX_REFERENCES = 2_000, 200  # characters of one, and references in a YAML
 IF_TRUSTED = (
-    "if you trust whoever wrote it with this machine, pass trust=True, or --trust"
+    "if you trust whoever wrote it with this machine, pass trust=True, or --trust to "
+    "efficientat"
 )
 
 
@@ -104,7 +106,22 @@ def _build(loader: _Loader, name: str, node: Node) -> Any:
     elif isinstance(node, SequenceNode):
         args = loader.construct_sequence(node, deep=True)
     part: Any = pydoc.locate(name)
+    if isinstance(part, type) and issubclass(part, Student):
+        _refuse_too_large(part, args, kwargs)
     return part(*args, **kwargs)
+
+
+def _refuse_too_large(
+    student: type[Student], args: list[Any], kwargs: dict[str, Any]
+) -> None:
+    """A few digits of a width or a number of classes ask for any memory."""
+    with torch.device("meta"):  # where parameters have shapes alone
+        parameters = student(*args, **kwargs).parameters()
+    if sum(parameter.numel() for parameter in parameters) > MAX_PARAMETERS:
+        raise ValueError(
+            f"a {student.__name__} of these options has more than {MAX_PARAMETERS} "
+            "parameters"
+        )
 
 
 def _name(loader: _Loader, name: str, node: Node) -> Any:

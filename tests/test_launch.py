@@ -3,17 +3,18 @@
 import argparse
 import runpy
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from recipe_runs import run_to_end
 
 from efficientat_plugin.launch import (
     claim_folder,
     load_hparams,
     parse_and_join,
     settings_of,
+    start,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -90,11 +91,21 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sentence_commands_no_terminal():
+    def refuse(_arguments):
+        sys.exit("no column \x1b[2J\rlabel; found were:\n  a\u202eb, é")
+
+    with pytest.raises(SystemExit) as stop:
+        start(refuse)
+    assert stop.value.code == (
+        "no column \\x1b[2J\\rlabel; found were:\n  a\\u202eb, é"
+    )
+
+
 INTERRUPTED = """
 import os, signal, sys, threading, time
 from efficientat_plugin.launch import start
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
 
 def lose_a_worker():  # as threads of multiprocessing do
     time.sleep(0.5)
@@ -126,7 +137,6 @@ import io, os, signal, sys, time
 import numpy as np, soundfile
 from efficientat_plugin.launch import start
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
 sound = io.BytesIO()
 soundfile.write(sound, np.ones(9999), 8000, format="FLAC")
 
@@ -147,27 +157,23 @@ start(main)
 """
 
 
-def test_an_interruption_cuts_no_clip_that_is_being_read():
-    done = subprocess.run(
-        [sys.executable, "-c", READING], capture_output=True, text=True, timeout=50
-    )
-    assert done.stdout == "9999\n"
-    assert done.stderr == "\nInterrupted; the same command goes on.\n"
-    assert done.returncode == 130
+def _said(script, tmp_path, *arguments, expect):
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    return run_to_end([path, *arguments], expect)
+
+
+def test_an_interruption_cuts_no_clip_that_is_being_read(tmp_path):
+    said = _said(READING, tmp_path, expect=130)
+    assert said == "9999\n\nInterrupted; the same command goes on.\n"
 
 
 @pytest.mark.parametrize("then", ["goes on", "fails"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then):
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, name, then],
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
+def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then, tmp_path):
     what = {"SIGINT": "Interrupted", "SIGTERM": "Terminated"}[name]
-    assert done.stderr == f"\n{what}; the same command goes on.\n"
-    assert done.returncode == 128 + getattr(signal, name)
+    said = _said(INTERRUPTED, tmp_path, name, then, expect=128 + getattr(signal, name))
+    assert said == f"\n{what}; the same command goes on.\n"
 
 
 FORKING = """
@@ -186,11 +192,8 @@ start(main)
 """
 
 
-def test_a_worker_says_nothing_of_the_first_process_that_ended():
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=50
-    )
-    assert (done.returncode, done.stderr) == (0, "ValueError: of its own\n")
+def test_a_worker_says_nothing_of_the_first_process_that_ended(tmp_path):
+    assert _said(FORKING, tmp_path, expect=0) == "ValueError: of its own\n"
 
 
 CLAIMING = ("distil", "finetune", "esc50", "fsd50k", "openmic", "tau2020")

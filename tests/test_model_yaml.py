@@ -434,6 +434,26 @@ BOMBS = {
         "again: !new:efficientat_plugin.features.LogMel {n_mels: 65536, n_fft: 65536}",
         "their product is at most",
     ),
+    "a width that fills the memory": (
+        "again: !new:efficientat_plugin.MN {width: 40}",
+        "has more than 1000000000 parameters",
+    ),
+    "a table of classes that fills the memory": (
+        "again: !new:efficientat_plugin.DyMN {num_classes: 100000000}",
+        "has more than 1000000000 parameters",
+    ),
+    "a width beyond all numbers": (
+        "again: !new:efficientat_plugin.MN {width: 1.0e+300}",
+        "makes no tagger",
+    ),
+    "wide blocks": (
+        "again: !new:efficientat_plugin.teachers.passt.PaSST {embed_dim: 12000}",
+        "has more than 1000000000 parameters",
+    ),
+    "blocks without end": (
+        f"again: !new:efficientat_plugin.teachers.passt.PaSST {{depth: {10**9}}}",
+        "depth=1000000000 is illegal; give an integer from 1 to 100",
+    ),
 }
 
 

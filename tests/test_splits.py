@@ -273,6 +273,16 @@ def test_groups_on_both_sides_of_a_given_split_are_named(caplog):
     assert "1 groups are on several sides of the given split: x" in caplog.text
 
 
+def test_names_that_command_a_terminal_are_shown_in_plain_text(caplog):
+    rows = rows_of([["a"]] * 8 + [["\x1b[31m"]], ["\x1b[32m"] * 2 + [None] * 7)
+    split_rows(rows)
+    rows = rows_of([["a"], ["b"]], ["\x1b[32m"] * 2, split=["train", "test"])
+    given_split(rows)
+    assert len(caplog.messages) == 3
+    for message, color in zip(caplog.messages, "112", strict=True):
+        assert rf"\x1b[3{color}m" in message and message.isprintable()
+
+
 def test_recordings_of_real_esc50_stay_together(shared):
     rows = read_table(
         shared / "data" / "esc50", group_column="src_file", audio_folder="audio"

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 
 from efficientat_plugin.data.stratify import Unit, stratify, total_counts
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -233,7 +234,7 @@ def _by_name(rows: datasets.Dataset, names: Sequence[str]) -> Split:
             logger.warning(
                 "%d groups are on several sides of the given split: %s",
                 len(torn),
-                ", ".join(torn[:5]),
+                shown(", ".join(torn[:5])),
             )
     return split
 
@@ -268,7 +269,7 @@ def _deal_out(
                 len(absent),
                 "class is" if len(absent) == 1 else "classes are",
                 name,
-                ", ".join(f"{label} ({counts[label]})" for label in absent[:10]),
+                ", ".join(f"{shown(k)} ({counts[k]})" for k in absent[:10]),
             )
     return {name: sorted(side) for name, side in sides.items()}
 

@@ -1,5 +1,6 @@
 """The contract of students, and the checks of their options."""
 
+import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -17,13 +18,16 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
         raise ValueError(f"{name}={value!r} is not known; choose one of {legal}")
 
 
-def check_integer(name: str, value: object, at_least: int = 1) -> None:
-    """Refuses an option that is no integer of at least so much."""
+def check_integer(
+    name: str, value: object, at_least: int = 1, at_most: float = math.inf
+) -> None:
+    """Refuses an option that is no integer of at least, and at most, so much."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_integer or int(value) < at_least:  # type: ignore[call-overload]
-        raise ValueError(
-            f"{name}={value!r} is illegal; give an integer of at least {at_least}"
-        )
+    if not is_integer or not at_least <= int(value) <= at_most:  # type: ignore[call-overload]
+        legal = f"of at least {at_least}"
+        if at_most < math.inf:
+            legal = f"from {at_least} to {at_most}"
+        raise ValueError(f"{name}={value!r} is illegal; give an integer {legal}")
 
 
 def check_positive(name: str, value: object) -> None:

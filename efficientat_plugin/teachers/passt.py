@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.limits import MAX_DEPTH
 from efficientat_plugin.students.student import Student, check_integer, check_positive
 
 PATCH = 16  # mel bins and frames of a patch
@@ -125,7 +126,7 @@ class PaSST(Student):
     embed_dim : int
         D, a multiple of ``num_heads``.
     depth : int
-        Blocks, at least 1; published: 12, and 7 for the light one.
+        Blocks, 1 to 100; published: 12, and 7 for the light one.
     num_heads : int
         Of every attention.
     mlp_ratio : float
@@ -179,7 +180,7 @@ class PaSST(Student):
         check_integer("frequency_stride", frequency_stride)
         check_integer("time_stride", time_stride)
         check_integer("embed_dim", embed_dim)
-        check_integer("depth", depth)
+        check_integer("depth", depth, at_most=MAX_DEPTH)
         check_integer("num_heads", num_heads)
         check_positive("mlp_ratio", mlp_ratio)
         check_integer("patchout_time", patchout_time, at_least=0)
