@@ -592,7 +592,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     # Killed outright: what is in no part yet is lost, and a part is half written.
     monkeypatch.setattr(parts, "PART_SOUNDS", 2)
     with monkeypatch.context() as patch:
-        patch.setattr(parts.EmbeddingParts, "flush", _flush_only_full_parts)
+        patch.setattr(parts.ResultParts, "flush", _flush_only_full_parts)
         killed_at(3, MemoryError("killed"))
         assert run("embed", five, "--output", target)[0] == 2
     (kept / "part-000001.npz.part").write_bytes(b"half a part")
@@ -609,10 +609,56 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert not kept.exists()
 
 
+def test_killed_tagging_goes_on_to_the_same_bytes(run, five, tmp_path, monkeypatch):
+    (five / "3b.wav").write_text("no sound")
+    words = ("tag", five, "--batch-size", 2, "--format", "csv", "--output")
+    alone, target = tmp_path / "alone.csv", tmp_path / "killed.csv"
+    assert run(*words, alone)[0] == 1
+    heard, probabilities = [], AudioTagger.probabilities
+
+    def dying(self, sounds, *args):
+        heard.append(len(sounds))
+        if len(heard) == 2:
+            raise KeyboardInterrupt
+        return probabilities(self, sounds, *args)
+
+    monkeypatch.setattr(AudioTagger, "probabilities", dying)
+    code, _, err = run(*words, target)
+    assert code == 130 and "goes on from there" in err
+    assert not target.exists() and (tmp_path / "killed.csv.parts").is_dir()
+    code, _, err = run(*words, target)
+    assert code == 1 and "3b.wav: " in err and "1 of 6 inputs" in err
+    assert heard == [2, 2, 2, 1]  # the first two were heard already
+    assert target.read_bytes() == alone.read_bytes()
+    assert not (tmp_path / "killed.csv.parts").exists()
+
+
+def test_tags_of_other_settings_are_not_mixed(run, five, tmp_path, monkeypatch):
+    target = tmp_path / "x.jsonl"
+    words = ("tag", five, "--batch-size", 1, "--output", target)
+    with monkeypatch.context() as patch:
+        flush = parts.ResultParts.flush
+
+        def flush_and_die(self):
+            flush(self)
+            raise KeyboardInterrupt
+
+        patch.setattr(parts.ResultParts, "flush", flush_and_die)
+        assert run(*words)[0] == 130
+    settings = tmp_path / "x.jsonl.parts" / "settings.json"
+    text = settings.read_text()
+    settings.write_text(text.replace("multilabel", "multiclass"))
+    code, _, err = run(*words)
+    assert code == 2 and "holds results that differ in target; delete the f" in err
+    settings.write_text(text)
+    assert run(*words, "--format", "jsonl", "--top", 1)[0] == 0  # which may differ
+    assert len(target.read_text().splitlines()) == 5
+
+
 def test_a_second_run_does_not_mix_its_parts_with_the_first(run, five, tmp_path):
     target = tmp_path / "embeddings.npz"
     folder = tmp_path / "embeddings.npz.parts"
-    with contextlib.closing(parts.EmbeddingParts(folder, {})):
+    with contextlib.closing(parts.ResultParts(folder, {})):
         code, _, err = run("embed", five, "--output", target)
         assert code == 2 and "parts is being filled by another run; wait for it" in err
     assert run("embed", five, "--output", target)[0] == 0
@@ -629,7 +675,7 @@ def test_runs_that_write_one_file_each_write_all_of_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
 
-def _flush_only_full_parts(self, flush=parts.EmbeddingParts.flush):
+def _flush_only_full_parts(self, flush=parts.ResultParts.flush):
     if len(self._new) >= parts.PART_SOUNDS:
         flush(self)
 
@@ -760,6 +806,7 @@ def test_embed_leaves_out_what_cannot_be_read(run, folder, tmp_path):
         (["scan", "x.wav", "--hop", "0"], "'0' is given; give seconds above 0"),
         (["tag", "x.wav", "--output", "y.wav"], "is named as a sound"),
         (["tag", "x.wav", "--output", "no/such/y.csv"], "cannot be written"),
+        (["tag", "x.wav", "--output", os.devnull], "cannot be written"),
         (["embed", ".", "--output", "x.csv"], "must end in .npz or .parquet"),
         (["embed", "x.wav", "--output", "x.npz"], "is no folder"),
     ],

@@ -3,11 +3,9 @@
 import argparse
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientat_plugin import __version__
 from efficientat_plugin.cli.arguments import Commands, add_model, whole_number
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
 from efficientat_plugin.cli.outputs import (
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from efficientat_plugin.cli.parts import EmbeddingParts, SoundFile
+    from efficientat_plugin.cli.parts import ResultParts, SoundFile
     from efficientat_plugin.inference import AudioTagger
 
 SUFFIXES = (".npz", ".parquet")
@@ -82,27 +80,24 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from efficientat_plugin.cli.models import load_tagger
-    from efficientat_plugin.cli.parts import EmbeddingParts
+    from efficientat_plugin.cli.parts import parts_beside, settings_of
 
     tagger = load_tagger(
         arguments.model, arguments.labels, arguments.device, arguments.trust
     )
     options = embedding_options(arguments)
-    settings = settings_of(tagger, options)
+    settings = settings_of(tagger, **options)
     # So that options of no meaning are refused before anything is kept.
     silence = np.zeros(tagger.ensemble.min_samples, np.float32)
-    tagger.embed(silence, tagger.sample_rate, **options)
-    output: Path = arguments.output
-    folder = output.with_name(output.name + ".parts")
-    with closing(EmbeddingParts(folder, settings)) as parts:
-        try:
-            sounds = _hear(paths, tagger, options, parts, failures, arguments)
-        finally:
-            parts.flush()
+    size = len(tagger.embed(silence, tagger.sample_rate, **options))
+    with parts_beside(arguments.output, settings) as parts:
+        sounds = _hear(paths, tagger, options, parts, failures, arguments)
         if sounds:
             names = [sound.name for sound in sounds]
-            write_embeddings(output, names, parts.gather(sounds), settings)
-        parts.remove()
+            embeddings = np.empty((len(sounds), size), np.float32)
+            for number, row in enumerate(parts.rows(sounds)):
+                embeddings[number] = row
+            write_embeddings(arguments.output, names, embeddings, settings)
     return failures.conclude(len(sounds))
 
 
@@ -110,22 +105,17 @@ def _hear(
     paths: Sequence[Path],
     tagger: "AudioTagger",
     options: dict[str, Any],
-    parts: "EmbeddingParts",
+    parts: "ResultParts",
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> "list[SoundFile]":
     """Adds to ``parts`` what they lack; gives the sounds that they have then."""
     from tqdm import tqdm
 
-    from efficientat_plugin.cli.parts import SoundFile
+    from efficientat_plugin.cli.parts import sound_files
     from efficientat_plugin.data.decoding import UnreadableClip
 
-    files: dict[Path, SoundFile] = {}
-    for path in paths:
-        try:
-            files[path] = SoundFile.of(path, arguments.folder)
-        except OSError as error:  # gone in between
-            failures.add(path, error.strerror)
+    files = sound_files(paths, failures, arguments.folder)
     missing = [path for path, file in files.items() if file not in parts.done]
     with tqdm(
         decoded_ahead(missing, tagger.sample_rate, arguments.workers),
@@ -144,7 +134,7 @@ def _hear(
                 failures.add(path, fault.reason)
                 del files[path]
             else:
-                parts.add(files[path], embedding)
+                parts.add([files[path]], embedding[None])
     return list(files.values())
 
 
@@ -156,50 +146,6 @@ def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.sources is not None:
         names = tuple(name.strip() for name in arguments.sources.split(","))
     return {"sources": names, "pooling": arguments.pooling}
-
-
-def settings_of(tagger: "AudioTagger", options: dict[str, Any]) -> dict[str, Any]:
-    """All that an embedding depends on besides the sound, weights by their digest.
-
-    Arguments
-    ---------
-    tagger : AudioTagger
-    options : dict
-        Of ``LayerEmbedding``.
-
-    Returns
-    -------
-    dict
-        What JSON can hold.
-    """
-    return {
-        "version": __version__,
-        "model_sha256": tagger.ensemble.sha256(),
-        "front_ends": [
-            _front_end(member.log_mel) for member in tagger.ensemble.members
-        ],
-        "clip_seconds": tagger.hparams.clip_seconds,
-        "short_clips": tagger.hparams.short_clips,
-        "sources": list(options["sources"]),
-        "pooling": options["pooling"],
-    }
-
-
-def _front_end(log_mel: Any) -> dict[str, Any]:
-    names = (
-        "sample_rate",
-        "n_mels",
-        "win_length",
-        "hop_length",
-        "n_fft",
-        "f_min",
-        "f_max",
-        "log_floor",
-        "log_floor_mode",
-    )
-    # The window is the only one of its settings that it does not tell.
-    window_sum = round(float(log_mel.window.double().sum()), 6)
-    return {name: getattr(log_mel, name) for name in names} | {"window_sum": window_sum}
 
 
 def write_embeddings(

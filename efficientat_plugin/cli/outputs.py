@@ -147,7 +147,8 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
             f"{shown(path)} is to be written, but is named as a sound; give another "
             "name"
         )
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    is_another = path.exists() and not path.is_file()  # a device would be replaced
+    if is_another or not os.access(path.parent, os.W_OK):
         raise ValueError(
             f"{shown(path)} cannot be written; give a file in a folder that exists and "
             "may be written to"

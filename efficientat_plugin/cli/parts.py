@@ -1,19 +1,25 @@
-"""Embeddings on their way to one file, kept in parts so that a killed run goes on."""
+"""Results on their way to one file, kept in parts so that a killed run goes on."""
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin import __version__
+from efficientat_plugin.cli.inputs import Failures
 from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
+
+if TYPE_CHECKING:
+    from efficientat_plugin.inference import AudioTagger
 
 PART_SOUNDS = 500  # a part is written after so many sounds,
 PART_SECONDS = 60.0  # or after so long, whichever comes first
@@ -26,28 +32,109 @@ class SoundFile(NamedTuple):
     size: int  # bytes
     modified_ns: int
 
-    @classmethod
-    def of(cls, path: Path, folder: Path) -> "SoundFile":
-        """What is known of a file without reading it."""
-        state = path.stat()
-        name = path.relative_to(folder).as_posix()
-        return cls(name, state.st_size, state.st_mtime_ns)
+
+def sound_files(
+    paths: Iterable[Path], failures: Failures, folder: Path | None = None
+) -> dict[Path, SoundFile]:
+    """What is known of files without reading them.
+
+    Arguments
+    ---------
+    paths : iterable of Path
+    failures : Failures
+        Gets those that are gone.
+    folder : Path or None
+        What names are relative to; None: they are as given.
+    """
+    files = {}
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError as error:
+            failures.add(path, error.strerror)
+            continue
+        name = str(path) if folder is None else path.relative_to(folder).as_posix()
+        files[path] = SoundFile(name, state.st_size, state.st_mtime_ns)
+    return files
 
 
-class EmbeddingParts:
-    """A folder of embeddings, part by part; each part is whole or not there.
+def settings_of(tagger: "AudioTagger", **options: Any) -> dict[str, Any]:
+    """All that a result depends on besides the sound, weights by their digest.
+
+    Arguments
+    ---------
+    tagger : AudioTagger
+    **options
+        Of the command.
+
+    Returns
+    -------
+    dict
+        What JSON can hold.
+    """
+    return {
+        "version": __version__,
+        "model_sha256": tagger.ensemble.sha256(),
+        "front_ends": [
+            _front_end(member.log_mel) for member in tagger.ensemble.members
+        ],
+        "clip_seconds": tagger.hparams.clip_seconds,
+        "short_clips": tagger.hparams.short_clips,
+    } | options
+
+
+def _front_end(log_mel: Any) -> dict[str, Any]:
+    names = (
+        "sample_rate",
+        "n_mels",
+        "win_length",
+        "hop_length",
+        "n_fft",
+        "f_min",
+        "f_max",
+        "log_floor",
+        "log_floor_mode",
+    )
+    # The window is the only one of its settings that it does not tell.
+    window_sum = round(float(log_mel.window.double().sum()), 6)
+    return {name: getattr(log_mel, name) for name in names} | {"window_sum": window_sum}
+
+
+@contextmanager
+def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultParts]":
+    """Parts that are gone when ``output`` is written, and kept when it is not.
+
+    Arguments
+    ---------
+    output : Path
+        The one file, which is written in the block.
+    settings : dict
+        See ``settings_of``.
+    """
+    folder = output.with_name(output.name + ".parts")
+    with closing(ResultParts(folder, settings)) as parts:
+        try:
+            yield parts
+        except BaseException:
+            parts.flush()
+            raise
+        shutil.rmtree(folder)
+
+
+class ResultParts:
+    """A folder of a row for each sound, part by part; each is whole or not there.
 
     Arguments
     ---------
     folder : Path
         Made where it is not there, else gone on with.
     settings : dict
-        All that embeddings depend on: kept, and compared when a run goes on.
+        All that results depend on: kept, and compared when a run goes on.
 
     Raises
     ------
     ValueError
-        For a folder with embeddings of other settings, and one that another run fills.
+        For a folder with results of other settings, and one that another run fills.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -73,9 +160,9 @@ class EmbeddingParts:
             self.close()
             raise
 
-    def add(self, sound: SoundFile, embedding: NDArray[np.float32]) -> None:
-        """One more; [D]."""
-        self._new.append((sound, embedding))
+    def add(self, sounds: Sequence[SoundFile], rows: NDArray[np.float32]) -> None:
+        """More of them, which stay in one part; [sounds, D]."""
+        self._new += zip(sounds, rows, strict=True)
         is_old = time.monotonic() - self._begun > PART_SECONDS
         if is_old or len(self._new) >= PART_SOUNDS:
             self.flush()
@@ -93,33 +180,23 @@ class EmbeddingParts:
                 names=np.array([sound.name for sound in sounds]),
                 sizes=np.array([sound.size for sound in sounds], np.int64),
                 modified_ns=np.array([sound.modified_ns for sound in sounds], np.int64),
-                embeddings=np.stack([embedding for _, embedding in self._new]),
+                results=np.stack([row for _, row in self._new]),
             )
             file.flush()
             os.fsync(file.fileno())
         self.done |= {sound: (part, row) for row, sound in enumerate(sounds)}
         self._new = []
 
-    def gather(self, sounds: Iterable[SoundFile]) -> NDArray[np.float32]:
-        """[sounds, D], in their order; all of them must be done."""
-        rows_of: dict[Path, list[tuple[int, int]]] = {}
-        number = -1
-        for number, sound in enumerate(sounds):
+    def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray[np.float32]]:
+        """[D] of each, in their order; all of them must be done."""
+        self.flush()
+        loaded, results = None, np.zeros((0, 0), np.float32)
+        for sound in sounds:
             part, row = self.done[sound]
-            rows_of.setdefault(part, []).append((number, row))
-        gathered = np.zeros((0, 0), np.float32)
-        for part, rows in rows_of.items():
-            with np.load(part) as content:
-                embeddings = content["embeddings"]
-            if not len(gathered):
-                gathered = np.zeros((number + 1, embeddings.shape[1]), np.float32)
-            numbers, sources = zip(*rows, strict=True)
-            gathered[list(numbers)] = embeddings[list(sources)]
-        return gathered
-
-    def remove(self) -> None:
-        """The file is written: the parts are not needed any more."""
-        shutil.rmtree(self.folder)
+            if part != loaded:
+                with np.load(part) as content:
+                    loaded, results = part, content["results"]
+            yield results[row]
 
     def close(self) -> None:
         """Another run may go on with what is there."""
@@ -139,7 +216,7 @@ class EmbeddingParts:
         if not isinstance(kept, dict):
             raise ValueError(
                 f"{shown(path)} is damaged, so that nobody knows of what settings the "
-                "embeddings are; delete the folder"
+                "results are; delete the folder"
             )
         # As JSON has it, where a tuple is a list
         settings = json.loads(json.dumps(settings))
@@ -150,7 +227,7 @@ class EmbeddingParts:
         ]
         if differing:
             raise ValueError(
-                f"{shown(self.folder)} holds embeddings that differ in "
+                f"{shown(self.folder)} holds results that differ in "
                 f"{shown(', '.join(differing))[:200]}; delete the folder, or give the "
                 "options of the run that it is of"
             )
@@ -160,9 +237,9 @@ class EmbeddingParts:
             # numpy leaves a file open that it opened and cannot read.
             with open(part, "rb") as file, np.load(file) as content:
                 columns = [content[name] for name in ("names", "sizes", "modified_ns")]
-                embeddings = content["embeddings"]  # read to see that it is whole
+                results = content["results"]  # read to see that it is whole
             rows = zip(*(column.tolist() for column in columns), strict=True)
-            numbered = zip(range(len(embeddings)), rows, strict=True)
+            numbered = zip(range(len(results)), rows, strict=True)
             done = {SoundFile(*values): (part, row) for row, values in numbered}
         except Exception:  # of a damaged archive, nearly anything
             part.unlink()  # its sounds are heard again

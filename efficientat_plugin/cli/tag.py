@@ -1,7 +1,8 @@
 """``efficientat tag``: the likeliest classes of sounds."""
 
 import argparse
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +30,12 @@ from efficientat_plugin.cli.outputs import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from efficientat_plugin.inference import AudioTagger
+
+    Heard = tuple[Path, NDArray[np.float32]]  # [K], how probable each class is
 
 DECODERS = 2  # threads; enough to keep up with a student on a CPU
 
@@ -37,7 +43,12 @@ DECODERS = 2  # threads; enough to keep up with a student on a CPU
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser = commands.add_parser(
-        "tag", parents=[common], help="the likeliest classes of sounds"
+        "tag",
+        parents=[common],
+        help="the likeliest classes of sounds",
+        description="The likeliest classes of sounds, in the order of their names. A "
+        "run that writes a file and was stopped goes on where it was when it is "
+        "started again.",
     )
     add_sounds(parser)
     add_model(parser)
@@ -64,8 +75,8 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(
         run=run,
-        after_interrupt="a file of results was not written; run the same command "
-        "again, or on the sounds that are missing",
+        after_interrupt="where --output names a file, what was heard is kept beside "
+        "it, and the same command goes on from there",
     )
 
 
@@ -78,60 +89,123 @@ def run(arguments: argparse.Namespace) -> int:
     if not paths:
         return failures.conclude(0)
 
-    from tqdm import tqdm
-
     from efficientat_plugin.cli.models import load_tagger
 
     tagger = load_tagger(
         arguments.model, arguments.labels, arguments.device, arguments.trust
     )
-    num_read = 0
-    with (
-        text_output(arguments.output) as file,
-        tqdm(
-            decoded_ahead(paths, tagger.sample_rate, DECODERS),
-            total=len(paths),
-            unit=" sounds",
-            disable=hides_progress(arguments.output),
-        ) as sounds,
-    ):
-        writer = FORMATS[arguments.format](file, has_windows=False)
-        for finding in findings(tagger, sounds, failures, arguments):
-            writer.write(finding)
-            file.flush()
-            num_read += 1
-        return failures.conclude(num_read)
+    tell = _print if arguments.output is None else _write
+    return failures.conclude(tell(tagger, paths, failures, arguments))
 
 
-def findings(
+def _print(
     tagger: "AudioTagger",
-    sounds: Iterable[Decoded],
+    paths: Sequence[Path],
     failures: Failures,
     arguments: argparse.Namespace,
-) -> Iterator[Finding]:
-    """Classes of the sounds that can be read, in their order.
+) -> int:
+    """Says of each sound what it is as soon as it is heard; how many were read."""
+    writer, num_read = FORMATS[arguments.format](sys.stdout, has_windows=False), 0
+    for group in heard(tagger, paths, (), failures, arguments):
+        for path, probabilities in group:
+            writer.write(_finding(tagger, path, probabilities, arguments))
+            sys.stdout.flush()
+            num_read += 1
+    return num_read
 
-    Short sounds are heard together, long ones by themselves, as they are read.
+
+def _write(
+    tagger: "AudioTagger",
+    paths: Sequence[Path],
+    failures: Failures,
+    arguments: argparse.Namespace,
+) -> int:
+    """Writes a file when all is heard, and keeps what is until then; as ``_print``."""
+    import numpy as np
+
+    from efficientat_plugin.cli.parts import parts_beside, settings_of, sound_files
+
+    settings = settings_of(tagger, target=tagger.hparams.target)
+    with parts_beside(arguments.output, settings) as parts:
+        files = sound_files(paths, failures)
+        done = {path for path, file in files.items() if file in parts.done}
+        for group in heard(tagger, list(files), done, failures, arguments):
+            if rows := dict(group):
+                sounds = [files[path] for path in rows]
+                parts.add(sounds, np.stack(list(rows.values())))
+        parts.flush()
+        read = {path: file for path, file in files.items() if file in parts.done}
+        if read:
+            with text_output(arguments.output) as output:
+                writer = FORMATS[arguments.format](output, has_windows=False)
+                for path, row in zip(read, parts.rows(read.values()), strict=True):
+                    writer.write(_finding(tagger, path, row, arguments))
+    return len(read)
+
+
+def _finding(
+    tagger: "AudioTagger",
+    path: Path,
+    probabilities: "NDArray[np.float32]",
+    arguments: argparse.Namespace,
+) -> Finding:
+    from efficientat_plugin.tags import likeliest
+
+    top, threshold = arguments.top, arguments.threshold
+    return Finding(path, likeliest(tagger.labels, probabilities, top, threshold))
+
+
+def heard(
+    tagger: "AudioTagger",
+    paths: Sequence[Path],
+    done: Collection[Path],
+    failures: Failures,
+    arguments: argparse.Namespace,
+) -> "Iterator[Iterator[Heard]]":
+    """Sounds that can be read, in their order, by groups that are heard together.
+
+    Groups do not depend on what is done already: others beside it move a sound's
+    probabilities, if only by rounding.
     """
+    from tqdm import tqdm
+
+    size = arguments.batch_size
+    groups = [paths[start : start + size] for start in range(0, len(paths), size)]
+    groups = [[path for path in group if path not in done] for group in groups]
+    with tqdm(
+        decoded_ahead(
+            (path for group in groups for path in group),
+            tagger.sample_rate,
+            DECODERS,
+        ),
+        initial=len(done),
+        total=len(paths),
+        unit=" sounds",
+        disable=hides_progress(arguments.output),
+    ) as progress:
+        sounds = iter(progress)
+        for group in filter(None, groups):
+            decoded = list(islice(sounds, len(group)))
+            yield _hear(tagger, decoded, failures, size)
+
+
+def _hear(
+    tagger: "AudioTagger", group: list[Decoded], failures: Failures, batch_size: int
+) -> "Iterator[Heard]":
+    """Short sounds are heard together, long ones by themselves, as they are read."""
     from efficientat_plugin.data.decoding import UnreadableClip
 
-    options = {
-        "sample_rate": tagger.sample_rate,
-        "top_k": arguments.top,
-        "threshold": arguments.threshold,
-        "batch_size": arguments.batch_size,
-    }
-    iterator = iter(sounds)
-    while group := list(islice(iterator, arguments.batch_size)):
-        short = [decoded for decoded in group if decoded.samples is not None]
-        tags = tagger.tag_batch([decoded.sound for decoded in short], **options)
-        found = {decoded.path: tags[row] for row, decoded in enumerate(short)}
-        for decoded in group:
-            try:
-                if decoded.fault is not None:
-                    raise UnreadableClip(decoded.fault)
-                if decoded.samples is None:
-                    found[decoded.path] = tagger.tag_batch([decoded.path], **options)[0]
-                yield Finding(decoded.path, found[decoded.path])
-            except UnreadableClip as fault:
-                failures.add(decoded.path, fault.reason)
+    rate = tagger.sample_rate
+    short = [decoded for decoded in group if decoded.samples is not None]
+    rows = iter(tagger.probabilities([d.sound for d in short], rate, batch_size))
+    for decoded in group:
+        try:
+            if decoded.fault is not None:
+                raise UnreadableClip(decoded.fault)
+            if decoded.samples is not None:
+                yield decoded.path, next(rows)
+            else:
+                [row] = tagger.probabilities([decoded.path], rate, batch_size)
+                yield decoded.path, row
+        except UnreadableClip as fault:
+            failures.add(decoded.path, fault.reason)

@@ -228,16 +228,16 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         import numpy as np
 
-        from efficientat_plugin.cli.parts import EmbeddingParts, SoundFile
+        from efficientat_plugin.cli.parts import ResultParts, SoundFile
         from efficientat_plugin.data.targets import LabelTable
         from efficientat_plugin.runtime.front_end import FrontEndSettings
         from efficientat_plugin.runtime.model_file import ModelFacts
 
         self.parts, self.facts = folder / "x.npz.parts", folder / "facts.txt"
         self.sounds = [SoundFile(f"{k}é.wav", k, k) for k in range(9)]
-        kept = EmbeddingParts(self.parts, {"pooling": "avg"})
-        for sound in self.sounds:
-            kept.add(sound, np.full(4, sound.size, np.float32))
+        kept = ResultParts(self.parts, {"pooling": "avg"})
+        rows = [np.full(4, sound.size, np.float32) for sound in self.sounds]
+        kept.add(self.sounds, np.stack(rows))
         kept.flush()
         kept.close()
         settings = FrontEndSettings(
@@ -251,12 +251,12 @@ class Kept:
         self.facts.write_text("\n".join(lines), encoding="utf-8")
 
     def embeddings(self):
-        from efficientat_plugin.cli.parts import EmbeddingParts
+        from efficientat_plugin.cli.parts import ResultParts
 
         def read():
-            with closing(EmbeddingParts(self.parts, {"pooling": "avg"})) as kept:
+            with closing(ResultParts(self.parts, {"pooling": "avg"})) as kept:
                 there = [sound for sound in self.sounds if sound in kept.done]
-                return there, kept.gather(there).tolist()
+                return there, [row.tolist() for row in kept.rows(there)]
 
         return sorted(self.parts.iterdir()), read
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from concurrent.futures.process import BrokenProcessPool
-from itertools import count
 from pathlib import Path
 
 import datasets
@@ -89,11 +88,20 @@ def models(tmp_path_factory):
     return {how: write_model(folder / how, how) for how in ("repeat", "as_is")}
 
 
-# What each command comes by once for a sound
+def one(*_arguments):
+    """What a command comes by once for a sound."""
+    return 1
+
+
+def several(_parts, sounds, _rows):
+    """And several at once."""
+    return len(sounds)
+
+
 STEPS = {
-    "tag": (outputs.JsonLinesWriter, "write"),
-    "scan": (outputs.JsonLinesWriter, "write"),
-    "embed": (parts.EmbeddingParts, "add"),
+    "tag": (parts.ResultParts, "add", several),
+    "scan": (outputs.JsonLinesWriter, "write", one),
+    "embed": (parts.ResultParts, "add", several),
 }
 
 
@@ -106,13 +114,15 @@ def words_of(command, folder, model, output) -> list[str]:
 
 def commanded(words, number):
     """A command, and what it held on the way."""
-    course, done = Course(number), count(1)
-    owner, name = STEPS[words[0]]
+    course, done = Course(number), 0
+    owner, name, sounds_in = STEPS[words[0]]
     step = getattr(owner, name)
 
     def step_and_look(*arguments):
+        nonlocal done
         step(*arguments)
-        course.look(next(done))
+        done += sounds_in(*arguments)
+        course.look(done)
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
@@ -122,16 +132,18 @@ def commanded(words, number):
 
 
 def killed(words, number, sounds_of_part):
-    """A command that embeds, killed at a sound."""
+    """A command that writes one file, killed at a sound."""
     parts.PART_SOUNDS = sounds_of_part
-    add, done = parts.EmbeddingParts.add, count(1)
+    add, done = parts.ResultParts.add, 0
 
-    def add_or_die(*arguments):
-        add(*arguments)
-        if next(done) == number:
+    def add_or_die(kept, sounds, rows):
+        nonlocal done
+        add(kept, sounds, rows)
+        done += len(sounds)
+        if done >= number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    parts.EmbeddingParts.add = add_or_die
+    parts.ResultParts.add = add_or_die
     main(words)
 
 
@@ -165,16 +177,19 @@ def test_a_command(tries, command, short_clips, models, seed, figures, tmp_path)
     )
 
 
+@pytest.mark.parametrize("command", ["tag", "embed"])
 @short_and_full(short=0, full=2000)  # sounds
-def test_a_killed_command_goes_on(tries, models, seed, figures, tmp_path, capsys):
+def test_a_killed_command_goes_on(
+    tries, command, models, seed, figures, tmp_path, capsys
+):
     if not tries:
         pytest.skip("the short form is in tests/test_cli.py, without a kill")
     folder = tmp_path / "sounds"
     num_damaged = write_sounds(folder, tries, seed)
-    model = models["repeat"]
-    whole, resumed = tmp_path / "whole.npz", tmp_path / "resumed.npz"
-    assert main(words_of("embed", folder, model, whole)) == 1
-    again, num_kills = words_of("embed", folder, model, resumed), 0
+    suffix = "npz" if command == "embed" else "jsonl"
+    whole, resumed = tmp_path / f"whole.{suffix}", tmp_path / f"resumed.{suffix}"
+    assert main(words_of(command, folder, models["repeat"], whole)) == 1
+    again, num_kills = words_of(command, folder, models["repeat"], resumed), 0
     for number in (tries // 2, tries // 7, tries // 10):
         with pytest.raises(BrokenProcessPool):
             alone(killed, again, number, 100)
@@ -187,7 +202,7 @@ def test_a_killed_command_goes_on(tries, models, seed, figures, tmp_path, capsys
     assert resumed.read_bytes() == whole.read_bytes()
     names = {entry.name for entry in tmp_path.iterdir()}
     assert names == {"sounds", whole.name, resumed.name}  # nothing is left
-    figures(f"embed, {tries} sounds", f"{num_kills} kills", "the same bytes")
+    figures(f"{command}, {tries} sounds", f"{num_kills} kills", "the same bytes")
 
 
 def opened(folder):

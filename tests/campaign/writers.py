@@ -2,14 +2,13 @@
 
 import random
 import sys
-from contextlib import closing
 
 import numpy as np
 from at_once import REFUSED
 
 from efficientat_plugin.cli import parts
 from efficientat_plugin.cli.embed import write_embeddings
-from efficientat_plugin.cli.parts import EmbeddingParts, SoundFile
+from efficientat_plugin.cli.parts import SoundFile, parts_beside
 from efficientat_plugin.teachers.merge import merge_parts, part_path
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -49,13 +48,10 @@ def embed(output, names, seed):
     sounds = [SoundFile(name, len(name), 0) for name in names]
     parts.PART_SOUNDS = 7
     try:
-        folder = output.with_name(f"{output.name}.parts")
-        with closing(EmbeddingParts(folder, {"of": "names"})) as kept:
+        with parts_beside(output, {"of": "names"}) as kept:
             for sound in random.Random(seed).sample(sounds, len(sounds)):
                 if sound not in kept.done:
-                    kept.add(sound, values_of(sound.name))
-            kept.flush()
-            write_embeddings(output, names, kept.gather(sounds), {})
-            kept.remove()
+                    kept.add([sound], values_of(sound.name)[None])
+            write_embeddings(output, names, np.stack(list(kept.rows(sounds))), {})
     except (OSError, ValueError):
         sys.exit(REFUSED)
