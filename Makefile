@@ -9,7 +9,7 @@ demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
 
 test: tools lint  ## everything that checks the project
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 campaign: tools  ## hundreds of kills, thousands of damaged files: hours; docs/reliability.md
 	$(BIN)/python -m pytest tests/campaign -m campaign --capture=no --durations=0

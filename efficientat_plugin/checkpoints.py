@@ -119,25 +119,22 @@ class AtomicCheckpointer(Checkpointer):
         ]
         found: set[Path] = set()
         kept: set[Path] = set()
-        for order in orders:
-            ordered = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-            found.update(checkpoint.path for checkpoint in ordered)
-            kept.update(checkpoint.path for checkpoint in ordered[:num_to_keep])
-        ddp_barrier()  # every process has listed them
-        if if_main_process():
-            for folder in sorted(found - kept):
-                self._delete(folder)
-                logger.log(verbosity, "Deleted the checkpoint in %s", folder)
-        ddp_barrier()
-
-    def _delete(self, folder: Path) -> None:
         try:
-            shutil.rmtree(_put_away(folder))
+            for order in orders:
+                ordered = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+                found.update(checkpoint.path for checkpoint in ordered)
+                kept.update(checkpoint.path for checkpoint in ordered[:num_to_keep])
+            ddp_barrier()  # every process has listed them
+            if if_main_process():
+                for folder in sorted(found - kept):
+                    _remove(folder)
+                    logger.log(verbosity, "Deleted the checkpoint in %s", folder)
         except FileNotFoundError as error:
             raise OSError(
                 f"checkpoints in {self.checkpoints_dir} are being removed by somebody "
                 "else; let the folder be, and give the same command again"
             ) from error
+        ddp_barrier()
 
     def find_checkpoints(
         self,
@@ -227,12 +224,14 @@ class AtomicCheckpointer(Checkpointer):
             _to_disk(path)
         stamp = unfinished.name.removeprefix(UNFINISHED_PREFIX)
         final = unfinished.with_name(CKPT_PREFIX + stamp)
-        # A named checkpoint may be saved again.
-        replaced = _put_away(final) if final.exists() else None
+        before = None
+        if final.exists():  # a named one is saved again, and stays one until then
+            before = final.with_name(f"{final.name}-{uuid.uuid4().hex[:8]}")
+            os.replace(final, before)
         os.replace(unfinished, final)
         _to_disk(self.checkpoints_dir)
-        if replaced is not None:
-            shutil.rmtree(replaced)
+        if before is not None:
+            _remove(before)
         return final
 
     def _new_checkpoint_dirpath(self) -> Path:
@@ -255,11 +254,11 @@ def _aside(final: Path) -> Path:
     return final.with_name(final.name.replace(CKPT_PREFIX, UNFINISHED_PREFIX, 1))
 
 
-def _put_away(checkpoint: Path) -> Path:
-    """Where it is removed next; half of it there is not taken for a damaged one."""
-    return checkpoint.rename(
-        checkpoint.with_name(f"{UNFINISHED_PREFIX}-{uuid.uuid4().hex[:8]}")
-    )
+def _remove(checkpoint: Path) -> None:
+    """Under another name, so that half of it is not taken for a damaged one."""
+    aside = checkpoint.with_name(f"{UNFINISHED_PREFIX}-{uuid.uuid4().hex[:8]}")
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -88,6 +88,8 @@ IF_TRUSTED = (
 class _Loader(SafeLoader):
     """Builds what `_check` has let through."""
 
+    num_parameters = 0  # of all students
+
     def construct_object(self, node: Node, deep: bool = True) -> Any:
         """Arguments are whole before they are passed on."""
         return super().construct_object(node, deep)
@@ -107,21 +109,16 @@ def _build(loader: _Loader, name: str, node: Node) -> Any:
         args = loader.construct_sequence(node, deep=True)
     part: Any = pydoc.locate(name)
     if isinstance(part, type) and issubclass(part, Student):
-        _refuse_too_large(part, args, kwargs)
+        # A few digits of a width or a number of classes ask for any memory.
+        with torch.device("meta"):  # where parameters have shapes alone
+            parameters = part(*args, **kwargs).parameters()
+        loader.num_parameters += sum(parameter.numel() for parameter in parameters)
+        if loader.num_parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"with this {part.__name__} it has more than {MAX_PARAMETERS} "
+                "parameters"
+            )
     return part(*args, **kwargs)
-
-
-def _refuse_too_large(
-    student: type[Student], args: list[Any], kwargs: dict[str, Any]
-) -> None:
-    """A few digits of a width or a number of classes ask for any memory."""
-    with torch.device("meta"):  # where parameters have shapes alone
-        parameters = student(*args, **kwargs).parameters()
-    if sum(parameter.numel() for parameter in parameters) > MAX_PARAMETERS:
-        raise ValueError(
-            f"a {student.__name__} of these options has more than {MAX_PARAMETERS} "
-            "parameters"
-        )
 
 
 def _name(loader: _Loader, name: str, node: Node) -> Any:

@@ -1,6 +1,7 @@
 """A checkpoint is there entirely or not at all, whenever the process dies."""
 
 import multiprocessing
+import os
 import random
 import shutil
 import time
@@ -295,7 +296,32 @@ def test_a_removal_cut_short_leaves_nothing_that_looks_damaged(
     assert set(tmp_path.iterdir()) == {kept.path, after.path}
 
 
-@pytest.mark.parametrize("gone", ["a file", "the folder"])
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_named_checkpoint_that_is_replaced_is_there_all_the_time(
+    cut, tmp_path, monkeypatch
+):
+    checkpointer, renames = _checkpointer(tmp_path), []
+    rename = os.replace
+
+    def rename_or_die(source, target):
+        renames.append(target)
+        if len(renames) > cut:
+            raise _Killed
+        rename(source, target)
+
+    _fill(checkpointer, 1.0)
+    checkpointer.save_checkpoint(meta={"value": 1.0}, name="best")
+    _fill(checkpointer, 2.0)
+    with monkeypatch.context() as dying, pytest.raises(_Killed):
+        dying.setattr(os, "replace", rename_or_die)
+        checkpointer.save_checkpoint(meta={"value": 2.0}, name="best")
+    restarted = _checkpointer(tmp_path)
+    _fill(restarted, 0.0)
+    restarted.recover_if_possible(max_key="value")
+    _assert_holds(restarted, float(cut))
+
+
+@pytest.mark.parametrize("gone", ["a file", "the folder", "all as they are listed"])
 def test_checkpoints_that_somebody_else_removes_are_missed_in_a_sentence(
     gone, tmp_path, monkeypatch
 ):
@@ -313,8 +339,14 @@ def test_checkpoints_that_somebody_else_removes_are_missed_in_a_sentence(
         remove(found[-1].path)
         return found
 
+    def complete_and_gone(folder):
+        remove(folder)
+        return True
+
     if gone == "a file":
         monkeypatch.setattr(shutil, "rmtree", remove_after_another)
+    elif gone == "all as they are listed":
+        monkeypatch.setattr(checkpoints, "_is_complete", complete_and_gone)
     else:
         find = checkpointer.find_checkpoints
         monkeypatch.setattr(checkpointer, "find_checkpoints", find_before_another)

@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import tqdm
+from exported_models import random_weights
 from pyarrow import parquet
 
 from efficientat_plugin import __version__, list_students
@@ -47,12 +49,7 @@ def _write(path, seconds=1.0, seed=0):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A small student of AudioSet's classes; its numbers are random."""
-    torch.manual_seed(0)
-    student = MN(527, width=0.1)
-    for module in student.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # so that sounds differ
-            torch.nn.init.normal_(module.running_mean, std=0.3)
-            torch.nn.init.normal_(module.weight, mean=1.0, std=0.3)
+    student = random_weights(MN(527, width=0.1))
     path = tmp_path_factory.mktemp("model") / "student.pt"
     torch.save(student.state_dict(), path)
     return path
@@ -595,7 +592,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         patch.setattr(parts.ResultParts, "flush", _flush_only_full_parts)
         killed_at(3, MemoryError("killed"))
         assert run("embed", five, "--output", target)[0] == 2
-    (kept / "part-000001.npz.part").write_bytes(b"half a part")
+    (kept / ".part-000001.npz-0a1b2c3d.part").write_bytes(b"half a part")
     assert [path.name for path in kept.glob("*.npz")] == ["part-000000.npz"]
 
     killed_at(1, KeyboardInterrupt())  # the second of the three that are left
@@ -609,11 +606,25 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert not kept.exists()
 
 
-def test_killed_tagging_goes_on_to_the_same_bytes(run, five, tmp_path, monkeypatch):
+def _tagged(path):
+    """Likeliest class and its probability, by sound."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    first = {Path(line["sound"]).name: line["tags"][0] for line in lines}
+    return {name: (tag["name"], tag["probability"]) for name, tag in first.items()}
+
+
+def test_killed_tagging_goes_on_to_the_same_bytes(
+    run, tagger, five, tmp_path, monkeypatch
+):
     (five / "3b.wav").write_text("no sound")
-    words = ("tag", five, "--batch-size", 2, "--format", "csv", "--output")
-    alone, target = tmp_path / "alone.csv", tmp_path / "killed.csv"
+    words = ("tag", five, "--batch-size", 2, "--format", "jsonl", "--output")
+    alone, target = tmp_path / "alone.jsonl", tmp_path / "killed.jsonl"
     assert run(*words, alone)[0] == 1
+    expected = {path.name: tagger.tag(path)[0] for path in five.glob("?.wav")}
+    found = _tagged(alone)
+    assert len(set(found.values())) == len(found) == 5  # they differ
+    for name, tag in expected.items():
+        assert found[name] == (tag.name, pytest.approx(tag.probability, abs=2e-6))
     heard, probabilities = [], AudioTagger.probabilities
 
     def dying(self, sounds, *args):
@@ -625,12 +636,112 @@ def test_killed_tagging_goes_on_to_the_same_bytes(run, five, tmp_path, monkeypat
     monkeypatch.setattr(AudioTagger, "probabilities", dying)
     code, _, err = run(*words, target)
     assert code == 130 and "goes on from there" in err
-    assert not target.exists() and (tmp_path / "killed.csv.parts").is_dir()
-    code, _, err = run(*words, target)
+    assert not target.exists() and (tmp_path / "killed.jsonl.parts").is_dir()
+    monkeypatch.chdir(five)
+    code, _, err = run("tag", ".", *words[2:], target)  # by another name
     assert code == 1 and "3b.wav: " in err and "1 of 6 inputs" in err
     assert heard == [2, 2, 2, 1]  # the first two were heard already
-    assert target.read_bytes() == alone.read_bytes()
-    assert not (tmp_path / "killed.csv.parts").exists()
+    assert _tagged(target) == found
+    assert not (tmp_path / "killed.jsonl.parts").exists()
+
+
+def test_each_long_sound_that_was_tagged_is_kept(run, five, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "SHORT_SECONDS", 0.5)  # the last three are longer
+    heard, probabilities = [], AudioTagger.probabilities
+
+    def dying(self, sounds, *args):
+        heard.append(len(sounds))
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+        return probabilities(self, sounds, *args)
+
+    monkeypatch.setattr(AudioTagger, "probabilities", dying)
+    words = ("tag", five, "--output", tmp_path / "x.csv")
+    assert run(*words)[0] == 130
+    assert run(*words)[0] == 0
+    assert heard == [2, 1, 1, 1, 1]
+
+
+def test_sounds_of_one_name_in_other_folders_are_others(
+    run, five, tmp_path, monkeypatch
+):
+    other = tmp_path / "other"
+    for number in range(5):  # as large as those, and as old
+        _write(other / "five" / f"{number}.wav", 0.2 * (number + 1), seed=9 - number)
+    for path in tmp_path.rglob("*.wav"):
+        os.utime(path, ns=(0, 0))
+    for command, suffix in ("tag", "jsonl"), ("embed", "npz"):
+        target, alone = tmp_path / f"x.{suffix}", tmp_path / f"alone.{suffix}"
+        monkeypatch.chdir(other)
+        form = ("--format", "jsonl") if command == "tag" else ()
+        assert run(command, "five", *form, "--output", alone)[0] == 0
+        monkeypatch.chdir(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "PART_SOUNDS", 1)
+            patch.setattr(parts.ResultParts, "rows", _interrupted)
+            assert run(command, "five", *form, "--output", target)[0] == 130
+        monkeypatch.chdir(other)
+        assert run(command, "five", *form, "--output", target)[0] == 0
+        assert target.read_bytes() == alone.read_bytes()
+
+
+def _interrupted(*_arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "movie.mp4.part", None])
+def test_what_is_no_part_is_left_alone(run, five, tmp_path, name):
+    kept = tmp_path / "x.csv.parts"
+    if name is None:
+        kept.write_text("mine")
+        message = "x.csv.parts is no folder; give another --output"
+    else:
+        kept.mkdir()
+        (kept / name).write_text("mine")
+        message = f"{name}, which no run has put there; give another --output"
+    code, _, err = run("tag", five, "--output", tmp_path / "x.csv")
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert (kept if name is None else kept / name).read_text() == "mine"
+
+
+def test_parts_that_were_being_removed_are_no_others(run, five, tmp_path, monkeypatch):
+    words = ("tag", five, "--output", tmp_path / "x.csv")
+    unlink, removed = Path.unlink, []
+
+    def unlink_and_die(self, **options):
+        unlink(self, **options)
+        if self.parent.name == "x.csv.parts" and not self.name.endswith(".part"):
+            removed.append(self.name)
+            raise KeyboardInterrupt
+
+    for number in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink_and_die)
+            assert run(*words)[0] == 130
+        assert len(removed) == number + 1
+    assert run(*words)[0] == 0
+    assert not (tmp_path / "x.csv.parts").exists()
+
+
+def test_each_part_is_read_once(tmp_path, monkeypatch):
+    sounds = [parts.SoundFile(f"{number:03d}", 1, 1) for number in range(100)]
+    reads, load = [], np.load
+    with contextlib.closing(parts.ResultParts(tmp_path / "x", {})) as kept:
+        for some in (sounds[::2], sounds[1::2]):  # by their names, in turn
+            kept.add(some, np.array([[float(sound.name)] for sound in some]))
+            kept.flush()
+        monkeypatch.setattr(np, "load", lambda path: reads.append(path) or load(path))
+        assert [row.item() for row in kept.rows(sounds)] == list(range(100))
+    assert len(reads) == 2
+
+
+def test_a_full_disk_is_said_of_parts(run, five, tmp_path, monkeypatch):
+    def full(*_arguments, **_columns):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(np, "savez", full)
+    code, _, err = run("tag", five, "--output", tmp_path / "x.csv")
+    assert code == 2 and "x.csv.parts cannot be written (No space left" in err
 
 
 def test_tags_of_other_settings_are_not_mixed(run, five, tmp_path, monkeypatch):

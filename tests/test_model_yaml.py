@@ -436,11 +436,11 @@ BOMBS = {
     ),
     "a width that fills the memory": (
         "again: !new:efficientat_plugin.MN {width: 40}",
-        "has more than 1000000000 parameters",
+        "more than 1000000000 parameters",
     ),
     "a table of classes that fills the memory": (
         "again: !new:efficientat_plugin.DyMN {num_classes: 100000000}",
-        "has more than 1000000000 parameters",
+        "more than 1000000000 parameters",
     ),
     "a width beyond all numbers": (
         "again: !new:efficientat_plugin.MN {width: 1.0e+300}",
@@ -448,7 +448,15 @@ BOMBS = {
     ),
     "wide blocks": (
         "again: !new:efficientat_plugin.teachers.passt.PaSST {embed_dim: 12000}",
-        "has more than 1000000000 parameters",
+        "more than 1000000000 parameters",
+    ),
+    "kernels without end": (
+        f"again: !new:efficientat_plugin.DyMN {{dyconv_k: {10**9}}}",
+        "dyconv_k=1000000000 is illegal; give an integer from 1 to 64",
+    ),
+    "lines without end": (
+        f"again: !new:efficientat_plugin.DyMN {{dyrelu_k: {10**9}}}",
+        "dyrelu_k=1000000000 is illegal; give an integer from 1 to 64",
     ),
     "blocks without end": (
         f"again: !new:efficientat_plugin.teachers.passt.PaSST {{depth: {10**9}}}",
@@ -469,6 +477,15 @@ def test_a_bomb_is_refused_in_a_sentence(folder, kind):
     else:
         _refuses(folder, match)
     assert time.monotonic() - started < 60
+
+
+def test_students_have_a_limit_together(folder, monkeypatch):
+    monkeypatch.setattr(model_yaml, "MAX_PARAMETERS", 10**6)
+    again = [f"again{k}: !new:efficientat_plugin.MN {{width: 0.1}}" for k in range(9)]
+    _add(folder, again[0])
+    _load(folder)
+    _add(folder, "\n\n".join(again[1:]))
+    _refuses(folder, "with this MN it has more than 1000000 parameters")
 
 
 @pytest.mark.parametrize(

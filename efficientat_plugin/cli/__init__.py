@@ -2,7 +2,8 @@
 
 A module for each command says what it takes (``add_parser``) and does it (``run``).
 They share ``arguments`` (legal values), ``inputs`` (which files, and their sound),
-``models`` (by name, file or folder) and ``outputs`` (formats, files written aside).
+``models`` (by name, file or folder), ``outputs`` (formats, files written aside) and
+``parts`` (what a killed run goes on from).
 
 Nothing heavy is imported before a command needs it: ``--help`` and ``list`` answer
 at once.

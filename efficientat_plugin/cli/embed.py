@@ -93,9 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
     with parts_beside(arguments.output, settings) as parts:
         sounds = _hear(paths, tagger, options, parts, failures, arguments)
         if sounds:
-            names = [sound.name for sound in sounds]
+            names = [p.relative_to(arguments.folder).as_posix() for p in sounds]
             embeddings = np.empty((len(sounds), size), np.float32)
-            for number, row in enumerate(parts.rows(sounds)):
+            for number, row in enumerate(parts.rows(sounds.values())):
                 embeddings[number] = row
             write_embeddings(arguments.output, names, embeddings, settings)
     return failures.conclude(len(sounds))
@@ -108,14 +108,14 @@ def _hear(
     parts: "ResultParts",
     failures: Failures,
     arguments: argparse.Namespace,
-) -> "list[SoundFile]":
+) -> "dict[Path, SoundFile]":
     """Adds to ``parts`` what they lack; gives the sounds that they have then."""
     from tqdm import tqdm
 
     from efficientat_plugin.cli.parts import sound_files
     from efficientat_plugin.data.decoding import UnreadableClip
 
-    files = sound_files(paths, failures, arguments.folder)
+    files = sound_files(paths, failures)
     missing = [path for path, file in files.items() if file not in parts.done]
     with tqdm(
         decoded_ahead(missing, tagger.sample_rate, arguments.workers),
@@ -135,7 +135,7 @@ def _hear(
                 del files[path]
             else:
                 parts.add([files[path]], embedding[None])
-    return list(files.values())
+    return files
 
 
 def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
 from efficientat_plugin.cli.outputs import written_aside
+from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
 
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
 
 PART_SOUNDS = 500  # a part is written after so many sounds,
 PART_SECONDS = 60.0  # or after so long, whichever comes first
+SETTINGS, PARTS = "settings.json", "part-*.npz"
+OWN = (SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
 
 
 class SoundFile(NamedTuple):
     """A file as it was when it was heard; another size or time means another sound."""
 
-    name: str
+    name: str  # with all its folders
     size: int  # bytes
     modified_ns: int
 
 
-def sound_files(
-    paths: Iterable[Path], failures: Failures, folder: Path | None = None
-) -> dict[Path, SoundFile]:
+def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFile]:
     """What is known of files without reading them.
 
     Arguments
@@ -43,8 +44,6 @@ def sound_files(
     paths : iterable of Path
     failures : Failures
         Gets those that are gone.
-    folder : Path or None
-        What names are relative to; None: they are as given.
     """
     files = {}
     for path in paths:
@@ -52,9 +51,9 @@ def sound_files(
             state = path.stat()
         except OSError as error:
             failures.add(path, error.strerror)
-            continue
-        name = str(path) if folder is None else path.relative_to(folder).as_posix()
-        files[path] = SoundFile(name, state.st_size, state.st_mtime_ns)
+        else:
+            name = os.path.abspath(path)
+            files[path] = SoundFile(name, state.st_size, state.st_mtime_ns)
     return files
 
 
@@ -118,7 +117,7 @@ def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultPart
         except BaseException:
             parts.flush()
             raise
-        shutil.rmtree(folder)
+        parts.remove()
 
 
 class ResultParts:
@@ -134,7 +133,8 @@ class ResultParts:
     Raises
     ------
     ValueError
-        For a folder with results of other settings, and one that another run fills.
+        For a folder with results of other settings, one that another run fills, and
+        one with files of somebody else.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -142,7 +142,10 @@ class ResultParts:
         self.done: dict[SoundFile, tuple[Path, int]] = {}  # part, row
         self._new: list[tuple[SoundFile, NDArray[np.float32]]] = []
         self._begun = time.monotonic()
-        folder.mkdir(exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{shown(folder)} is no folder; give another --output")
+        with told_if_not_writable(folder):
+            folder.mkdir(exist_ok=True)
         try:
             self._lock = FolderLock(folder)
         except BlockingIOError:
@@ -151,10 +154,12 @@ class ResultParts:
                 "it, or give another --output"
             ) from None
         try:
+            self._refuse_others()
             for unfinished in folder.glob("*.part"):
                 unfinished.unlink()
-            self._check_settings(settings)
-            for part in sorted(folder.glob("part-*.npz")):
+            with told_if_not_writable(folder):
+                self._check_settings(settings)
+            for part in sorted(folder.glob(PARTS)):
                 self._read_names(part)
         except BaseException:
             self.close()
@@ -174,7 +179,11 @@ class ResultParts:
             return
         sounds = [sound for sound, _ in self._new]
         part = self._next_part()
-        with written_aside(part) as unfinished, open(unfinished, "wb") as file:
+        with (
+            told_if_not_writable(self.folder),
+            written_aside(part) as unfinished,
+            open(unfinished, "wb") as file,
+        ):
             np.savez(
                 file,
                 names=np.array([sound.name for sound in sounds]),
@@ -190,21 +199,38 @@ class ResultParts:
     def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray[np.float32]]:
         """[D] of each, in their order; all of them must be done."""
         self.flush()
-        loaded, results = None, np.zeros((0, 0), np.float32)
+
+        @lru_cache(maxsize=8)  # where sounds of several runs take turns
+        def results_of(part: Path) -> NDArray[np.float32]:
+            with np.load(part) as content:
+                return np.asarray(content["results"])
+
         for sound in sounds:
             part, row = self.done[sound]
-            if part != loaded:
-                with np.load(part) as content:
-                    loaded, results = part, content["results"]
-            yield results[row]
+            yield results_of(part)[row]
+
+    def remove(self) -> None:
+        """The file is written: the parts are not needed any more."""
+        for part in self.folder.glob(PARTS):
+            part.unlink()
+        (self.folder / SETTINGS).unlink()  # last: parts without it are of nobody
+        self.folder.rmdir()
 
     def close(self) -> None:
         """Another run may go on with what is there."""
         self._lock.release()
 
+    def _refuse_others(self) -> None:
+        for file in self.folder.iterdir():
+            if not any(file.match(pattern) for pattern in OWN):
+                raise ValueError(
+                    f"{shown(self.folder)} holds {shown(file.name)}, which no run has "
+                    "put there; give another --output"
+                )
+
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        path = self.folder / "settings.json"
-        if not any(self.folder.glob("part-*.npz")):
+        path = self.folder / SETTINGS
+        if not any(self.folder.glob(PARTS)):
             with written_aside(path) as unfinished:
                 unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")
             return
@@ -248,7 +274,6 @@ class ResultParts:
 
     def _next_part(self) -> Path:
         numbers = [
-            int(part.stem.removeprefix("part-"))
-            for part in self.folder.glob("part-*.npz")
+            int(part.stem.removeprefix("part-")) for part in self.folder.glob(PARTS)
         ]
         return self.folder / f"part-{max(numbers, default=-1) + 1:06d}.npz"

@@ -75,8 +75,8 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(
         run=run,
-        after_interrupt="where --output names a file, what was heard is kept beside "
-        "it, and the same command goes on from there",
+        after_interrupt="with --output FILE, what was heard is kept in FILE.parts, and "
+        "the same command goes on from there",
     )
 
 
@@ -106,8 +106,8 @@ def _print(
 ) -> int:
     """Says of each sound what it is as soon as it is heard; how many were read."""
     writer, num_read = FORMATS[arguments.format](sys.stdout, has_windows=False), 0
-    for group in heard(tagger, paths, (), failures, arguments):
-        for path, probabilities in group:
+    for group in decoded_groups(tagger, paths, (), arguments):
+        for path, probabilities in _hear(tagger, group, failures, arguments):
             writer.write(_finding(tagger, path, probabilities, arguments))
             sys.stdout.flush()
             num_read += 1
@@ -129,10 +129,13 @@ def _write(
     with parts_beside(arguments.output, settings) as parts:
         files = sound_files(paths, failures)
         done = {path for path, file in files.items() if file in parts.done}
-        for group in heard(tagger, list(files), done, failures, arguments):
-            if rows := dict(group):
-                sounds = [files[path] for path in rows]
-                parts.add(sounds, np.stack(list(rows.values())))
+        for group in decoded_groups(tagger, list(files), done, arguments):
+            short = [decoded for decoded in group if decoded.samples is not None]
+            long = [[decoded] for decoded in group if decoded.samples is None]
+            for together in (short, *long):
+                if rows := dict(_hear(tagger, together, failures, arguments)):
+                    sounds = [files[path] for path in rows]
+                    parts.add(sounds, np.stack(list(rows.values())))
         parts.flush()
         read = {path: file for path, file in files.items() if file in parts.done}
         if read:
@@ -155,14 +158,13 @@ def _finding(
     return Finding(path, likeliest(tagger.labels, probabilities, top, threshold))
 
 
-def heard(
+def decoded_groups(
     tagger: "AudioTagger",
     paths: Sequence[Path],
     done: Collection[Path],
-    failures: Failures,
     arguments: argparse.Namespace,
-) -> "Iterator[Iterator[Heard]]":
-    """Sounds that can be read, in their order, by groups that are heard together.
+) -> Iterator[list[Decoded]]:
+    """Sounds that are not done, in their order, by groups that are heard together.
 
     Groups do not depend on what is done already: others beside it move a sound's
     probabilities, if only by rounding.
@@ -172,12 +174,9 @@ def heard(
     size = arguments.batch_size
     groups = [paths[start : start + size] for start in range(0, len(paths), size)]
     groups = [[path for path in group if path not in done] for group in groups]
+    missing = [path for group in groups for path in group]
     with tqdm(
-        decoded_ahead(
-            (path for group in groups for path in group),
-            tagger.sample_rate,
-            DECODERS,
-        ),
+        decoded_ahead(missing, tagger.sample_rate, DECODERS),
         initial=len(done),
         total=len(paths),
         unit=" sounds",
@@ -185,19 +184,21 @@ def heard(
     ) as progress:
         sounds = iter(progress)
         for group in filter(None, groups):
-            decoded = list(islice(sounds, len(group)))
-            yield _hear(tagger, decoded, failures, size)
+            yield list(islice(sounds, len(group)))
 
 
 def _hear(
-    tagger: "AudioTagger", group: list[Decoded], failures: Failures, batch_size: int
+    tagger: "AudioTagger",
+    group: list[Decoded],
+    failures: Failures,
+    arguments: argparse.Namespace,
 ) -> "Iterator[Heard]":
     """Short sounds are heard together, long ones by themselves, as they are read."""
     from efficientat_plugin.data.decoding import UnreadableClip
 
-    rate = tagger.sample_rate
-    short = [decoded for decoded in group if decoded.samples is not None]
-    rows = iter(tagger.probabilities([d.sound for d in short], rate, batch_size))
+    rate, size = tagger.sample_rate, arguments.batch_size
+    short = [decoded.sound for decoded in group if decoded.samples is not None]
+    rows = iter(tagger.probabilities(short, rate, size) if short else ())
     for decoded in group:
         try:
             if decoded.fault is not None:
@@ -205,7 +206,7 @@ def _hear(
             if decoded.samples is not None:
                 yield decoded.path, next(rows)
             else:
-                [row] = tagger.probabilities([decoded.path], rate, batch_size)
+                [row] = tagger.probabilities([decoded.path], rate, size)
                 yield decoded.path, row
         except UnreadableClip as fault:
             failures.add(decoded.path, fault.reason)

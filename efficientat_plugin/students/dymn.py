@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from efficientat_plugin.limits import MAX_KERNELS
 from efficientat_plugin.students.blocks import (
     LAST_EXPANSION,
     ConvNormActivation,
@@ -52,9 +53,9 @@ class DyMN(Student):
     max_context_size : int
         Upper bound of H, at width 1; it holds where the two cross.
     dyrelu_k : int
-        Lines of a dynamic ReLU.
+        Lines of a dynamic ReLU, 1 to 64.
     dyconv_k : int
-        Kernels that a dynamic convolution mixes.
+        Kernels that a dynamic convolution mixes, 1 to 64.
     use_dyrelu : bool
         False: the static activation of the block.
     use_dyconv : bool
@@ -121,8 +122,8 @@ class DyMN(Student):
         check_integer("context_ratio", context_ratio)
         check_integer("min_context_size", min_context_size)
         check_integer("max_context_size", max_context_size)
-        check_integer("dyrelu_k", dyrelu_k)
-        check_integer("dyconv_k", dyconv_k)
+        check_integer("dyrelu_k", dyrelu_k, at_most=MAX_KERNELS)
+        check_integer("dyconv_k", dyconv_k, at_most=MAX_KERNELS)
         options = DynamicOptions(
             context_ratio,
             min_context_size,
