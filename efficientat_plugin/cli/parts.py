@@ -109,6 +109,10 @@ def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultPart
         The one file, which is written in the block.
     settings : dict
         See ``settings_of``.
+
+    Yields
+    ------
+    ResultParts
     """
     folder = output.with_name(output.name + ".parts")
     with closing(ResultParts(folder, settings)) as parts:
