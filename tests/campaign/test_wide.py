@@ -144,6 +144,7 @@ def killed(words, number, sounds_of_part):
             os.kill(os.getpid(), signal.SIGKILL)
 
     parts.ResultParts.add = add_or_die
+    torch.set_num_threads(1)  # as many as here
     main(words)
 
 
