@@ -613,7 +613,7 @@ def _tagged(path):
     return {name: (tag["name"], tag["probability"]) for name, tag in first.items()}
 
 
-def test_killed_tagging_goes_on_to_the_same_bytes(
+def test_killed_tagging_goes_on_to_the_same_tags(
     run, tagger, five, tmp_path, monkeypatch
 ):
     (five / "3b.wav").write_text("no sound")
