@@ -7,13 +7,10 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import soundfile
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -23,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.interruptions import Interruptions
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.memory import keep_freed_memory
 from efficientat_plugin.plain_text import shown
@@ -86,96 +84,6 @@ def _lost_another_process(error: BaseException) -> bool:
     """Whether that is what a process says of which the others do not answer."""
     is_of_network = isinstance(error, torch.distributed.DistError)
     return world_size() > 1 and (is_of_network or "gloo" in str(error))
-
-
-def _is_called_by_libsndfile(frame: FrameType | None) -> bool:
-    """Whether soundfile reads or writes a file-like object just then."""
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename == soundfile.__file__ and code.co_name.startswith("vio_"):
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _log_what_follows(*error: Any) -> None:
-    """Threads and destructors tell of workers that were told to end, too."""
-    logger.debug("Behind an interruption:", exc_info=error)  # in log.txt alone
-
-
-def _log_lost_connections(kind: type[BaseException], *error: Any) -> None:
-    """Threads of a worker tell of the first process, which ended before it."""
-    if issubclass(kind, ConnectionError | EOFError):
-        logger.debug("A worker without its run:", exc_info=(kind, *error))
-    else:
-        sys.__excepthook__(kind, *error)
-
-
-class Interruptions:
-    """While entered, signals that ask for an end interrupt, wherever they come.
-
-    They are SIGINT and SIGTERM; ``told`` has those that came. Forked processes leave
-    them to this one, which ends them.
-    """
-
-    def __init__(self) -> None:
-        self.told: list[int] = []
-        self.is_entered = False
-        self.timers: list[threading.Timer] = []
-
-    def __enter__(self) -> "Interruptions":
-        self.is_entered = True
-        self.handlers = {
-            number: signal.signal(number, self._interrupt)
-            for number in (signal.SIGINT, signal.SIGTERM)
-            if signal.getsignal(number) != signal.SIG_IGN  # as of a job behind `&`
-        }
-        self.report, sys.unraisablehook = sys.unraisablehook, self._interrupt_again
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._leave_to_parent)
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.is_entered = False
-        for timer in self.timers:  # or one would end the process behind its last word
-            timer.cancel()
-            timer.join()
-        if not self.told:
-            sys.unraisablehook = self.report
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if not self.is_entered:
-            return
-        self.told.append(number)
-        sys.excepthook = _log_what_follows
-        if _is_called_by_libsndfile(frame):
-            self._once_more(number)  # here it were dropped, and a clip cut short
-        else:
-            raise KeyboardInterrupt
-
-    def _interrupt_again(self, unraisable: Any) -> None:
-        # Python drops what is raised where nobody can catch it, as in a destructor,
-        # or between the locks of `logging` in a fork; and would drop it here.
-        error = unraisable.exc_value
-        if self.is_entered and isinstance(error, KeyboardInterrupt):
-            self._once_more(self.told[-1] if self.told else signal.SIGINT)
-        elif self.told:
-            _log_what_follows(unraisable.exc_type, error, unraisable.exc_traceback)
-        else:
-            self.report(unraisable)
-
-    def _once_more(self, number: int) -> None:
-        timer = threading.Timer(0.05, os.kill, [os.getpid(), number])
-        self.timers.append(timer)
-        timer.start()
-
-    def _leave_to_parent(self) -> None:
-        if self.is_entered:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            sys.excepthook = _log_lost_connections
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:

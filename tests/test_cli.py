@@ -613,8 +613,26 @@ def _tagged(path):
     return {name: (tag["name"], tag["probability"]) for name, tag in first.items()}
 
 
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """Interrupts the n-th time that sounds are tagged; how many were, each time."""
+    heard, probabilities = [], AudioTagger.probabilities
+
+    def interrupt_at(number):
+        def dying(self, sounds, *args):
+            heard.append(len(sounds))
+            if len(heard) == number:
+                raise KeyboardInterrupt
+            return probabilities(self, sounds, *args)
+
+        monkeypatch.setattr(AudioTagger, "probabilities", dying)
+        return heard
+
+    return interrupt_at
+
+
 def test_killed_tagging_goes_on_to_the_same_tags(
-    run, tagger, five, tmp_path, monkeypatch
+    run, tagger, five, tmp_path, interrupted_at, monkeypatch
 ):
     (five / "3b.wav").write_text("no sound")
     words = ("tag", five, "--batch-size", 2, "--format", "jsonl", "--output")
@@ -625,15 +643,7 @@ def test_killed_tagging_goes_on_to_the_same_tags(
     assert len(set(found.values())) == len(found) == 5  # they differ
     for name, tag in expected.items():
         assert found[name] == (tag.name, pytest.approx(tag.probability, abs=2e-6))
-    heard, probabilities = [], AudioTagger.probabilities
-
-    def dying(self, sounds, *args):
-        heard.append(len(sounds))
-        if len(heard) == 2:
-            raise KeyboardInterrupt
-        return probabilities(self, sounds, *args)
-
-    monkeypatch.setattr(AudioTagger, "probabilities", dying)
+    heard = interrupted_at(2)
     code, _, err = run(*words, target)
     assert code == 130 and "goes on from there" in err
     assert not target.exists() and (tmp_path / "killed.jsonl.parts").is_dir()
@@ -645,17 +655,11 @@ def test_killed_tagging_goes_on_to_the_same_tags(
     assert not (tmp_path / "killed.jsonl.parts").exists()
 
 
-def test_each_long_sound_that_was_tagged_is_kept(run, five, tmp_path, monkeypatch):
+def test_each_long_sound_that_was_tagged_is_kept(
+    run, five, tmp_path, interrupted_at, monkeypatch
+):
     monkeypatch.setattr(inputs, "SHORT_SECONDS", 0.5)  # the last three are longer
-    heard, probabilities = [], AudioTagger.probabilities
-
-    def dying(self, sounds, *args):
-        heard.append(len(sounds))
-        if len(heard) == 3:
-            raise KeyboardInterrupt
-        return probabilities(self, sounds, *args)
-
-    monkeypatch.setattr(AudioTagger, "probabilities", dying)
+    heard = interrupted_at(3)
     words = ("tag", five, "--output", tmp_path / "x.csv")
     assert run(*words)[0] == 130
     assert run(*words)[0] == 0

@@ -30,6 +30,7 @@ from efficientat_plugin.students.weights import (
     DEFAULT_FRONT_END,
     FAMILIES,
     FRONT_END,
+    front_end_of,
     list_students,
     load_published_state,
     load_student,
@@ -628,3 +629,15 @@ def test_channels_that_no_width_gives_are_refused(tmp_path):
     torch.save(state, tmp_path / "own.pt")
     with pytest.raises(ValueError, match="no width gives"):
         load_student(tmp_path / "own.pt")
+
+
+def test_front_ends_that_differ_are_told_apart():
+    assert set(FRONT_END) == set(inspect.signature(LogMel).parameters)
+    others = {"sample_rate": 44100, "n_mels": 64, "win_length": 400, "hop_length": 160}
+    others |= {"n_fft": 2048, "f_min": 20.0, "f_max": 14000.0, "log_floor": 1e-6}
+    others |= {"log_floor_mode": "clamp", "periodic_window": True}
+    for name, value in others.items():
+        assert front_end_of(LogMel(**{name: value})) != front_end_of(LogMel()), name
+    jitter = {name for name in FRONT_END if name not in others}
+    assert jitter == {"f_min_jitter", "f_max_jitter"}
+    assert front_end_of(LogMel(f_min_jitter=1)) == front_end_of(LogMel())

@@ -18,6 +18,7 @@ from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
+from efficientat_plugin.students.weights import front_end_of
 
 if TYPE_CHECKING:
     from efficientat_plugin.inference import AudioTagger
@@ -74,29 +75,10 @@ def settings_of(tagger: "AudioTagger", **options: Any) -> dict[str, Any]:
     return {
         "version": __version__,
         "model_sha256": tagger.ensemble.sha256(),
-        "front_ends": [
-            _front_end(member.log_mel) for member in tagger.ensemble.members
-        ],
+        "front_ends": [front_end_of(each.log_mel) for each in tagger.ensemble.members],
         "clip_seconds": tagger.hparams.clip_seconds,
         "short_clips": tagger.hparams.short_clips,
     } | options
-
-
-def _front_end(log_mel: Any) -> dict[str, Any]:
-    names = (
-        "sample_rate",
-        "n_mels",
-        "win_length",
-        "hop_length",
-        "n_fft",
-        "f_min",
-        "f_max",
-        "log_floor",
-        "log_floor_mode",
-    )
-    # The window is the only one of its settings that it does not tell.
-    window_sum = round(float(log_mel.window.double().sum()), 6)
-    return {name: getattr(log_mel, name) for name in names} | {"window_sum": window_sum}
 
 
 @contextmanager

@@ -106,7 +106,7 @@ def _load_split(
         None,
     )
     if saved is not None:
-        rows = _load_saved(saved)
+        rows = load_saved(saved)
         return rows.to_iterable_dataset() if streaming else rows
     segments = path / f"{split}_segments.csv"
     if segments.is_file():
@@ -123,8 +123,12 @@ def _load_split(
     return _load_parquet({"train": files}, cache_dir, streaming)["train"]
 
 
-def _load_saved(folder: Path) -> Any:
+def load_saved(folder: Path) -> Any:
     """A ``save_to_disk`` folder, all of which lies in it.
+
+    Arguments
+    ---------
+    folder : Path
 
     Raises
     ------

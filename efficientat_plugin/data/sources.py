@@ -16,10 +16,10 @@ from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.rows import (
     _load_hub,
     _load_parquet,
-    _load_saved,
     _parquet_files,
     _refuse_damaged,
     _refuse_folder,
+    load_saved,
 )
 from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.plain_text import shown
@@ -222,7 +222,7 @@ def read_rows(
     if not path.exists():
         loaded = _load_hub(dataset, every_split, False, config, cache_dir)
     elif any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        loaded = _load_saved(path)
+        loaded = load_saved(path)
     else:
         loaded = _load_parquet_folder(path, split_names, config, cache_dir)
     if isinstance(loaded, datasets.Dataset):

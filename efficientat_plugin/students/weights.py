@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from efficientat_plugin.features import LogMel
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.architecture import head_options, infer_options
 from efficientat_plugin.students.download import fetch, read_state
@@ -49,6 +50,11 @@ FRONT_END = (
     "periodic_window",
 )
 DEFAULT_FRONT_END = {"sample_rate": 32000, "n_mels": 128, "hop_length": 320}
+
+
+def front_end_of(log_mel: LogMel) -> dict[str, Any]:
+    """What makes two front ends the same one, jitter apart."""
+    return {name: getattr(log_mel, name) for name in FRONT_END if "jitter" not in name}
 
 
 def locate(

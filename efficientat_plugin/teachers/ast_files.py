@@ -13,6 +13,7 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
+from efficientat_plugin.limits import SAMPLE_RATES
 from efficientat_plugin.plain_text import shown
 
 MODEL_TYPE = "audio-spectrogram-transformer"
@@ -39,7 +40,7 @@ CONFIG = {
     "num_mel_bins": (int, 1, 1024),
 }
 EXTRACTOR = {
-    "sampling_rate": (int, 1000, 768000),
+    "sampling_rate": (int, *SAMPLE_RATES),
     "num_mel_bins": (int, 1, 1024),
     "max_length": (int, 1, 32768),
     "do_normalize": (bool, False, True),

@@ -16,7 +16,7 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import Scores, TaggingStats
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
-from efficientat_plugin.students.weights import FRONT_END
+from efficientat_plugin.students.weights import front_end_of
 from efficientat_plugin.teachers.weights import load_teacher
 
 
@@ -160,11 +160,7 @@ class OnlineTeacher:
 
 
 def _settings(log_mel: nn.Module) -> dict[str, Any] | None:
-    """What makes two front ends the same one, jitter apart."""
-    if not isinstance(log_mel, LogMel):
-        return None
-    names = (*FRONT_END, "log_floor", "log_floor_mode", "periodic_window")
-    return {name: getattr(log_mel, name) for name in names if "jitter" not in name}
+    return front_end_of(log_mel) if isinstance(log_mel, LogMel) else None
 
 
 def _front_end(member: nn.Module) -> dict[str, Any] | None:

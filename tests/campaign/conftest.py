@@ -53,9 +53,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def left_alone(data, tmp_path_factory, request):
-    """Runs a command undisturbed, once; in campaigns twice, one of them started anew.
+    """Runs a command undisturbed, once.
 
-    Whose sets have another order; short forms have no time to import.
+    In campaigns it is also started anew, with sets of another order; short forms have
+    no time to import.
     """
     known = {}
     is_full = "not campaign" not in request.config.getoption("-m")
