@@ -2,10 +2,12 @@
 
 import statistics
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from efficientat_plugin.activation_memory import PeakMemory, peak_memory
 from efficientat_plugin.receptive_field import ReceptiveField, receptive_field
@@ -125,6 +127,28 @@ def count_state(module: nn.Module) -> int:
     return sum(part.numel() for part in module.state_dict().values() if part.ndim)
 
 
+class _Biases(TorchFunctionMode):
+    """Counts the biases that are added, whether a module adds them or a function.
+
+    Some layers are not called but read: their weights go to ``functional.linear``.
+    """
+
+    LAYERS = (functional.linear, functional.conv1d, functional.conv2d)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.additions = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self.LAYERS:
+            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            self.additions += 0 if bias is None else result.numel()
+        return result
+
+
 def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> int:
     """Multiply-accumulates of one clip, as published.
 
@@ -163,27 +187,12 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     # It imports the compiler Triton, which nobody needs who only hears sounds.
     from torch.utils.flop_counter import FlopCounterMode
 
-    additions = 0
-
-    def count_bias(layer: nn.Module, maps: object, result: Tensor) -> None:
-        nonlocal additions
-        additions += result.numel() if layer.bias is not None else 0
-
-    layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
-    hooks = [
-        part.register_forward_hook(count_bias)
-        for part in student.modules()
-        if isinstance(part, layers)
-    ]
-    counter = FlopCounterMode(display=False)
-    try:
-        clip = silence(student, n_mels, n_frames, device="meta")
+    counter, biases = FlopCounterMode(display=False), _Biases()
+    clip = silence(student, n_mels, n_frames, device="meta")
+    with biases:
         run_on_shapes(student, clip, counter)
-    finally:
-        for hook in hooks:
-            hook.remove()
     # A product is a multiplication and an addition.
-    return counter.get_total_flops() // 2 + additions
+    return counter.get_total_flops() // 2 + biases.additions
 
 
 def measure_latency(

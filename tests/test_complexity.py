@@ -1,6 +1,9 @@
 """Complexity: the published numbers, laws, and that measuring changes nothing."""
 
 import functools
+import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +26,11 @@ from efficientat_plugin.students.dynamic import ContextGenerator
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.published import published
 from efficientat_plugin.students.weights import FAMILIES
+from efficientat_plugin.teachers.published_passt import TEACHERS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| \w+ \| .* M \| .*", README, re.M)  # of its table of students
 
 
 @functools.cache
@@ -107,6 +115,38 @@ def test_macs_count_the_biases_of_linear_layers():
 
     assert count_macs(Linears(bias=False), 4, 5) == 4 * 5 * 7
     assert count_macs(Linears(bias=True), 4, 5) == 4 * 5 * 7 + 4 * 7
+
+
+def test_macs_count_the_biases_of_layers_that_functions_apply():
+    """DyMN reads the weights of some layers instead of calling them."""
+
+    class Applied(nn.Module):
+        def __init__(self, bias):
+            super().__init__()
+            self.conv = nn.Conv2d(5, 7, 1, bias=bias)
+
+        def forward(self, clip):
+            weight = self.conv.weight.flatten(1)
+            return nn.functional.linear(clip, weight, self.conv.bias)
+
+    assert count_macs(Applied(bias=False), 4, 5) == 4 * 5 * 7
+    assert count_macs(Applied(bias=True), 4, 5) == 4 * 5 * 7 + 4 * 7
+
+
+def test_the_readme_has_a_table_of_students():
+    assert len(ROWS) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", ROWS, ids=lambda line: line.split()[1])
+def test_the_readme_has_what_the_tool_prints(line):
+    path = REPOSITORY / "benchmarks" / "students_table.py"
+    spec = importlib.util.spec_from_file_location("students_table", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    name = line.split(" | ")[0].removeprefix("| ")
+    entry = TEACHERS[name] if name in TEACHERS else published(name)
+    assert "| " + " | ".join(tool.row(entry, rounds=0)) + " |" == line
 
 
 class OfManyClips(nn.Module):
