@@ -20,9 +20,10 @@ from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_yaml import load_model_yaml, told_of
 from efficientat_plugin.streams import Sound
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
+from efficientat_plugin.students.weights import front_end_of
 from efficientat_plugin.tagging import SoundTagger
 from efficientat_plugin.tags import ScanWindow
-from efficientat_plugin.windows import SHORT_CLIPS, Window, runs_of
+from efficientat_plugin.windows import SHORT_CLIPS, Window, lengthened, runs_of
 
 
 class AudioTagger(SoundTagger, Pretrained):
@@ -89,6 +90,7 @@ class AudioTagger(SoundTagger, Pretrained):
         self.sample_rate: int = self.hparams.sample_rate
         self.clip_seconds: float = self.hparams.clip_seconds
         self.short_clips: str = self.hparams.short_clips
+        self.target: str = self.hparams.target
         self._check_fit()
         self.min_samples: int = self.ensemble.min_samples
         self.hearing = Hearing(self.ensemble)
@@ -252,7 +254,7 @@ class AudioTagger(SoundTagger, Pretrained):
         self,
         sound: Sound,
         sample_rate: int | None = None,
-        batch_size: int = 16,
+        batch_size: int | None = None,
         **options: Any,
     ) -> NDArray[np.float32]:
         """[D]: what a sound is like, whatever its classes; for search and probes.
@@ -263,8 +265,8 @@ class AudioTagger(SoundTagger, Pretrained):
             As ``tag`` takes it; longer ones are heard in windows and averaged.
         sample_rate : int or None
             Of samples, Hz.
-        batch_size : int
-            Windows to hear at once.
+        batch_size : int or None
+            Windows to hear at once; None: 16.
         **options
             Of ``LayerEmbedding``: ``sources`` and ``pooling``.
 
@@ -288,6 +290,36 @@ class AudioTagger(SoundTagger, Pretrained):
         model = partial(self._computed, embedding)
         averages = self._averages(model, [sound], sample_rate, batch_size)
         return averages.means(0)[0]
+
+    def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The log-mel of some sound, of an ensemble the first member's: [N] -> [F, T]
+
+        Example
+        -------
+        >>> tagger = AudioTagger.from_student("mn10_as")  # doctest: +SKIP
+        >>> tagger.log_mel_of(np.zeros(32000, np.float32)).shape  # doctest: +SKIP
+        (128, 100)
+        """
+        log_mel: Callable[[Tensor], Tensor] = self.ensemble.members[0].log_mel
+        samples = lengthened(samples, self.min_samples, "zero_pad")
+        return self._computed(log_mel, samples[None])[0]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that probabilities depend on besides the sound, weights by their digest.
+
+        Returns
+        -------
+        dict
+            What JSON can hold.
+        """
+        return {
+            "model_sha256": self.ensemble.sha256(),
+            "front_ends": [
+                front_end_of(each.log_mel) for each in self.ensemble.members
+            ],
+            "clip_seconds": self.clip_seconds,
+            "short_clips": self.short_clips,
+        }
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Probabilities of clips of one length: [B, N] -> [B, K]"""

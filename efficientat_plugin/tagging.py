@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,12 +36,14 @@ class SoundTagger:
     overlapping, whose probabilities are averaged; what is done with shorter ones,
     ``short_clips`` says.
 
-    A member sets these and gives ``score``:
+    A member sets these and gives ``score``, ``embed``, ``log_mel_of`` and
+    ``fingerprint``:
 
     - ``labels``: a ``LabelTable``;
     - ``sample_rate``: of what the student hears, Hz;
     - ``clip_seconds``: length of the clips that the student was trained on;
     - ``short_clips``: "repeat", "zero_pad" or "as_is";
+    - ``target``: "multilabel" or "multiclass";
     - ``min_samples``: what the student needs for a frame.
     """
 
@@ -48,6 +51,7 @@ class SoundTagger:
     sample_rate: int
     clip_seconds: float
     short_clips: str
+    target: str
     min_samples: int
     batch_size: int = 16  # sounds or windows that are heard at once
 
@@ -58,6 +62,23 @@ class SoundTagger:
 
     def score(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        raise NotImplementedError
+
+    def embed(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+    ) -> NDArray[np.float32]:
+        """[D]: what a sound is like, whatever its classes."""
+        raise NotImplementedError
+
+    def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The log-mel of some sound, as for a picture: [N] -> [F, T]"""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that probabilities depend on besides the sound, as JSON can hold it."""
         raise NotImplementedError
 
     # --- Clips ------------------------------------------------------------------

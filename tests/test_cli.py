@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 import tqdm
-from exported_models import random_weights
+from exported_models import content_of, random_weights, source_of
 from pyarrow import parquet
 
 from efficientat_plugin import __version__, list_students
@@ -24,9 +24,12 @@ from efficientat_plugin.cli.figure import PairedColumns
 from efficientat_plugin.cli.label_track import LabelMerger
 from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.plain_text import shown
+from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.weights import load_student
 from efficientat_plugin.teachers.members import open_teachers
 
 RATE = 32000
@@ -902,6 +905,163 @@ def test_embed_leaves_out_what_cannot_be_read(run, folder, tmp_path):
     other = tmp_path / "y.npz"
     assert run("embed", folder, "--output", other)[0] == 2
     assert not other.exists() and not (tmp_path / "y.npz.parts").exists()
+
+
+# --- Exported files -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["in", "out"])
+def exported(request, tmp_path_factory):
+    """A small student, and the ONNX file that it was exported to."""
+    source = source_of(random_weights(MN(7, width=0.1)), clip_seconds=1.0)
+    path = tmp_path_factory.mktemp("exported") / f"{request.param}.ONNX"
+    path.write_bytes(content_of(source, front_end=request.param))
+    model = source.model
+    settings = {name: getattr(model, name) for name in EXPORTED_SETTINGS}
+    settings["sample_rate"] = RATE
+    parts = {"student": model.student, "log_mel": source.log_mel}
+    return AudioTagger(parts, settings, {"device": "cpu"}), path
+
+
+EXPORTED_SETTINGS = ("labels", "clip_seconds", "target", "short_clips")
+
+WITHOUT_TORCH = """
+import sys
+
+for name in ("torch", "torchaudio", "speechbrain", "datasets", "onnx", "scipy"):
+    sys.modules[name] = None  # importing it raises
+from efficientat_plugin.cli import main
+
+model, sounds, folder = sys.argv[1:]
+sound = f"{sounds}/0.wav"
+for command in (
+    ["tag", sounds],
+    ["tag", sounds, "--format", "csv", "--output", f"{folder}/tags.csv"],
+    ["tag", sounds, "--device", "cpu"],
+    ["scan", sound, "--window", "0.1", "--threshold", "0"],
+    ["scan", sound, "--figure", f"{folder}/scan.png"],
+    ["embed", sounds, "--output", f"{folder}/embeddings.npz"],
+    ["embed", sounds, "--output", f"{folder}/embeddings.parquet"],
+):
+    assert main([*command, "--model", model]) == 0, command
+assert main(["info", model]) == 0
+"""
+
+
+def test_an_exported_file_needs_no_torch(exported, five, tmp_path):
+    """Not even where torch is installed: whoever asks for it fails."""
+    tagger, path = exported
+    command = [sys.executable, "-c", WITHOUT_TORCH, path, five, tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = _parsed((tmp_path / "tags.csv").read_text(), "csv")[0]
+    assert len(found) == 5
+    for sound, tags in found.items():
+        assert dict(tags) == pytest.approx(dict(_tags_of(tagger, sound, 7)), abs=1e-4)
+    with np.load(tmp_path / "embeddings.npz") as content:
+        assert content["embeddings"].shape == (5, 96)
+        assert json.loads(str(content["settings"]))["sources"] == ["embedding"]
+    assert (tmp_path / "scan.png").read_bytes().startswith(b"\x89PNG")
+    assert "7, multilabel" in done.stdout and "MN of width 0.1" in done.stdout
+    assert not list(tmp_path.glob("*.part*"))
+
+
+def test_an_exported_file_says_what_its_student_says(exported, five, capsys):
+    tagger, path = exported
+    options = ["--model", str(path), "--format", "jsonl"]
+    assert main(["tag", str(five), *options]) == 0
+    found = _parsed(capsys.readouterr().out, "jsonl")[0]
+    runtime = Tagger(path)
+    for sound, tags in found.items():
+        for one in (tagger, runtime):
+            assert dict(tags) == pytest.approx(dict(_tags_of(one, sound, 7)), abs=1e-4)
+    sound = str(five / "4.wav")
+    options += ["--window", "0.25", "--threshold", "0", "--top", "7"]
+    assert main(["scan", sound, *options]) == 0
+    windows = map(json.loads, capsys.readouterr().out.splitlines())
+    for window, expected in zip(windows, tagger.scan(sound, None, 0.25), strict=True):
+        assert window["start_seconds"] == expected.start_seconds
+        by_name = {tag["name"]: tag["probability"] for tag in window["tags"]}
+        expected_by_name = zip(tagger.labels.names, expected.probabilities, strict=True)
+        assert by_name == pytest.approx(dict(expected_by_name), abs=1e-4)
+
+
+def test_tagging_with_an_exported_file_resumes(exported, five, tmp_path, monkeypatch):
+    _, path = exported
+    command = ["tag", str(five), "--model", str(path), "--batch-size", "1"]
+    whole, target = tmp_path / "whole", tmp_path / "resumed"
+    assert main([*command, "--output", str(whole)]) == 0
+    calls = []
+    interrupted = _interrupted_after(2, Tagger.score, calls)
+    monkeypatch.setattr(Tagger, "score", interrupted)
+    assert main([*command, "--output", str(target)]) == 130
+    assert main([*command, "--output", str(target)]) == 0
+    assert len(calls) == 6  # the third sound twice, and no other
+    assert target.read_bytes() == whole.read_bytes()
+
+
+def _interrupted_after(number, score, calls):
+    def interrupted(self, waveforms):
+        calls.append(1)
+        if len(calls) == number + 1:
+            raise KeyboardInterrupt
+        return score(self, waveforms)
+
+    return interrupted
+
+
+REFUSED_OF_EXPORTED = [
+    (["--labels", "x.csv"], "contains its own labels; leave out --labels"),
+    (["--device", "cuda:0"], "runs on the CPU; leave out --device cuda:0"),
+    (["--trust"], "leave out --trust"),
+    (["--model", "mn04_as,{}"], "cannot be part of an ensemble"),
+    (["--model", "{},{}"], "cannot be part of an ensemble"),
+    (["--model", "no/such.onnx"], "no/such.onnx is no file"),
+    (["--model", "no/such.tflite"], "export the model with --format onnx"),
+]
+LAYERS = [
+    (["--pooling", "max"], "leave out --pooling"),
+    (["--sources", "b5"], "leave out --sources"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        *(
+            (c, *each)
+            for c in ("tag", "scan", "embed", "info")
+            for each in REFUSED_OF_EXPORTED
+        ),
+        *(("embed", *each) for each in LAYERS),
+    ],
+)
+def test_what_means_nothing_to_an_exported_file_is_refused(
+    exported, five, tmp_path, capsys, command, options, message
+):
+    _, path = exported
+    options = [option.replace("{}", str(path)) for option in options]
+    arguments = [command, "--model", str(path), str(five), *options]
+    if command == "embed":
+        arguments += ["--output", str(tmp_path / "x.npz")]
+    if command == "info":
+        model = options.pop() if options[0] == "--model" else str(path)
+        options = [option for option in options if option != "--model"]
+        arguments = [command, model, *options]
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".tflite"])
+def test_an_exported_file_is_not_to_be_deleted(tmp_path, suffix):
+    """Whoever wants weights of it learns what it is for."""
+    path = tmp_path / f"student{suffix}"
+    path.write_bytes(b"a graph")
+    for load in (load_student, AudioTagger.from_student, find_source):
+        with pytest.raises(ValueError, match="is an exported model.*Tagger") as refused:
+            load(path)
+        assert "delete" not in str(refused.value)
 
 
 # --- Refusals -------------------------------------------------------------------

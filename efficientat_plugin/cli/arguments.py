@@ -8,7 +8,8 @@ Commands = argparse._SubParsersAction  # which has no public name
 
 MODEL_HELP = (
     "a name of `efficientat list`; a file of weights; names or files joined by commas, "
-    "an ensemble; or a folder with hyperparams.yaml"
+    "an ensemble; a folder with hyperparams.yaml; or an ONNX file of `efficientat "
+    "export`, which needs no torch"
 )
 
 

@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from efficientat_plugin.cli.parts import ResultParts, SoundFile
-    from efficientat_plugin.inference import AudioTagger
+
+    Embed = Callable[..., NDArray[np.float32]]  # of a sound, and of its rate
 
 SUFFIXES = (".npz", ".parquet")
 
@@ -48,11 +50,9 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--sources",
         metavar="LAYERS",
         help="what embeddings are made of, joined by commas, as mel,b5,clf1 "
-        "(mel,b5,b11,b13,b15)",
+        "(mel,b5,b11,b13,b15); an exported file has one embedding and takes no layers",
     )
-    parser.add_argument(
-        "--pooling", default="avg", help="of the blocks, as avg_and_max (%(default)s)"
-    )
+    parser.add_argument("--pooling", help="of the blocks, as avg_and_max (avg)")
     parser.add_argument(
         "--workers",
         type=whole_number,
@@ -82,16 +82,17 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.models import load_tagger
     from efficientat_plugin.cli.parts import parts_beside, settings_of
 
+    options = embedding_options(arguments)
     tagger = load_tagger(
         arguments.model, arguments.labels, arguments.device, arguments.trust
     )
-    options = embedding_options(arguments)
-    settings = settings_of(tagger, **options)
+    embed: Embed = partial(tagger.embed, **options)
+    settings = settings_of(tagger, **(options or {"sources": ["embedding"]}))
     # So that options of no meaning are refused before anything is kept.
-    silence = np.zeros(tagger.ensemble.min_samples, np.float32)
-    size = len(tagger.embed(silence, tagger.sample_rate, **options))
+    silence = np.zeros(tagger.min_samples, np.float32)
+    size = len(embed(silence, tagger.sample_rate))
     with parts_beside(arguments.output, settings) as parts:
-        sounds = _hear(paths, tagger, options, parts, failures, arguments)
+        sounds = _hear(paths, embed, tagger.sample_rate, parts, failures, arguments)
         if sounds:
             names = [p.relative_to(arguments.folder).as_posix() for p in sounds]
             embeddings = np.empty((len(sounds), size), np.float32)
@@ -103,8 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _hear(
     paths: Sequence[Path],
-    tagger: "AudioTagger",
-    options: dict[str, Any],
+    embed: "Embed",
+    sample_rate: int,
     parts: "ResultParts",
     failures: Failures,
     arguments: argparse.Namespace,
@@ -118,7 +119,7 @@ def _hear(
     files = sound_files(paths, failures)
     missing = [path for path, file in files.items() if file not in parts.done]
     with tqdm(
-        decoded_ahead(missing, tagger.sample_rate, arguments.workers),
+        decoded_ahead(missing, sample_rate, arguments.workers),
         initial=len(files) - len(missing),
         total=len(files),
         unit=" sounds",
@@ -129,7 +130,7 @@ def _hear(
             try:
                 if decoded.fault is not None:
                     raise UnreadableClip(decoded.fault)
-                embedding = tagger.embed(decoded.sound, tagger.sample_rate, **options)
+                embedding = embed(decoded.sound, sample_rate)
             except UnreadableClip as fault:
                 failures.add(path, fault.reason)
                 del files[path]
@@ -139,13 +140,26 @@ def _hear(
 
 
 def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``LayerEmbedding``."""
+    """Arguments of ``LayerEmbedding``; an exported file has no layers to choose."""
+    from efficientat_plugin.cli.models import is_exported
+
+    if is_exported(arguments.model):
+        given = {"--sources": arguments.sources, "--pooling": arguments.pooling}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(
+                    f"the exported file {arguments.model} computes one embedding, that "
+                    f"of its last layer; leave out {option}, or give the model it was "
+                    "exported from"
+                )
+        return {}
+
     from efficientat_plugin.embeddings import DEFAULT_SOURCES
 
     names = DEFAULT_SOURCES
     if arguments.sources is not None:
         names = tuple(name.strip() for name in arguments.sources.split(","))
-    return {"sources": names, "pooling": arguments.pooling}
+    return {"sources": names, "pooling": arguments.pooling or "avg"}
 
 
 def write_embeddings(

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.windows import lengthened
 
 if TYPE_CHECKING:
-    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tagging import SoundTagger
     from efficientat_plugin.tags import ScanWindow
 
 MAX_COLUMNS = 2000  # twice what the picture has pixels for; even
@@ -72,11 +70,11 @@ class ScanFigure:
     ---------
     path : Path
         The sound.
-    tagger : AudioTagger
+    tagger : SoundTagger
         What scans it; of an ensemble, the log-mel of the first member is drawn.
     """
 
-    def __init__(self, path: Path, tagger: "AudioTagger") -> None:
+    def __init__(self, path: Path, tagger: "SoundTagger") -> None:
         self._path, self._tagger = path, tagger
         self._windows = PairedColumns()  # of start, end, probabilities
         self._seconds = 0.0
@@ -130,16 +128,9 @@ class ScanFigure:
 
     def _log_mel(self) -> NDArray[np.float64]:
         """[columns, F]; the file is read once more, as far as it can be."""
-        log_mel = self._tagger.ensemble.members[0].log_mel
         columns = PairedColumns()
         for samples in self._chunks():
-            long_enough = lengthened(
-                samples, self._tagger.ensemble.min_samples, "zero_pad"
-            )
-            waveform = torch.from_numpy(long_enough[None]).to(self._tagger.device)
-            with torch.inference_mode():
-                frames = log_mel(waveform)[0].T.cpu().numpy()  # [T, F]
-            for frame in frames:
+            for frame in self._tagger.log_mel_of(samples).T:
                 columns.add(frame)
         return columns.columns()
 

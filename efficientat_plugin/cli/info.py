@@ -1,13 +1,16 @@
 """``efficientat info``: what a model is, hears and costs."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from efficientat_plugin.cli.arguments import MODEL_HELP, Commands, add_model_details
+from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.features import LogMel
     from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.runtime import Tagger
+    from efficientat_plugin.runtime.front_end import FrontEndSettings
     from efficientat_plugin.students.ensemble import HeardStudent
 
 
@@ -23,16 +26,42 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints it, for each member of an ensemble."""
-    from efficientat_plugin.cli.models import load_tagger
+    from efficientat_plugin.cli.models import is_exported, load_tagger
 
     tagger = load_tagger(
         arguments.model, arguments.labels, arguments.device, arguments.trust
     )
+    if is_exported(arguments.model):
+        print("\n".join(_exported_lines(cast("Tagger", tagger))))
+        return 0
+    tagger = cast("AudioTagger", tagger)
     for number, member in enumerate(tagger.ensemble.members):
         if number:
             print()
         print("\n".join(_lines(tagger, member)))
     return 0
+
+
+def _exported_lines(tagger: "Tagger") -> list[str]:
+    """What an exported file tells of itself; what it costs, only its source tells."""
+    facts = tagger.facts
+    front_end, frames = facts.front_end, "any number of"
+    if facts.num_frames is not None:
+        frames = f"only {facts.num_frames}"
+    begins = "the waveform" if facts.has_front_end else "the log-mel"
+    found = {
+        "student": facts.student,
+        "exported from": f"{facts.source}, SHA-256 {facts.sha256}",
+        "precision": f"{facts.precision}, its graph begins with {begins}",
+        "classes": f"{len(facts.labels)}, {facts.target}",
+        "front end": front_end_text(front_end),
+        "clip": f"{facts.clip_seconds:g} s; it takes {frames} mel frames",
+    }
+    return _aligned({name: shown(text) for name, text in found.items()})
+
+
+def _aligned(facts: dict[str, str]) -> list[str]:
+    return [f"{name + ':':<31}{text}" for name, text in facts.items()]
 
 
 def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
@@ -41,20 +70,19 @@ def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
     student, log_mel = member.student, member.log_mel
     # A tagger's parameters are frozen, and those that training changes are counted.
     student.requires_grad_(True)
-    clip_seconds = tagger.hparams.clip_seconds
+    clip_seconds = tagger.clip_seconds
     num_frames = log_mel.num_frames(tagger.clip_samples)
     cost = measure(student, log_mel.n_mels, num_frames)
     facts = {
         "student": student.describe(),
-        "classes": f"{len(tagger.labels)}, {tagger.hparams.target}",
+        "classes": f"{len(tagger.labels)}, {tagger.target}",
         "front end": front_end_text(log_mel),
         "clip": f"{clip_seconds:g} s, {num_frames} mel frames",
     }
-    lines = [f"{name + ':':<31}{text}" for name, text in facts.items()]
-    return [*lines, cost.describe(log_mel)]
+    return [*_aligned(facts), cost.describe(log_mel)]
 
 
-def front_end_text(log_mel: "LogMel") -> str:
+def front_end_text(log_mel: "LogMel | FrontEndSettings") -> str:
     """What a front end hears, in a line.
 
     Example

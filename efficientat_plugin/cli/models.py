@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from efficientat_plugin.files import EXPORTED
+
 if TYPE_CHECKING:
     from efficientat_plugin.data.targets import LabelTable
-    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tagging import SoundTagger
 
 
 def load_tagger(
@@ -14,8 +16,11 @@ def load_tagger(
     labels_file: Path | None = None,
     device: str | None = None,
     trust: bool = False,
-) -> "AudioTagger":
+) -> "SoundTagger":
     """A tagger of a name, a file, several of these joined by commas, or a folder.
+
+    An ONNX file that ``efficientat export`` wrote is computed without torch, which need
+    not be installed for it.
 
     Arguments
     ---------
@@ -30,13 +35,16 @@ def load_tagger(
 
     Returns
     -------
-    AudioTagger
+    SoundTagger
 
     Raises
     ------
     OSError, ValueError
         For what is no model, no table of labels, or no device that is there.
     """
+    if is_exported(model):
+        return load_exported(model, labels_file, device, trust)
+
     from efficientat_plugin.inference import AudioTagger
     from efficientat_plugin.model_folder import refuse_run_folder
 
@@ -60,6 +68,49 @@ def load_tagger(
     names = [name.strip() for name in model.split(",")]
     sources = names[0] if len(names) == 1 else names
     return AudioTagger.from_student(sources, labels, run_opts=run_opts)
+
+
+def is_exported(model: str) -> bool:
+    """Whether a model, or one of several joined by commas, is an exported file.
+
+    Example
+    -------
+    >>> is_exported("mn04_as,mine.onnx"), is_exported("student.pt")
+    (True, False)
+    """
+    if os.path.isdir(model):
+        return False
+    return any(each.strip().lower().endswith(EXPORTED) for each in model.split(","))
+
+
+def load_exported(
+    model: str, labels_file: Path | None, device: str | None, trust: bool
+) -> "SoundTagger":
+    """A tagger of an exported file; refuses what such a file leaves no choice of."""
+    if "," in model and not os.path.isfile(model):
+        raise ValueError(
+            f"{model} names several models, and an exported file cannot be part of an "
+            "ensemble; give it alone, or give the models it was exported from"
+        )
+    if not model.lower().endswith(".onnx"):
+        raise ValueError(
+            f"{model} is a file for LiteRT, which this command does not run; export "
+            "the model with --format onnx"
+        )
+    for option, is_given, why in (
+        ("--labels", labels_file is not None, "contains its own labels"),
+        ("--trust", trust, "contains no code to be trusted with"),
+        (f"--device {device}", device not in (None, "cpu"), "runs on the CPU"),
+    ):
+        if is_given:
+            raise ValueError(f"the exported file {model} {why}; leave out {option}")
+
+    from efficientat_plugin.runtime import Tagger
+
+    try:
+        return Tagger(model)
+    except ImportError as error:  # no runtime is installed
+        raise ValueError(str(error)) from error
 
 
 def read_labels(path: Path) -> "LabelTable":

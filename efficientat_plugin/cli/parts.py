@@ -18,10 +18,9 @@ from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.students.weights import front_end_of
 
 if TYPE_CHECKING:
-    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tagging import SoundTagger
 
 PART_SOUNDS = 500  # a part is written after so many sounds,
 PART_SECONDS = 60.0  # or after so long, whichever comes first
@@ -58,12 +57,12 @@ def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFi
     return files
 
 
-def settings_of(tagger: "AudioTagger", **options: Any) -> dict[str, Any]:
-    """All that a result depends on besides the sound, weights by their digest.
+def settings_of(tagger: "SoundTagger", **options: Any) -> dict[str, Any]:
+    """All that a result depends on besides the sound.
 
     Arguments
     ---------
-    tagger : AudioTagger
+    tagger : SoundTagger
     **options
         Of the command.
 
@@ -72,13 +71,7 @@ def settings_of(tagger: "AudioTagger", **options: Any) -> dict[str, Any]:
     dict
         What JSON can hold.
     """
-    return {
-        "version": __version__,
-        "model_sha256": tagger.ensemble.sha256(),
-        "front_ends": [front_end_of(each.log_mel) for each in tagger.ensemble.members],
-        "clip_seconds": tagger.hparams.clip_seconds,
-        "short_clips": tagger.hparams.short_clips,
-    } | options
+    return {"version": __version__} | tagger.fingerprint() | options
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from efficientat_plugin.plain_text import shown
 if TYPE_CHECKING:
     from efficientat_plugin.cli.figure import ScanFigure
     from efficientat_plugin.data.targets import LabelTable
-    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tagging import SoundTagger
     from efficientat_plugin.tags import ScanWindow
 
 
@@ -136,14 +136,14 @@ def run(arguments: argparse.Namespace) -> int:
         return failures.conclude(num_read)
 
 
-def _new_figure(path: Path, tagger: "AudioTagger") -> "ScanFigure":
+def _new_figure(path: Path, tagger: "SoundTagger") -> "ScanFigure":
     from efficientat_plugin.cli.figure import ScanFigure
 
     return ScanFigure(path, tagger)
 
 
 def _windows(
-    tagger: "AudioTagger",
+    tagger: "SoundTagger",
     path: Path,
     failures: Failures,
     arguments: argparse.Namespace,

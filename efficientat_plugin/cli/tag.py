@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from efficientat_plugin.inference import AudioTagger
+    from efficientat_plugin.tagging import SoundTagger
 
     Heard = tuple[Path, NDArray[np.float32]]  # [K], how probable each class is
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(
-    tagger: "AudioTagger",
+    tagger: "SoundTagger",
     paths: Sequence[Path],
     failures: Failures,
     arguments: argparse.Namespace,
@@ -115,7 +115,7 @@ def _print(
 
 
 def _write(
-    tagger: "AudioTagger",
+    tagger: "SoundTagger",
     paths: Sequence[Path],
     failures: Failures,
     arguments: argparse.Namespace,
@@ -125,7 +125,7 @@ def _write(
 
     from efficientat_plugin.cli.parts import parts_beside, settings_of, sound_files
 
-    settings = settings_of(tagger, target=tagger.hparams.target)
+    settings = settings_of(tagger, target=tagger.target)
     with parts_beside(arguments.output, settings) as parts:
         files = sound_files(paths, failures)
         done = {path for path, file in files.items() if file in parts.done}
@@ -147,7 +147,7 @@ def _write(
 
 
 def _finding(
-    tagger: "AudioTagger",
+    tagger: "SoundTagger",
     path: Path,
     probabilities: "NDArray[np.float32]",
     arguments: argparse.Namespace,
@@ -159,7 +159,7 @@ def _finding(
 
 
 def decoded_groups(
-    tagger: "AudioTagger",
+    tagger: "SoundTagger",
     paths: Sequence[Path],
     done: Collection[Path],
     arguments: argparse.Namespace,
@@ -188,7 +188,7 @@ def decoded_groups(
 
 
 def _hear(
-    tagger: "AudioTagger",
+    tagger: "SoundTagger",
     group: list[Decoded],
     failures: Failures,
     arguments: argparse.Namespace,

@@ -1,11 +1,14 @@
 """A tagger of exported models; says what ``AudioTagger`` says, without torch."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.files import sha256_of
 from efficientat_plugin.runtime.front_end import LogMel, OverlappingWindows
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
@@ -16,11 +19,11 @@ from efficientat_plugin.runtime.model_file import (
     ModelFacts,
     read_facts,
 )
-from efficientat_plugin.runtime.sessions import open_session
+from efficientat_plugin.runtime.sessions import Session, open_session
 from efficientat_plugin.streams import Sound
 from efficientat_plugin.tagging import HearWindows, SoundTagger
 from efficientat_plugin.tags import ScanWindow
-from efficientat_plugin.windows import Window
+from efficientat_plugin.windows import Window, lengthened
 
 Array = NDArray[np.float32]
 
@@ -65,13 +68,15 @@ class Tagger(SoundTagger):
         threads: int | None = None,
     ) -> None:
         origin = "the model" if isinstance(model, bytes) else str(model)
-        self._session = open_session(model, backend, threads)
+        self._model = model
+        self._session: Session = open_session(model, backend, threads)
         self.facts: ModelFacts = read_facts(self._session.metadata, origin)
         self._check_graph(origin)
         self.labels = self.facts.labels
         self.sample_rate = self.facts.front_end.sample_rate
         self.clip_seconds = self.facts.clip_seconds
         self.short_clips = self.facts.short_clips
+        self.target = self.facts.target
         self.min_samples = self.facts.front_end.min_samples
         self._log_mel = LogMel(self.facts.front_end)
 
@@ -119,6 +124,29 @@ class Tagger(SoundTagger):
 
         averages = self._averages(embedding, [sound], sample_rate, batch_size)
         return averages.means(0)[0]
+
+    def log_mel_of(self, samples: Array) -> Array:
+        """The log-mel of some sound: [N] -> [F, T]"""
+        return self._log_mel(lengthened(samples, self.min_samples, "zero_pad"))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that probabilities depend on besides the sound.
+
+        Returns
+        -------
+        dict
+            What JSON can hold.
+        """
+        model, facts = self._model, self.facts
+        return {
+            "model_sha256": hashlib.sha256(model).hexdigest()
+            if isinstance(model, bytes)
+            else sha256_of(model),
+            "front_ends": [facts.front_end._asdict()],
+            "clip_seconds": facts.clip_seconds,
+            "short_clips": facts.short_clips,
+            "runtime": type(self._session).__name__,
+        }
 
     def _new_hearing(self) -> HearWindows:
         if self.facts.has_front_end:

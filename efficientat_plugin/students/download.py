@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import constants as hub
 from torch import Tensor
 
-from efficientat_plugin.files import sha256_of
+from efficientat_plugin.files import EXPORTED, sha256_of
 from efficientat_plugin.locks import lock
 from efficientat_plugin.pickles import check_pickle
 from efficientat_plugin.plain_text import shown
@@ -55,6 +55,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     ValueError
         For a file that is no state dict.
     """
+    if path.suffix.lower() in EXPORTED:
+        raise ValueError(
+            f"{path} is an exported model, which does not hold weights to load here; "
+            "`efficientat tag` and efficientat_plugin.runtime.Tagger compute with it "
+            "(ONNX), or give the weights it was exported from"
+        )
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
