@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
-from efficientat_plugin.losses import SoftTarget
+from efficientat_plugin.losses import RunningLoss, SoftTarget
 from efficientat_plugin.metrics import Scores
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,10 @@ class DistillationBrain(sb.Brain):
         self.train_stream: ClipStream | None = None
         self.scores: Scores | None = None
         self.evaluation_name = "evaluated"  # in the log
-        self.running_losses: list[float] = []  # of each process, while saving
+        self.train_losses = RunningLoss()  # of the epoch so far, on this process
+        self.stage_losses = self.train_losses
+        # (sum, clips) of each process, while a checkpoint within an epoch is saved
+        self.saved_losses: list[list[float]] = []
 
     # --- What happens to a batch ------------------------------------------------
 
@@ -149,15 +152,24 @@ class DistillationBrain(sb.Brain):
         """One training step; a batch of unreadable clips is none."""
         self.skipped.add(batch.skipped, batch.clip_id)
         if not batch.clip_id:
-            return torch.tensor(float("nan"))  # which the running average leaves out
-        return super().fit_batch(batch)
+            return torch.tensor(float("nan"))
+        loss = super().fit_batch(batch)
+        self.stage_losses.add(float(loss), len(batch.clip_id))
+        return loss
 
     def evaluate_batch(self, batch: ClipBatch, stage: sb.Stage) -> Tensor:
         """One evaluation step; a batch of unreadable clips is none."""
         self.skipped.add(batch.skipped, batch.clip_id)
         if not batch.clip_id:
             return torch.tensor(float("nan"))
-        return super().evaluate_batch(batch, stage)
+        loss = super().evaluate_batch(batch, stage)
+        self.stage_losses.add(float(loss), len(batch.clip_id))
+        return loss
+
+    def update_average(self, loss: Tensor, avg_loss: float) -> float:
+        """The mean over the clips so far; SpeechBrain's is one of batch means."""
+        del loss, avg_loss
+        return self.stage_losses.mean
 
     # --- What happens to an epoch -----------------------------------------------
 
@@ -166,8 +178,10 @@ class DistillationBrain(sb.Brain):
         self.stats = self.hparams.make_stats()
         self.some_labelled = False
         if stage != TRAIN:
+            self.stage_losses = RunningLoss()
             self._agree_on_buffers()
             return
+        self.stage_losses = self.train_losses  # not empty where an epoch is resumed
         assert epoch is not None  # SpeechBrain counts training epochs from 1
         self.epoch = epoch
         rate = self.hparams.lr_schedule(epoch - 1)
@@ -184,14 +198,17 @@ class DistillationBrain(sb.Brain):
     ) -> None:
         """Scores an evaluation; logs and saves a finished epoch."""
         self.skipped.finish_pass()
-        stage_loss = self._mean_over_processes(stage_loss)
+        stage_loss = _sum_of(self._losses_of_processes()).mean
         if stage == TRAIN:
             self.train_loss = stage_loss
+            self.train_losses = RunningLoss()
             return
         self.stats.gather()
         self.scores = self.stats.summarize()
         # Of clips without labels the label loss is 0, which looks like a perfect one.
-        any_labelled = self._mean_over_processes(float(self.some_labelled)) > 0
+        any_labelled = any(
+            flag for [flag] in self._of_processes([float(self.some_labelled)])
+        )
         losses = {"loss": stage_loss} if any_labelled else {}
         if stage == VALID:
             self._finish_epoch(epoch, losses, self.scores)
@@ -278,41 +295,54 @@ class DistillationBrain(sb.Brain):
                 )
 
     def _save_intra_epoch_ckpt(self) -> None:
-        self.running_losses = self._of_processes(self.avg_train_loss)
+        self.saved_losses = self._losses_of_processes()
         super()._save_intra_epoch_ckpt()
-        self.running_losses = []
+        self.saved_losses = []
 
     @mark_as_saver
     def _save(self, path: str) -> None:
         super()._save(path)  # as YAML, of the first process alone
         with open(path, "a", encoding="utf-8") as file:
-            file.write(f"running_losses: {self.running_losses}\n")
+            file.write(f"train_losses: {self.saved_losses}\n")
 
     @mark_as_loader
     def _recover(self, path: str, end_of_epoch: bool) -> None:
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as file:
-            losses = YAML(typ="safe").load(file).get("running_losses", [])
-        if self.distributed_launch and len(losses) == _num_processes():
-            self.avg_train_loss = float(losses[self.rank])
+            saved = YAML(typ="safe").load(file).get("train_losses", [])
+        rank, count = (
+            (self.rank, _num_processes()) if self.distributed_launch else (0, 1)
+        )
+        if len(saved) == count:
+            self.train_losses = _sum_of([saved[rank]])
+        else:  # of another number of processes
+            self.train_losses = _sum_of(saved) if rank == 0 else RunningLoss()
+        self.avg_train_loss = self.train_losses.mean
 
-    def _mean_over_processes(self, loss: float) -> float:
-        losses = self._of_processes(loss)
-        return sum(losses) / len(losses)
+    def _losses_of_processes(self) -> list[list[float]]:
+        losses = self.stage_losses
+        return self._of_processes([losses.total, losses.num_clips])
 
-    def _of_processes(self, value: float) -> list[float]:
+    def _of_processes(self, values: list[float]) -> list[list[float]]:
+        """The values of each process, on every one of them."""
         if not self.distributed_launch:
-            return [value]
-        own = torch.tensor([value], dtype=torch.float64, device=self.device)
-        values = [torch.empty_like(own) for _ in range(_num_processes())]
-        torch.distributed.all_gather(values, own)
-        return [float(value) for value in values]
+            return [values]
+        own = torch.tensor(values, dtype=torch.float64, device=self.device)
+        gathered = [torch.empty_like(own) for _ in range(_num_processes())]
+        torch.distributed.all_gather(gathered, own)
+        return [part.tolist() for part in gathered]
 
     def _agree_on_buffers(self) -> None:
         """Gives every process the batch-norm statistics that the first one saves."""
         if self.distributed_launch:
             for buffer in self.modules.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+
+
+def _sum_of(losses: list[list[float]]) -> RunningLoss:
+    """Of (sum, clips) of each process."""
+    totals, counts = zip(*losses, strict=True) if losses else ((), ())
+    return RunningLoss(sum(totals), int(sum(counts)))
 
 
 def _num_processes() -> int:

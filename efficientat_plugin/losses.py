@@ -1,5 +1,6 @@
 """The distillation loss: what a student owes to the labels and to the teacher."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -69,6 +70,44 @@ def balanced_class_weights(
     present = counts > 0
     average = counts.sum() / present.sum()
     return torch.where(present, average / counts.clamp(min=1), 1.0)
+
+
+class RunningLoss:
+    """The mean over clips of a loss that comes batch by batch.
+
+    A small last batch counts for its few clips and no more, so the mean is the same
+    for any batch size and however the clips are shared among processes.
+
+    Arguments
+    ---------
+    total : float
+        Sum over the clips so far.
+    num_clips : int
+        How many they are.
+
+    Example
+    -------
+    >>> loss = RunningLoss()
+    >>> loss.add(1.0, num_clips=32)
+    >>> loss.add(5.0, num_clips=8)
+    >>> loss.mean
+    1.8
+    """
+
+    def __init__(self, total: float = 0.0, num_clips: int = 0) -> None:
+        self.total = total
+        self.num_clips = num_clips
+
+    def add(self, mean: float, num_clips: int) -> None:
+        """Adds a batch by its mean; one that is not finite is left out."""
+        if num_clips and math.isfinite(mean):
+            self.total += mean * num_clips
+            self.num_clips += num_clips
+
+    @property
+    def mean(self) -> float:
+        """0 before the first clip."""
+        return self.total / self.num_clips if self.num_clips else 0.0
 
 
 class DistillationLoss(torch.nn.Module):

@@ -8,7 +8,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from efficientat_plugin.brain import DistillationBrain, History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
-from efficientat_plugin.contracts import Clip, Heard, TeacherTarget
+from efficientat_plugin.contracts import Clip, Heard, StudentOutput, TeacherTarget
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.sampling import Draws
@@ -205,6 +205,53 @@ def test_both_clips_of_a_waveform_mix_ask_the_teacher():
     each = soften(Oracle().lookup([f"tone{row}" for row in range(4)])).scores
     torch.testing.assert_close(target.scores[0], 0.75 * each[0])
     torch.testing.assert_close(target.scores[1], 0.5 * each[2] + 0.5 * each[3])
+
+
+class Linear(torch.nn.Linear):
+    """A student for which a clip is the same in any batch, trained or not."""
+
+    def forward(self, log_mel):
+        embedding = log_mel.mean(dim=(1, 3))
+        return StudentOutput(super().forward(embedding), embedding)
+
+
+def test_losses_are_means_over_clips_whatever_the_size_of_a_batch():
+    """Of 13 clips, so that most sizes leave a small last batch."""
+    found = []
+    for batch_size in (1, 5, 12, 13):
+        brain, epochs = _brain(
+            student=Linear(64, CLASSES, bias=False),
+            log_mel=LogMel(hop_length=1280, n_mels=64, f_min_jitter=0, f_max_jitter=0),
+            teacher=None,
+            lr_schedule=lambda epoch: 0.0,
+            epochs=1,
+        )
+        torch.nn.init.normal_(brain.hparams.student.weight, std=3.0)
+        tones, options = Tones(13), {"batch_size": batch_size}
+        training = options | {"sampler": Draws(13)}
+        brain.fit(epochs, tones, tones, None, training, dict(options))
+        (epoch,) = brain.hparams.history.epochs
+        tested = brain.evaluate(tones, test_loader_kwargs=dict(options))
+        found.append([epoch["train_loss"], epoch["valid_loss"], tested])
+    logits = np.array([brain.stats.clips[f"tone{row}"][0] for row in range(13)])
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(logits), torch.eye(CLASSES)[torch.arange(13) % CLASSES]
+    )
+    for losses in found:
+        assert losses == pytest.approx([float(by_hand)] * 3, rel=1e-5)
+
+
+def test_a_running_loss_is_shared_out_among_another_number_of_processes(tmp_path):
+    brain, _ = _brain(tmp_path)
+    brain.saved_losses = [[10.0, 4], [2.0, 2]]
+    brain._save(tmp_path / "brain")
+    brain._recover(tmp_path / "brain", end_of_epoch=False)
+    assert (brain.train_losses.total, brain.train_losses.num_clips) == (12.0, 6)
+    assert brain.avg_train_loss == 2.0
+    brain.saved_losses = []  # at the end of an epoch
+    brain._save(tmp_path / "brain")
+    brain._recover(tmp_path / "brain", end_of_epoch=True)
+    assert brain.train_losses.num_clips == 0 and brain.avg_train_loss == 0.0
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 2, 3, 5])
