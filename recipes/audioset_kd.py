@@ -136,10 +136,15 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
             )
     except (OSError, ValueError) as error:
         problems.append(f"--pretrained NAME, PATH or null: {error}")
+    refuse(problems)
+    return Inputs(train_rows, eval_rows, teacher)
+
+
+def refuse(problems: list[str]) -> None:
+    """Ends the run with all that is wrong with its inputs, if anything is."""
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         sys.exit(f"This run needs what is not there. Pass:\n{listed}\n{NOTHING_NEEDED}")
-    return Inputs(train_rows, eval_rows, teacher)
 
 
 def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
@@ -329,20 +334,13 @@ def evaluate(brain: Any, eval_set: Clips, name: str) -> RunResult:
 
 def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     """Scores a named or local checkpoint, or else the last of this run's own."""
-    checkpointer = None
+    checkpointer, problems = None, []
     name = hparams["pretrained"]
     if named:
-        folder = hparams["pretrained_folder"]
-        if find_teacher(name) is None:
-            student = load_student(name, savedir=folder)
-        else:
-            student = load_teacher(name, folder).student
-        hparams["student"] = hparams["modules"]["student"] = student
-        # Width and front end go with what was published, whatever the YAML says; a
-        # file of one's own does not tell its front end, but the YAML does.
-        if find_published(name) or find_teacher(name):
-            hparams["log_mel"] = LogMel(**student.front_end)
-            hparams["modules"]["log_mel"] = hparams["log_mel"]
+        try:
+            use_named(hparams, name)
+        except (ImportError, OSError, ValueError) as error:
+            problems.append(f"--pretrained NAME or PATH: {error}")
         # Not over the scores of a run that trained in this folder.
         hparams["output_folder"] += f"/evaluated/{Path(name).stem}"
     else:
@@ -356,11 +354,27 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     try:
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
     except (OSError, ValueError) as error:
-        sys.exit(f"--dataset PATH: {error}")
+        problems.append(f"--dataset PATH: {error}")
+    refuse(problems)
     hparams["teacher"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
     evaluate(brain, Clips(eval_rows, reader(hparams)), str(name))
+
+
+def use_named(hparams: dict[str, Any], name: str) -> None:
+    """Puts a published or local model in the place of the YAML's student."""
+    folder = hparams["pretrained_folder"]
+    if find_teacher(name) is None:
+        student = load_student(name, savedir=folder)
+    else:
+        student = load_teacher(name, folder).student
+    hparams["student"] = hparams["modules"]["student"] = student
+    # Width and front end go with what was published, whatever the YAML says; a
+    # file of one's own does not tell its front end, but the YAML does.
+    if find_published(name) or find_teacher(name):
+        hparams["log_mel"] = LogMel(**student.front_end)
+        hparams["modules"]["log_mel"] = hparams["log_mel"]
 
 
 def teacher_itself(run: Run) -> list[RunResult]:

@@ -1,5 +1,8 @@
 """Shared fixtures: real material where it is at hand, and nothing global touched."""
 
+import own_home  # before anything that looks for its home
+
+# isort: split
 import os
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows
 
 # Doctest would import both by one name.
-collect_ignore = ["conftest.py", "campaign/conftest.py"]
+collect_ignore = ["conftest.py", "campaign/conftest.py", "own_home"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -51,6 +54,21 @@ def _datasets_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def touched() -> Path:
+    """The file of what processes touched that they should not."""
+    return Path(os.environ[own_home.REPORT_VARIABLE])
+
+
+@pytest.fixture(autouse=True)
+def _keeps_to_its_places(touched):
+    """Nothing is read or written outside the clone, its own home and Python."""
+    before = touched.read_text() if touched.exists() else ""
+    yield
+    after = touched.read_text() if touched.exists() else ""
+    assert after == before, f"touched outside: {after[len(before) :]}"
 
 
 @pytest.fixture(scope="session")

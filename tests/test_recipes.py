@@ -350,7 +350,9 @@ def test_damaged_inputs_are_named_in_one_message(tmp_path, options):
     text = run_to_end(command, expect=1)
     assert "Traceback" not in text
     assert re.search(r"--dataset PATH: .*\.parquet is damaged \(.*\); download", text)
-    if not options:
+    if options:  # whose weights are not in the tests' own home
+        assert "--pretrained NAME or PATH: " in text and "HF_HUB_OFFLINE" in text
+    else:
         assert f"--teacher STORE: {tmp_path / 'store'}" in text
 
 
