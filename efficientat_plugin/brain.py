@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import speechbrain as sb
@@ -23,6 +23,7 @@ from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.losses import RunningLoss, SoftTarget
 from efficientat_plugin.metrics import Scores
+from efficientat_plugin.students.student import Student
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,16 @@ class History:
         del end_of_epoch
         with open(path, encoding="utf-8") as file:
             self.epochs = json.load(file)
+
+
+class Trained(NamedTuple):
+    """One of the models that a run trains, and what it came to."""
+
+    name: str  # who it is and who taught it, for a table
+    student: Student
+    scores: Scores  # of the last evaluation
+    epochs: list[dict[str, float]]  # of a ``History``
+    folder: str = "."  # where its files go in the folder of the run
 
 
 @register_checkpoint_hooks
@@ -93,6 +104,13 @@ class DistillationBrain(sb.Brain):
         self.stage_losses = self.train_losses
         # (sum, clips) of each process, while a checkpoint within an epoch is saved
         self.saved_losses: list[list[float]] = []
+
+    def trained(self) -> list[Trained]:
+        """The models that have been trained, after an evaluation."""
+        assert self.scores is not None  # an evaluation sets them
+        taught = "without teacher" if self.hparams.teacher is None else "with teacher"
+        epochs = self.hparams.history.epochs
+        return [Trained(f"student {taught}", self.hparams.student, self.scores, epochs)]
 
     # --- What happens to a batch ------------------------------------------------
 

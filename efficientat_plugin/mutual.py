@@ -7,9 +7,11 @@ import speechbrain as sb
 import torch
 from torch import Tensor
 
-from efficientat_plugin.brain import TRAIN, DistillationBrain
+from efficientat_plugin.brain import TRAIN, DistillationBrain, Trained
 from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput, TeacherTarget
 from efficientat_plugin.metrics import Scores
+
+PEER = "peer_"  # before the names of the peer's numbers
 
 
 class MutualBrain(DistillationBrain):
@@ -33,6 +35,35 @@ class MutualBrain(DistillationBrain):
     """
 
     peer_scores: Scores
+
+    def trained(self) -> list[Trained]:
+        """Both models, each named by who taught it."""
+        own, peer = self.hparams.student, self.hparams.peer
+        names = type(own).__name__, type(peer).__name__
+        if names[0] == names[1]:
+            names = f"{names[0]} (student)", f"{names[1]} (peer)"
+        epochs = self.hparams.history.epochs
+        [student] = super().trained()
+        # The training loss is that of both, and so is not one of the peer's numbers.
+        of_peer = [
+            {"epoch": epoch["epoch"]}
+            | {
+                name.removeprefix(PEER): value
+                for name, value in epoch.items()
+                if name.startswith(PEER)
+            }
+            for epoch in epochs
+        ]
+        return [
+            student._replace(name=f"{names[0]} taught by {names[1]}"),
+            Trained(
+                f"{names[1]} taught by {names[0]}",
+                peer,
+                self.peer_scores,
+                of_peer,
+                folder="peer",
+            ),
+        ]
 
     def compute_forward(  # type: ignore[override]
         self, batch: ClipBatch, stage: sb.Stage
@@ -100,4 +131,4 @@ class MutualBrain(DistillationBrain):
 
     def _averages(self, scores: Scores) -> dict[str, float]:
         peer = self.peer_scores.averages()
-        return scores.averages() | {f"peer_{name}": n for name, n in peer.items()}
+        return scores.averages() | {f"{PEER}{name}": n for name, n in peer.items()}

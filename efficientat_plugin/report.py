@@ -35,8 +35,11 @@ def write_scores(
 ) -> None:
     """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``.
 
+    The folder is made if need be.
+
     Scores of another kind stand in ``scores.json`` too, by their names.
     """
+    Path(folder).mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = _averages(scores)
     content |= {name: _averages(other) for name, other in (others or {}).items()}
     _write(
@@ -114,7 +117,8 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
             continue
         steps = [epoch["epoch"] for epoch in epochs]
         score.plot(steps, [epoch[main] for epoch in epochs], label=name)
-        loss.plot(steps, [epoch["train_loss"] for epoch in epochs], label=name)
+        if "train_loss" in epochs[0]:
+            loss.plot(steps, [epoch["train_loss"] for epoch in epochs], label=name)
     num_clips = results[0].scores.num_clips
     score.set(xlabel="epoch", ylabel=f"{main} (N = {num_clips} clips)", ylim=(0, 1))
     loss.set(xlabel="epoch", ylabel="training loss", yscale="log")

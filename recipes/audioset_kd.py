@@ -11,6 +11,7 @@ processes.
 import logging
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,12 +90,12 @@ def main(argv: list[str]) -> None:
         alone = overrides | without_teacher(hparams)
         baseline = load_hparams(hparams_file, alone)
         runs.append(prepare(hparams_file, alone, baseline))
-    results: list[RunResult] = []
+    results: list[list[RunResult]] = []
     for run in runs:
         try:
             with told_if_not_writable(run.hparams["output_folder"]):
                 results.append(train_and_evaluate(run, run_opts))
-                table = [*results[:1], *teacher, *results[1:]]
+                table = [*results[0], *teacher, *chain(*results[1:])]
                 # Now: a second run that fails leaves what the first came to.
                 run_on_main(report, (Path(hparams["output_folder"]), table))
         except (OSError, ValueError, TooManyUnreadable) as error:
@@ -199,8 +200,8 @@ def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
         )
 
 
-def train_and_evaluate(run: Run, run_opts: Any) -> RunResult:
-    """Trains one student, from its last checkpoint where there is one."""
+def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
+    """Trains one student, or two that teach each other, from the last checkpoint on."""
     hparams = run.hparams
     occupy_folder(hparams["output_folder"])
     sb.create_experiment_directory(
@@ -217,8 +218,7 @@ def train_and_evaluate(run: Run, run_opts: Any) -> RunResult:
         train_loader_kwargs=run.train_loader,
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
-    teacher = "without teacher" if run.inputs.teacher is None else "with teacher"
-    return evaluate(brain, eval_set, f"student {teacher}")
+    return evaluate(brain, eval_set)
 
 
 def training_data(
@@ -314,22 +314,39 @@ def make_brain(hparams: dict[str, Any], run_opts: Any, checkpointer: Any) -> Any
     )
 
 
-def evaluate(brain: Any, eval_set: Clips, name: str) -> RunResult:
-    """Scores the student, and writes scores and results per class."""
+def evaluate(
+    brain: Any, eval_set: Clips, name: str | None = None, alone: bool = False
+) -> list[RunResult]:
+    """Scores what was trained, and writes scores and results per class of each.
+
+    ``name`` is used where who taught whom is not known; ``alone`` leaves out the peer
+    of a student that was not trained beside it.
+    """
     # The last checkpoint, not the one that did best on these very clips.
     brain.evaluate(eval_set, test_loader_kwargs=dict(brain.hparams.eval_loader))
+    trained = brain.trained()[: 1 if alone else None]
+    if name is not None and len(trained) == 1:
+        trained = [trained[0]._replace(name=name)]
     if if_main_process():
-        write_scores(brain.hparams.output_folder, brain.scores, audioset_labels())
-        print(f"{name}: {brain.scores}")
+        folder, labels = Path(brain.hparams.output_folder), audioset_labels()
+        by_name = {one.name: one.scores for one in trained if len(trained) > 1}
+        write_scores(folder, trained[0].scores, labels, by_name)
+        for one in trained[1:]:
+            write_scores(folder / one.folder, one.scores, labels)
+        for one in trained:
+            print(f"{one.name}: {one.scores}")
     num_samples = round(brain.hparams.clip_seconds * brain.hparams.sample_rate)
     log_mel = brain.hparams.log_mel
     num_frames = log_mel.num_frames(num_samples)
-    return RunResult(
-        name,
-        brain.scores,
-        measure(brain.hparams.student, log_mel.n_mels, num_frames, rounds=100),
-        brain.hparams.history.epochs,
-    )
+    return [
+        RunResult(
+            one.name,
+            one.scores,
+            measure(one.student, log_mel.n_mels, num_frames, rounds=100),
+            one.epochs,
+        )
+        for one in trained
+    ]
 
 
 def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
@@ -359,7 +376,7 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     hparams["teacher"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
-    evaluate(brain, Clips(eval_rows, reader(hparams)), str(name))
+    evaluate(brain, Clips(eval_rows, reader(hparams)), str(name), alone=named)
 
 
 def use_named(hparams: dict[str, Any], name: str) -> None:

@@ -12,6 +12,7 @@ from test_brain import CLASSES, Tones, _fit
 
 from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.complexity import count_parameters
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.features import LogMel, SpecMask
@@ -27,17 +28,9 @@ SMALL |= {"frequency_stride": 16, "time_stride": 16}
 PATCHOUT = {"patchout_time": 1, "patchout_frequency": 1}
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """A small transformer taught by a CNN, a CNN taught by one, and both at once."""
-    parent = tmp_path_factory.mktemp("cmkd")
-    torch.manual_seed(0)
-    torch.save(MN(527, width=0.1).state_dict(), parent / "cnn.pt")
-    torch.save(PaSST(527, **SMALL).state_dict(), parent / "transformer.pt")
-    for split, ids in {"bal_train": TRAIN_IDS, "eval": EVAL_IDS}.items():
-        rows = [row | {"labels": ["/m/09x0r"]} for row in rows_of(ids)]
-        write_parquet(parent / "data" / "data" / split / "0.parquet", rows)
-    common = {
+def _common(parent):
+    """What all runs are told."""
+    return {
         "dataset": parent / "data",
         "dataset_cache": parent / "cache",
         "train_split": "bal_train",
@@ -51,6 +44,18 @@ def runs(tmp_path_factory):
         "pretrained": None,
         "device": "cpu",
     }
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A small transformer taught by a CNN, a CNN taught by one, and both at once."""
+    parent = tmp_path_factory.mktemp("cmkd")
+    torch.manual_seed(0)
+    torch.save(MN(527, width=0.1).state_dict(), parent / "cnn.pt")
+    torch.save(PaSST(527, **SMALL).state_dict(), parent / "transformer.pt")
+    for split, ids in {"bal_train": TRAIN_IDS, "eval": EVAL_IDS}.items():
+        rows = [row | {"labels": ["/m/09x0r"]} for row in rows_of(ids)]
+        write_parquet(parent / "data" / "data" / split / "0.parquet", rows)
     options = {
         "cmkd_transformer_from_cnn": SMALL
         | PATCHOUT
@@ -64,7 +69,7 @@ def runs(tmp_path_factory):
         "cmkd_mutual": SMALL | PATCHOUT | {"width": 0.1, "prior": 0.01},
     }
     calls = [
-        arguments_of(yaml, output_folder=parent / yaml, **common | given)
+        arguments_of(yaml, output_folder=parent / yaml, **_common(parent) | given)
         for yaml, given in options.items()
     ]
     return parent, run_recipe("audioset_kd", calls)
@@ -107,7 +112,59 @@ def test_mutual_training_keeps_both(runs):
     )
 
 
+@pytest.mark.slow
+def test_mutual_training_reports_both_by_who_taught_whom(runs):
+    parent, printed = runs
+    folder = parent / "cmkd_mutual"
+    scores = json.loads((folder / "scores.json").read_text())
+    table = (folder / "comparison.md").read_text().splitlines()[2:]
+    assert len(table) == 2 and "student" not in "".join(table)
+    kinds = {"MN": MN(527, width=0.1), "PaSST": PaSST(527, **SMALL)}
+    for name, other, place in [("MN", "PaSST", "."), ("PaSST", "MN", "peer")]:
+        row = f"{name} taught by {other}"
+        (line,) = [each for each in table if f"| {row} |" in each]
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[2] == f"{scores[row]['mAP']:.3f}" and f"{row}: mAP" in printed
+        assert cells[6] == f"{count_parameters(kinds[name]):,}"
+        own = json.loads((folder / place / "scores.json").read_text())
+        assert own["mAP"] == scores[row]["mAP"] and own["num_clips"] == 2
+        assert (folder / place / "per_class.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.slow
+def test_a_mutual_run_is_evaluated_again_as_it_was(runs):
+    parent, _ = runs
+    before = (parent / "cmkd_mutual" / "scores.json").read_text()
+    options = SMALL | PATCHOUT | {"width": 0.1, "prior": 0.01}
+    options |= {"output_folder": parent / "cmkd_mutual"}
+    call = arguments_of("cmkd_mutual", **_common(parent) | options)
+    run_recipe("audioset_kd", [[*call, "--test_only"]])
+    assert (parent / "cmkd_mutual" / "scores.json").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_named_student_has_no_peer(runs):
+    """Which would be one that nobody trained."""
+    parent, _ = runs
+    options = SMALL | PATCHOUT | {"width": 0.1}
+    options |= {"output_folder": parent / "named", "pretrained": parent / "cnn.pt"}
+    call = arguments_of("cmkd_mutual", **_common(parent) | options)
+    run_recipe("audioset_kd", [[*call, "--test_only"]])
+    (folder,) = (parent / "named" / "evaluated").iterdir()
+    assert "PaSST" not in (folder / "scores.json").read_text()
+    assert not (folder / "peer").exists()
+
+
 # --- Mutual training ---------------------------------------------------------------
+
+
+def test_two_of_one_kind_are_told_apart():
+    brain, _ = _mutual(peer=MN(CLASSES, width=0.2))
+    brain.scores = brain.peer_scores = "some"
+    assert [one.name for one in brain.trained()] == [
+        "MN (student) taught by MN (peer)",
+        "MN (peer) taught by MN (student)",
+    ]
 
 
 def _mutual(folder=None, epochs=1, **overrides):
