@@ -49,7 +49,7 @@ def whole_clip_scores(
     multiclass = tagger.hparams.target == "multiclass"
     stats = ClassificationStats() if multiclass else TaggingStats()
     for row in tqdm(rows, desc="whole clips", unit="clip"):
-        indices, _ = tagger.labels.indices(row["labels"] or ())
+        indices, _ = tagger.labels.indices(row["labels"])
         judged = torch.ones(len(tagger.labels))
         if row.get("judged") is not None:
             known, _ = tagger.labels.indices(row["judged"])

@@ -25,7 +25,12 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.data.targets import LabelSummary, audioset_labels
+from efficientat_plugin.data.targets import (
+    LabelSummary,
+    audioset_labels,
+    audioset_vocabulary,
+    refuse_other_labels,
+)
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.launch import (
@@ -172,6 +177,7 @@ def prepare(
     hparams["teacher"] = inputs.teacher
     warn_of_another_front_end(hparams)
     try:
+        look_at_eval_clips(inputs.eval_rows)
         if hparams["streaming"]:
             train_set, loader = streamed_training_data(hparams, inputs)
         else:
@@ -226,12 +232,12 @@ def training_data(
 ) -> tuple[Clips, dict[str, Any]]:
     """The training set and what its loader is made with."""
     rows = inputs.train_rows
-    summary = summarize_rows(rows, audioset_labels())
-    say_and_check("Training data", summary, hparams)
+    summary = summarize_rows(rows, audioset_vocabulary())
+    say_and_check("Training clips", summary, hparams)
     if hparams["labelled_only"]:
         labelled = [i for i, classes in enumerate(summary.indices) if classes]
         rows = rows.select(labelled)
-        summary = summarize_rows(rows, audioset_labels())
+        summary = summarize_rows(rows, audioset_vocabulary())
     weights = None
     if hparams["class_balanced"]:
         weights = class_balanced_weights(summary.indices, len(audioset_labels()))
@@ -270,7 +276,7 @@ def streamed_training_data(
         )
     first = inputs.train_rows.take(STREAM_HEAD).select_columns(["video_id", "labels"])
     head = datasets.Dataset.from_list(list(first))
-    summary = summarize_rows(head, audioset_labels())
+    summary = summarize_rows(head, audioset_vocabulary())
     say_and_check(f"The stream's first {len(head)} clips", summary, hparams)
     stream = ClipStream(
         inputs.train_rows,
@@ -286,9 +292,23 @@ def streamed_training_data(
 
 
 def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
-    """Prints what the data is; refuses logits of other classes or clips, or too few."""
+    """Prints what the data is; refuses what a student would learn nothing from.
+
+    That is labels of other classes, no labels without a teacher, and logits of other
+    classes or clips, or too few.
+    """
     if if_main_process():
         print(f"{what}: {summary}")
+    refuse_other_labels(what, summary, audioset_vocabulary())
+    has_teacher = hparams["teacher"] is not None or "peer" in hparams
+    if not (summary.num_labelled or (has_teacher and hparams["kd_weight"])):
+        why = (
+            "kd_weight=0 ignores the teacher" if has_teacher else "there is no teacher"
+        )
+        raise ValueError(
+            f"{what} have no labels, and {why}, so there is nothing to learn from; "
+            "pass --teacher STORE and a --kd_weight above 0, or data with labels"
+        )
     if hparams["teacher"] is not None:
         minimum = hparams["min_teacher_coverage"]
         verdict = hparams["teacher"].check(summary, audioset_labels(), minimum)
@@ -296,10 +316,23 @@ def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> 
             print(f"Teacher: {verdict}")
 
 
+def look_at_eval_clips(rows: Any) -> None:
+    """Prints what they are; refuses, before anything is computed, what has no score."""
+    summary = summarize_rows(rows, audioset_vocabulary())
+    if if_main_process():
+        print(f"Evaluation clips: {summary}")
+    refuse_other_labels("Evaluation clips", summary, audioset_vocabulary())
+    if not summary.num_labelled:
+        raise ValueError(
+            "Evaluation clips have no labels, so that nothing can be scored on them; "
+            "pass --eval_split with a split that has"
+        )
+
+
 def reader(hparams: dict[str, Any]) -> ClipReader:
     """Makes clips of rows."""
     return ClipReader(
-        audioset_labels(), hparams["clip_seconds"], hparams["sample_rate"]
+        audioset_vocabulary(), hparams["clip_seconds"], hparams["sample_rate"]
     )
 
 
@@ -370,6 +403,7 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
             )
     try:
         eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
+        look_at_eval_clips(eval_rows)
     except (OSError, ValueError) as error:
         problems.append(f"--dataset PATH: {error}")
     refuse(problems)
@@ -396,7 +430,7 @@ def use_named(hparams: dict[str, Any], name: str) -> None:
 
 def teacher_itself(run: Run) -> list[RunResult]:
     """How well the teacher tags the evaluation clips, if it is known of any."""
-    summary = summarize_rows(run.inputs.eval_rows, audioset_labels())
+    summary = summarize_rows(run.inputs.eval_rows, audioset_vocabulary())
     eval_set = Clips(run.inputs.eval_rows, reader(run.hparams))
     share = run.hparams["max_unreadable_share"]
     loader_options = run.hparams["eval_loader"] | {"max_unreadable_share": share}

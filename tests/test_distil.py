@@ -150,7 +150,7 @@ def test_labels_take_part_where_there_are_any(place):
     card = (place / "labelled" / "model" / "README.md").read_text()
     assert "48 clips (39 for training, 4 to choose the epoch), taught by" in card
     assert "As the teacher's classes: 48 clips, 47 labelled with 3 classes" in printed
-    assert "are left out: noise (1)" in printed
+    assert "is left out: noise (1)" in printed
     assert "valid loss: " in (place / "labelled" / "train_log.txt").read_text()
     other = _call(place, output, **options, kd_weight=0.5, kd_temperature=2.0)
     printed = run_recipe("distil", [other], place, expect=1)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -260,7 +261,7 @@ def test_the_comparison_is_with_the_labelled_clips_alone(data, tmp_path):
     table = (tmp_path / "compared" / "comparison.md").read_text()
     for run in ("student with teacher", "teacher", "student without teacher"):
         assert f"| {run} |" in table
-    assert "Training data: 50 clips, 48 labelled" in text
+    assert "Training clips: 50 clips, 48 labelled" in text
     run_to_end(_command(data, tmp_path / "labels", teacher="null"))
     _assert_same(
         _outcome(tmp_path / "compared" / "without_teacher"),
@@ -412,6 +413,141 @@ def test_what_cannot_work_is_refused_before_training(
         _prepared(recipe, data, tmp_path / "run", **overrides)
     assert re.search(message, str(refusal.value))
     assert not (tmp_path / "run" / "train_log.txt").exists()
+
+
+# --- Labels in another vocabulary -----------------------------------------------
+
+NAME_OF = dict(zip(audioset_labels().mids, audioset_labels().names, strict=True))
+PLACE_OF = audioset_labels().index
+UNDERSTOOD = {
+    "ids": lambda mids: mids,
+    "names": lambda mids: [NAME_OF[mid].upper() for mid in mids],
+    "digits": lambda mids: [str(PLACE_OF[mid]) for mid in mids],
+    "numbers": lambda mids: [PLACE_OF[mid] for mid in mids],
+    "text": lambda mids: NAME_OF[mids[0]],
+    "number": lambda mids: PLACE_OF[mids[0]],
+    "parted": lambda mids: [*"Child speech, kid speaking".split(","), NAME_OF[mids[0]]],
+    "some": lambda mids: [*mids, "a class of somebody else"],
+}
+NOT_UNDERSTOOD = {
+    "others": lambda mids: ["a tone", "no class"],
+    "beyond": lambda mids: [527 + PLACE_OF[mid] for mid in mids],
+    "other": lambda mids: "a tone",
+}
+
+
+@pytest.fixture(scope="module")
+def relabelled(data, tmp_path_factory):
+    """The same clips with other labels in some of the splits, once for each choice."""
+    made = {}
+
+    def relabelled(write, splits):
+        key = (write, *splits)
+        if key not in made:
+            made[key] = folder = tmp_path_factory.mktemp("relabelled")
+            for split in ("bal_train", "eval"):
+                rows = pq.read_table(data / "data" / split / "00.parquet").to_pylist()
+                if split in splits:
+                    rows = [row | {"labels": write(row["labels"])} for row in rows]
+                (folder / split).mkdir()
+                pq.write_table(pa.Table.from_pylist(rows), folder / split / "0.parquet")
+        return made[key]
+
+    return relabelled
+
+
+SPLITS = ("bal_train", "eval")
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("how", UNDERSTOOD)
+def test_labels_are_understood_however_they_are_written(
+    recipe, data, relabelled, tmp_path, capsys, how, streaming
+):
+    folder = relabelled(UNDERSTOOD[how], SPLITS)
+    options = STREAM | {"class_balanced": False} if streaming else {}
+    options |= {"dataset_cache": str(tmp_path / "cache"), "waveform_mix": None}
+    options |= {"num_workers": 0, "shuffle_buffer": 0}
+    run = _prepared(recipe, folder, tmp_path, **options, teacher=None)
+    printed = capsys.readouterr().out
+    assert "48 clips, 48 labelled" in printed and "24 clips, 24 labelled" in printed
+    clips = (
+        iter(run.train_set) if streaming else map(run.train_set.__getitem__, range(3))
+    )
+    for clip, mid in zip(clips, TONES, strict=False):
+        found = clip.labels.nonzero()[:, 0].tolist()
+        assert PLACE_OF[mid] in found and clip.labelled
+        assert len(found) == (2 if how == "parted" else 1)
+    expected = "a class of somebody else (48)" if how == "some" else "0 is taken for"
+    has_more = how in ("some", "digits", "numbers", "number")
+    assert ("left out" in printed or "taken for" in printed) == has_more
+    assert not has_more or expected in printed
+
+
+@pytest.mark.parametrize("splits", [("bal_train",), ("eval",)], ids="".join)
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("how", NOT_UNDERSTOOD)
+def test_labels_of_other_classes_are_refused_before_training(
+    recipe, data, relabelled, tmp_path, how, splits, streaming
+):
+    """With a teacher, too: it would be the only one to be heard."""
+    folder = relabelled(NOT_UNDERSTOOD[how], splits)
+    options = STREAM | {"class_balanced": False} if streaming else {}
+    options |= {"waveform_mix": None, "dataset_cache": str(tmp_path / "cache")}
+    for teacher in (None, str(data / "teacher")):
+        with pytest.raises(SystemExit, match="of which none is an id or a name"):
+            _prepared(recipe, folder, tmp_path / "run", **options, teacher=teacher)
+    assert not (tmp_path / "run" / "train_log.txt").exists()
+
+
+@pytest.mark.parametrize("how", [*UNDERSTOOD, *NOT_UNDERSTOOD])
+def test_labels_are_looked_at_before_a_checkpoint_is_scored(
+    recipe, data, relabelled, tmp_path, monkeypatch, how
+):
+    class Scoring(Exception):
+        pass
+
+    def make_brain(*_arguments):
+        raise Scoring
+
+    monkeypatch.setattr(recipe, "make_brain", make_brain)
+    path = REPOSITORY / "hparams" / "mn10.yaml"
+    folder = relabelled((UNDERSTOOD | NOT_UNDERSTOOD)[how], SPLITS)
+    overrides = {"dataset": str(folder), "dataset_cache": str(tmp_path / "cache")}
+    overrides |= {"output_folder": str(tmp_path / "run"), "pretrained": None}
+    hparams = recipe.load_hparams(path, overrides)
+    hparams["checkpointer"].save_checkpoint()
+    expected = Scoring if how in UNDERSTOOD else SystemExit
+    with pytest.raises(expected):
+        recipe.evaluate_only(hparams, {"device": "cpu"}, named=False)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher": None}, "there is no teacher, so there is nothing to learn from"),
+        ({"kd_weight": 0.0}, "kd_weight=0 ignores the teacher"),
+    ],
+)
+def test_a_run_with_nothing_to_learn_from_does_not_start(
+    recipe, data, relabelled, tmp_path, streaming, options, message
+):
+    folder = relabelled(_nothing, ("bal_train",))
+    if streaming:
+        options = options | STREAM | {"class_balanced": False}
+    options = options | {"waveform_mix": None, "class_balanced": False}
+    options |= {"dataset_cache": str(tmp_path / "cache")}
+    options = {"teacher": str(data / "teacher")} | options
+    with pytest.raises(SystemExit, match=message):
+        _prepared(recipe, folder, tmp_path / "run", **options)
+    with pytest.raises(SystemExit, match="Evaluation clips have no labels"):
+        _prepared(recipe, relabelled(_nothing, SPLITS), tmp_path / "run", **options)
+    assert not (tmp_path / "run" / "train_log.txt").exists()
+
+
+def _nothing(mids):
+    return []
 
 
 def test_a_stream_is_looked_at_before_training(recipe, data, tmp_path, capsys):

@@ -54,6 +54,17 @@ def _saved_by_split(folder, split, rows):
     return folder
 
 
+def _saved_dataset(folder, split, part):
+    part.save_to_disk(str(folder / split))
+    return str(folder / split)
+
+
+def _parquet_dataset(folder, split, part):
+    """Whose metadata tell the names of its classes."""
+    part.to_parquet(str(folder / f"{split}.parquet"))
+    return str(folder)
+
+
 def _with_audio_feature(folder, split, rows):
     """As on the hub, where the file says that `datasets` should decode."""
     features = datasets.Features(
@@ -121,6 +132,41 @@ def test_rows_read_alike_from_every_form(form, streaming, train_rows, reader, tm
     for row, expected in zip(found, labelled, strict=True):
         assert set(row) == set(COLUMNS)
         assert_equal(reader.read(row), reader.read(expected))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
+@pytest.mark.parametrize("is_list", [False, True], ids=["one", "list"])
+@pytest.mark.parametrize("form", [_saved_dataset, _parquet_dataset])
+def test_class_numbers_become_the_names_that_are_kept_for_them(
+    form, is_list, streaming, train_rows, tmp_path
+):
+    """Not numbers of another table, in whatever order this one has them."""
+    kind = datasets.ClassLabel(names=["C", "/m/b", "a"])
+    numbers = [0, 1, 2, -1, 0, 1, 2, -1]
+    column = [[number] if is_list else number for number in numbers]
+    feature = datasets.List(kind) if is_list else kind
+    rows = [
+        row | {"labels": labels} for row, labels in zip(train_rows, column, strict=True)
+    ]
+    audio = datasets.Features(
+        {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    )
+    columns = {name: [row[name] for row in rows] for name in COLUMNS}
+    features = {"video_id": datasets.Value("string"), "audio": audio}
+    part = datasets.Dataset.from_dict(
+        columns, datasets.Features(features | {"labels": feature})
+    )
+    dataset = form(tmp_path, "train", part)
+    loaded = load_rows(dataset, "train", streaming, cache_dir=str(tmp_path / "cache"))
+    names = [["C"], ["/m/b"], ["a"], []] * 2
+    found = list(loaded)
+    assert [row["labels"] for row in found] == names
+    assert [row["audio"]["bytes"] for row in found] == [
+        row["audio"]["bytes"] for row in train_rows
+    ]
+    if not streaming:
+        summary = summarize_rows(loaded, LABELS.with_names())
+        assert summary.indices == [[2], [1], [0], []] * 2
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])

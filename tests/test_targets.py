@@ -1,5 +1,7 @@
 """What the K of every label and logit means, and what a label column says."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -108,6 +110,60 @@ def test_unknown_labels_are_counted_and_told():
         "3 clips, 1 labelled with 1 classes; 3 labels of 2 kinds are not in the label "
         "table and are left out: /m/? (2), /t/! (1)"
     )
+
+
+@pytest.mark.parametrize("kinds", [1, 5, 6, 10])
+def test_of_labels_that_are_left_out_all_are_named_or_the_rest_is_counted(kinds):
+    labels = [[f"x{number}" for number in range(kinds)]] * 2
+    text = str(summarize_labels(["x", "y"], labels, TABLE))
+    named = re.findall(r"x\d \(2\)", text)
+    more = re.search(r"and (\d+) kinds? more", text)
+    assert len(named) + (int(more[1]) if more else 0) == kinds
+    assert f"{2 * kinds} labels of {kinds} kind" in text
+
+
+# --- Labels as people write them ------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["id", "name", "lower", "place", "digits"])
+def test_every_class_of_audioset_is_understood_however_it_is_written(how):
+    table = audioset_labels().with_numbers()
+    for place, (mid, name) in enumerate(zip(table.mids, table.names, strict=True)):
+        written = {
+            "id": mid,
+            "name": name,
+            "lower": name.lower(),
+            "place": place,
+            "digits": str(place),
+        }[how]
+        assert table.indices([written]) == table.indices(written) == ([place], [])
+
+
+def test_names_are_understood_that_were_parted_at_their_commas():
+    """Whoever joined labels by commas, and whatever stands before and after."""
+    table = audioset_labels().with_names()
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(table.names):
+        others = rng.choice(len(table), 2).tolist()
+        places = [others[0], place, others[1]]
+        joined = ", ".join(table.names[each] for each in places)
+        for parts in (joined.split(","), joined.split(", ")):
+            assert table.indices(parts) == (places, [])
+        assert table.indices([*name.split(","), "nothing"]) == ([place], ["nothing"])
+
+
+def test_a_number_is_a_place_only_where_it_can_be_nothing_else():
+    digits = LabelTable(["1", "2", "3"], ["one", "two", "three"]).with_numbers()
+    assert digits.indices(["1", 2, 0]) == ([0, 1], ["0"])
+    assert TABLE.with_names().indices([0, "1"]) == ([], ["0", "1"])
+    assert TABLE.with_numbers().indices([0, "2", 3, -1]) == ([0, 2], ["3", "-1"])
+    assert TABLE.with_numbers().sha256 == TABLE.sha256
+
+
+@pytest.mark.parametrize("labels", [None, [], [None], 0, "0", "/m/a"])
+def test_labels_of_any_form_are_read_or_counted(labels):
+    known, unknown = TABLE.indices(labels)
+    assert len(known) + len(unknown) == (labels not in (None, [], [None]))
 
 
 def test_ids_go_before_names_and_a_name_of_several_classes_is_of_none():

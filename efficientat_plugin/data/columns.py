@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from efficientat_plugin.data.targets import most_frequent
+
 logger = logging.getLogger(__name__)
 
 # The first of a list that a table has is taken.
@@ -178,7 +180,7 @@ def _refuse_unknown(
     known = set(classes)
     unknown = Counter(name for names in labels for name in names if name not in known)
     if unknown:
-        some = ", ".join(f"{name} ({n})" for name, n in unknown.most_common(5))
+        some = most_frequent(unknown)
         raise ValueError(
             f"column {column} has {len(unknown)} labels that are not among the "
             f"{len(classes)} classes: {some}; the classes begin with "

@@ -337,7 +337,7 @@ class ClipReader:
             raise UnreadableClip("its video_id is empty")
         waveform = decode(row["audio"], self.sample_rate, self.num_samples)
         # What the table does not have was counted when the data was summed up.
-        indices, _ = self.labels.indices(row["labels"] or ())
+        indices, _ = self.labels.indices(row["labels"])
         labelled = torch.tensor(float(bool(indices)))
         if row.get("judged") is not None:  # the others may be there or not
             judged, _ = self.labels.indices(row["judged"])

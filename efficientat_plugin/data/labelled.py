@@ -16,7 +16,7 @@ from efficientat_plugin.data.splits import (
     with_validation,
 )
 from efficientat_plugin.data.tables import label_table, read_table
-from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.data.targets import LabelTable, most_frequent
 
 # Arguments of `read_table` that are options of a recipe
 TABLE_OPTIONS = (
@@ -190,11 +190,11 @@ def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> N
 def _refuse_other_classes(rows: datasets.Dataset, labels: LabelTable) -> None:
     summary = summarize_rows(rows, labels)
     if summary.unknown and not summary.num_labelled:
-        some = ", ".join(f"{name} ({n})" for name, n in summary.unknown.most_common(5))
         raise ValueError(
-            f"no label of the clips ({some}) is one of the {len(labels)} classes, "
-            f"such as {labels.names[0]!r}; write labels as these, or give another "
-            "label_column, the separator of several in a cell, or form=sounds"
+            f"no label of the clips ({most_frequent(summary.unknown)}) is one of the "
+            f"{len(labels)} classes, such as {labels.names[0]!r}; write labels as "
+            "these, or give another label_column, the separator of several in a cell, "
+            "or form=sounds"
         )
 
 

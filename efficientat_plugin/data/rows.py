@@ -87,8 +87,53 @@ def load_rows(
         kept = [column for column in more_columns if column in found]
         rows = rows.select_columns([*COLUMNS, *kept])
         # Parquet remembers an Audio column, which would decode by torchcodec.
-        parts.append(rows.cast_column("audio", datasets.Audio(decode=False)))
+        rows = rows.cast_column("audio", datasets.Audio(decode=False))
+        parts.append(_with_named_labels(rows))
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _with_named_labels(
+    rows: datasets.Dataset | datasets.IterableDataset,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Class numbers by the names that the data set keeps for them, as text."""
+    feature = (rows.features or {}).get("labels")
+    kinds = feature, getattr(feature, "feature", None)
+    if not any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
+        return rows
+    names = datasets.List(datasets.Value("string"))
+
+    def named(values: list[Any]) -> list[list[str]]:
+        found = _class_names(values, feature)
+        lists = [each if isinstance(each, list) else [each] for each in found]
+        return [[name for name in each if name is not None] for each in lists]
+
+    if isinstance(rows, datasets.Dataset):
+        # Beside the sound, which stays where it is on the disk.
+        column = {"labels": named(rows["labels"][:])}
+        labels = datasets.Dataset.from_dict(column, datasets.Features(labels=names))
+        others = rows.remove_columns(["labels"])
+        return datasets.concatenate_datasets([others, labels], axis=1)
+    features = datasets.Features({**rows.features, "labels": names})
+    return rows.map(
+        lambda batch: {"labels": named(batch["labels"])},
+        batched=True,
+        features=features,
+    )
+
+
+def _class_names(values: list[Any], feature: Any) -> list[Any]:
+    """Class numbers by the names that `datasets` keeps for them."""
+    if isinstance(feature, datasets.ClassLabel):
+        # A negative number says that nobody labelled the clip.
+        known = [value is not None and value >= 0 for value in values]
+        return [
+            feature.int2str(value) if is_known else None
+            for value, is_known in zip(values, known, strict=True)
+        ]
+    inner = getattr(feature, "feature", None)
+    if isinstance(inner, datasets.ClassLabel):
+        return [_class_names(value or [], inner) for value in values]
+    return values
 
 
 def _load_split(
@@ -299,7 +344,7 @@ def labels_of_rows(
     metadata = rows.select_columns(["video_id", "labels"])
     for batch in metadata.iter(batch_size=10_000):
         for clip_id, labels in zip(batch["video_id"], batch["labels"], strict=True):
-            yield str(clip_id), table.indices(labels or ())[0]
+            yield str(clip_id), table.indices(labels)[0]
 
 
 def summarize_rows(rows: datasets.Dataset, table: LabelTable) -> LabelSummary:

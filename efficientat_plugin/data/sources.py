@@ -14,6 +14,7 @@ from datasets.utils.metadata import MetadataConfigs
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.rows import (
+    _class_names,
     _load_hub,
     _load_parquet,
     _parquet_files,
@@ -21,6 +22,7 @@ from efficientat_plugin.data.rows import (
     _refuse_folder,
     load_saved,
 )
+from efficientat_plugin.data.targets import most_frequent
 from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.plain_text import shown
 
@@ -89,21 +91,6 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
         return len(self.names)
 
 
-def _class_names(values: list[Any], feature: Any) -> list[Any]:
-    """Class numbers by the names that `datasets` keeps for them."""
-    if isinstance(feature, datasets.ClassLabel):
-        # A negative number says that nobody labelled the clip.
-        known = [value is not None and value >= 0 for value in values]
-        return [
-            feature.int2str(value) if is_known else None
-            for value, is_known in zip(values, known, strict=True)
-        ]
-    inner = getattr(feature, "feature", None)
-    if isinstance(inner, datasets.ClassLabel):
-        return [_class_names(value or [], inner) for value in values]
-    return values
-
-
 def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
     """A CSV, TSV, JSONL or Parquet file whose file names are relative to ``folder``."""
     if path.suffix.lower() != ".parquet":
@@ -137,7 +124,7 @@ def read_class_folders(folder: Path) -> Source:
         outside = len(names) - len(inside)
         logger.warning("%d clips of %s are in no class folder", outside, folder)
     if others:
-        kinds = ", ".join(f"{shown(kind)} ({n})" for kind, n in others.most_common(5))
+        kinds = most_frequent(others)
         logger.info("%s: files that are no audio are left out: %s", folder, kinds)
     parts = [name.split("/") for name in inside]
     empty = {entry.name for entry in folder.iterdir() if _is_visible_folder(entry)}

@@ -56,6 +56,8 @@ class LabelTable:
                 )
         self.index = {mid: index for index, mid in enumerate(self.mids)}
         self.index_of_name: dict[str, int] = {}  # see `with_names`
+        self.most_parts = 1  # of a name, between its commas
+        self.has_numbers = False  # see `with_numbers`
         if len(self.index) != len(self.mids):
             twice = [mid for mid, n in Counter(self.mids).items() if n > 1]
             raise ValueError(f"class ids must be unique, but {twice[:5]} repeat")
@@ -89,21 +91,44 @@ class LabelTable:
     def with_names(self) -> "LabelTable":
         """The same classes, of which a label may also be the name, in any case.
 
-        Ids go before names, and a name that several classes have is of none.
+        Ids go before names, and a name that several classes have is of none. A name
+        that has commas is understood when a reader took these for separators, too.
 
         Example
         -------
-        >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Rain"])
+        >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Child speech, kid speaking"])
         >>> table.indices(["dog"]), table.with_names().indices(["dog", "/m/b"])
         (([], ['dog']), ([0, 1], []))
+        >>> table.with_names().indices(["Child speech", "kid speaking", "Dog"])
+        ([1, 0], [])
         """
         table = LabelTable(self.mids, self.names)
         places: defaultdict[str, set[int]] = defaultdict(set)
         for column in (self.mids, self.names):
             for index, text in enumerate(column):
-                places[text.casefold()].add(index)
+                places[_folded(text)].add(index)
         alone = {text: at for text, at in places.items() if len(at) == 1}
         table.index_of_name = {text: min(at) for text, at in alone.items()}
+        table.most_parts = 1 + max((text.count(",") for text in alone), default=0)
+        return table
+
+    def with_numbers(self) -> "LabelTable":
+        """The same classes, of which a label may also be the name or the place.
+
+        Places count from 0, and are numbers or their digits. Only for labels that
+        cannot be meant otherwise: those of a table that has no numbers for ids or
+        names, in data that is known to follow this table.
+
+        Example
+        -------
+        >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Rain"]).with_numbers()
+        >>> table.indices([1, "0", "rain", "/m/a", 2])
+        ([1, 0, 1, 0], ['2'])
+        """
+        table = self.with_names()
+        if not any(text.isdecimal() for text in (*self.mids, *self.names)):
+            table.index_of_name |= {str(place): place for place in range(len(self))}
+            table.has_numbers = True
         return table
 
     def __len__(self) -> int:
@@ -114,16 +139,45 @@ class LabelTable:
         """Digest of ids in order: two tables with the same one mean the same K."""
         return hashlib.sha256("\n".join(self.mids).encode()).hexdigest()
 
-    def indices(self, labels: Iterable[str]) -> tuple[list[int], list[str]]:
-        """Class indices of ``labels``, and those that the table does not have."""
-        known, unknown = [], []
-        for label in labels:
-            index = self.index.get(label, self.index_of_name.get(label.casefold()))
+    def indices(
+        self, labels: Iterable[str | int] | str | int | None
+    ) -> tuple[list[int], list[str]]:
+        """Class indices of the labels of a clip, and those that the table lacks.
+
+        Arguments
+        ---------
+        labels : iterable of str or int; or str, int or None
+            One that stands alone is a list of one; None: nobody labelled the clip.
+
+        Returns
+        -------
+        known : list of int
+        unknown : list of str
+        """
+        if labels is None:
+            return [], []
+        if isinstance(labels, str | int):
+            labels = [labels]
+        texts = [str(label) for label in labels if label is not None]
+        known, unknown, place = [], [], 0
+        while place < len(texts):
+            index, length = self.index.get(texts[place]), 1
+            if index is None and self.index_of_name:
+                index, length = self._named(texts[place : place + self.most_parts])
             if index is None:
-                unknown.append(label)
+                unknown.append(texts[place])
             else:
                 known.append(index)
+            place += length
         return known, unknown
+
+    def _named(self, texts: list[str]) -> tuple[int | None, int]:
+        """The class of the longest name that ``texts`` begin with, and its length."""
+        for length in range(len(texts), 0, -1):
+            index = self.index_of_name.get(_folded(",".join(texts[:length])))
+            if index is not None:
+                return index, length
+        return None, 1
 
     def multi_hot(self, indices: Iterable[int]) -> "Tensor":
         """[K], 1 at ``indices``.
@@ -140,10 +194,51 @@ class LabelTable:
         return target
 
 
+def _folded(name: str) -> str:
+    """A name in any case, with any space around its commas."""
+    return ",".join(part.strip() for part in name.casefold().split(","))
+
+
 @lru_cache
 def audioset_labels() -> LabelTable:
     """The 527 classes of AudioSet in their official order."""
     return LabelTable.from_csv(AUDIOSET_LABELS)
+
+
+@lru_cache
+def audioset_vocabulary() -> LabelTable:
+    """``audioset_labels``, by whatever a copy of AudioSet calls a class.
+
+    Example
+    -------
+    >>> audioset_vocabulary().indices(["/m/0bt9lr", "Dog", "74", 74])
+    ([74, 74, 74, 74], [])
+    """
+    return audioset_labels().with_numbers()
+
+
+def refuse_other_labels(what: str, summary: "LabelSummary", table: LabelTable) -> None:
+    """Refuses labels none of which is a class of the table.
+
+    Arguments
+    ---------
+    what : str
+        The clips, for the message.
+    summary : LabelSummary
+    table : LabelTable
+        By which they were summed up.
+
+    Raises
+    ------
+    ValueError
+    """
+    if summary.unknown and not summary.num_labelled:
+        raise ValueError(
+            f"{what} have labels ({most_frequent(summary.unknown)}) of which none is "
+            f"an id or a name of the {len(table)} classes, such as {table.mids[0]!r} "
+            f"or {table.names[0]!r}; write labels as these, or none (an empty list) "
+            "for clips that nobody labelled"
+        )
 
 
 class LabelSummary(NamedTuple):
@@ -153,6 +248,7 @@ class LabelSummary(NamedTuple):
     indices: list[list[int]]  # classes of each clip; empty where unlabelled
     counts: NDArray[np.int64]  # [K], clips of each class
     unknown: Counter  # labels the table does not have
+    numbers: str = ""  # what labels that are numbers were taken for
 
     @property
     def num_labelled(self) -> int:
@@ -164,18 +260,47 @@ class LabelSummary(NamedTuple):
             f"{len(self.indices)} clips, {self.num_labelled} labelled with "
             f"{int((self.counts > 0).sum())} classes"
         )
-        if self.unknown:
-            most = self.unknown.most_common(5)
-            some = ", ".join(f"{shown(mid)} ({n})" for mid, n in most)
-            text += (
-                f"; {sum(self.unknown.values())} labels of {len(self.unknown)} kinds "
-                f"are not in the label table and are left out: {some}"
-            )
-        return text
+        found = [self.numbers, self.left_out if self.unknown else ""]
+        return "; ".join([text, *filter(None, found)])
+
+    @property
+    def left_out(self) -> str:
+        """How many labels the table does not have, and the most frequent of them.
+
+        Example
+        -------
+        >>> table = LabelTable(["a"], ["A"])
+        >>> summarize_labels(["x"], [["a", "z"]], table).left_out
+        '1 label of 1 kind is not in the label table and is left out: z (1)'
+        """
+        count, kinds = sum(self.unknown.values()), len(self.unknown)
+        some = most_frequent(self.unknown)
+        return (
+            f"{count} label{'s' * (count != 1)} of {kinds} kind{'s' * (kinds != 1)} "
+            + ("is" if count == 1 else "are")
+            + " not in the label table and "
+            + ("is" if count == 1 else "are")
+            + f" left out: {some}"
+        )
+
+
+def most_frequent(counts: Counter, number: int = 5) -> str:
+    """The most frequent of some labels, and how many kinds more there are.
+
+    Example
+    -------
+    >>> most_frequent(Counter(a=3, b=2, c=1), number=2)
+    'a (3), b (2) and 1 kind more'
+    """
+    named = [f"{shown(name)[:80]} ({n})" for name, n in counts.most_common(number)]
+    text, more = ", ".join(named), len(counts) - len(named)
+    return text + (f" and {more} kind{'s' * (more > 1)} more" if more > 0 else "")
 
 
 def summarize_labels(
-    clip_ids: Iterable[str], labels: Iterable[Iterable[str] | None], table: LabelTable
+    clip_ids: Iterable[str],
+    labels: Iterable[Iterable[str | int] | str | int | None],
+    table: LabelTable,
 ) -> LabelSummary:
     """Maps and counts the labels of a data set.
 
@@ -183,18 +308,37 @@ def summarize_labels(
     -------
     >>> table = LabelTable(["a", "b"], ["A", "B"])
     >>> print(summarize_labels(["x", "y"], [["a", "z"], []], table))
-    2 clips, 1 labelled with 1 classes; 1 labels of 1 kinds are not in the label ...
+    2 clips, 1 labelled with 1 classes; 1 label of 1 kind is not in the label table ...
     """
     # Plain numbers: an array takes ten times as long to count a clip.
     counts = [0] * len(table)
     unknown: Counter = Counter()
-    indices = []
+    indices, num_numbers = [], 0
     for mids in labels:
-        known, missing = table.indices(mids or ())
+        known, missing = table.indices(mids)
         known = sorted(set(known))
         for index in known:
             counts[index] += 1
         if missing:
             unknown.update(missing)
         indices.append(known)
-    return LabelSummary(list(clip_ids), indices, np.array(counts, np.int64), unknown)
+        if table.has_numbers and known:
+            num_numbers += _is_number(mids)
+    numbers = ""
+    if num_numbers:
+        last = len(table) - 1
+        numbers = (
+            f"labels of {num_numbers} clips are numbers, of which 0 is taken for "
+            f"{shown(table.names[0])} and {last} for {shown(table.names[last])}"
+        )
+    return LabelSummary(
+        list(clip_ids), indices, np.array(counts, np.int64), unknown, numbers
+    )
+
+
+def _is_number(labels: Iterable[str | int] | str | int | None) -> bool:
+    """Whether the first label of a clip is a number."""
+    first = labels
+    if not isinstance(labels, str | int):
+        first = next(iter(labels or ()), None)
+    return str(first).isdecimal()
