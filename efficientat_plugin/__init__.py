@@ -7,7 +7,8 @@ A file is a stage, a folder is a slot whose members are interchangeable::
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
 ``data.preparation`` writes rows of any source anew, as shards that read quickly.
-``launch`` starts a recipe, ``interruptions`` end it.
+``launch`` starts a recipe, ``interruptions`` end it; ``run_folder`` refuses the folder
+of another run.
 
 What is trained is used by ``inference`` (files and ``streams``, of which it says
 ``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and

@@ -2,41 +2,39 @@
 
 import dataclasses
 import difflib
-import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.interruptions import Interruptions
-from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.memory import keep_freed_memory
 from efficientat_plugin.plain_text import shown
+from efficientat_plugin.run_folder import claim_folder, occupy_folder, settings_of
+
+__all__ = [
+    "claim_folder",
+    "load_hparams",
+    "occupy_folder",
+    "on_available_hardware",
+    "parse_and_join",
+    "settings_of",
+    "start",
+    "world_size",
+]
 
 logger = logging.getLogger(__name__)
-
-# Keys of the YAMLs that may differ between a run and the one that goes on from it:
-# places, speed, what is only looked at, and what digests of the clips tell as well
-SAME_RESULT = {"output_folder", "dataset_cache", "pretrained_folder", "train_logger"}
-SAME_RESULT |= {"num_workers", "eval_batch_size", "eval_loader", "keep_freed_memory"}
-SAME_RESULT |= {"ckpt_interval_minutes", "max_unreadable_share", "whole_clips"}
-SAME_RESULT |= {"split", "fold"}
-SAME_RESULT |= {"teacher_logits"}  # a store says itself whose logits it holds
-NAMED = 5  # of what differs
-
-_OCCUPIED: dict[Path, FolderLock] = {}
 
 
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
@@ -188,124 +186,6 @@ def _in_a_line(error: Exception) -> str:
     return str(error)
 
 
-def settings_of(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """What a YAML and its overrides come to as plain values: what makes a run.
-
-    What changes nothing in a result (``SAME_RESULT``) is left out.
-
-    Example
-    -------
-    >>> settings = settings_of("hparams/distil.yaml", {"n_mels": 64})
-    >>> settings["log_mel"]["!new:efficientat_plugin.features.LogMel"]["n_mels"]
-    64
-    """
-    with open(hparams_file, encoding="utf-8") as file:
-        return _plain(YAML().load(resolve_references(file, overrides)))
-
-
-def _plain(node: Any) -> Any:
-    """A node of a YAML as JSON has it; one with a tag is named by it."""
-    content = node.value if isinstance(node, TaggedScalar) else node
-    if isinstance(content, dict):
-        kept = {k: v for k, v in content.items() if k not in SAME_RESULT}
-        content = {str(name): _plain(value) for name, value in kept.items()}
-    elif isinstance(content, list):
-        content = [_plain(part) for part in content]
-    tag = getattr(node, "tag", None)
-    return content if tag is None or tag.value is None else {str(tag.value): content}
-
-
 def world_size() -> int:
     """Processes that `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def occupy_folder(folder: str | Path) -> None:
-    """Keeps other runs out of a folder, until this process ends, however it does.
-
-    Two runs would delete each other's unfinished checkpoints. One that only evaluates
-    need not ask.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Of the run; made if need be.
-
-    Raises
-    ------
-    ValueError
-        If another run is at work in it.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> occupy_folder(folder)
-    >>> occupy_folder(folder)  # it is this run's already
-    """
-    path = Path(folder).resolve()
-    if path in _OCCUPIED or not if_main_process():
-        return
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        _OCCUPIED[path] = FolderLock(path)
-    except BlockingIOError:
-        raise ValueError(
-            f"another run is at work in {folder}; wait for it or end it, or name "
-            "another --output_folder"
-        ) from None
-
-
-def claim_folder(folder: str | Path, run: Mapping[str, Any], started: bool) -> None:
-    """A folder is of one run: another one would go on from its checkpoints.
-
-    Nor may two of one kind be at work in it.
-
-    Arguments
-    ---------
-    folder : str or Path
-        Of the run; made if need be.
-    run : Mapping
-        What makes it another run where it differs, as plain values.
-    started : bool
-        Whether there is something in the folder to go on from. A run that came to
-        nothing, for a wrong name or a full disk, binds nobody.
-
-    Raises
-    ------
-    ValueError
-        If the folder is of another run, or another run is at work in it.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> folder = tempfile.mkdtemp()
-    >>> claim_folder(folder, {"dataset": "dogs"}, started=False)
-    >>> claim_folder(folder, {"dataset": "cats"}, started=True)
-    Traceback (most recent call last):
-    ValueError: /... holds a run with another dataset; name another --output_folder, ...
-    """
-    occupy_folder(folder)
-    path = Path(folder) / "run.json"
-    if started and not path.is_file():
-        raise ValueError(
-            f"{folder} has checkpoints, but no run.json, which says what run they are "
-            "of: that of another recipe, or of one that was half removed; name another "
-            "--output_folder, or remove that one"
-        )
-    if started:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [key for key in run if run[key] != found.get(key)]
-        # Objects differ where a value that they refer to does, which says it shorter.
-        named = [k for k in other if not isinstance(run[k], dict | list)] or other
-        if other:
-            more = f" and {len(named) - NAMED} more" if len(named) > NAMED else ""
-            raise ValueError(
-                f"{folder} holds a run with another {', '.join(named[:NAMED])}{more}; "
-                "name another --output_folder, or remove that one"
-            )
-    elif if_main_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(dict(run), indent=1), encoding="utf-8")
-        os.replace(partial, path)

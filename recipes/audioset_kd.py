@@ -22,6 +22,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from efficientat_plugin.complexity import measure
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import TooManyUnreadable
@@ -34,9 +35,10 @@ from efficientat_plugin.data.targets import (
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.launch import (
+    claim_folder,
     load_hparams,
-    occupy_folder,
     parse_and_join,
+    settings_of,
     start,
     world_size,
 )
@@ -47,6 +49,11 @@ from efficientat_plugin.report import (
     write_comparison,
     write_scores,
 )
+from efficientat_plugin.run_folder import (
+    identity_of_weights,
+    read_run,
+    refuse_other_settings,
+)
 from efficientat_plugin.students.published import find_published
 from efficientat_plugin.students.weights import load_student
 from efficientat_plugin.teachers.published_passt import find_teacher
@@ -55,7 +62,10 @@ from efficientat_plugin.teachers.weights import load_start, load_teacher
 
 logger = logging.getLogger(__name__)
 
+# What a checkpoint of the run's own can only be evaluated with
+OF_THE_STUDENT = ("student", "peer", "log_mel", "clip_seconds", "sample_rate")
 STREAM_HEAD = 256  # clips of a stream that are looked at before training
+STREAM_SOUNDS = 8  # of which the sound is, too
 NOTHING_NEEDED = (
     "`python recipes/audioset_kd.py hparams/quickstart.yaml` runs on an embedded "
     "sample and needs nothing."
@@ -79,6 +89,7 @@ class Run(NamedTuple):
     inputs: Inputs
     train_set: Clips | ClipStream
     train_loader: dict[str, Any]
+    summary: LabelSummary  # of the training clips; of a stream, of its first
 
 
 def main(argv: list[str]) -> None:
@@ -86,15 +97,19 @@ def main(argv: list[str]) -> None:
     hparams_file, run_opts, overrides = parse_and_join(argv)
     hparams = load_hparams(hparams_file, overrides)
     if run_opts.test_only:
-        evaluate_only(hparams, run_opts, named=overrides.get("pretrained") is not None)
+        named = overrides.get("pretrained") is not None
+        settings = settings_of(hparams_file, overrides, run_opts)
+        evaluate_only(hparams, run_opts, named, settings)
         return
     runs = [prepare(hparams_file, overrides, hparams)]
-    teacher: list[RunResult] = []
-    if hparams["compare_without_teacher"] and hparams["teacher"] is not None:
-        teacher = teacher_itself(runs[0])
+    compared = hparams["compare_without_teacher"] and hparams["teacher"] is not None
+    if compared:
         alone = overrides | without_teacher(hparams)
         baseline = load_hparams(hparams_file, alone)
         runs.append(prepare(hparams_file, alone, baseline))
+    for run in runs:  # before anything is scored, trained or written
+        claim(run, run_opts)
+    teacher: list[RunResult] = teacher_itself(runs[0]) if compared else []
     results: list[list[RunResult]] = []
     for run in runs:
         try:
@@ -179,12 +194,44 @@ def prepare(
     try:
         look_at_eval_clips(inputs.eval_rows)
         if hparams["streaming"]:
-            train_set, loader = streamed_training_data(hparams, inputs)
+            train_set, loader, summary = streamed_training_data(hparams, inputs)
         else:
-            train_set, loader = training_data(hparams, inputs)
+            train_set, loader, summary = training_data(hparams, inputs)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(str(error))
-    return Run(hparams_file, overrides, hparams, inputs, train_set, loader)
+    return Run(hparams_file, overrides, hparams, inputs, train_set, loader, summary)
+
+
+def claim(run: Run, run_opts: Any) -> None:
+    """Makes the folder this run's own, or ends with a sentence on whose it is."""
+    hparams, summary, teacher = run.hparams, run.summary, run.inputs.teacher
+    this = settings_of(run.hparams_file, run.overrides, run_opts)
+    this["train"] = digest_of_clips(
+        summary.clip_ids, summary.indices, sounds_of(head_of(run.train_set))
+    )
+    this["eval"] = digest_of_rows(run.inputs.eval_rows)
+    this["pretrained"] = identity_of_weights(hparams["pretrained"])
+    if hasattr(teacher, "identity"):
+        this["teacher"] = teacher.identity(summary.clip_ids)
+    folder = Path(hparams["output_folder"])
+    done = [*Path(hparams["save_folder"]).glob("CKPT*"), *folder.glob("scores.json")]
+    try:
+        with told_if_not_writable(folder):
+            claim_folder(folder, this, started=bool(done), may_train_longer=True)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
+
+
+def head_of(train_set: Clips | ClipStream) -> Any:
+    """Rows whose sound is looked at: of a stream the first few alone."""
+    rows = train_set.rows
+    return rows if isinstance(train_set, Clips) else list(rows.take(STREAM_SOUNDS))
+
+
+def digest_of_rows(rows: Any) -> str:
+    """What tells a split from another one."""
+    summary = summarize_rows(rows, audioset_labels())
+    return digest_of_clips(summary.clip_ids, summary.indices, sounds_of(rows))
 
 
 def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
@@ -209,7 +256,6 @@ def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
 def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
     """Trains one student, or two that teach each other, from the last checkpoint on."""
     hparams = run.hparams
-    occupy_folder(hparams["output_folder"])
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=run.hparams_file,
@@ -229,8 +275,8 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
 
 def training_data(
     hparams: dict[str, Any], inputs: Inputs
-) -> tuple[Clips, dict[str, Any]]:
-    """The training set and what its loader is made with."""
+) -> tuple[Clips, dict[str, Any], LabelSummary]:
+    """The training set, what its loader is made with, and what its clips are."""
     rows = inputs.train_rows
     summary = summarize_rows(rows, audioset_vocabulary())
     say_and_check("Training clips", summary, hparams)
@@ -256,12 +302,12 @@ def training_data(
         hparams["seed"],
         replace_unreadable=True,
     )
-    return train_set, hparams["train_loader"] | {"sampler": draws}
+    return train_set, hparams["train_loader"] | {"sampler": draws}, summary
 
 
 def streamed_training_data(
     hparams: dict[str, Any], inputs: Inputs
-) -> tuple[ClipStream, dict[str, Any]]:
+) -> tuple[ClipStream, dict[str, Any], LabelSummary]:
     """The training stream, of which only the first rows can be looked at before."""
     needs_rows = ["class_balanced", "labelled_only", "waveform_mix"]
     needs_rows.append("compare_without_teacher")
@@ -288,7 +334,7 @@ def streamed_training_data(
         rank=int(os.environ.get("RANK", 0)),
         world_size=world_size(),
     )
-    return stream, dict(hparams["train_loader"])
+    return stream, dict(hparams["train_loader"]), summary
 
 
 def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
@@ -382,7 +428,9 @@ def evaluate(
     ]
 
 
-def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
+def evaluate_only(
+    hparams: dict[str, Any], run_opts: Any, named: bool, settings: dict[str, Any]
+) -> None:
     """Scores a named or local checkpoint, or else the last of this run's own."""
     checkpointer, problems = None, []
     name = hparams["pretrained"]
@@ -407,6 +455,8 @@ def evaluate_only(hparams: dict[str, Any], run_opts: Any, named: bool) -> None:
     except (OSError, ValueError) as error:
         problems.append(f"--dataset PATH: {error}")
     refuse(problems)
+    if not named:
+        choose_place_of_evaluation(hparams, settings, eval_rows)
     hparams["teacher"] = None
     Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
@@ -426,6 +476,24 @@ def use_named(hparams: dict[str, Any], name: str) -> None:
     if find_published(name) or find_teacher(name):
         hparams["log_mel"] = LogMel(**student.front_end)
         hparams["modules"]["log_mel"] = hparams["log_mel"]
+
+
+def choose_place_of_evaluation(
+    hparams: dict[str, Any], settings: dict[str, Any], eval_rows: Any
+) -> None:
+    """Refuses another front end than was trained with; other clips get a folder."""
+    folder = hparams["output_folder"]
+    try:
+        trained = read_run(folder)
+        if trained is None:
+            return
+        refuse_other_settings(folder, settings, OF_THE_STUDENT)
+    except ValueError as error:
+        sys.exit(str(error))
+    if trained.get("eval") != digest_of_rows(eval_rows):
+        # Not over the scores of the run's own evaluation clips
+        name = f"{Path(str(hparams['dataset'])).name}-{hparams['eval_split']}"
+        hparams["output_folder"] += f"/evaluated/{name}"
 
 
 def teacher_itself(run: Run) -> list[RunResult]:

@@ -109,7 +109,7 @@ def test_a_student_comes_to_say_what_its_teacher_says(place):
     calls = [call, _call(place, output, seed=25, n_mels=64)]
     changed = run_recipe("distil", calls, place, expect=1)
     (place / "ear.py").write_text(TEACHER)
-    assert "holds a run with another n_mels; name another --output_folder" in changed
+    assert "holds another run (n_mels 128 there, 64 here); name another" in changed
     assert "are not what the teacher says now, as of clip '0'; name another" in changed
 
 
@@ -154,7 +154,10 @@ def test_labels_take_part_where_there_are_any(place):
     assert "valid loss: " in (place / "labelled" / "train_log.txt").read_text()
     other = _call(place, output, **options, kd_weight=0.5, kd_temperature=2.0)
     printed = run_recipe("distil", [other], place, expect=1)
-    assert "holds a run with another kd_temperature; name another" in printed
+    assert (
+        "holds another run (kd_temperature 1.0 there, 2.0 here); name another"
+        in printed
+    )
 
 
 def test_the_oracle_tells_tones_apart():

@@ -161,7 +161,7 @@ def test_a_tuned_model_goes_on_training(tuned, sounds, tmp_path):
 def test_a_folder_is_of_one_run(tuned, sounds, weights):
     output, _ = tuned
     text = _run(sounds, weights, output, expect=1, seed=7, split="random")
-    assert "holds a run with another seed, train, valid, test; name" in text
+    assert "holds another run (seed 1234 there, 7 here; train " in text
     again = _run(sounds, weights, output)  # the very same ends as it had
     assert "test, 7 clips: accuracy" in again
 
@@ -318,9 +318,9 @@ def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
     claim()
     (tmp_path / "run" / "model").mkdir()
     claim()
-    with pytest.raises(ValueError, match="holds a run with another pretrained; name"):
+    with pytest.raises(ValueError, match="pretrained mn10_as there, mn20_as here"):
         claim(pretrained="mn20_as")
-    with pytest.raises(ValueError, match="another batch_size, head; name another"):
+    with pytest.raises(ValueError, match="batch_size 32 there, 8 here; head mlp "):
         claim(batch_size=8, head="fully_convolutional")
     claim(num_workers=0, eval_batch_size=8, whole_clips=True)
 

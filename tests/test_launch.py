@@ -214,9 +214,12 @@ def test_every_value_counts_and_references_are_followed(tmp_path):
     claim_folder(tmp_path, settings_of(DISTIL, {}), started=False)
     claim(lr=3e-3)  # as it is
     for overrides, name in [
-        ({"n_mels": 64}, "n_mels"),
-        ({"batch_size": 8, "hop_length": 160}, "batch_size, hop_length"),
-        ({"student": {"dropout": 0.5}}, "student"),
+        ({"n_mels": 64}, "n_mels 128 there, 64 here"),
+        (
+            {"batch_size": 8, "hop_length": 160},
+            "batch_size 16 there, 8 here; hop_length 320 there, 160 here",
+        ),
+        ({"student": {"dropout": 0.5}}, "student.dropout 0.2 there, 0.5 here"),
     ]:
-        with pytest.raises(ValueError, match=f"a run with another {name}; name"):
+        with pytest.raises(ValueError, match=rf"holds another run \({name}\); name"):
             claim(**overrides)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -152,6 +153,108 @@ def test_a_second_run_in_the_folder_of_the_first_is_refused(data, tmp_path):
     assert "Traceback" not in text and not (output / "log.txt").exists()
     held.release()
     run_to_end(_command(data, output, number_of_epochs=1))
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """What is in a folder, when each file was written, and what it holds."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def other_data(data, tmp_path_factory) -> dict[str, Path]:
+    """As ``data``, but for the labels of a clip, the sound of one, what is taught."""
+    folder = tmp_path_factory.mktemp("other")
+    rows = pq.read_table(data / "data" / "bal_train" / "00.parquet").to_pylist()
+    eval_rows = pq.read_table(data / "data" / "eval" / "00.parquet").to_pylist()
+    changed = {
+        "clips": (rows[:40], eval_rows),
+        "labels": ([rows[0] | {"labels": rows[1]["labels"]}, *rows[1:]], eval_rows),
+        "sound": ([rows[0] | {"audio": rows[1]["audio"]}, *rows[1:]], eval_rows),
+        "eval": (rows, eval_rows[:20]),
+        "same": (rows, eval_rows),
+    }
+    for name, (train, evaluation) in changed.items():
+        write_rows(folder / name / "bal_train" / "00.parquet", train)
+        write_rows(folder / name / "eval" / "00.parquet", evaluation)
+    store = LogitsStore(data / "teacher")
+    with StoreWriter(folder / "taught", **store.manifest.kind) as writer:
+        ids = [f"bal_train-{n}" for n in range(48)]
+        writer.append(ids, store.lookup(ids).logits / 2)
+    shutil.copytree(data / "teacher", folder / "same_teacher")
+    return {path.name: path for path in folder.iterdir()}
+
+
+OTHER_RUNS = {
+    "kd_weight 0.9 there, 0.5 here": {"kd_weight": 0.5},
+    "lr 0.006 there, 0.01 here": {"lr": 0.01},
+    "seed 1234 there, 7 here": {"seed": 7},
+    "batch_size 8 there, 4 here": {"batch_size": 4},
+    "clip_seconds 0.5 there, 0.25 here": {"clip_seconds": 0.25},
+    "precision not set there, bf16 here": {"precision": "bf16"},
+    "number_of_epochs 2 there, 1 here": {"number_of_epochs": 1},
+    "teacher an oracle (digest ": {"teacher": "taught"},
+    "there, null here": {"teacher": "null"},
+    "train 48 clips (ids": {"dataset": "clips", "clips_per_epoch": 40},
+    "labels": {"dataset": "labels"},
+    "sound": {"dataset": "sound"},
+    "eval 24 clips": {"dataset": "eval"},
+}
+
+
+@pytest.mark.slow
+def test_another_setting_is_refused_and_touches_nothing(data, left_alone, other_data):
+    before = _listing(left_alone)
+    for said, options in OTHER_RUNS.items():
+        options = {k: other_data.get(v, v) for k, v in options.items()}
+        if "dataset" in options:
+            options["dataset_cache"] = other_data["same"] / "cache"
+        text = run_to_end(_command(data, left_alone, **options), expect=1)
+        sentence = text.strip().splitlines()[-1]
+        assert f"{left_alone} holds another run (" in sentence, text
+        for part in said.split(", "):
+            assert part in sentence, sentence
+        assert " there, " in sentence and "name another --output_folder" in sentence
+        assert "Traceback" not in text and _listing(left_alone) == before
+
+
+@pytest.mark.slow
+def test_what_changes_no_result_may_change_and_a_run_may_be_longer(
+    data, left_alone, other_data, tmp_path
+):
+    output = tmp_path / "run"
+    shutil.copytree(left_alone, output)
+    moved = {"dataset": other_data["same"], "teacher": other_data["same_teacher"]}
+    moved |= {"dataset_cache": tmp_path / "cache", "num_workers": 1}
+    run_to_end(_command(data, output, eval_batch_size=5, **moved))
+    _assert_same(_outcome(output), _outcome(left_alone))
+    run_to_end(_command(data, output, number_of_epochs=3))
+    assert [epoch["epoch"] for epoch in _outcome(output)[1]] == [1, 2, 3]
+    text = run_to_end(_command(data, output), expect=1)
+    assert "number_of_epochs 3 there, 2 here" in text
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_of_the_students_front_end_and_keeps_its_scores(
+    data, left_alone, other_data, tmp_path
+):
+    output = tmp_path / "run"
+    shutil.copytree(left_alone, output)
+    before = _listing(output)
+    for option in ({"n_mels": 32}, {"clip_seconds": 0.25}):
+        command = _command(data, output, test_only=True, **option)
+        text = run_to_end(command, expect=1)
+        assert "holds another run (" in text and "Traceback" not in text
+        assert _listing(output) == before
+    others = {"dataset": other_data["eval"], "dataset_cache": tmp_path / "cache"}
+    text = run_to_end(_command(data, output, test_only=True, kd_weight=0.5, **others))
+    assert "N = 20 clips" in text
+    after = _listing(output)
+    assert all(after[name] == before[name] for name in {*before} - {"train_log.txt"})
+    assert "evaluated/eval-eval/scores.json" in after
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ Clips of one ``group`` (a recording, a place) never stand on both sides: a netwo
 be tested on what it has heard.
 """
 
-import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import datasets
 import numpy as np
 
+from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.stratify import Unit, stratify, total_counts
 from efficientat_plugin.plain_text import shown
 
@@ -197,19 +197,27 @@ def with_validation(
 
 
 def split_digest(rows: datasets.Dataset, split: Split) -> dict[str, str]:
-    """What tells one split from another: a digest of the ids of each side.
+    """What tells one split from another: a digest of each side's clips.
 
     Example
     -------
     >>> rows = datasets.Dataset.from_dict({"video_id": ["a", "b"]})
     >>> split_digest(rows, Split([0], [], [1]))["train"]
-    'ca978112ca1bbdca'
+    '1 clips (ids 87428fc5, labels 01ba4719, sound e3b0c442)'
     """
     ids = rows.select_columns(["video_id"])["video_id"][:]
+    labels: Sequence = [None] * len(ids)
+    if "labels" in rows.column_names:
+        labels = rows.select_columns(["labels"])["labels"][:]
     digests = {}
     for side, places in split._asdict().items():
-        names = "\n".join(ids[place] for place in places)
-        digests[side] = hashlib.sha256(names.encode()).hexdigest()[:16]
+        chosen = rows.select(places)
+        sounds = sounds_of(chosen) if "audio" in rows.column_names else []
+        digests[side] = digest_of_clips(
+            [ids[place] for place in places],
+            [labels[place] for place in places],
+            sounds,
+        )
     return digests
 
 

@@ -120,16 +120,22 @@ class Ensemble(nn.Module):
 
     def sha256(self) -> str:
         """Digest of all weights, names included."""
-        digest = hashlib.sha256()
         networks = nn.ModuleList(
             [m.student if isinstance(m, HeardStudent) else m for m in self._heard]
         )
-        for name, value in sorted(networks.state_dict().items()):
-            content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(name.encode() + content.numpy().tobytes())
+        digest = digest_of_state(networks)
         if self.weights is not None:
             digest.update(repr(self.weights).encode())
         return digest.hexdigest()
+
+
+def digest_of_state(network: nn.Module) -> "hashlib._Hash":
+    """Of all weights and buffers that are saved, names included; to be added to."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode() + content.numpy().tobytes())
+    return digest
 
 
 def _shares(weights: Sequence[float], count: int) -> tuple[float, ...]:

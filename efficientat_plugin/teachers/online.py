@@ -1,6 +1,6 @@
 """A teacher that listens along: any frozen model inside the training loop."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,11 @@ from efficientat_plugin.data.targets import LabelSummary, LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import Scores, TaggingStats
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import (
+    Ensemble,
+    HeardStudent,
+    digest_of_state,
+)
 from efficientat_plugin.students.weights import front_end_of
 from efficientat_plugin.teachers.weights import load_teacher
 
@@ -142,6 +146,15 @@ class OnlineTeacher:
             )
         heard = "log-mel" if self.shares_log_mel else "waveforms"
         return f"it hears the student's {heard}, {len(summary.clip_ids)} clips of them"
+
+    def identity(self, clip_ids: Sequence[str]) -> str:
+        """What tells it from another teacher, wherever its weights lie."""
+        del clip_ids  # it hears them all alike
+        digest = digest_of_state(self.model)
+        members, weights = self._members, getattr(self.model, "weights", None)
+        front_ends = [_front_end(member) for member, _ in members]
+        digest.update(repr((front_ends, weights)).encode())
+        return f"{type(self.model).__name__} (digest {digest.hexdigest()[:8]})"
 
     @torch.no_grad()
     def scores(

@@ -1,9 +1,12 @@
 """A teacher that was heard beforehand: its stored logits, in the training loop."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from efficientat_plugin.contracts import Heard, TeacherTarget
@@ -13,6 +16,8 @@ from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import Scores, TaggingStats
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
+
+LOOKED_UP = 500  # logits that tell one store from another
 
 
 class StoredTeacher:
@@ -92,6 +97,21 @@ class StoredTeacher:
         )
         verdict.raise_if_bad()
         return str(verdict)
+
+    def identity(self, clip_ids: Sequence[str]) -> str:
+        """What tells it from another teacher of these clips, wherever it is stored.
+
+        Whose logits they are, which clips it knows, and the logits of some of them.
+        """
+        manifest = self.store.manifest
+        known = self.store.rows(clip_ids) >= 0
+        digest = hashlib.sha256(json.dumps(manifest.kind, sort_keys=True).encode())
+        digest.update(np.packbits(known).tobytes())
+        places = np.flatnonzero(known)
+        some = places[:: max(1, len(places) // LOOKED_UP)]
+        logits = self.store.lookup([clip_ids[place] for place in some]).logits
+        digest.update(logits.numpy().tobytes())
+        return f"{manifest.teacher} (digest {digest.hexdigest()[:8]})"
 
     def scores(
         self, clips: Clips, summary: LabelSummary, loader_options: Mapping[str, Any]
