@@ -9,14 +9,15 @@ likes; another split or data set is appended to the same store by naming it.
 """
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 
-from efficientat_plugin.data.rows import labels_of_rows
+from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.data.targets import LabelTable, vocabulary_of
 from efficientat_plugin.launch import load_hparams, parse_and_join, start
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.filling import fill_store
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
     try:
         teacher, labels = open_teacher(hparams)
+        labels = vocabulary_of(labels)
         heard = fill_store(
             hparams["store"],
             hparams["teachers"],
@@ -87,8 +89,13 @@ def check(
     if hparams["streaming"] and not heard:
         print("Not verified: no clip of the stream was heard in this run")
         return
+    clips: Iterable[tuple[str, list[int]]] = heard
     # A stream passes once: of it, what this process has just heard is looked at.
-    clips = heard if hparams["streaming"] else labels_of_rows(rows, labels)
+    if not hparams["streaming"]:
+        summary = summarize_rows(rows, labels)
+        if summary.unknown:
+            print(f"The data's labels: {summary}")
+        clips = zip(summary.clip_ids, summary.indices, strict=True)
     report = verify(store, clips, labels_sha256=labels.sha256)
     print(report)
     report.raise_if_bad()

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from exported_models import random_weights
 from recipe_runs import (
     TORCHRUN,
     RecipeProcess,
@@ -25,10 +26,12 @@ from recipe_runs import (
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write_rows
+from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sample import sample_clip, sample_teacher
-from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.data.targets import audioset_labels, audioset_vocabulary
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.locks import FolderLock
+from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.writer import StoreWriter
 
@@ -622,7 +625,7 @@ def test_labels_are_looked_at_before_a_checkpoint_is_scored(
     hparams["checkpointer"].save_checkpoint()
     expected = Scoring if how in UNDERSTOOD else SystemExit
     with pytest.raises(expected):
-        recipe.evaluate_only(hparams, {"device": "cpu"}, named=False)
+        recipe.evaluate_only(hparams, {"device": "cpu"}, named=False, settings={})
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
@@ -651,6 +654,38 @@ def test_a_run_with_nothing_to_learn_from_does_not_start(
 
 def _nothing(mids):
     return []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["names", "digits", "numbers", "number", "others"])
+def test_recipes_that_learn_nothing_from_labels_take_any(relabelled, tmp_path, how):
+    """What is prepared keeps them; a dump says what it cannot verify logits by."""
+    write = (UNDERSTOOD | NOT_UNDERSTOOD)[how]
+    dataset = relabelled(write, SPLITS)
+    options = {"dataset": dataset, "dataset_cache": tmp_path / "cache"}
+    options |= {"split": "eval", "folder": tmp_path / "prepared", "num_proc": 1}
+    run_recipe("prepare_data", [arguments_of("prepare_data", **options)])
+    tables = audioset_vocabulary(), audioset_vocabulary()
+    before, after = (
+        summarize_rows(load_rows(str(folder), "eval"), table)
+        for folder, table in zip((dataset, tmp_path / "prepared"), tables, strict=True)
+    )
+    assert before.indices == after.indices and before.unknown == after.unknown
+    options |= {"folder": tmp_path / "mixes", "num_clips": 2, "clip_seconds": 0.5}
+    del options["num_proc"]
+    run_recipe("make_transfer_set", [arguments_of("make_transfer_set", **options)])
+    student = random_weights(MN(527, width=0.1))
+    torch.save(student.state_dict(), tmp_path / "teacher.pt")
+    options |= {"teachers": tmp_path / "teacher.pt", "store": tmp_path / "store"}
+    options |= {"num_workers": 0, "device": "cpu"}
+    del options["folder"], options["num_clips"]
+    arguments = arguments_of("dump_teacher_logits", **options)
+    recipe = REPOSITORY / "recipes" / "dump_teacher_logits.py"
+    printed = RecipeProcess([recipe, *arguments]).wait()  # random, it may look wrong
+    if how == "others":
+        assert "24 clips, 0 labelled" in printed and "a tone (24)" in printed
+    else:
+        assert "on the labels of 24 clips" in printed and "left out" not in printed
 
 
 def test_a_stream_is_looked_at_before_training(recipe, data, tmp_path, capsys):

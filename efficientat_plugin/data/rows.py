@@ -337,16 +337,6 @@ def _read_segments(segments: Path) -> datasets.Dataset:
     )
 
 
-def labels_of_rows(
-    rows: datasets.Dataset, table: LabelTable
-) -> Iterator[tuple[str, list[int]]]:
-    """Id and class indices of each of map-style rows, in passing; reads no audio."""
-    metadata = rows.select_columns(["video_id", "labels"])
-    for batch in metadata.iter(batch_size=10_000):
-        for clip_id, labels in zip(batch["video_id"], batch["labels"], strict=True):
-            yield str(clip_id), table.indices(labels)[0]
-
-
 def summarize_rows(rows: datasets.Dataset, table: LabelTable) -> LabelSummary:
     """Ids and labels of map-style rows; reads no audio."""
     # In passing: the labels of AudioSet's two million clips are as many lists of text.

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from efficientat_plugin.data.decoding import UnreadableClip
 from efficientat_plugin.data.encoding import ClipEncoder
 from efficientat_plugin.data.parquet import ROWS_PER_GROUP, SCHEMA
+from efficientat_plugin.data.targets import listed
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # What rows may have beside the columns of AudioSet's schema, from `read_table`.
@@ -139,7 +140,7 @@ def _encoded_rows(
 
 def _plain(value: Any, kind: pa.DataType) -> Any:
     if kind == TEXTS:
-        return [value] if isinstance(value, str) else [str(v) for v in value or ()]
+        return listed(value)
     return None if value is None else str(value) if kind == TEXT else value
 
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # The official table: http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/
 # class_labels_indices.csv
 AUDIOSET_LABELS = Path(__file__).with_name("audioset_labels.csv")
+
+
+Labels: TypeAlias = Iterable[str | int] | str | int | None  # of a clip
 
 
 class LabelTable:
@@ -139,26 +142,20 @@ class LabelTable:
         """Digest of ids in order: two tables with the same one mean the same K."""
         return hashlib.sha256("\n".join(self.mids).encode()).hexdigest()
 
-    def indices(
-        self, labels: Iterable[str | int] | str | int | None
-    ) -> tuple[list[int], list[str]]:
+    def indices(self, labels: Labels) -> tuple[list[int], list[str]]:
         """Class indices of the labels of a clip, and those that the table lacks.
 
         Arguments
         ---------
         labels : iterable of str or int; or str, int or None
-            One that stands alone is a list of one; None: nobody labelled the clip.
+            See ``listed``.
 
         Returns
         -------
         known : list of int
         unknown : list of str
         """
-        if labels is None:
-            return [], []
-        if isinstance(labels, str | int):
-            labels = [labels]
-        texts = [str(label) for label in labels if label is not None]
+        texts = listed(labels)
         known, unknown, place = [], [], 0
         while place < len(texts):
             index, length = self.index.get(texts[place]), 1
@@ -194,6 +191,26 @@ class LabelTable:
         return target
 
 
+def listed(labels: Labels) -> list[str]:
+    """Labels of a clip, as text, however its row has them.
+
+    Arguments
+    ---------
+    labels : iterable of str or int; or str, int or None
+        One that stands alone is a list of one; None: nobody labelled the clip.
+
+    Example
+    -------
+    >>> listed(["dog", 7]), listed("dog"), listed(0), listed(None)
+    (['dog', '7'], ['dog'], ['0'], [])
+    """
+    if labels is None:
+        return []
+    if isinstance(labels, str | int):
+        return [str(labels)]
+    return [str(label) for label in labels if label is not None]
+
+
 def _folded(name: str) -> str:
     """A name in any case, with any space around its commas."""
     return ",".join(part.strip() for part in name.casefold().split(","))
@@ -214,7 +231,21 @@ def audioset_vocabulary() -> LabelTable:
     >>> audioset_vocabulary().indices(["/m/0bt9lr", "Dog", "74", 74])
     ([74, 74, 74, 74], [])
     """
-    return audioset_labels().with_numbers()
+    return vocabulary_of(audioset_labels())
+
+
+def vocabulary_of(table: LabelTable) -> LabelTable:
+    """The same classes, by whatever data in AudioSet's schema may call them.
+
+    That is an id or a name, and AudioSet's own index, but the place of no other table.
+
+    Example
+    -------
+    >>> vocabulary_of(LabelTable(["/m/a"], ["Dog"])).indices(["dog", 0])
+    ([0], ['0'])
+    """
+    is_audioset = table.sha256 == audioset_labels().sha256
+    return table.with_numbers() if is_audioset else table.with_names()
 
 
 def refuse_other_labels(what: str, summary: "LabelSummary", table: LabelTable) -> None:
@@ -299,7 +330,7 @@ def most_frequent(counts: Counter, number: int = 5) -> str:
 
 def summarize_labels(
     clip_ids: Iterable[str],
-    labels: Iterable[Iterable[str | int] | str | int | None],
+    labels: Iterable[Labels],
     table: LabelTable,
 ) -> LabelSummary:
     """Maps and counts the labels of a data set.
@@ -336,9 +367,6 @@ def summarize_labels(
     )
 
 
-def _is_number(labels: Iterable[str | int] | str | int | None) -> bool:
+def _is_number(labels: Labels) -> bool:
     """Whether the first label of a clip is a number."""
-    first = labels
-    if not isinstance(labels, str | int):
-        first = next(iter(labels or ()), None)
-    return str(first).isdecimal()
+    return any(text.isdecimal() for text in listed(labels)[:1])
