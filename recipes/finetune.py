@@ -108,9 +108,9 @@ def main(argv: list[str]) -> None:
     scores = {}
     for name, split in splits.items():
         # Anew for each, so that a run of several is several runs.
-        hparams = load_hparams(hparams_file, overrides)
         if name.startswith("fold"):
-            hparams["output_folder"] += f"/{name}"
+            overrides = overrides | {"output_folder": f"{parent}/{name}"}
+        hparams = load_hparams(hparams_file, overrides)
         run = Run(clips, split, hparams, device)
         try:
             with told_if_not_writable(run.folder):
@@ -253,8 +253,6 @@ def add_parts(run: Run, student: Student) -> None:
     )
     hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
     hparams["history"] = History()
-    log = str(run.folder / "train_log.txt")
-    hparams["train_logger"] = sb.utils.train_logger.FileTrainLogger(log, 4)
     hparams["epoch_counter"] = EpochCounterWithStopper(
         hparams["number_of_epochs"],
         # Without validation clips there is nothing to be patient about.
