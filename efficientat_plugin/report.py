@@ -74,6 +74,7 @@ def comparison_table(results: Sequence[RunResult]) -> str:
 
     Example
     -------
+    >>> from efficientat_plugin.metrics import TaggingScores
     >>> scores = TaggingScores(0.5, 0.9, 1.8, 150, 20, np.ones(20), np.ones(20))
     >>> print(comparison_table([RunResult("teacher", scores)]))
     | run | mAP | AUC | N | classes | parameters | MACs | ms per clip |
@@ -84,7 +85,7 @@ def comparison_table(results: Sequence[RunResult]) -> str:
         "| run | mAP | AUC | N | classes | parameters | MACs | ms per clip |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, scores, complexity, _ in results:
+    for name, scores, complexity, *_ in results:
         averages = scores.averages()
         cells = [name, f"{averages['mAP']:.3f}", f"{averages['AUC']:.3f}"]
         cells += [str(scores.num_clips), str(scores.num_classes)]

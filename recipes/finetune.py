@@ -398,8 +398,11 @@ def finish(brain: FineTuningBrain, run: Run) -> None:
     hparams, folder, labels = run.hparams, run.folder, run.clips.labels
     scores, test_rows = brain.scores, run.clips.rows.select(run.split.test)
     write_scores(folder, scores, labels)
-    result = RunResult("test", scores, None, hparams["history"].epochs)
-    plot_curves(folder / "curves.png", [result])
+    epochs = hparams["history"].epochs
+    chosen_on = "validation" if run.split.valid else "training"
+    lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
+    lines.append(RunResult("the one kept", scores, clips="test"))
+    plot_curves(folder / "curves.png", lines)
     if isinstance(scores, ClassificationScores):
         plot_confusion(folder / "confusion.png", scores, labels)
     found = {f"test, {scores.num_clips} clips": scores}

@@ -17,8 +17,9 @@ from test_cmkd import PATCHOUT
 from test_cmkd import SMALL as SMALL_TRANSFORMER
 from test_distil import SMALL, TEACHER
 
+from efficientat_plugin import report
 from efficientat_plugin.brain import History
-from efficientat_plugin.metrics import TaggingStats
+from efficientat_plugin.metrics import TaggingStats, tagging_scores
 from efficientat_plugin.students.mn import MN
 
 LOGGERS = {
@@ -173,6 +174,40 @@ def test_a_history_of_epochs_that_lack_a_number_is_a_table(tmp_path):
     text = (tmp_path / "history.csv").read_text()
     assert text == "epoch,mAP,valid_loss\n1,0.5,\n2,,1e-07\n"
     assert [path.name for path in tmp_path.iterdir()] == ["history.csv"]
+
+
+def test_curves_show_every_epoch_and_name_what_they_are_of(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "_save", lambda figure, path: drawn.append(figure))
+    scores = tagging_scores(np.eye(4), np.eye(4))
+    row = {"train_loss": 1.0, "valid_loss": 2.0, "mAP": 0.5, "num_clips": 7}
+    epochs = [{"epoch": number} | row for number in range(1, 4)]
+    report.plot_curves(
+        tmp_path / "curves.png",
+        [
+            report.RunResult("each epoch", scores, None, epochs, "validation"),
+            report.RunResult("the one kept", scores, clips="test"),
+        ],
+    )
+    (figure,) = drawn
+    figure.canvas.draw()
+    score, loss = figure.axes
+    line, kept = score.get_lines()
+    assert list(line.get_xdata()) == [1, 2, 3]
+    assert line.get_label() == "each epoch, 7 validation clips"
+    assert kept.get_label() == "the one kept, 4 test clips"
+    assert [line.get_label() for line in loss.get_lines()] == [
+        "each epoch, training clips",
+        "each epoch, validation clips",
+    ]
+    for axes in figure.axes:
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_where_no_epoch_was_run_there_are_no_curves(tmp_path):
+    scores = tagging_scores(np.eye(4), np.eye(4))
+    report.plot_curves(tmp_path / "curves.png", [report.RunResult("probe", scores)])
+    assert not list(tmp_path.iterdir())
 
 
 class Told(TaggingStats):
