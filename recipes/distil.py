@@ -2,8 +2,8 @@
 
 > python recipes/distil.py hparams/distil.yaml --dataset FOLDER --teacher TEACHER
 
-TEACHER is a published name, a file of weights, a model folder, or
-package.module:function.
+TEACHER is a published name, a file of weights, a model or run folder, an AST, or
+package.module:function; several, joined by commas, are averaged.
 Interrupted, the same command goes on where it stopped. What it leaves in
 OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
@@ -51,7 +51,7 @@ from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.students.short_runs import prepare_for_short_run
 from efficientat_plugin.students.weights import FRONT_END
 from efficientat_plugin.teachers.filling import fill_store
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.members import OpenedTeachers, open_teachers
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 
@@ -96,13 +96,7 @@ def main(argv: list[str]) -> None:
 
 def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> Run:
     """Reads the clips and asks the teacher about all of them."""
-    teacher, labels, target = open_teachers(
-        hparams["teacher"],
-        labels=hparams["labels"],
-        sample_rate=hparams["sample_rate"],
-        own_rate=hparams["teacher_sample_rate"],
-        savedir=hparams["pretrained_folder"],
-    )
+    teacher, labels, target = open_teacher(hparams)
     given = {key: hparams[key] for key in TABLE_OPTIONS}
     if target not in (None, hparams["target"]):
         raise ValueError(
@@ -128,6 +122,18 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
     add_student(clips, hparams)
     store = ask(teacher.to(device), clips, hparams, device)
     return Run(clips, heard(clips, split, store), store, hparams)
+
+
+def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
+    """Who teaches, as the YAML names it, and what the classes are."""
+    return open_teachers(
+        hparams["teacher"],
+        labels=hparams["labels"],
+        sample_rate=hparams["sample_rate"],
+        own_rate=hparams["teacher_sample_rate"],
+        savedir=hparams["pretrained_folder"],
+        options=hparams["teacher_options"],
+    )
 
 
 def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
@@ -291,11 +297,8 @@ def finish(run: Run, scores: dict[str, Any]) -> None:
     write_scores(
         folder, agreement, clips.labels, {"labels": others[0]} if others else {}
     )
-    epochs = hparams["history"].epochs
-    chosen_on = "validation" if run.split.valid else "training"
-    lines = [RunResult("each epoch", agreement, None, epochs, chosen_on)]
-    lines.append(RunResult("the one kept", agreement, clips="test"))
-    plot_curves(folder / "curves.png", lines)
+    result = RunResult("test", agreement, None, hparams["history"].epochs)
+    plot_curves(folder / "curves.png", [result])
     model = TrainedModel(
         hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
     )

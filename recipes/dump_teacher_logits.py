@@ -73,6 +73,7 @@ def open_teacher(hparams: dict[str, Any]) -> tuple[Ensemble, LabelTable]:
         hparams["teacher_sample_rate"],
         weights,
         hparams["pretrained_folder"],
+        hparams["teacher_options"],
     )
     return teacher, labels
 

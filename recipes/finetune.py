@@ -59,7 +59,6 @@ from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
     read_model_folder,
-    refuse_run_folder,
     write_model_folder,
 )
 from efficientat_plugin.plain_text import shown
@@ -73,8 +72,9 @@ from efficientat_plugin.report import (
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import FRONT_END, load_student
 from efficientat_plugin.teachers.filling import fill_store
+from efficientat_plugin.teachers.members import open_teachers, refuse_others
 from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.stored import StoredTeacher
+from efficientat_plugin.teachers.stored import StoredTeacher, is_store
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +108,9 @@ def main(argv: list[str]) -> None:
     scores = {}
     for name, split in splits.items():
         # Anew for each, so that a run of several is several runs.
-        if name.startswith("fold"):
-            overrides = overrides | {"output_folder": f"{parent}/{name}"}
         hparams = load_hparams(hparams_file, overrides)
+        if name.startswith("fold"):
+            hparams["output_folder"] += f"/{name}"
         run = Run(clips, split, hparams, device)
         try:
             with told_if_not_writable(run.folder):
@@ -253,6 +253,8 @@ def add_parts(run: Run, student: Student) -> None:
     )
     hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
     hparams["history"] = History()
+    log = str(run.folder / "train_log.txt")
+    hparams["train_logger"] = sb.utils.train_logger.FileTrainLogger(log, 4)
     hparams["epoch_counter"] = EpochCounterWithStopper(
         hparams["number_of_epochs"],
         # Without validation clips there is nothing to be patient about.
@@ -269,43 +271,33 @@ def add_parts(run: Run, student: Student) -> None:
 
 
 def open_teacher(run: Run) -> StoredTeacher | None:
-    """Stored logits, or those that the model of a folder gives the training clips."""
+    """Stored logits, or those that a teacher gives the training clips."""
     source = run.hparams["teacher"]
     if source is None:
         return None
-    if (Path(source) / HYPERPARAMS).is_file():
-        return StoredTeacher(logits_of_model(run, source))
+    if not is_store(source):
+        return StoredTeacher(logits_of_teacher(run, source))
     teacher = StoredTeacher(source)
     teacher.check(labels_to_train_on(run), run.clips.labels, target=run.clips.target)
     return teacher
 
 
-def logits_of_model(run: Run, source: str) -> LogitsStore:
-    """What the model of a folder says of the training clips, stored beside the run."""
+def logits_of_teacher(run: Run, source: str) -> LogitsStore:
+    """What a teacher says of the training clips, stored beside the run."""
     hparams, labels = run.hparams, run.clips.labels
-    refuse_run_folder(source)
-    tagger = AudioTagger.from_hparams(source, run_opts={"device": run.device})
-    if tagger.labels.mids != labels.mids:
-        raise ValueError(
-            f"the teacher in {source} has {len(tagger.labels)} classes, and the data "
-            f"{len(labels)} others; a teacher speaks of the student's classes"
-        )
-    if tagger.hparams.target != run.clips.target:
-        raise ValueError(
-            f"the teacher in {source} is {tagger.hparams.target}, and the data "
-            f"{run.clips.target}; pass --target {tagger.hparams.target}, or another "
-            "teacher"
-        )
-    if tagger.sample_rate != hparams["sample_rate"]:
-        raise ValueError(
-            f"the teacher in {source} hears {tagger.sample_rate} Hz, and clips have "
-            f"{hparams['sample_rate']} Hz; a teacher hears what its student hears"
-        )
+    teacher, theirs, kind = open_teachers(
+        source,
+        sample_rate=hparams["sample_rate"],
+        savedir=hparams["pretrained_folder"],
+        options=hparams["teacher_options"],
+        wanted=labels,
+    )
+    refuse_others(theirs, kind, labels, run.clips.target)
     path = run.folder / "teacher_logits"
     fill_store(
         path,
         str(source),
-        tagger.ensemble,
+        teacher.to(run.device),
         labels,
         run.clips.rows.select(run.split.train),
         hparams["clip_seconds"],
@@ -398,11 +390,8 @@ def finish(brain: FineTuningBrain, run: Run) -> None:
     hparams, folder, labels = run.hparams, run.folder, run.clips.labels
     scores, test_rows = brain.scores, run.clips.rows.select(run.split.test)
     write_scores(folder, scores, labels)
-    epochs = hparams["history"].epochs
-    chosen_on = "validation" if run.split.valid else "training"
-    lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
-    lines.append(RunResult("the one kept", scores, clips="test"))
-    plot_curves(folder / "curves.png", lines)
+    result = RunResult("test", scores, None, hparams["history"].epochs)
+    plot_curves(folder / "curves.png", [result])
     if isinstance(scores, ClassificationScores):
         plot_confusion(folder / "confusion.png", scores, labels)
     found = {f"test, {scores.num_clips} clips": scores}

@@ -511,7 +511,10 @@ def test_a_function_makes_a_teacher(own_module):
         ("my_teachers:nothing", "cannot be imported .*no attribute 'nothing'"),
         ("my_teachers:make_mute", "returned int and must return an nn.Module"),
         ("my_teachers:made", "made is Net and must be a function that returns an nn.M"),
-        ("my_teachers:make_silent", "no attribute sample_rate; .* --teacher_sample"),
+        (
+            "my_teachers:make_silent",
+            "no attribute sample_rate; .*'{sample_rate: HZ}'",
+        ),
         ("my_teachers:make_unnamed", "must be a LabelTable or a list of names"),
     ],
 )
@@ -521,7 +524,7 @@ def test_what_is_no_teacher_is_refused(own_module, source, text):
 
 
 def test_a_teacher_without_class_names_is_refused(own_module):
-    with pytest.raises(ValueError, match="no attribute labels; .* pass --labels CSV"):
+    with pytest.raises(ValueError, match="no attribute labels; .* '{labels: CSV}'"):
         load_own("my_teachers:make_silent", 8000)
 
 
@@ -655,7 +658,8 @@ def recipe():
 
 def teacher_options(**more):
     names = ("teacher_weights", "teacher_sample_rate", "labels", "sample_rate")
-    return dict.fromkeys((*names, "pretrained_folder")) | more
+    options = dict.fromkeys((*names, "pretrained_folder")) | {"teacher_options": {}}
+    return options | more
 
 
 @pytest.fixture
@@ -688,7 +692,7 @@ def test_folders_files_and_functions_teach_together(recipe, own_module, three_cl
 @pytest.mark.parametrize(
     "teachers, options, text",
     [
-        ("weights.pt", {}, "3 classes and the label table 527; pass --labels CSV"),
+        ("weights.pt", {}, "3 classes and the label table 527; pass --teacher_opt"),
         ("my_teachers:make,model", {}, "have 2 classes and 3 others"),
         ("my_teachers:make", {"teacher_weights": "1,2"}, "must be 1 numbers"),
         (

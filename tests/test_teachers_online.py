@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchaudio
 from test_brain import CLASSES, Tones, _brain, _fit
 
 from efficientat_plugin.contracts import Heard
@@ -12,6 +13,7 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.losses import DistillationLoss
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.teachers.bring_your_own import RESAMPLING
 from efficientat_plugin.teachers.online import OnlineTeacher
 
 LABELS = LabelTable("abcd", "abcd")
@@ -38,9 +40,9 @@ def heard_of(mixed=False):
 class FromWaveforms(torch.nn.Module):
     """Somebody's own: logits of waveforms."""
 
-    def __init__(self):
+    def __init__(self, num_samples=16000):
         super().__init__()
-        self.layer = torch.nn.Linear(16000, CLASSES)
+        self.layer = torch.nn.Linear(num_samples, CLASSES)
 
     def forward(self, waveform):
         return self.layer(waveform)
@@ -138,9 +140,43 @@ def test_what_does_not_fit_is_refused():
     model.labels = LabelTable("abdc", "abdc")  # of its own
     with pytest.raises(ValueError, match="teacher and student share 4 classes, in ano"):
         OnlineTeacher(model, log_mel_of()).check(summary, LABELS)
-    slow = OnlineTeacher(model_of(sample_rate=16000, f_max=8000.0), log_mel_of())
-    with pytest.raises(ValueError, match="the teacher hears 16000 Hz and the clips"):
-        slow.check(summary, LABELS)
+
+
+def test_a_teacher_of_another_kind_is_refused():
+    summary = summarize_labels(["x"], [["a"]], LABELS)
+    model = model_of()
+    model.target = "multiclass"
+    with pytest.raises(ValueError, match="teacher is multiclass and the student multi"):
+        OnlineTeacher(model, log_mel_of()).check(summary, LABELS)
+    OnlineTeacher(model, log_mel_of()).check(summary, LABELS, target="multiclass")
+
+
+@pytest.mark.parametrize("of_an_ensemble", [False, True])
+@pytest.mark.parametrize("has_log_mel", [False, True])
+def test_a_teacher_of_another_rate_hears_the_clips_resampled(
+    has_log_mel, of_an_ensemble
+):
+    """And its features are mixed where it has a log-mel, as of the student's rate."""
+    summary = summarize_labels(["x"], [["a"]], LABELS)
+    heard = heard_of(mixed=True)
+    waveform, mix = heard.batch.waveform, heard.mix
+    slower = torchaudio.functional.resample(waveform, 32000, 16000, **RESAMPLING)
+    if has_log_mel:
+        model = model_of(sample_rate=16000, f_max=8000.0).eval()
+        features, share = model.log_mel(slower), mix.weight[:, None, None]
+        features = share * features + (1 - share) * features[mix.partner]
+        expected = model.student(features.unsqueeze(1)).logits
+    else:
+        model = FromWaveforms(8000)
+        model.sample_rate, model.num_classes = 16000, CLASSES
+        share = mix.weight[:, None]
+        expected = model(share * slower + (1 - share) * slower[mix.partner])
+    teacher = OnlineTeacher(
+        Ensemble([model, model]) if of_an_ensemble else model, log_mel_of()
+    )
+    assert "hears the student's waveforms, 1 cl" in teacher.check(summary, LABELS)
+    said = teacher(heard, lambda target: target).logits
+    torch.testing.assert_close(said, expected)
 
 
 def test_a_teacher_that_has_diverged_names_the_clip():

@@ -1,6 +1,7 @@
 """A teacher of one's own: any module from waveforms to logits, by its dotted name."""
 
 import importlib
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.students.ensemble import Ensemble
 
 # Kaiser's window with the parameters that resampy calls kaiser_best
 RESAMPLING = {
@@ -74,30 +76,71 @@ class OwnTeacher(nn.Module):
 
 
 class Resampled(nn.Module):
-    """A teacher of another sample rate among those that hear the same waveforms.
+    """A teacher of another sample rate than the waveforms that it is given.
 
     Arguments
     ---------
     member : nn.Module
-        [B, N] -> StudentOutput, with ``sample_rate`` and ``num_classes``.
+        [B, N] -> StudentOutput or logits, with ``sample_rate``.
     sample_rate : int
         Of the waveforms, Hz.
     """
+
+    num_classes: int
 
     def __init__(self, member: Any, sample_rate: int) -> None:
         super().__init__()
         self.member = member
         self.sample_rate = sample_rate
         self.own_rate: int = member.sample_rate
-        self.num_classes: int = member.num_classes
+        if hasattr(member, "num_classes"):  # which not every module says
+            self.num_classes = member.num_classes
 
-    def forward(self, waveform: Tensor) -> StudentOutput:
+    @property
+    def min_samples(self) -> int:
+        """What the member needs, at the rate of the waveforms."""
+        needed = getattr(self.member, "min_samples", 1)
+        return math.ceil(needed * self.sample_rate / self.own_rate)
+
+    def forward(self, waveform: Tensor) -> Any:
         """[B, N] -> [B, K], [B, D]"""
-        return self.member(
-            torchaudio.functional.resample(
-                waveform.float(), self.sample_rate, self.own_rate, **RESAMPLING
-            )
+        return self.member(self.resample(waveform))
+
+    def resample(self, waveform: Tensor) -> Tensor:
+        """To the rate that the member hears."""
+        return torchaudio.functional.resample(
+            waveform.float(), self.sample_rate, self.own_rate, **RESAMPLING
         )
+
+
+def resampled(model: nn.Module, sample_rate: int) -> nn.Module:
+    """A teacher that takes waveforms of a rate, whatever its own is.
+
+    Arguments
+    ---------
+    model : nn.Module
+        Of another rate, if its ``sample_rate`` says so; of an `Ensemble` each member.
+    sample_rate : int
+        Of the waveforms, Hz.
+
+    Returns
+    -------
+    nn.Module
+        ``model`` itself where nothing has to be done.
+
+    Example
+    -------
+    >>> network = nn.Sequential(nn.AdaptiveAvgPool1d(8), nn.Linear(8, 2))
+    >>> teacher = OwnTeacher(network, 16000, LabelTable("ab", "ab"))
+    >>> resampled(teacher, 16000) is teacher, type(resampled(teacher, 32000)).__name__
+    (True, 'Resampled')
+    """
+    if getattr(model, "sample_rate", sample_rate) == sample_rate:
+        return model
+    if isinstance(model, Ensemble):
+        members = [resampled(member, sample_rate) for member in model.members]
+        return Ensemble(members, model.weights).train(model.training)
+    return Resampled(model, sample_rate).train(model.training)
 
 
 def load_own(
@@ -128,14 +171,10 @@ def load_own(
     rate = getattr(module, "sample_rate", sample_rate)
     names = getattr(module, "labels", labels)
     if rate is None or names is None:
-        lacks = [
-            ("sample_rate", "--teacher_sample_rate HZ"),
-            ("labels", "--labels CSV"),
-        ]
-        name, option = lacks[0] if rate is None else lacks[1]
+        name, value = ("sample_rate", "HZ") if rate is None else ("labels", "CSV")
         raise ValueError(
             f"the teacher of {source} has no attribute {name}; give it one, or pass "
-            f"{option}"
+            f"--teacher_options '{{{name}: {value}}}'"
         )
     return OwnTeacher(module, int(rate), _as_table(source, names)).eval()
 

@@ -1,17 +1,21 @@
-"""From what a user calls a teacher to a module that hears waveforms."""
+"""From what a user calls a teacher to a module that hears waveforms.
 
-from collections.abc import Sequence
+The one place where names of teachers are understood, for every recipe that takes one.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from torch import nn
 
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.model_folder import HYPERPARAMS, refuse_run_folder
 from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.teachers.bring_your_own import Resampled, is_dotted, load_own
+from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
 from efficientat_plugin.teachers.weights import load_teacher, names_ast
+
+OF_A_FUNCTION = ("labels", "sample_rate")  # options of a module of one's own
 
 
 class OpenedTeachers(NamedTuple):
@@ -22,34 +26,51 @@ class OpenedTeachers(NamedTuple):
     target: str | None  # "multilabel" or "multiclass", where that is known
 
 
+class Member(NamedTuple):
+    """One of several teachers, as it was named."""
+
+    module: Any  # [B, N] -> StudentOutput
+    labels: LabelTable
+    target: str | None
+
+
 def open_teachers(
-    sources: str,
-    labels: str | Path | None = None,
+    sources: str | Path,
+    labels: LabelTable | str | Path | None = None,
     sample_rate: int | None = None,
     own_rate: int | None = None,
     weights: Sequence[float] | None = None,
     savedir: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    wanted: LabelTable | None = None,
 ) -> OpenedTeachers:
     """A teacher, or several whose logits are averaged, and what their classes are.
 
     Arguments
     ---------
-    sources : str
+    sources : str or Path
         Joined by commas, each a name of ``list_teachers`` or ``list_students``, a file
-        of weights, a folder of a fine-tuned model or of an AST, or
-        ``package.module:function`` (see ``bring_your_own``).
-    labels : str, Path or None
-        A CSV with the columns index, mid, display_name, for teachers that do not say
-        what their classes are; None: AudioSet's.
+        of weights, a model folder or the run folder that it is in, an AST of the hub
+        or its folder, or ``package.module:function`` (see ``bring_your_own``).
+    labels : LabelTable, str, Path or None
+        A table, or a CSV with the columns index, mid, display_name, for teachers that
+        do not name their classes; None: AudioSet's.
     sample_rate : int or None
-        Of the clips they are given, Hz; who hears another one resamples. None: that
-        of all of them.
+        Of the clips they are given, Hz; a teacher of another rate resamples. None:
+        that of all of them.
     own_rate : int or None
         Of a module of one's own that does not say it, Hz.
     weights : Sequence[float] or None
         Of the members' logits; None: alike.
     savedir : str, Path or None
         Folder of downloads.
+    options : Mapping or None
+        What the names do not tell: of what ``load_teacher`` takes, such as
+        ``{"time_stride": 16}``, and ``labels`` and ``sample_rate`` (Hz) of a module of
+        one's own. They are for all; those of one member stand under its name, as
+        ``{"passt.pt": {"time_stride": 16}}``.
+    wanted : LabelTable or None
+        The student's classes, which an AST is put in the order of.
 
     Returns
     -------
@@ -68,70 +89,164 @@ def open_teachers(
     >>> len(labels)  # doctest: +SKIP
     527
     """
-    given = None if labels is None else LabelTable.from_csv(labels)
-    members: list[Any] = []
-    tables: list[LabelTable] = []
-    targets: set[str] = set()
-    for source in sources.split(","):
-        more, table, target = _members_of(source, given, own_rate, savedir)
-        members += more
-        tables.append(table)
-        if target is not None:
-            targets.add(target)
+    names = names_of(sources)
+    defaults = {"labels": labels, "sample_rate": own_rate}
+    by_name = _options_by_name(names, options or {})
+    opened = [_open(name, by_name[name], defaults, savedir, wanted) for name in names]
+    members = [member.module for member in opened]
+    first = opened[0].labels
+    targets = {member.target for member in opened} - {None}
     if len(targets) > 1:
         raise ValueError(
             f"some of the teachers {sources} name one class and others several; an "
             "ensemble is of one kind"
         )
-    for table in tables:
-        if table.mids != tables[0].mids:
+    for member in opened:
+        if member.labels.mids != first.mids:
             raise ValueError(
-                f"the teachers {sources} have {len(tables[0])} classes and "
-                f"{len(table)} others; an ensemble speaks of the same classes"
+                f"the teachers {sources} have {len(first)} classes and "
+                f"{len(member.labels)} others; an ensemble speaks of the same classes"
             )
     rates = [member.sample_rate for member in members]
     if sample_rate is not None:
-        members = [
-            member if rate == sample_rate else Resampled(member, sample_rate)
-            for member, rate in zip(members, rates, strict=True)
-        ]
+        members = [resampled(member, sample_rate) for member in members]
     elif len(set(rates)) > 1:
         raise ValueError(
             f"the teachers {sources} hear sound of different sample rates, {rates} Hz; "
             "pass --sample_rate to say at which clips are read, the others resample"
         )
     ensemble = Ensemble(members, weights).eval()
-    return OpenedTeachers(ensemble, tables[0], next(iter(targets), None))
+    return OpenedTeachers(ensemble, first, next(iter(targets), None))
 
 
-def _members_of(
-    source: str,
-    given: LabelTable | None,
-    own_rate: int | None,
-    savedir: str | Path | None,
-) -> tuple[list[nn.Module], LabelTable, str | None]:
-    """A published name, a file of weights, a model folder or a function's module."""
-    members: list[Any]
-    target = None
-    if is_dotted(source):
-        own = load_own(source, own_rate, given)
-        members, table = [own], own.labels
-    elif (Path(source) / HYPERPARAMS).is_file():
-        refuse_run_folder(source)
-        tagger = AudioTagger.from_hparams(source)
-        members, table = list(tagger.ensemble.members), tagger.labels
-        target = tagger.hparams.target
-    else:
-        # An AST of other classes than AudioSet's is put in the order of the table.
-        in_order = given is not None and names_ast(source)
-        options: dict[str, Any] = {"labels": given} if in_order else {}
-        members = [load_teacher(source, savedir, **options)]
-        own_labels = getattr(members[0], "labels", None)
-        table = own_labels or given or audioset_labels()
-    num_classes = members[0].num_classes
-    if num_classes != len(table):
+def names_of(sources: str | Path) -> list[str]:
+    """The teachers that a text names, which commas separate.
+
+    Raises
+    ------
+    ValueError
+        If a name is missing.
+
+    Example
+    -------
+    >>> names_of("mn04_as, my_module:make")
+    ['mn04_as', 'my_module:make']
+    """
+    text = str(sources)
+    if os.path.exists(text):  # whatever its path has in it
+        return [text]
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
         raise ValueError(
-            f"{source} has {num_classes} classes and the label table {len(table)}; "
-            "pass --labels CSV with the teacher's own (index, mid, display_name)"
+            f"{text!r} names no teacher before or after a comma; give names, files, "
+            "folders or package.module:function, with a comma between two"
         )
-    return members, table, target
+    return names
+
+
+def refuse_others(
+    theirs: LabelTable, kind: str | None, ours: LabelTable, target: str
+) -> None:
+    """Refuses a teacher of other classes than the student's, or of another kind.
+
+    Arguments
+    ---------
+    theirs : LabelTable
+        The teacher's classes.
+    kind : str or None
+        "multilabel" or "multiclass", where that is known of the teacher.
+    ours : LabelTable
+        The student's classes.
+    target : str
+        The student's: "multilabel" or "multiclass".
+
+    Raises
+    ------
+    ValueError
+        If classes differ, their order does, or one names one class of each clip and
+        the other several.
+
+    Example
+    -------
+    >>> dogs, cats = LabelTable("ab", "ab"), LabelTable("ac", "ac")
+    >>> refuse_others(dogs, None, cats, "multilabel")
+    Traceback (most recent call last):
+    ValueError: teacher and student share 1 classes, in another order or beside ...
+    """
+    if theirs.mids != ours.mids:
+        both = len(set(theirs.mids) & set(ours.mids))
+        raise ValueError(
+            f"teacher and student share {both} classes, in another order or beside "
+            f"others ({len(theirs)} of the teacher, {len(ours)} of the student); a "
+            "teacher speaks of the student's classes"
+        )
+    if kind not in (None, target):
+        raise ValueError(
+            f"the teacher is {kind} and the student {target}; a teacher is of the "
+            "student's kind, so take another, or pass --target where the recipe has it"
+        )
+
+
+def _options_by_name(
+    names: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The options of each teacher: those for all, and its own."""
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"teacher_options={options!r} must be options by name, as "
+            "{time_stride: 16}"
+        )
+    of_one = {k: dict(v) for k, v in options.items() if isinstance(v, Mapping)}
+    for name in of_one:
+        if name not in names:
+            raise ValueError(
+                f"teacher_options has options for {name}, which is none of the "
+                f"teachers {', '.join(names)}; name one of them"
+            )
+    of_all = {k: v for k, v in options.items() if k not in of_one}
+    return {name: of_all | of_one.get(name, {}) for name in names}
+
+
+def _open(
+    source: str,
+    options: dict[str, Any],
+    defaults: Mapping[str, Any],
+    savedir: str | Path | None,
+    wanted: LabelTable | None,
+) -> Member:
+    """A published name, a file of weights, a model folder or a function's module."""
+    given = as_table(options.get("labels", defaults["labels"]))
+    if is_dotted(source):
+        if others := [name for name in options if name not in OF_A_FUNCTION]:
+            raise ValueError(
+                f"{others[0]} is no option of {source}, which takes "
+                f"{' and '.join(OF_A_FUNCTION)}; let the function set it"
+            )
+        rate = options.get("sample_rate", defaults["sample_rate"])
+        made = load_own(source, rate, given)
+        return Member(made, made.labels, None)
+    options = {name: value for name, value in options.items() if name != "labels"}
+    if (Path(source) / HYPERPARAMS).is_file():
+        left = Path(source) / "model"  # by a run, in its folder
+        folder = left if (left / HYPERPARAMS).is_file() else Path(source)
+        refuse_run_folder(folder)
+        tagger = AudioTagger.from_hparams(str(folder))
+        [own] = tagger.ensemble.members
+        return Member(own, tagger.labels, tagger.hparams.target)
+    in_order = given or wanted
+    if in_order is not None and names_ast(source):
+        options["labels"] = in_order
+    module: Any = load_teacher(source, savedir, **options)
+    table = getattr(module, "labels", None) or given or audioset_labels()
+    if module.num_classes != len(table):
+        raise ValueError(
+            f"{source} has {module.num_classes} classes and the label table "
+            f"{len(table)}; pass --teacher_options '{{labels: CSV}}' with those of "
+            "the teacher (index, mid, display_name)"
+        )
+    return Member(module, table, getattr(module, "target", None))
+
+
+def as_table(labels: LabelTable | str | Path | None) -> LabelTable | None:
+    """A table of labels, or that of a CSV."""
+    return LabelTable.from_csv(labels) if isinstance(labels, str | Path) else labels

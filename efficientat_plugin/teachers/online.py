@@ -21,7 +21,8 @@ from efficientat_plugin.students.ensemble import (
     digest_of_state,
 )
 from efficientat_plugin.students.weights import front_end_of
-from efficientat_plugin.teachers.weights import load_teacher
+from efficientat_plugin.teachers.bring_your_own import Resampled, resampled
+from efficientat_plugin.teachers.members import as_table, open_teachers, refuse_others
 
 
 class OnlineTeacher:
@@ -30,7 +31,8 @@ class OnlineTeacher:
     A teacher whose front end is set like the student's is given the student's own
     log-mel, jitter, masks and mixup included. Another one hears the batch's waveforms
     through its own front end, and its features are mixed as the student's; a model
-    without such a front end hears mixed waveforms.
+    without such a front end hears mixed waveforms. One of another sample rate hears
+    them resampled.
 
     It is no module on purpose: nothing trains it, saves it or shares it between
     processes, and it is always in evaluation mode.
@@ -42,16 +44,17 @@ class OnlineTeacher:
     ---------
     model : torch.nn.Module, str or Path
         Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``HeardStudent``, an
-        ``Ensemble``, or one's own; or what ``load_teacher`` takes, loaded when it is
-        first needed.
+        ``Ensemble``, or one's own; or names as ``open_teachers`` takes them, loaded
+        when they are first needed.
     log_mel : LogMel
         The student's.
-    labels : LabelTable or None
-        What the model's classes are; None: the student's.
+    labels : LabelTable, str, Path or None
+        What the classes are of a model that does not say it: a table, or a CSV as of
+        ``open_teachers``. None: AudioSet's of names; the student's of a module.
     savedir : str, Path or None
         Folder of downloads.
     options : Mapping or None
-        More of what ``load_teacher`` takes.
+        What the names do not tell; see ``open_teachers``.
 
     Example
     -------
@@ -67,22 +70,34 @@ class OnlineTeacher:
         self,
         model: nn.Module | str | Path,
         log_mel: LogMel,
-        labels: LabelTable | None = None,
+        labels: LabelTable | str | Path | None = None,
         savedir: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self.labels = labels
         self.log_mel = log_mel
         self._source = model
-        self._options = {"savedir": savedir, **(options or {})}
+        self._savedir, self._options = savedir, options
+
+    @cached_property
+    def _opened(self) -> tuple[nn.Module, LabelTable | None, str | None]:
+        """The model, its classes and its target, where they are known."""
+        model, rate = self._source, self.log_mel.sample_rate
+        if not isinstance(model, nn.Module):
+            return open_teachers(
+                model,
+                self.labels,
+                rate,
+                savedir=self._savedir,
+                options=self._options,
+            )
+        labels = self.labels or getattr(model, "labels", None)
+        return resampled(model, rate), as_table(labels), getattr(model, "target", None)
 
     @cached_property
     def model(self) -> nn.Module:
-        """The teacher itself, frozen."""
-        model = self._source
-        if not isinstance(model, nn.Module):
-            model = load_teacher(model, **self._options)
-        return model.eval().requires_grad_(False)
+        """The teacher itself, frozen; hears waveforms of the student's rate."""
+        return self._opened[0].eval().requires_grad_(False)
 
     @cached_property
     def _members(self) -> list[tuple[Any, bool]]:
@@ -113,11 +128,15 @@ class OnlineTeacher:
         for member, shares in self._members:
             if shares:
                 yield _logits_of(member.student(heard.log_mel.unsqueeze(1)))
-            elif isinstance(member, HeardStudent):
-                features = _mixed(member.log_mel(waveform), heard)
-                yield _logits_of(member.student(features.unsqueeze(1)))
+                continue
+            own, sound = member, waveform
+            if isinstance(member, Resampled):
+                own, sound = member.member, member.resample(waveform)
+            if isinstance(own, HeardStudent):
+                features = _mixed(own.log_mel(sound), heard)
+                yield _logits_of(own.student(features.unsqueeze(1)))
             else:
-                yield _logits_of(member(_mixed(waveform, heard)))
+                yield _logits_of(own(_mixed(sound, heard)))
 
     def check(
         self,
@@ -131,18 +150,16 @@ class OnlineTeacher:
         Raises
         ------
         OSError, ValueError
-            If it cannot be loaded, or its classes or its sample rate are others.
+            If it cannot be loaded, or its classes are others.
         """
-        del minimum_coverage, target  # it hears every clip, and says logits
-        theirs = self.labels or getattr(self.model, "labels", None) or labels
-        _refuse_other_classes(self.model, theirs, labels)
-        ours = self.log_mel.sample_rate
-        own = getattr(self.model, "sample_rate", ours)
-        if own != ours:
+        del minimum_coverage  # it hears every clip
+        _, theirs, kind = self._opened
+        refuse_others(theirs or labels, kind, labels, target)
+        num_classes = getattr(self.model, "num_classes", len(labels))
+        if num_classes != len(labels):
             raise ValueError(
-                f"the teacher hears {own} Hz and the clips have {ours} Hz; an AST "
-                f"resamples with options={{'sample_rate': {ours}}}, another teacher "
-                "must be of the student's rate"
+                f"the teacher has {num_classes} classes and the student {len(labels)}; "
+                "take a teacher of the same classes"
             )
         heard = "log-mel" if self.shares_log_mel else "waveforms"
         return f"it hears the student's {heard}, {len(summary.clip_ids)} clips of them"
@@ -151,10 +168,11 @@ class OnlineTeacher:
         """What tells it from another teacher, wherever its weights lie."""
         del clip_ids  # it hears them all alike
         digest = digest_of_state(self.model)
-        members, weights = self._members, getattr(self.model, "weights", None)
-        front_ends = [_front_end(member) for member, _ in members]
-        digest.update(repr((front_ends, weights)).encode())
-        return f"{type(self.model).__name__} (digest {digest.hexdigest()[:8]})"
+        own = [getattr(member, "member", member) for member, _ in self._members]
+        weights = getattr(self.model, "weights", None)
+        digest.update(repr(([_front_end(each) for each in own], weights)).encode())
+        kinds = [type(getattr(each, "student", each)).__name__ for each in own]
+        return f"{', '.join(kinds)} (digest {digest.hexdigest()[:8]})"
 
     @torch.no_grad()
     def scores(
@@ -201,21 +219,3 @@ def _known(logits: Tensor, clip_ids: list[str]) -> Tensor:
             "trained on"
         )
     return finite
-
-
-def _refuse_other_classes(
-    model: nn.Module, theirs: LabelTable, ours: LabelTable
-) -> None:
-    if theirs.mids != ours.mids:
-        both = len(set(theirs.mids) & set(ours.mids))
-        raise ValueError(
-            f"teacher and student share {both} classes, in another order or beside "
-            f"others ({len(theirs)} of the teacher, {len(ours)} of the student); a "
-            "teacher speaks of the student's classes"
-        )
-    num_classes = getattr(model, "num_classes", len(ours))
-    if num_classes != len(ours):
-        raise ValueError(
-            f"the teacher has {num_classes} classes and the student {len(ours)}; take "
-            "a teacher of the same classes"
-        )

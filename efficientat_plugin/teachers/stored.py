@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.targets import LabelSummary, LabelTable
 from efficientat_plugin.losses import SoftTarget
 from efficientat_plugin.metrics import Scores, TaggingStats
+from efficientat_plugin.teachers.manifest import MANIFEST
 from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
 
@@ -128,6 +130,17 @@ class StoredTeacher:
         ids = [summary.clip_ids[row] for row in known]
         stats.append(ids, target.logits[known], torch.stack(labels))
         return stats.summarize()
+
+
+def is_store(source: str | Path) -> bool:
+    """Whether a path is that of stored logits, and not what a teacher is called.
+
+    Example
+    -------
+    >>> is_store("mn10_as")
+    False
+    """
+    return os.path.isfile(os.path.join(source, MANIFEST))
 
 
 def as_teacher(teacher: Any) -> Any:
