@@ -1,9 +1,11 @@
 """The SpeechBrain hooks of distillation, and nothing else."""
 
+import csv
 import json
 import logging
 import os
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 import speechbrain as sb
@@ -14,6 +16,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
+from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
@@ -21,6 +24,7 @@ from torch.utils.data import DataLoader, Subset
 from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
+from efficientat_plugin.files import write_aside
 from efficientat_plugin.losses import RunningLoss, SoftTarget
 from efficientat_plugin.metrics import Scores
 from efficientat_plugin.students.student import Student
@@ -32,7 +36,7 @@ TRAIN, VALID = sb.Stage.TRAIN, sb.Stage.VALID
 
 @register_checkpoint_hooks
 class History:
-    """What each epoch came to; travels with the checkpoints.
+    """The numbers of every epoch; they travel with the checkpoints.
 
     Example
     -------
@@ -42,6 +46,17 @@ class History:
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
+
+    def write_csv(self, path: str | Path) -> None:
+        """Writes a table with a row for each epoch; what an epoch lacks is empty."""
+        columns = list(dict.fromkeys(name for row in self.epochs for name in row))
+
+        def write(file: TextIO) -> None:
+            table = csv.DictWriter(file, columns, lineterminator="\n")
+            table.writeheader()
+            table.writerows(self.epochs)
+
+        write_aside(path, write)
 
     @mark_as_saver
     def save(self, path: str) -> None:
@@ -84,7 +99,10 @@ class DistillationBrain(sb.Brain):
     - ``mixup``: a ``Mixup`` or None;
     - ``make_stats``: gives what an evaluation is summed up by, a ``TaggingStats``;
     - ``lr_schedule`` and ``temperature_schedule`` (or None): functions of the epoch;
-    - ``history``, ``train_logger``, ``seed`` and ``max_unreadable_share``.
+    - ``history``, ``train_logger``, ``seed`` and ``max_unreadable_share``. Any of
+      SpeechBrain's loggers will do, as it is given numbers alone;
+    - ``output_folder``, in which ``history.csv`` has the numbers of every epoch, if
+      there are checkpoints.
 
     Batches are ``ClipBatch``. See ``hparams/quickstart.yaml`` for all of it together.
 
@@ -99,7 +117,8 @@ class DistillationBrain(sb.Brain):
         self.skipped = SkippedClips(self.hparams.max_unreadable_share)
         self.train_stream: ClipStream | None = None
         self.scores: Scores | None = None
-        self.evaluation_name = "evaluated"  # in the log
+        self.evaluates = "test"  # or "valid": which clips ``evaluate`` is given
+        self.loaded_epoch = 0  # whose weights ``evaluate`` scores
         self.train_losses = RunningLoss()  # of the epoch so far, on this process
         self.stage_losses = self.train_losses
         # (sum, clips) of each process, while a checkpoint within an epoch is saved
@@ -231,10 +250,13 @@ class DistillationBrain(sb.Brain):
         if stage == VALID:
             self._finish_epoch(epoch, losses, self.scores)
             return
-        # Called by every process, since the logger lets the first one tell the rest.
+        name = {"test": "Test", "valid": "Validation"}[self.evaluates]
+        self._log_line(f"{name}, epoch {self.loaded_epoch} loaded", losses)
+        # Called by every process, since the logger lets the first one log.
         self.hparams.train_logger.log_stats(
-            stats_meta={self.evaluation_name: str(self.scores)},
-            test_stats=losses or None,
+            stats_meta={"epoch loaded": self.loaded_epoch},
+            verbose=False,
+            **{f"{self.evaluates}_stats": losses | self._numbers(self.scores)},
         )
 
     def _finish_epoch(
@@ -248,12 +270,16 @@ class DistillationBrain(sb.Brain):
             "train_loss": self.train_loss,
             **{f"valid_{name}": loss for name, loss in valid_losses.items()},
         }
-        self.hparams.history.epochs.append(summary | averages)
+        history = self.hparams.history
+        history.epochs.append(summary | self._numbers(scores))
+        self._log_line(f"Epoch {epoch}", {"train loss": self.train_loss} | valid_losses)
         self.hparams.train_logger.log_stats(
-            stats_meta={"epoch": epoch, "lr": lr, "valid": str(scores)},
+            stats_meta={"epoch": epoch, "lr": lr},
             train_stats={"loss": self.train_loss},
-            valid_stats=valid_losses or None,
+            valid_stats=valid_losses | self._numbers(scores),
+            verbose=False,
         )
+        self._write_history()
         if self.checkpointer is not None:
             best = [key for key in averages if key.endswith(scores.main)]
             meta = {"epoch": epoch} | {key: averages[key] for key in best}
@@ -262,6 +288,38 @@ class DistillationBrain(sb.Brain):
     def _averages(self, scores: Scores) -> dict[str, float]:
         """What is kept of an epoch; a checkpoint is the best by what is main in it."""
         return scores.averages()
+
+    def _numbers(self, scores: Scores) -> dict[str, float]:
+        """All that a logger and the history are told of scores."""
+        counts = {"num_clips": scores.num_clips, "num_classes": scores.num_classes}
+        return self._averages(scores) | counts
+
+    def _log_line(self, what: str, losses: dict[str, float]) -> None:
+        """For people, whichever logger the numbers go to."""
+        if if_main_process():
+            listed = "".join(f", {name} {loss:.4g}" for name, loss in losses.items())
+            logger.info("%s%s: %s", what, listed, self.scores)
+
+    def _write_history(self) -> None:
+        if self.checkpointer is not None and if_main_process():  # a run that is kept
+            folder = Path(self.hparams.output_folder)
+            self.hparams.history.write_csv(folder / "history.csv")
+
+    def on_fit_start(self) -> None:
+        """As ``Brain``; where a run is resumed, ``history.csv`` has the same epochs."""
+        super().on_fit_start()
+        if self.hparams.history.epochs:
+            self._write_history()
+
+    def on_evaluate_start(
+        self, max_key: str | None = None, min_key: str | None = None
+    ) -> None:
+        """As ``Brain``; the history keeps the epochs behind the one that is loaded."""
+        history = self.hparams.history
+        every_epoch = history.epochs
+        super().on_evaluate_start(max_key, min_key)
+        self.loaded_epoch = history.epochs[-1]["epoch"] if history.epochs else 0
+        history.epochs = max(every_epoch, history.epochs, key=len)
 
     # --- Loaders and processes --------------------------------------------------
 

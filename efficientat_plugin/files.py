@@ -3,9 +3,10 @@
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 CHUNK_BYTES = 1 << 20
 EXPORTED = (".onnx", ".tflite")  # suffixes of what `efficientat export` writes
@@ -26,6 +27,32 @@ def sha256_of(path: str | Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def write_aside(path: str | Path, write: Callable[[TextIO], object]) -> None:
+    """Writes a text file under another name and renames it.
+
+    No reader meets half a file, and a kill leaves the file of before.
+
+    Arguments
+    ---------
+    path : str or Path
+    write : Callable
+        Takes the open file, in UTF-8, whose line ends are left as they are.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "greeting.txt"
+    >>> write_aside(path, lambda file: file.write("hello"))
+    >>> path.read_text()
+    'hello'
+    """
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".part")
+    with open(unfinished, "w", encoding="utf-8", newline="") as file:
+        write(file)
+    os.replace(unfinished, path)
 
 
 @contextmanager

@@ -91,9 +91,9 @@ class FineTuningBrain(DistillationBrain):
 
     def score_start(self, valid_set: Any, loader_options: dict[str, Any]) -> None:
         """Scores what training begins with, which is kept if no epoch does better."""
-        self.evaluation_name = "before training"
+        self.evaluates = "valid"
         self.evaluate(valid_set, test_loader_kwargs=loader_options)
-        self.evaluation_name = "evaluated"
+        self.evaluates = "test"
         self.start_scores = self.scores
 
     def on_fit_start(self) -> None:

@@ -1,15 +1,19 @@
 """Two students that teach each other."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
 from efficientat_plugin.brain import TRAIN, DistillationBrain, Trained
 from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput, TeacherTarget
 from efficientat_plugin.metrics import Scores
+
+logger = logging.getLogger(__name__)
 
 PEER = "peer_"  # before the names of the peer's numbers
 
@@ -46,7 +50,7 @@ class MutualBrain(DistillationBrain):
         [student] = super().trained()
         # The training loss is that of both, and so is not one of the peer's numbers.
         of_peer = [
-            {"epoch": epoch["epoch"]}
+            {name: epoch[name] for name in ("epoch", "num_clips", "num_classes")}
             | {
                 name.removeprefix(PEER): value
                 for name, value in epoch.items()
@@ -119,14 +123,12 @@ class MutualBrain(DistillationBrain):
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
-        """As ``DistillationBrain``; the peer's scores are logged too."""
+        """As ``DistillationBrain``; the peer is scored, too."""
         if stage != TRAIN:
             self.peer_stats.gather()
             self.peer_scores = self.peer_stats.summarize()
-            # By every process, since the logger lets the first one tell the rest.
-            self.hparams.train_logger.log_stats(
-                stats_meta={"epoch": epoch, "peer": str(self.peer_scores)}
-            )
+            if if_main_process():
+                logger.info("The peer: %s", self.peer_scores)
         super().on_stage_end(stage, stage_loss, epoch)
 
     def _averages(self, scores: Scores) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from efficientat_plugin.complexity import Complexity
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.metrics import ClassificationScores, Scores, TaggingScores
+from efficientat_plugin.files import write_aside
+from efficientat_plugin.metrics import ClassificationScores, Scores
 from efficientat_plugin.plain_text import cell, shown
 
 if TYPE_CHECKING:
@@ -19,12 +20,13 @@ if TYPE_CHECKING:
 
 
 class RunResult(NamedTuple):
-    """One row of a comparison."""
+    """One row of a comparison, one line of a figure."""
 
     name: str
-    scores: TaggingScores
+    scores: Scores
     complexity: Complexity | None = None
     epochs: Sequence[dict[str, float]] = ()  # of a ``History``
+    clips: str = "evaluation"  # the clips that were scored: "validation", "test", ...
 
 
 def write_scores(
@@ -42,7 +44,7 @@ def write_scores(
     Path(folder).mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = _averages(scores)
     content |= {name: _averages(other) for name, other in (others or {}).items()}
-    _write(
+    write_aside(
         Path(folder) / "scores.json",
         lambda file: json.dump(content, file, indent=1),
     )
@@ -57,7 +59,7 @@ def write_scores(
             names = cell(labels.mids[index]), cell(labels.names[index])
             table.writerow([*names, *numbers])
 
-    _write(Path(folder) / "per_class.csv", write_classes)
+    write_aside(Path(folder) / "per_class.csv", write_classes)
 
 
 def _averages(scores: Scores) -> dict[str, float]:
@@ -72,6 +74,7 @@ def comparison_table(results: Sequence[RunResult]) -> str:
 
     Example
     -------
+    >>> from efficientat_plugin.metrics import TaggingScores
     >>> scores = TaggingScores(0.5, 0.9, 1.8, 150, 20, np.ones(20), np.ones(20))
     >>> print(comparison_table([RunResult("teacher", scores)]))
     | run | mAP | AUC | N | classes | parameters | MACs | ms per clip |
@@ -82,8 +85,9 @@ def comparison_table(results: Sequence[RunResult]) -> str:
         "| run | mAP | AUC | N | classes | parameters | MACs | ms per clip |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, scores, complexity, _ in results:
-        cells = [name, f"{scores.mAP:.3f}", f"{scores.AUC:.3f}"]
+    for name, scores, complexity, *_ in results:
+        averages = scores.averages()
+        cells = [name, f"{averages['mAP']:.3f}", f"{averages['AUC']:.3f}"]
         cells += [str(scores.num_clips), str(scores.num_classes)]
         if complexity is None:
             cells += ["-", "-", "-"]
@@ -99,30 +103,49 @@ def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
     """Writes ``comparison.md`` to ``folder``."""
     table = comparison_table(results)
     path = Path(folder) / "comparison.md"
-    _write(path, lambda file: file.write(table + "\n"))
+    write_aside(path, lambda file: file.write(table + "\n"))
     return path
 
 
 def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
-    """Draws scores and training loss by epoch; a run without epochs is a line."""
-    from matplotlib.figure import Figure
+    """Draws scores and losses by epoch; a run without epochs is a horizontal line.
 
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    Where no run has an epoch there is nothing to draw, and no file is written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    if not any(result.epochs for result in results):
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
     score, loss = figure.subplots(1, 2)
     main = results[0].scores.main
-    for name, scores, _, epochs in results:
+    lowest = 0.0  # what a student explains of its teacher may be less
+    for number, (name, scores, _, epochs, clips) in enumerate(results):
+        style: dict[str, Any] = {"color": f"C{number}"}
         if not epochs:
-            height = scores.averages()[main]
-            score.axhline(height, linestyle="--", color="grey", label=name)
+            label = f"{name}, {scores.num_clips} {clips} clips"
+            score.axhline(scores.averages()[main], linestyle=":", label=label, **style)
             continue
+        style["marker"] = "."  # of a single epoch there is no line
         steps = [epoch["epoch"] for epoch in epochs]
-        score.plot(steps, [epoch[main] for epoch in epochs], label=name)
-        if "train_loss" in epochs[0]:
-            loss.plot(steps, [epoch["train_loss"] for epoch in epochs], label=name)
-    num_clips = results[0].scores.num_clips
-    score.set(xlabel="epoch", ylabel=f"{main} (N = {num_clips} clips)", ylim=(0, 1))
-    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    score.legend()
+        heights = [epoch[main] for epoch in epochs]
+        lowest = min(lowest, *heights)
+        label = f"{name}, {epochs[-1]['num_clips']} {clips} clips"
+        score.plot(steps, heights, label=label, **style)
+        if "train_loss" in epochs[0]:  # of mutual training it is the sum of two
+            losses = [epoch["train_loss"] for epoch in epochs]
+            loss.plot(steps, losses, label=f"{name}, training clips", **style)
+        losses = [epoch.get("valid_loss", np.nan) for epoch in epochs]
+        if np.isfinite(losses).any():
+            label = f"{name}, {clips} clips"
+            loss.plot(steps, losses, linestyle="--", label=label, **style)
+    score.set(xlabel="epoch", ylabel=main, ylim=(1.05 * lowest, 1.02))
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    for axes in (score, loss):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
     _save(figure, path)
 
 
@@ -157,12 +180,4 @@ def _save(figure: "Figure", path: str | Path) -> None:
     unfinished = Path(path).with_suffix(".part.png")
     with open(unfinished, "wb") as file:  # which an interruption closes, too
         figure.savefig(file, format="png", dpi=120)
-    os.replace(unfinished, path)
-
-
-def _write(path: Path, write: Callable[[TextIO], object]) -> None:
-    """Writes aside and renames, so that no reader meets half a file."""
-    unfinished = path.with_name(path.name + ".part")
-    with open(unfinished, "w", encoding="utf-8", newline="") as file:
-        write(file)
     os.replace(unfinished, path)

@@ -297,8 +297,11 @@ def finish(run: Run, scores: dict[str, Any]) -> None:
     write_scores(
         folder, agreement, clips.labels, {"labels": others[0]} if others else {}
     )
-    result = RunResult("test", agreement, None, hparams["history"].epochs)
-    plot_curves(folder / "curves.png", [result])
+    epochs = hparams["history"].epochs
+    chosen_on = "validation" if run.split.valid else "training"
+    lines = [RunResult("each epoch", agreement, None, epochs, chosen_on)]
+    lines.append(RunResult("the one kept", agreement, clips="test"))
+    plot_curves(folder / "curves.png", lines)
     model = TrainedModel(
         hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
     )

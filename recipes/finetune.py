@@ -108,9 +108,9 @@ def main(argv: list[str]) -> None:
     scores = {}
     for name, split in splits.items():
         # Anew for each, so that a run of several is several runs.
-        hparams = load_hparams(hparams_file, overrides)
         if name.startswith("fold"):
-            hparams["output_folder"] += f"/{name}"
+            overrides = overrides | {"output_folder": f"{parent}/{name}"}
+        hparams = load_hparams(hparams_file, overrides)
         run = Run(clips, split, hparams, device)
         try:
             with told_if_not_writable(run.folder):
@@ -253,8 +253,6 @@ def add_parts(run: Run, student: Student) -> None:
     )
     hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
     hparams["history"] = History()
-    log = str(run.folder / "train_log.txt")
-    hparams["train_logger"] = sb.utils.train_logger.FileTrainLogger(log, 4)
     hparams["epoch_counter"] = EpochCounterWithStopper(
         hparams["number_of_epochs"],
         # Without validation clips there is nothing to be patient about.
@@ -390,8 +388,11 @@ def finish(brain: FineTuningBrain, run: Run) -> None:
     hparams, folder, labels = run.hparams, run.folder, run.clips.labels
     scores, test_rows = brain.scores, run.clips.rows.select(run.split.test)
     write_scores(folder, scores, labels)
-    result = RunResult("test", scores, None, hparams["history"].epochs)
-    plot_curves(folder / "curves.png", [result])
+    epochs = hparams["history"].epochs
+    chosen_on = "validation" if run.split.valid else "training"
+    lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
+    lines.append(RunResult("the one kept", scores, clips="test"))
+    plot_curves(folder / "curves.png", lines)
     if isinstance(scores, ClassificationScores):
         plot_confusion(folder / "confusion.png", scores, labels)
     found = {f"test, {scores.num_clips} clips": scores}

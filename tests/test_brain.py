@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import speechbrain as sb
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -20,6 +19,7 @@ from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.short_runs import prepare_for_short_run
 from efficientat_plugin.teachers.stored import StoredTeacher
+from efficientat_plugin.train_log import PlainTrainLogger
 
 CLASSES = 4
 
@@ -78,7 +78,8 @@ def _brain(folder=None, student=None, log_mel=None, **overrides):
         "lr_schedule": WarmupRampDown(0.003, warmup_epochs=0),
         "temperature_schedule": None,
         "history": History(),
-        "train_logger": sb.utils.train_logger.FileTrainLogger("/dev/null"),
+        "train_logger": PlainTrainLogger("/dev/null"),
+        "output_folder": folder,
         "seed": 0,
         "max_unreadable_share": 0.01,
     } | overrides

@@ -22,6 +22,7 @@ from efficientat_plugin.mutual import MutualBrain
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.short_runs import prepare_for_short_run
 from efficientat_plugin.teachers.passt import PaSST
+from efficientat_plugin.train_log import PlainTrainLogger
 
 SMALL = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_frames": 51}
 SMALL |= {"frequency_stride": 16, "time_stride": 16}
@@ -184,7 +185,8 @@ def _mutual(folder=None, epochs=1, **overrides):
         "lr_schedule": lambda epoch: 0.004,
         "temperature_schedule": None,
         "history": History(),
-        "train_logger": sb.utils.train_logger.FileTrainLogger("/dev/null"),
+        "train_logger": PlainTrainLogger("/dev/null"),
+        "output_folder": folder,
         "seed": 0,
         "max_unreadable_share": 0.01,
     } | overrides

@@ -141,7 +141,7 @@ def test_a_run_leaves_what_it_promises(left_alone):
     assert (left_alone / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert len((left_alone / "per_class.csv").read_text().splitlines()) == 4
     log = (left_alone / "train_log.txt").read_text()
-    assert "N = 24 clips, 3 classes" in log
+    assert "num_clips: 24, valid num_classes: 3" in log
     history = _outcome(left_alone)[1]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
 
