@@ -10,7 +10,7 @@ from torch import Tensor
 
 from efficientat_plugin.contracts import TeacherTarget
 from efficientat_plugin.losses import TARGETS
-from efficientat_plugin.metrics import FloatArray, TaggingStats
+from efficientat_plugin.metrics import FloatArray, TaggingStats, with_caution
 from efficientat_plugin.students.student import check_choice
 
 NOTHING_TO_EXPLAIN = 1e-6  # nats a clip: what rounding leaves of no difference
@@ -33,12 +33,16 @@ class AgreementScores(NamedTuple):
         """The average that a checkpoint is chosen by."""
         return "explained"
 
-    def __str__(self) -> str:
+    def line(self) -> str:
+        """The averages and what they rest on."""
         return (
             f"explained {self.explained:.4f}, agreement {self.agreement:.4f}, "
             f"divergence {self.divergence:.4f}, difference {self.difference:.4f} "
             f"(N = {self.num_clips} clips, {self.num_classes} classes)"
         )
+
+    def __str__(self) -> str:
+        return with_caution(self)
 
     def averages(self) -> dict[str, float]:
         """What one number says, by name."""
@@ -75,7 +79,7 @@ class AgreementStats(TaggingStats):
     def __init__(
         self, look_up: Callable[[Sequence[str]], TeacherTarget], target: str
     ) -> None:
-        super().__init__()
+        super().__init__(logits=True)
         check_choice("target", target, TARGETS)
         self.look_up = look_up
         self.target = target

@@ -26,7 +26,7 @@ from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.files import write_aside
 from efficientat_plugin.losses import RunningLoss, SoftTarget
-from efficientat_plugin.metrics import Scores
+from efficientat_plugin.metrics import Scores, caution
 from efficientat_plugin.students.student import Student
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class DistillationBrain(sb.Brain):
         self.skipped = SkippedClips(self.hparams.max_unreadable_share)
         self.train_stream: ClipStream | None = None
         self.scores: Scores | None = None
+        self.cautions: set[str | None] = {None}
         self.evaluates = "test"  # or "valid": which clips ``evaluate`` is given
         self.loaded_epoch = 0  # whose weights ``evaluate`` scores
         self.train_losses = RunningLoss()  # of the epoch so far, on this process
@@ -213,6 +214,7 @@ class DistillationBrain(sb.Brain):
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
         """Sets what depends on the epoch alone, so that a resume needs no state."""
         self.stats = self.hparams.make_stats()
+        self.stats.logits = True
         self.some_labelled = False
         if stage != TRAIN:
             self.stage_losses = RunningLoss()
@@ -296,9 +298,12 @@ class DistillationBrain(sb.Brain):
 
     def _log_line(self, what: str, losses: dict[str, float]) -> None:
         """For people, whichever logger the numbers go to."""
-        if if_main_process():
+        if if_main_process() and self.scores is not None:
             listed = "".join(f", {name} {loss:.4g}" for name, loss in losses.items())
-            logger.info("%s%s: %s", what, listed, self.scores)
+            logger.info("%s%s: %s", what, listed, self.scores.line())
+            if (sentence := caution(self.scores)) not in self.cautions:
+                self.cautions.add(sentence)  # once, and not of each epoch
+                logger.info("Caution: %s", sentence)
 
     def _write_history(self) -> None:
         if self.checkpointer is not None and if_main_process():  # a run that is kept

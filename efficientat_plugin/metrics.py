@@ -7,7 +7,7 @@ class: accuracy and the confusion matrix.
 import copy
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+FEW_CLIPS = 5  # of a class: with fewer, its scores say little
+FEW_CLASSES = 0.25  # of the classes: with as many of those, the average says little
 
 
 class TaggingScores(NamedTuple):
@@ -27,17 +31,24 @@ class TaggingScores(NamedTuple):
     num_classes: int  # with a positive clip: those the averages are over
     average_precision: FloatArray  # [K], NaN where the class has no positive
     area_under_curve: FloatArray  # [K], NaN without a positive or a negative
+    hits: IntArray  # [K], clips of the class that score at least the threshold
+    predicted: IntArray  # [K], clips that score at least the threshold
+    positives: IntArray  # [K], clips of the class
 
     @property
     def main(self) -> str:
         """The average that a checkpoint is chosen by."""
         return "mAP"
 
-    def __str__(self) -> str:
+    def line(self) -> str:
+        """The averages and what they rest on."""
         return (
             f"mAP {self.mAP:.4f}, AUC {self.AUC:.4f}, d' {self.d_prime:.3f} "
             f"(N = {self.num_clips} clips, {self.num_classes} classes)"
         )
+
+    def __str__(self) -> str:
+        return with_caution(self)
 
     def averages(self) -> dict[str, float]:
         """What one number says, by name."""
@@ -45,10 +56,11 @@ class TaggingScores(NamedTuple):
 
     def per_class(self) -> dict[str, FloatArray]:
         """[K] each, by name; NaN where nothing can be said of a class."""
-        return {
+        ranked = {
             "average_precision": self.average_precision,
             "AUC": self.area_under_curve,
         }
+        return ranked | _decided(self.hits, self.predicted, self.positives)
 
 
 class ClassificationScores(NamedTuple):
@@ -58,18 +70,29 @@ class ClassificationScores(NamedTuple):
     macro_recall: float  # accuracy with every class alike, however many its clips
     num_clips: int
     num_classes: int  # with a clip
-    confusion: NDArray[np.int64]  # [K, K], clips of the row's class told as column's
+    confusion: IntArray  # [K, K], clips of the row's class told as column's
+    average_precision: FloatArray  # [K], each class against the rest
+    area_under_curve: FloatArray  # [K]
 
     @property
     def main(self) -> str:
         """The average that a checkpoint is chosen by."""
         return "accuracy"
 
-    def __str__(self) -> str:
+    @property
+    def positives(self) -> IntArray:
+        """[K], clips of the class."""
+        return self.confusion.sum(axis=1)
+
+    def line(self) -> str:
+        """The averages and what they rest on."""
         return (
             f"accuracy {self.accuracy:.4f}, macro recall {self.macro_recall:.4f} "
             f"(N = {self.num_clips} clips, {self.num_classes} classes)"
         )
+
+    def __str__(self) -> str:
+        return with_caution(self)
 
     def averages(self) -> dict[str, float]:
         """What one number says, by name."""
@@ -77,14 +100,62 @@ class ClassificationScores(NamedTuple):
 
     def per_class(self) -> dict[str, FloatArray]:
         """[K] each, by name; NaN where nothing can be said of a class."""
-        hits = np.diag(self.confusion)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            recall = hits / self.confusion.sum(axis=1)
-            precision = hits / self.confusion.sum(axis=0)
-        return {"recall": recall, "precision": precision}
+        ranked = {
+            "average_precision": self.average_precision,
+            "AUC": self.area_under_curve,
+        }
+        hits, predicted = np.diag(self.confusion), self.confusion.sum(axis=0)
+        return ranked | _decided(hits, predicted, self.positives)
 
 
 Scores = TaggingScores | ClassificationScores
+
+
+def _decided(
+    hits: IntArray, predicted: IntArray, positives: IntArray
+) -> dict[str, FloatArray]:
+    """[K] each: what deciding for or against each class comes to."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "precision": hits / predicted,
+            "recall": hits / positives,
+            "F1": 2 * hits / (predicted + positives),
+        }
+
+
+def caution(scores: Any) -> str | None:
+    """A sentence where scores rest on too few clips to rely on; None where they do not.
+
+    A quarter of the classes with fewer than 5 clips is too few: one clip more or less
+    then moves the average.
+
+    Arguments
+    ---------
+    scores : TaggingScores, ClassificationScores or AgreementScores
+        Those of agreement, which need no labels, are judged by all clips together.
+
+    Example
+    -------
+    >>> caution(tagging_scores(np.eye(2), np.eye(2)))
+    'all 2 classes have fewer than 5 clips, so other clips may score very differently'
+    """
+    so = "so other clips may score very differently"
+    positives = getattr(scores, "positives", None)
+    if positives is None:
+        few = scores.num_clips < FEW_CLIPS
+        return f"these are fewer than {FEW_CLIPS} clips, {so}" if few else None
+    counts = positives[positives > 0]
+    few = int((counts < FEW_CLIPS).sum())
+    if few < len(counts) * FEW_CLASSES:
+        return None
+    which = f"all {few}" if few == len(counts) else f"{few} of {len(counts)}"
+    return f"{which} classes have fewer than {FEW_CLIPS} clips, {so}"
+
+
+def with_caution(scores: Any) -> str:
+    """The line of scores, and the sentence of ``caution`` where there is one."""
+    sentence = caution(scores)
+    return scores.line() + (f"; caution: {sentence}" if sentence else "")
 
 
 class TaggingStats:
@@ -92,6 +163,12 @@ class TaggingStats:
 
     Follows SpeechBrain's metric statistics: ``append`` for each batch, ``summarize``
     at the end. Clips are kept by id, so one that two processes scored counts once.
+
+    Arguments
+    ---------
+    logits : bool
+        Whether scores are logits. If not they are probabilities, which decide for a
+        class from 0.5 on.
 
     Example
     -------
@@ -102,7 +179,8 @@ class TaggingStats:
     1.0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, logits: bool = False) -> None:
+        self.logits = logits
         self.clips: dict[str, tuple[NDArray, NDArray, NDArray]] = {}
 
     def append(
@@ -148,7 +226,9 @@ class TaggingStats:
         ValueError
             If there are none, or none has a label.
         """
-        return tagging_scores(*self._stacked())
+        threshold = 0.0 if self.logits else 0.5  # the same, as sigmoids are
+        scores, labels, judged = self._stacked()
+        return tagging_scores(scores, labels, judged, threshold)
 
     def by_group(self, group_of: Mapping[str, str]) -> dict[str, Scores]:
         """Scores of the clips of each group (a recording device), by its name.
@@ -210,11 +290,16 @@ class ClassificationStats(TaggingStats):
             If there are none, or one has no class or several.
         """
         scores, labels, _ = self._stacked()
+        if self.logits:  # by which the clips of one class cannot be ranked
+            scores = torch.from_numpy(scores).double().log_softmax(dim=1).numpy()
         return classification_scores(scores, labels)
 
 
 def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationScores:
-    """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K], one in each row."""
+    """Scores of probabilities [N, K], or their logarithms, against 0/1 ``labels``.
+
+    Of the labels [N, K] there is one in each row.
+    """
     labels = np.asarray(labels).astype(bool)
     odd = int((labels.sum(axis=1) != 1).sum())
     if odd:
@@ -229,12 +314,17 @@ def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationSco
     confusion = confusion.reshape(num_classes, num_classes)
     present = confusion.sum(axis=1) > 0
     recall = np.diag(confusion)[present] / confusion.sum(axis=1)[present]
+    pairs = zip(scores.T, labels.T, strict=True)
+    ranked = [(average_precision(*one), area_under_curve(*one)) for one in pairs]
+    precision, area = np.array(ranked, dtype=np.float64).T
     return ClassificationScores(
         accuracy=float(np.trace(confusion) / len(labels)),
         macro_recall=float(recall.mean()),
         num_clips=len(labels),
         num_classes=int(present.sum()),
         confusion=confusion,
+        average_precision=precision,
+        area_under_curve=area,
     )
 
 
@@ -247,11 +337,15 @@ def _refuse_infinite(scores: NDArray) -> None:
 
 
 def tagging_scores(
-    scores: NDArray, labels: NDArray, judged: NDArray | None = None
+    scores: NDArray,
+    labels: NDArray,
+    judged: NDArray | None = None,
+    threshold: float = 0.5,
 ) -> TaggingScores:
     """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K].
 
     A class is scored over the clips where it was ``judged`` [N, K]; None: over all.
+    A score of at least the threshold decides for a class.
     """
     labels = np.asarray(labels).astype(bool)
     judged = np.ones_like(labels) if judged is None else np.asarray(judged, bool)
@@ -268,6 +362,7 @@ def tagging_scores(
     ]
     per_class = [(average_precision(*one), area_under_curve(*one)) for one in classes]
     precision, area = np.array(per_class, dtype=np.float64).T
+    decided = (np.asarray(scores) >= threshold) & judged
     # A class that every clip has leaves no curve to measure.
     mean_area = float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
     return TaggingScores(
@@ -278,6 +373,9 @@ def tagging_scores(
         num_classes=int(present.sum()),
         average_precision=precision,
         area_under_curve=area,
+        hits=(decided & labels).sum(axis=0),
+        predicted=decided.sum(axis=0),
+        positives=(labels & judged).sum(axis=0),
     )
 
 

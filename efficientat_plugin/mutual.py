@@ -119,6 +119,7 @@ class MutualBrain(DistillationBrain):
         """As ``DistillationBrain``, with statistics of the peer."""
         super().on_stage_start(stage, epoch)
         self.peer_stats = self.hparams.make_stats()
+        self.peer_stats.logits = True
 
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
@@ -128,7 +129,7 @@ class MutualBrain(DistillationBrain):
             self.peer_stats.gather()
             self.peer_scores = self.peer_stats.summarize()
             if if_main_process():
-                logger.info("The peer: %s", self.peer_scores)
+                logger.info("The peer: %s", self.peer_scores.line())
         super().on_stage_end(stage, stage_loss, epoch)
 
     def _averages(self, scores: Scores) -> dict[str, float]:

@@ -5,14 +5,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from efficientat_plugin.complexity import Complexity
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.files import write_aside
-from efficientat_plugin.metrics import ClassificationScores, Scores
+from efficientat_plugin.metrics import ClassificationScores, Scores, caution
 from efficientat_plugin.plain_text import cell, shown
 
 if TYPE_CHECKING:
@@ -49,24 +49,46 @@ def write_scores(
         lambda file: json.dump(content, file, indent=1),
     )
 
-    def write_classes(file: TextIO) -> None:
-        table = csv.writer(file, lineterminator="\n")
-        columns = scores.per_class()
-        table.writerow(["mid", "name", *columns])
-        first = next(iter(columns.values()))
-        for index in np.flatnonzero(np.isfinite(first)):  # classes with a clip
-            numbers = [f"{column[index]:.6f}" for column in columns.values()]
-            names = cell(labels.mids[index]), cell(labels.names[index])
-            table.writerow([*names, *numbers])
-
-    write_aside(Path(folder) / "per_class.csv", write_classes)
+    write_aside(
+        Path(folder) / "per_class.csv",
+        lambda file: csv.writer(file, lineterminator="\n").writerows(
+            [["mid", "name", *class_columns(scores)], *class_rows(scores, labels)]
+        ),
+    )
 
 
-def _averages(scores: Scores) -> dict[str, float]:
-    return scores.averages() | {
-        "num_clips": scores.num_clips,
-        "num_classes": scores.num_classes,
-    }
+def class_columns(scores: Scores) -> list[str]:
+    """What the numbers of ``class_rows`` are called."""
+    return ["positives"] * hasattr(scores, "positives") + [*scores.per_class()]
+
+
+def class_rows(scores: Scores, labels: LabelTable) -> list[list[str]]:
+    """Id, name and numbers of every class that has a clip, in the order of the names.
+
+    ``positives`` are the clips of the class. A number that does not exist, as the
+    precision where no clip was told as the class, is empty.
+    """
+    columns = scores.per_class()
+    counts = getattr(scores, "positives", np.ones(len(labels)))
+    present = [int(index) for index in np.flatnonzero(counts)]
+    present.sort(key=lambda index: (labels.names[index].casefold(), labels.mids[index]))
+    rows = []
+    for index in present:
+        row = [cell(labels.mids[index]), cell(labels.names[index])]
+        if hasattr(scores, "positives"):
+            row.append(str(scores.positives[index]))
+        numbers = [column[index] for column in columns.values()]
+        rows.append(row + ["" if np.isnan(n) else f"{n:.6f}" for n in numbers])
+    return rows
+
+
+def _averages(scores: Scores) -> dict[str, Any]:
+    sentence = caution(scores)
+    return (
+        scores.averages()
+        | {"num_clips": scores.num_clips, "num_classes": scores.num_classes}
+        | ({"caution": sentence} if sentence else {})
+    )
 
 
 def comparison_table(results: Sequence[RunResult]) -> str:
@@ -74,8 +96,9 @@ def comparison_table(results: Sequence[RunResult]) -> str:
 
     Example
     -------
-    >>> from efficientat_plugin.metrics import TaggingScores
-    >>> scores = TaggingScores(0.5, 0.9, 1.8, 150, 20, np.ones(20), np.ones(20))
+    >>> from efficientat_plugin.metrics import tagging_scores
+    >>> labels = np.eye(20)[np.arange(150) % 20]
+    >>> scores = tagging_scores(labels, labels)._replace(mAP=0.5, AUC=0.9)
     >>> print(comparison_table([RunResult("teacher", scores)]))
     | run | mAP | AUC | N | classes | parameters | MACs | ms per clip |
     |---|---|---|---|---|---|---|---|
@@ -96,6 +119,10 @@ def comparison_table(results: Sequence[RunResult]) -> str:
             cells.append(f"{complexity.macs / 1e6:.1f} M")
             cells.append(f"{complexity.milliseconds_per_clip:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
+    cautions = ((result.name, caution(result.scores)) for result in results)
+    notes = [f"Caution, {name}: {sentence}." for name, sentence in cautions if sentence]
+    if notes:
+        lines += ["", *notes]
     return "\n".join(lines)
 
 
@@ -172,7 +199,7 @@ def plot_confusion(
     # A name may have dollars, which are no formula here.
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(xlabel="told as", ylabel="class", title=str(scores))
+    axes.set(xlabel="told as", ylabel="class", title=scores.line())
     _save(figure, path)
 
 

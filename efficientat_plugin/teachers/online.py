@@ -181,7 +181,7 @@ class OnlineTeacher:
         """How well it tags clips; None where none has a label."""
         if not any(summary.indices):
             return None
-        stats = TaggingStats()
+        stats = TaggingStats(logits=True)
         for batch in read_batches(clips, "teacher", **loader_options):
             logits = _logits_of(self.model(batch.waveform))
             known = (batch.labelled.reshape(len(logits), -1) > 0).any(dim=1)

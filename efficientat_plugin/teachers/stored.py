@@ -126,7 +126,7 @@ class StoredTeacher:
         if not known:
             return None
         labels = [clips.reader.labels.multi_hot(summary.indices[row]) for row in known]
-        stats = TaggingStats()
+        stats = TaggingStats(logits=True)
         ids = [summary.clip_ids[row] for row in known]
         stats.append(ids, target.logits[known], torch.stack(labels))
         return stats.summarize()
