@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
+from efficientat_plugin.checkpoints import AtomicCheckpointer
 from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput
 from efficientat_plugin.data.clips import ClipStream, collate
+from efficientat_plugin.data.sampling import Draws, PlaceInEpoch
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.files import write_aside
 from efficientat_plugin.losses import RunningLoss, SoftTarget
@@ -116,6 +118,7 @@ class DistillationBrain(sb.Brain):
         super().__init__(*args, **kwargs)
         self.skipped = SkippedClips(self.hparams.max_unreadable_share)
         self.train_stream: ClipStream | None = None
+        self.place = PlaceInEpoch()
         self.scores: Scores | None = None
         self.cautions: set[str | None] = {None}
         self.evaluates = "test"  # or "valid": which clips ``evaluate`` is given
@@ -223,6 +226,8 @@ class DistillationBrain(sb.Brain):
         self.stage_losses = self.train_losses  # not empty where an epoch is resumed
         assert epoch is not None  # SpeechBrain counts training epochs from 1
         self.epoch = epoch
+        if self.place.draws is not None:
+            self.place.draws.start = self.place.clips_before
         rate = self.hparams.lr_schedule(epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -241,6 +246,7 @@ class DistillationBrain(sb.Brain):
         if stage == TRAIN:
             self.train_loss = stage_loss
             self.train_losses = RunningLoss()
+            self.place.begin()
             return
         self.stats.gather()
         self.scores = self.stats.summarize()
@@ -311,8 +317,16 @@ class DistillationBrain(sb.Brain):
             self.hparams.history.write_csv(folder / "history.csv")
 
     def on_fit_start(self) -> None:
-        """As ``Brain``; where a run is resumed, ``history.csv`` has the same epochs."""
+        """As ``Brain``; where a run is resumed, what it left is put in order.
+
+        ``history.csv`` has the same epochs, checkpoints that a kill kept are deleted,
+        and another number of clips a step is told.
+        """
         super().on_fit_start()
+        if isinstance(self.checkpointer, AtomicCheckpointer):
+            self.checkpointer.delete_superseded()
+        if if_main_process() and (change := self.place.change()):
+            print(change)
         if self.hparams.history.epochs:
             self._write_history()
 
@@ -342,14 +356,25 @@ class DistillationBrain(sb.Brain):
             if streaming:
                 self.train_stream = dataset
                 self._keep_to_whole_epochs()
-            elif "sampler" in loader_kwargs:
-                # SpeechBrain calls set_epoch only on samplers it made itself. Under
-                # DDP it puts one of its own in the place of this.
-                self.train_sampler = loader_kwargs["sampler"]
+            elif isinstance(loader_kwargs.get("sampler"), Draws):
+                ckpt_prefix = None  # the place within an epoch is kept in clips
         elif self.distributed_launch and not streaming:
             share = range(self.rank, len(dataset), _num_processes())
             dataset = Subset(dataset, share)
         return super().make_dataloader(dataset, stage, ckpt_prefix, **loader_kwargs)
+
+    def _train_loader_specifics(
+        self, dataset: Any, loader_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        draws = loader_kwargs.get("sampler")
+        if not isinstance(draws, Draws):
+            return super()._train_loader_specifics(dataset, loader_kwargs)
+        rank, world_size = self._rank_and_world_size()
+        draws.deal(rank, world_size, loader_kwargs.get("drop_last", False))
+        batch_size = loader_kwargs.get("batch_size", 1)
+        self.place = PlaceInEpoch(draws, batch_size * world_size)
+        self.train_sampler = draws  # whose epoch SpeechBrain sets
+        return loader_kwargs
 
     def _keep_to_whole_epochs(self) -> None:
         self.ckpt_interval_minutes = self.ckpt_interval_steps = 0
@@ -385,20 +410,25 @@ class DistillationBrain(sb.Brain):
         super()._save(path)  # as YAML, of the first process alone
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"train_losses: {self.saved_losses}\n")
+            file.write(f"clips_drawn: {self.place.clips_drawn(self.step)}\n")
+            file.write(f"clips_per_step: {self.place.clips_per_step}\n")
 
     @mark_as_loader
     def _recover(self, path: str, end_of_epoch: bool) -> None:
         super()._recover(path, end_of_epoch)
         with open(path, encoding="utf-8") as file:
-            saved = YAML(typ="safe").load(file).get("train_losses", [])
-        rank, count = (
-            (self.rank, _num_processes()) if self.distributed_launch else (0, 1)
-        )
+            state = YAML(typ="safe").load(file)
+        self.place.resume(self.step, state["clips_drawn"], state["clips_per_step"])
+        rank, count = self._rank_and_world_size()
+        saved = state["train_losses"]
         if len(saved) == count:
             self.train_losses = _sum_of([saved[rank]])
         else:  # of another number of processes
             self.train_losses = _sum_of(saved) if rank == 0 else RunningLoss()
         self.avg_train_loss = self.train_losses.mean
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (self.rank, _num_processes()) if self.distributed_launch else (0, 1)
 
     def _losses_of_processes(self) -> list[list[float]]:
         losses = self.stage_losses

@@ -7,9 +7,12 @@ before the parameters, in place, and deletes file by file.
 import json
 import logging
 import os
+import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,9 @@ logger = logging.getLogger(__name__)
 UNFINISHED_PREFIX = "UNFINISHED"
 DAMAGED_PREFIX = "DAMAGED"
 CONTENTS = "contents.json"
+STAMP = "%Y-%m-%d+%H-%M-%S"
+AUTOMATIC = re.compile(rf"{CKPT_PREFIX}\+[\d-]{{10}}\+[\d-]{{8}}\+\d\d")
+LAST_NUMBER = 99  # within a second
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -67,10 +73,12 @@ class AtomicCheckpointer(Checkpointer):
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
         """Saves a checkpoint, entirely or not at all; as SpeechBrain's otherwise."""
+        later = meta or {}
         if if_main_process():
             self._tidy()
+            later = {"unixtime": self._later_than_all()} | later
         unfinished = super().save_checkpoint(
-            meta or {}, end_of_epoch, name, verbosity=logging.DEBUG
+            later, end_of_epoch, name, verbosity=logging.DEBUG
         )
         ddp_barrier()  # every process has written its part
         finished = None
@@ -135,6 +143,19 @@ class AtomicCheckpointer(Checkpointer):
                 "else; let the folder be, and give the same command again"
             ) from error
         ddp_barrier()
+
+    def delete_superseded(self) -> None:
+        """Deletes what a kill between a save and its deletions left at an epoch's end.
+
+        Else a run that is interrupted in its last epoch's save keeps a checkpoint from
+        within that epoch for good.
+        """
+        newest = next(iter(self.find_checkpoints()), None)
+        if newest is None or not newest.meta["end-of-epoch"]:
+            return
+        numbers = {k for k, v in newest.meta.items() if isinstance(v, int | float)}
+        scores = numbers - {"unixtime", "end-of-epoch", "epoch"}
+        self.delete_checkpoints(max_keys=sorted(scores))
 
     def find_checkpoints(
         self,
@@ -234,8 +255,27 @@ class AtomicCheckpointer(Checkpointer):
             _remove(before)
         return final
 
+    def _later_than_all(self) -> float:
+        """The time, or a moment after the newest checkpoint if a clock was set back."""
+        newest = next(iter(self.find_checkpoints()), None)
+        return max(time.time(), newest.meta["unixtime"] + 1e-3 if newest else 0.0)
+
     def _new_checkpoint_dirpath(self) -> Path:
-        return _aside(super()._new_checkpoint_dirpath())
+        """Names are in the order of time, also within a second.
+
+        SpeechBrain takes a name again that was deleted within the second, so that the
+        newest checkpoint had a name before that of an older one.
+        """
+        stamp, number = time.strftime(STAMP), 0
+        names = (path.name for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}*"))
+        newest = max(filter(AUTOMATIC.fullmatch, names), default="")
+        _, _, taken = newest.partition("+")
+        if taken[:-3] >= stamp:
+            stamp, number = taken[:-3], int(taken[-2:]) + 1
+            if number > LAST_NUMBER:
+                later = datetime.strptime(stamp, STAMP) + timedelta(seconds=1)
+                stamp, number = later.strftime(STAMP), 0
+        return _aside(self.checkpoints_dir / f"{CKPT_PREFIX}+{stamp}+{number:02d}")
 
     def _custom_checkpoint_dirpath(self, name: str) -> Path:
         return _aside(super()._custom_checkpoint_dirpath(name))

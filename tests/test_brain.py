@@ -1,5 +1,7 @@
 """The Brain's hooks: schedules, seeds, teachers and traps of SpeechBrain."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -191,7 +193,6 @@ def test_the_teacher_stays_out_of_the_brain(tmp_path):
         "history",
         "optimizer",
         "brain",
-        "dataloader-TRAIN",
     }
 
 
@@ -287,3 +288,38 @@ def test_a_resume_within_an_epoch_changes_nothing(tmp_path, interrupted_after):
     state = alone.hparams.student.state_dict()
     for name, value in resumed.hparams.student.state_dict().items():
         assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("clips", [16, 24, 32])
+def test_a_kill_between_the_last_save_and_its_deletions_leaves_no_other_checkpoint(
+    tmp_path, monkeypatch, clips
+):
+    """As if all of it were within one second, of which a name is not taken twice."""
+    monkeypatch.setattr(time, "strftime", lambda *_args: "2026-11-30+10-00-00")
+
+    class Killed(BaseException):
+        pass
+
+    def run(folder, kill):
+        brain, epochs = _brain(folder)
+        brain.ckpt_interval_steps, brain.ckpt_interval_minutes = 1, 0
+        delete = brain.checkpointer.delete_checkpoints
+
+        def delete_checkpoints(**options):
+            if kill and len(brain.hparams.history.epochs) == 2:
+                raise Killed
+            delete(**options)
+
+        brain.checkpointer.delete_checkpoints = delete_checkpoints
+        _fit(brain, epochs, Tones(clips))
+        return {
+            path.name: path.read_bytes()
+            for path in max(folder.glob("CKPT*")).glob("*.ckpt")
+        }, len([*folder.glob("CKPT*")])
+
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill=True)
+    killed, count = run(tmp_path / "killed", kill=False)
+    alone, count_alone = run(tmp_path / "alone", kill=False)
+    assert [name for name in alone if killed[name] != alone[name]] == []
+    assert count == count_alone

@@ -226,6 +226,28 @@ def test_the_tenth_save_reads_no_more_than_the_second(tmp_path, monkeypatch):
     assert reads[1] == reads[9] > 0
 
 
+@pytest.mark.parametrize("clock", ["stands still", "is set back"])
+def test_the_newest_is_the_last_by_name_and_by_recency(tmp_path, monkeypatch, clock):
+    """A name that was deleted within the second is not taken again."""
+    ticks = iter(range(10_000, 0, -1))
+
+    def now(*_args):
+        tick = 5000 if clock == "stands still" else next(ticks)
+        return f"2026-11-30+10-{tick // 100 % 60:02d}-{tick % 60:02d}"
+
+    monkeypatch.setattr(time, "strftime", now)
+    monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
+    checkpointer = _checkpointer(tmp_path)
+    for value in range(120):
+        _fill(checkpointer, value)
+        checkpointer.save_and_keep_only(meta={"value": value})
+        (only,) = checkpointer.list_checkpoints()
+        assert only.meta["value"] == value
+        saved = checkpointer.save_checkpoint(meta={"value": value + 0.5}).path
+        assert saved == max(tmp_path.glob("CKPT*"))
+        assert checkpointer.find_checkpoint().path == saved
+
+
 # --- Real kills -----------------------------------------------------------------
 
 

@@ -343,6 +343,61 @@ def test_two_processes_share_a_run(data, tmp_path):
     assert "N = 24 clips" in alone
 
 
+COUNTED = """
+import os, runpy, sys
+from efficientat_plugin.brain import DistillationBrain
+
+train = DistillationBrain.fit_batch
+
+def fit_batch(brain, batch):
+    loss = train(brain, batch)
+    brain.trained_on = [*getattr(brain, "trained_on", []), *batch.clip_id]
+    return loss
+
+save = DistillationBrain._save_intra_epoch_ckpt
+
+def save_and_note(brain):
+    save(brain)
+    name = f"{os.environ['NOTES']}-{os.environ.get('RANK', 0)}"
+    with open(name, "a") as notes:
+        notes.writelines(f"{brain.epoch} {clip}\\n" for clip in brain.trained_on)
+    brain.trained_on = []
+    if brain.step == int(os.environ["STOP_AFTER"]):
+        os._exit(9)
+
+DistillationBrain.fit_batch = fit_batch
+DistillationBrain._save_intra_epoch_ckpt = save_and_note
+runpy.run_path(sys.argv[0].replace("counted.py", "recipe.py"), run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [(1, 2), (2, 1), (2, 1, 2)])
+def test_other_processes_resume_an_epoch_with_the_clips_that_are_left(
+    data, tmp_path, processes
+):
+    (tmp_path / "counted.py").write_text(COUNTED)
+    (tmp_path / "recipe.py").symlink_to(RECIPE)
+    options = {"batch_size": 4, "ckpt_interval_minutes": 0, "ckpt_interval_steps": 1}
+    command = _command(data, tmp_path / "run", number_of_epochs=1, **options)
+    command = [str(tmp_path / "counted.py"), *command[1:]]
+    for number, count in enumerate(processes):
+        is_last = number == len(processes) - 1
+        stop = "0" if is_last else str(2 * (number + 1))  # steps of the epoch
+        notes = {"NOTES": str(tmp_path / f"notes{number}"), "STOP_AFTER": stop}
+        if count == 1:
+            texts = [run_to_end(command, expect=0 if is_last else 9, **notes)]
+        else:
+            children = start_both(command, **notes)
+            texts = [child.wait() for child in children]
+            assert [child.poll() == 0 for child in children] == [is_last] * 2, texts
+    said = "clips of the interrupted epoch are done, and it resumes with the others"
+    assert said in texts[0] and said not in "".join(texts[1:])
+    found = [path.read_text().split("\n") for path in tmp_path.glob("notes*")]
+    trained = sorted(line for lines in found for line in lines if line)
+    assert trained == sorted(f"1 bal_train-{number}" for number in range(48))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "option"),

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
-from efficientat_plugin.data.sampling import Draw, Draws, class_balanced_weights
+from efficientat_plugin.data.sampling import (
+    Draw,
+    Draws,
+    PlaceInEpoch,
+    class_balanced_weights,
+)
 
 HEAVY_FIRST = np.array([10.0] * 10 + [1.0] * 90)
 # How the draws are made: of all alike, or by weight.
@@ -129,3 +134,44 @@ def test_unlabelled_clips_weigh_as_the_others_on_average():
 
 def test_clips_weigh_alike_where_none_is_labelled():
     assert class_balanced_weights([[], []], num_classes=3).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("num_rows", [1, 7, 16])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_share_draws_as_speechbrain_deals_them(
+    world_size, num_rows, drop_last
+):
+    for rank in range(world_size):
+        ours, theirs = Draws(num_rows), Draws(num_rows)
+        ours.deal(rank, world_size, drop_last)
+        dealt = DistributedSamplerWrapper(
+            theirs,
+            num_replicas=world_size,
+            rank=rank,
+            shuffle=False,
+            drop_last=drop_last,
+        )
+        for sampler in (ours, dealt):
+            sampler.set_epoch(3)
+        assert len(ours) == len(dealt)
+        if len(dealt) > 1:  # else SpeechBrain's cannot be iterated
+            assert [*ours] == [*dealt]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2), (2, 2)])
+def test_other_processes_draw_the_rest_of_an_epoch(before, after):
+    """Each clip once, whoever drew the first of them."""
+    drawn = []
+    for rank in range(before):
+        draws = Draws(24, seed=5)
+        draws.deal(rank, before, drop_last=True)
+        drawn += [*draws][:4]
+    place = PlaceInEpoch(Draws(24), clips_per_step=2 * before)
+    for rank in range(after):
+        draws = Draws(24, seed=5)
+        draws.deal(rank, after, drop_last=True)
+        draws.start = place.clips_drawn(step=2)
+        drawn += [*draws]
+    assert sorted(draw.position for draw in drawn) == [*range(24)]
+    assert sorted(draw.row for draw in drawn) == [*range(24)]

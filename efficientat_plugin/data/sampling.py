@@ -6,6 +6,7 @@ workers, and after a resume.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ class Draw(NamedTuple):
 class Draws(Sampler):
     """Draws clips anew each epoch, reproducibly.
 
-    Under DDP SpeechBrain deals the draws out to the processes, positions included.
+    Processes share the draws (``deal``), and an epoch may be resumed after any number
+    of them (``start``), on another number of processes, too.
 
     Arguments
     ---------
@@ -82,18 +84,108 @@ class Draws(Sampler):
                 weights, clips_per_epoch, replacement=False, seed=seed
             )
         self.clips_per_epoch = clips_per_epoch
+        self.start = 0  # draws of the epoch, over all processes, to pass over
+        self.rank, self.world_size, self.drop_last = 0, 1, False
+
+    def deal(self, rank: int, world_size: int, drop_last: bool) -> None:
+        """Leaves this process every ``world_size``-th draw, as DistributedSampler does.
+
+        Arguments
+        ---------
+        rank : int
+            Of this process.
+        world_size : int
+            Number of processes.
+        drop_last : bool
+            Leaves out what does not go around; or else the first draws are repeated.
+
+        Example
+        -------
+        >>> draws = Draws(num_rows=10)
+        >>> draws.deal(rank=1, world_size=2, drop_last=True)
+        >>> draws.start = 4
+        >>> [draw.position for draw in draws]
+        [5, 7, 9]
+        """
+        self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Brain before each epoch."""
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return self.clips_per_epoch
+        """Draws of this process in a whole epoch."""
+        return self._share_of(self.clips_per_epoch)
+
+    def _share_of(self, count: int) -> int:
+        rounded = count if self.drop_last else count + self.world_size - 1
+        return rounded // self.world_size
 
     def __iter__(self) -> Iterator[Draw]:
-        epoch = self.sampler.epoch
-        for position, index in enumerate(self.sampler):
-            yield Draw(index, epoch, position)
+        epoch, rows = self.sampler.epoch, list(self.sampler)
+        dealt = self._share_of(len(rows) - self.start) * self.world_size
+        for place in range(self.start + self.rank, self.start + dealt, self.world_size):
+            position = place % len(rows)
+            yield Draw(rows[position], epoch, position)
+
+
+@dataclass
+class PlaceInEpoch:
+    """How far an epoch is: in clips, so that other processes can resume it.
+
+    Arguments
+    ---------
+    draws : Draws or None
+        Of the training clips; None: they are drawn otherwise, and no place is known.
+    clips_per_step : int
+        Of all processes together.
+
+    Example
+    -------
+    >>> place = PlaceInEpoch(Draws(num_rows=100), clips_per_step=8)
+    >>> place.clips_drawn(step=3)
+    24
+    >>> place.resume(step=3, clips_drawn=48, clips_per_step=16)
+    >>> place.clips_drawn(step=4)
+    56
+    """
+
+    draws: Draws | None = None
+    clips_per_step: int = 0
+    steps_before: int = 0  # of this epoch, before this process started
+    clips_before: int = 0  # that were drawn in them
+    per_step_before: int = 0  # clips
+
+    def begin(self) -> None:
+        """Another epoch begins with its first clip."""
+        self.steps_before = self.clips_before = 0
+
+    def resume(self, step: int, clips_drawn: int, clips_per_step: int) -> None:
+        """After ``step`` steps, by whatever processes, which drew ``clips_drawn``."""
+        self.steps_before, self.clips_before = step, clips_drawn
+        self.per_step_before = clips_per_step
+
+    def clips_drawn(self, step: int) -> int:
+        """Of the epoch, by all processes, after ``step`` steps of it."""
+        if self.draws is None:
+            return 0
+        since = (step - self.steps_before) * self.clips_per_step
+        return min(self.clips_before + since, self.draws.clips_per_epoch)
+
+    def change(self) -> str | None:
+        """What is to be said where steps have other clips than before."""
+        if self.per_step_before in (0, self.clips_per_step) or self.draws is None:
+            return None
+        text = (
+            f"This run had {self.per_step_before} clips a step, of all processes, and "
+            f"now has {self.clips_per_step}"
+        )
+        if self.clips_before:
+            text += (
+                f"; {self.clips_before} of the {self.draws.clips_per_epoch} clips of "
+                "the interrupted epoch are done, and it resumes with the others"
+            )
+        return text
 
 
 class _Permutations:
