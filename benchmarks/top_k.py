@@ -20,10 +20,11 @@ from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.metrics import tagging_scores
-from efficientat_plugin.students.ensemble import load_ensemble
+from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.dump import hear
 from efficientat_plugin.teachers.manifest import LOGITS
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.weights import load_teacher
 from efficientat_plugin.teachers.writer import StoreWriter
 
 TOP_K = (10, 20, 50, 100, None)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--cache", default=None)
     arguments = parser.parse_args()
     rows = load_rows(arguments.dataset, arguments.split, cache_dir=arguments.cache)
-    teacher = load_ensemble([arguments.teacher])
+    teacher = Ensemble([load_teacher(arguments.teacher)]).eval()
     reader = ClipReader(audioset_labels(), arguments.clip_seconds, teacher.sample_rate)
     ids: list[str] = []
     found, expected = [], []

@@ -40,10 +40,11 @@ import torch
 from speechbrain.utils.checkpoints import mark_as_transfer, register_checkpoint_hooks
 from torch import Tensor, nn
 
+from efficientat_plugin.described import describe
 from efficientat_plugin.features import LOG_MEL_OFFSET, LOG_MEL_SCALE, LogMel
 from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.student import Student, check_choice
-from efficientat_plugin.students.weights import FAMILIES, load_student
+from efficientat_plugin.students.weights import FAMILIES, front_end_of, student_of
 
 # Relative lengths are float32: without it, 0.3 of 10 frames could be 4.
 ROUNDING = 2e-7
@@ -287,7 +288,7 @@ def check_front_end(source: str | Path, student: Student, log_mel: LogMel) -> No
     differing = {
         name: value
         for name, value in student.front_end.items()
-        if getattr(log_mel, name, value) != value
+        if getattr(log_mel, name, value) != value and "jitter" not in name
     }
     if differing:
         given = ", ".join(f"{name}={getattr(log_mel, name)}" for name in differing)
@@ -311,14 +312,16 @@ def load_encoder(
     Arguments
     ---------
     pretrained : str or Path or None
-        A name of `list_students`, downloaded once, or a file; None: from scratch.
+        A name of `list_students`, downloaded once, a model folder, or a file; None:
+        from scratch.
     family : str or None
         "mn" or "dymn"; None: as the weights, "mn" from scratch.
     width : float or None
         What every number of channels is multiplied by; None: as the weights, 1 from
         scratch.
     log_mel : LogMel or None
-        What makes the features, to compare with what the weights were trained on.
+        What makes the features, to compare with what the weights were trained on; of a
+        file that does not tell, it is taken to be that.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     **options
@@ -351,7 +354,13 @@ def load_encoder(
     else:
         if width is not None:
             options["width"] = width
-        student = load_student(pretrained, savedir=savedir, **options)
+        known = describe(pretrained, savedir)
+        stated = options
+        if known.front_end is None and log_mel is not None:  # which states it
+            stated = front_end_of(log_mel) | options
+        student = student_of(
+            known, read_state(known.path), stated, needs_front_end=log_mel is not None
+        )
         if family is not None and type(student) is not FAMILIES[family]:
             raise ValueError(
                 f"{pretrained} is of {type(student).__name__}, not of "

@@ -103,7 +103,8 @@ def load_model(
     Arguments
     ---------
     model_file_path : str or Path
-        A file of weights, or a name of `list_students`; "": mn10_as.
+        A name of `list_students`, a model folder or that of the run that left one, or
+        a file of weights; "": mn10_as.
     sources : sequence of str
         See `LayerEmbedding`.
     pooling : str
@@ -111,7 +112,8 @@ def load_model(
     timestamp_window_ms : float
         Published: 160, 640 and 1280.
     **student_options
-        Arguments of `load_student`, e.g. ``savedir``.
+        Arguments of `load_student`, as ``savedir``; ``n_mels`` and ``hop_length`` of
+        a file that does not tell its front end.
 
     Returns
     -------

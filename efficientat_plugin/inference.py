@@ -12,14 +12,18 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
 from torch import Tensor
 
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.described import HYPERPARAMS, find_model_folder
 from efficientat_plugin.embeddings import LayerEmbedding
+from efficientat_plugin.features import LogMel
 from efficientat_plugin.hearing import Hearing
 from efficientat_plugin.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.losses import TARGETS
+from efficientat_plugin.model_card import TrainedModel
+from efficientat_plugin.model_folder import load_trained_model
 from efficientat_plugin.model_yaml import load_model_yaml, told_of
 from efficientat_plugin.streams import Sound
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent, load_ensemble
+from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.weights import front_end_of
 from efficientat_plugin.tagging import SoundTagger
 from efficientat_plugin.tags import ScanWindow
@@ -127,7 +131,7 @@ class AudioTagger(SoundTagger, Pretrained):
         Arguments
         ---------
         source : str, Path or FetchSource
-            Folder, or name on the hub.
+            Model folder, that of the run that left one, or name on the hub.
         hparams_file : str
             Name of its YAML.
         trust : bool
@@ -150,6 +154,9 @@ class AudioTagger(SoundTagger, Pretrained):
             For a YAML that names anything else, a folder whose files are damaged or
             do not fit each other.
         """
+        if isinstance(source, str | Path) and hparams_file == HYPERPARAMS:
+            found = find_model_folder(source)  # of a run's folder, what it left there
+            source = source if found is None else str(found)
         if trust:
             return super().from_hparams(source, hparams_file, **options)
         return cls._from_stranger(source, hparams_file, **options)
@@ -190,32 +197,39 @@ class AudioTagger(SoundTagger, Pretrained):
         source: str | Path | Sequence[str | Path],
         labels: LabelTable | None = None,
         savedir: str | Path | None = None,
-        clip_seconds: float = 10.0,
-        target: str = "multilabel",
-        short_clips: str = "repeat",
+        clip_seconds: float | None = None,
+        target: str | None = None,
+        short_clips: str | None = None,
         run_opts: dict[str, Any] | None = None,
         **overrides: Any,
     ) -> "AudioTagger":
         """A tagger of published weights, or of files of one's own.
 
+        What a source tells need not be given, and nothing is guessed: of a file that
+        nothing describes (see `described`), front end, length of clips and classes
+        must be stated.
+
         Arguments
         ---------
         source : str, Path or a sequence of them
-            As ``load_student`` takes them; several are an ensemble.
+            Names, model folders or files of weights; several are an ensemble.
         labels : LabelTable or None
-            What the classes are; None: those of AudioSet.
+            What the classes are; None: as the source tells, those of AudioSet for
+            published weights of 527 classes.
         savedir : str, Path or None
             Folder of downloads.
-        clip_seconds : float
-            Length of the clips that the student was trained on.
-        target : str
-            "multilabel" or "multiclass".
-        short_clips : str
-            "repeat", "zero_pad" or "as_is".
+        clip_seconds : float or None
+            Length of the clips that the student was trained on; None: as the source
+            tells, 10 for most published weights.
+        target : str or None
+            "multilabel" or "multiclass"; None: as the source tells, else
+            "multilabel".
+        short_clips : str or None
+            "repeat", "zero_pad" or "as_is"; None: as the source tells, else "repeat".
         run_opts : dict or None
             SpeechBrain's, as ``{"device": "cuda"}``; None: a GPU where there is one.
         **overrides
-            Of ``load_student``, as ``hop_length=640``.
+            Of ``load_network``, for all of them, as ``hop_length=640``.
 
         Returns
         -------
@@ -224,7 +238,7 @@ class AudioTagger(SoundTagger, Pretrained):
         Raises
         ------
         OSError, ValueError
-            As ``load_student``; and for labels that are not as many as the classes.
+            As ``load_trained_model``, and for members that do not agree.
 
         Example
         -------
@@ -233,20 +247,24 @@ class AudioTagger(SoundTagger, Pretrained):
         'Train'
         """
         sources = [source] if isinstance(source, str | Path) else list(source)
-        ensemble = load_ensemble(sources, savedir, **overrides)
-        labels = audioset_labels() if labels is None else labels
-        num_classes = ensemble.num_classes
-        if num_classes != len(labels):
-            raise ValueError(
-                f"{source} has {num_classes} classes, but there are {len(labels)} "
-                "labels; pass labels=LabelTable(...) with its own"
+        models = [
+            load_trained_model(
+                name, labels, savedir, clip_seconds, target, short_clips, **overrides
             )
+            for name in sources
+        ]
+        students = [model.student for model in models]
+        heard = [HeardStudent(LogMel(**each.front_end), each) for each in students]
+        ensemble = Ensemble(heard).eval()
+        first = models[0]
+        for name, other in zip(sources, models, strict=True):
+            _refuse_unlike(f"{name} and {sources[0]}", other, first)
         settings = {
-            "labels": labels,
+            "labels": first.labels,
             "sample_rate": ensemble.sample_rate,
-            "clip_seconds": clip_seconds,
-            "target": target,
-            "short_clips": short_clips,
+            "clip_seconds": first.clip_seconds,
+            "target": first.target,
+            "short_clips": first.short_clips,
         }
         return cls({"ensemble": ensemble}, settings, run_opts)
 
@@ -379,4 +397,20 @@ def _check_settings(settings: Any) -> None:
     if not isinstance(settings.labels, LabelTable):
         raise ValueError(
             f"labels are a {type(settings.labels).__name__}; give a LabelTable"
+        )
+
+
+def _refuse_unlike(names: str, model: TrainedModel, first: TrainedModel) -> None:
+    """Members of an ensemble hear and say the same."""
+    differing = [
+        name
+        for name in ("target", "clip_seconds", "short_clips")
+        if getattr(model, name) != getattr(first, name)
+    ]
+    if model.labels.mids != first.labels.mids:
+        differing.append("labels")
+    if differing:
+        raise ValueError(
+            f"{names} differ in {', '.join(differing)}; an ensemble is of models that "
+            "agree in them, so name others, or state them for all"
         )

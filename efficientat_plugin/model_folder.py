@@ -16,21 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from efficientat_plugin.classifiers import classifies_embeddings
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.losses import TARGETS
+from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.described import (
+    HYPERPARAMS,
+    WEIGHTS,
+    Unstated,
+    describe,
+    model_folder_of,
+    states_front_end,
+)
 from efficientat_plugin.model_card import Provenance, TrainedModel, model_card
-from efficientat_plugin.model_yaml import Refused, read_text, refuse_too_many
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.dymn import DyMN
-from efficientat_plugin.students.weights import FRONT_END, load_student
-from efficientat_plugin.windows import SHORT_CLIPS
+from efficientat_plugin.teachers.passt import PaSST
+from efficientat_plugin.teachers.weights import network_of
 
-HYPERPARAMS = "hyperparams.yaml"
-WEIGHTS = "student.ckpt"
 LABELS = "labels.csv"
 METRICS = "metrics.json"
 CARD = "README.md"
@@ -108,6 +110,7 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     Arguments
     ---------
     folder : str or Path
+        The model folder, or that of the run that left it.
 
     Returns
     -------
@@ -121,72 +124,75 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     ValueError
         If its files do not fit each other, or the first is cut short.
     """
-    path = Path(folder) / HYPERPARAMS
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
-    try:
-        text = read_text(path)
-        refuse_too_many(YAML().compose(text), str(path))
-        settings = YAML(typ="rt").load(text)  # tags stay names: no object is built
-    except Refused:
-        raise
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is no YAML; copy the folder again, it may be cut short"
-        ) from error
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{path} has no settings; copy the folder again")
-    try:
-        labels = LabelTable(
-            *(
-                # of a tag that is written out, the text is the value
-                [getattr(text, "value", text) for text in settings["labels"][column]]
-                for column in ("mids", "names")
-            )
-        )
-        student = load_student(
-            Path(folder) / WEIGHTS,
-            **_plain_values(settings["log_mel"], only=FRONT_END),
-            **_plain_values(settings["student"], except_for=FRONT_END),
-        )
-        for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
-            if settings[name] not in legal:
-                raise ValueError(
-                    f"it has {name}={settings[name]!r:.80}; it is one of "
-                    f"{', '.join(legal)}"
-                )
-        return TrainedModel(
-            student,
-            labels,
-            str(settings["target"]),
-            float(settings["clip_seconds"]),
-            str(settings["short_clips"]),
-        )
-    except KeyError as error:
-        raise ValueError(f"{path} has no {error}; is it a tagger's?") from error
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of damaged settings, nearly anything
-        what = shown(" ".join(str(error).split())[:300])
-        raise ValueError(f"{path} is not a tagger's: {what}") from error
+    return load_trained_model(model_folder_of(folder))
 
 
-def refuse_run_folder(folder: str | Path) -> None:
-    """A run leaves a YAML in its own folder too, which builds no model.
+def load_trained_model(
+    source: str | Path,
+    labels: LabelTable | None = None,
+    savedir: str | Path | None = None,
+    clip_seconds: float | None = None,
+    target: str | None = None,
+    short_clips: str | None = None,
+    **overrides: Any,
+) -> TrainedModel:
+    """A model and all that is needed to use it, by whatever name it has.
+
+    What the source tells need not be given (see `described`); what it does not tell
+    must be, and is never guessed.
+
+    Arguments
+    ---------
+    source : str or Path
+        A published name, a model folder or that of the run that left one, or a file of
+        weights.
+    labels : LabelTable or None
+        What the classes are; None: as the source tells.
+    savedir : str, Path or None
+        Folder of downloads.
+    clip_seconds : float or None
+        Of the clips that it was trained on; None: as the source tells.
+    target : str or None
+        "multilabel" or "multiclass"; None: as the source tells, else "multilabel".
+    short_clips : str or None
+        "repeat", "zero_pad" or "as_is"; None: as the source tells, else "repeat".
+    **overrides
+        Of `load_network`, as ``n_mels=64, hop_length=640``.
+
+    Returns
+    -------
+    TrainedModel
+        Its student in evaluation mode.
 
     Raises
     ------
-    ValueError
-        If that is the ``hyperparams.yaml`` of ``folder``; says where the model is.
+    OSError, ValueError
+        As `load_network`; for what is neither told nor given, and for labels that are
+        not as many as the classes.
     """
-    folder = Path(folder)
-    lines = (folder / HYPERPARAMS).read_text(encoding="utf-8").splitlines()
-    if not any(line.startswith("pretrainer:") for line in lines):
-        there = (folder / "model" / HYPERPARAMS).is_file()
+    known = describe(source, savedir)
+    state = read_state(known.path)
+    is_known = {
+        "front end": known.front_end is not None or states_front_end(overrides),
+        "length of clips": not (clip_seconds is None and known.clip_seconds is None),
+        "classes": not (labels is None and known.labels is None),
+    }
+    if unknown := [name for name, told in is_known.items() if not told]:
+        raise Unstated(str(source), unknown)
+    labels = labels or known.labels or audioset_labels()
+    student = network_of(known, state, overrides)
+    if student.num_classes != len(labels):
         raise ValueError(
-            f"{folder} is no model folder, but that of a run; "
-            + (f"give {folder / 'model'}" if there else "it has not left a model yet")
+            f"{source} has {student.num_classes} classes, but there are {len(labels)} "
+            "labels; give a table of its own"
         )
+    return TrainedModel(
+        student,
+        labels,
+        target or known.target or "multilabel",
+        float(clip_seconds or known.clip_seconds or 0),
+        short_clips or known.short_clips or "repeat",
+    )
 
 
 def hyperparams(model: TrainedModel) -> str:
@@ -207,8 +213,8 @@ def hyperparams(model: TrainedModel) -> str:
         options = options | {"temperature": float(student.temperature)}
     kind = f"{type(student).__module__}.{type(student).__qualname__}"
     sample_rate = student.front_end.get("sample_rate", 32000)
-    slots = EMBEDDING_SLOTS
-    if classifies_embeddings(student):
+    slots = "" if isinstance(student, PaSST) else EMBEDDING_SLOTS
+    if slots and classifies_embeddings(student):
         slots += CLASSIFIER_SLOT
     return f"""\
 # A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
@@ -263,18 +269,6 @@ def _quoted(text: str) -> str:
 def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:
     """JSON has no number for what nothing can be said of."""
     return {k: v if math.isfinite(v) else None for k, v in averages.items()}
-
-
-def _plain_values(
-    options: Mapping[str, Any],
-    only: tuple[str, ...] = (),
-    except_for: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, list) else value
-        for name, value in options.items()
-        if (not only or name in only) and name not in except_for
-    }
 
 
 def _arguments(options: Mapping[str, Any]) -> str:

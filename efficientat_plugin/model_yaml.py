@@ -34,6 +34,7 @@ from efficientat_plugin.limits import MAX_PARAMETERS
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import load_published_state
+from efficientat_plugin.yaml_text import Refused, entries_of, read_text, refuse_too_many
 
 # What `model_folder` writes and has written, and parts of the same kind: they compute,
 # and neither read nor write nor reach for a network.
@@ -74,9 +75,7 @@ INCLUDE = "!include:"
 REFERENCE = re.compile(r"<[^<>.\[\]]+(\[[^<>.\[\]]+\])*>")  # <key>, <key[key]>
 INTERPOLATED = re.compile(r"<[^<>]*>")  # is in what HyperPyYAML replaces in text
 FILE_NAME = re.compile(r"\w[\w-]*", re.ASCII)
-MAX_NODES = 200_000  # aliases followed: a few lines of them are billions
 MAX_INCLUDES = 20
-MAX_BYTES = 2_000_000  # of a YAML: 50 000 classes
 # Text is written out at every reference to it.
 MAX_TEXT, MAX_REFERENCES = 2_000, 200  # characters of one, and references in a YAML
 IF_TRUSTED = (
@@ -168,7 +167,7 @@ def load_model_yaml(
     ...     _ = path.write_text("labels: !apply:os.system [reboot]")
     ...     load_model_yaml(path)
     Traceback (most recent call last):
-    efficientat_plugin.model_yaml.Refused: ..., line 1: the tag '!apply:os.system' ...
+    efficientat_plugin.yaml_text.Refused: ..., line 1: the tag '!apply:os.system' ...
     """
     with told_of(path):
         resolved = _resolved(path, overrides, overrides_must_match)
@@ -185,13 +184,6 @@ def load_model_yaml(
             f"who runs it: pass run_opts to from_hparams, {IF_TRUSTED}"
         )
     return {k: v for k, v in hparams.items() if not k.startswith("__")}
-
-
-class Refused(ValueError):
-    """A sentence that says what is wrong with a model folder, and where."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(shown(sentence))
 
 
 @contextmanager
@@ -248,64 +240,6 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
         copy = copies / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text, encoding="utf-8")
-
-
-def read_text(path: Path) -> str:
-    """Of a YAML, if it is not so long that parsing it would take minutes.
-
-    Arguments
-    ---------
-    path : Path
-
-    Raises
-    ------
-    Refused
-        For one beyond 2 MB.
-    """
-    with open(path, "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise Refused(
-            f"{path} is longer than {MAX_BYTES} bytes, which no model's settings are; "
-            "copy the folder again"
-        )
-    return content.decode("utf-8")
-
-
-def refuse_too_many(root: Node | None, origin: str) -> None:
-    """Refuses a YAML that says far more than stands in it.
-
-    Arguments
-    ---------
-    root : Node or None
-        Composed, not yet built.
-    origin : str
-        The file, for the message.
-
-    Raises
-    ------
-    Refused
-        For more than 200 000 entries, aliases followed.
-    """
-    waiting, count = [] if root is None else [root], 1
-    while waiting:
-        node = waiting.pop()
-        children = _entries(node)
-        count += len(children)
-        if count > MAX_NODES:
-            raise Refused(
-                f"{origin}, line {node.start_mark.line + 1}: the aliases make more "
-                f"than {MAX_NODES} entries; write them out"
-            )
-        waiting += children
-
-
-def _entries(node: Node) -> list[Node]:
-    if isinstance(node, ScalarNode):
-        return []
-    if isinstance(node, SequenceNode):
-        return list(node.value)
-    return [each for pair in node.value for each in pair]
 
 
 def _node(text: str) -> Node | None:
@@ -369,7 +303,7 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
             )
         if has_references and isinstance(node, MappingNode):
             _check_texts(node, f"{origin}, line {line}")
-        waiting += reversed(_entries(node))
+        waiting += reversed(entries_of(node))
     return includes
 
 

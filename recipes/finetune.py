@@ -36,6 +36,7 @@ from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.targets import LabelSummary
+from efficientat_plugin.described import Unstated, find_model_folder
 from efficientat_plugin.evaluation import whole_clip_scores
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.finetuning import FineTuningBrain
@@ -55,7 +56,6 @@ from efficientat_plugin.metrics import (
     TaggingStats,
 )
 from efficientat_plugin.model_folder import (
-    HYPERPARAMS,
     Provenance,
     TrainedModel,
     read_model_folder,
@@ -205,12 +205,19 @@ def make_student(run: Run) -> Student:
     """The student that training begins with, its class layer of as many classes."""
     hparams, labels = run.hparams, run.clips.labels
     if not goes_on(hparams):
-        return load_student(
-            hparams["pretrained"],
-            num_classes=len(labels),
-            savedir=hparams["pretrained_folder"],
-            head=hparams["head"],
-        )
+        told = hparams["log_mel"].keywords.items()
+        stated = {name: value for name, value in told if "jitter" not in name}
+        try:
+            return load_student(
+                hparams["pretrained"],
+                num_classes=len(labels),
+                savedir=hparams["pretrained_folder"],
+                head=hparams["head"],
+                **stated,
+            )
+        except Unstated as error:
+            how = '--log_mel "{n_mels: ..., hop_length: ...}"'
+            raise ValueError(error.sentence({"front end": how})) from error
     model = read_model_folder(hparams["pretrained"])
     if model.labels.mids != labels.mids:
         raise ValueError(
@@ -223,7 +230,7 @@ def make_student(run: Run) -> Student:
 
 def goes_on(hparams: dict[str, Any]) -> bool:
     """Whether training starts from a model folder, with its classes."""
-    return (Path(hparams["pretrained"]) / HYPERPARAMS).is_file()
+    return find_model_folder(hparams["pretrained"]) is not None
 
 
 def add_parts(run: Run, student: Student) -> None:

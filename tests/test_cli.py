@@ -23,16 +23,24 @@ from efficientat_plugin.cli import inputs, main, parts
 from efficientat_plugin.cli.figure import PairedColumns
 from efficientat_plugin.cli.label_track import LabelMerger
 from efficientat_plugin.cli.outputs import written_aside
-from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.model_folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.weights import load_student
 from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.weights import load_teacher
 
 RATE = 32000
+# What no file of weights tells
+STATED = ["--front-end", "n_mels=128,hop_length=320", "--clip-seconds", "10"]
 
 
 def _sound(seconds, seed=0):
@@ -51,9 +59,9 @@ def _write(path, seconds=1.0, seed=0):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small student of AudioSet's classes; its numbers are random."""
+    """A small student in a file of a published name; its numbers are random."""
     student = random_weights(MN(527, width=0.1))
-    path = tmp_path_factory.mktemp("model") / "student.pt"
+    path = tmp_path_factory.mktemp("model") / "mn01_as_mAP_298.pt"
     torch.save(student.state_dict(), path)
     return path
 
@@ -300,16 +308,32 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
     assert code == 2 and "has no hyperparams.yaml" in capsys.readouterr().err
 
 
-def test_the_folder_of_a_run_is_told_from_that_of_its_model(capsys, tmp_path):
-    (tmp_path / "hyperparams.yaml").write_text("width: 0.1\n")
-    assert main(["info", str(tmp_path)]) == 2
-    assert "that of a run; it has not left a model yet" in capsys.readouterr().err
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "hyperparams.yaml").touch()
-    assert main(["info", str(tmp_path)]) == 2
-    assert f"that of a run; give {tmp_path}/model" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="is no model folder, but that of a run"):
-        open_teachers(str(tmp_path))
+def test_the_folder_of_a_run_leads_to_its_model(capsys, tmp_path, five):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "hyperparams.yaml").write_text("output_folder: run\nwidth: 0.1\n")
+    for ask in (load_student, load_teacher, AudioTagger.from_hparams, find_source):
+        with pytest.raises(FileNotFoundError, match="has not left a model yet; let"):
+            ask(str(run))
+    assert main(["info", str(run)]) == 2
+    assert "that of a run that has not left a model" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="but that of a run that has not left"):
+        open_teachers(str(run))
+    write_model_folder(run / "model", small_model(), Provenance("m", None, "", "", {}))
+    said = []
+    for model in (run, run / "model", run / "model" / "student.ckpt"):
+        assert main(["tag", str(five / "0.wav"), "--model", str(model)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] == said[2] and "Ay" in said[0]
+    assert open_teachers(str(run)).labels.names == ("Ay", "Bee")
+
+
+def small_model():
+    student = MN(2, width=0.1)
+    student.front_end = {"sample_rate": 32000, "n_mels": 64, "hop_length": 640}
+    return TrainedModel(
+        student, LabelTable(["a", "b"], ["Ay", "Bee"]), "multilabel", 1.0
+    )
 
 
 def test_labels_name_the_classes_of_a_file(capsys, tmp_path, five):
@@ -317,6 +341,7 @@ def test_labels_name_the_classes_of_a_file(capsys, tmp_path, five):
     torch.save(MN(2, width=0.1).state_dict(), path)
     table.write_text('index,mid,display_name\n1,b,Bee\n0,a,"Ay, that"\n')
     command = ["tag", str(five / "0.wav"), "--model", str(path), "--device", "cpu"]
+    command += STATED
     form = ["--format", "csv", "--labels"]
     assert main([*command, *form, str(table)]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -351,7 +376,7 @@ def test_no_class_is_a_formula_or_commands_a_terminal(capsys, tmp_path, five):
         table.writerow(["index", "mid", "display_name"])
         table.writerows([k, f"@{k}", name] for k, name in enumerate(names))
     options = ["--model", tmp_path / "three.pt", "--labels", tmp_path / "labels.csv"]
-    options += ["--device", "cpu", "--format", "csv"]
+    options += ["--device", "cpu", "--format", "csv", *STATED]
     assert main(["tag", *map(str, [five / "0.wav", *options])]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["name"][0] for row in rows} == {"'", "\\"}

@@ -60,11 +60,15 @@ def runs(tmp_path_factory):
     options = {
         "cmkd_transformer_from_cnn": SMALL
         | PATCHOUT
-        | {"teacher_name": parent / "cnn.pt"},
+        | {
+            "teacher_name": parent / "cnn.pt",
+            "teacher_options": "{n_mels: 128, hop_length: 320}",
+        },
         "cmkd_cnn_from_transformer": {
             "width": 0.1,
             "teacher_name": parent / "transformer.pt",
-            "teacher_options": "{time_stride: 16, num_heads: 2}",
+            "teacher_options": "{n_mels: 128, hop_length: 320, time_stride: 16, "
+            "num_heads: 2}",
             "compare_without_teacher": True,
         },
         "cmkd_mutual": SMALL | PATCHOUT | {"width": 0.1, "prior": 0.01},

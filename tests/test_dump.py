@@ -679,7 +679,7 @@ def three_classes(tmp_path):
 
 
 def test_folders_files_and_functions_teach_together(recipe, own_module, three_classes):
-    weights = three_classes / "weights.pt"
+    weights = three_classes / "model" / "student.ckpt"
     sources = f"{three_classes / 'model'},{weights}"
     options = teacher_options(teachers=sources, labels="classes.csv")
     teacher, labels = recipe.open_teacher(options | {"teacher_weights": "3,1"})
@@ -692,7 +692,7 @@ def test_folders_files_and_functions_teach_together(recipe, own_module, three_cl
 @pytest.mark.parametrize(
     "teachers, options, text",
     [
-        ("weights.pt", {}, "3 classes and the label table 527; pass --teacher_opt"),
+        ("weights.pt", {}, "weights.pt does not tell its front end; state n_mels="),
         ("my_teachers:make,model", {}, "have 2 classes and 3 others"),
         ("my_teachers:make", {"teacher_weights": "1,2"}, "must be 1 numbers"),
         (

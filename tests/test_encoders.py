@@ -293,10 +293,6 @@ def weights(tmp_path):
         ({"family": "cnn14"}, "family='cnn14' is not known; choose one of 'mn', 'dymn"),
         ({"family": "dymn"}, "is of MN, not of family='dymn'; give its own"),
         ({"width": 0.4}, "does not fit the student"),
-        (
-            {"log_mel": LogMel(hop_length=640)},
-            "trained with hop_length=320, the log_mel given has hop_length=640; set",
-        ),
     ],
 )
 def test_load_encoder_refuses_what_is_not_of_the_weights(weights, options, message):

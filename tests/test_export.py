@@ -70,6 +70,10 @@ STUDENTS = {
 }
 
 
+# What no file of weights tells
+STATED = {"n_mels": 128, "hop_length": 320, "clip_seconds": 10.0}
+
+
 @pytest.fixture(scope="module")
 def mn():
     torch.manual_seed(0)
@@ -336,7 +340,7 @@ def test_nothing_is_left_of_an_export_that_broke_off(weights, tmp_path, monkeypa
 
     monkeypatch.setattr(onnx_file, "write_golden", full)
     with pytest.raises(OSError, match="no space left"):
-        export_onnx(weights[0], before, labels=weights[1])
+        export_onnx(weights[0], before, labels=weights[1], **STATED)
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
     assert before.read_bytes() == b"as it was"
 
@@ -462,14 +466,16 @@ def test_litert_is_not_calibrated(folder, tmp_path, capsys, monkeypatch):
         ({"calibration": ["a.wav"]}, "needs no calibration"),
         ({"path": "a.pb"}, "must end in .onnx"),
         ({"path": "nowhere/a.onnx"}, "cannot be written"),
-        ({"labels": None}, "has 7 classes, but there are 527 labels"),
+        ({"labels": None}, "does not tell its classes; state labels="),
+        ({"labels": audioset_labels()}, "has 7 classes, but there are 527 labels"),
         ({"source": "mn04_az"}, "did you mean"),
         ({"source": "mn04_as,mn10_as"}, "several models, .* export each by itself"),
     ],
     ids=str,
 )
 def test_what_cannot_be_exported_is_refused(weights, tmp_path, options, reason):
-    settings = {"source": weights[0], "path": "a.onnx", "labels": weights[1]} | options
+    settings = {"source": weights[0], "path": "a.onnx", "labels": weights[1]}
+    settings |= STATED | options
     settings["path"] = tmp_path / settings["path"]
     with pytest.raises((ValueError, OSError), match=reason):
         export_onnx(**settings)
@@ -479,7 +485,9 @@ def test_what_cannot_be_exported_is_refused(weights, tmp_path, options, reason):
 def test_an_opset_that_the_runtime_lacks_is_refused(weights, tmp_path):
     newest = onnx.defs.onnx_opset_version()
     with pytest.raises(ValueError, match="too old for the opset.*lower opset"):
-        export_onnx(weights[0], tmp_path / "a.onnx", opset=newest, labels=weights[1])
+        export_onnx(
+            weights[0], tmp_path / "a.onnx", opset=newest, labels=weights[1], **STATED
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -571,7 +579,7 @@ def test_weights_that_are_not_finite_are_refused(weights, tmp_path):
     state["classifier.5.bias"][0] = torch.nan
     torch.save(state, tmp_path / "student.pt")
     with pytest.raises(ValueError, match=r"not finite, as classifier\.5\.bias"):
-        find_source(tmp_path / "student.pt", labels)
+        find_source(tmp_path / "student.pt", labels, **STATED)
 
 
 def test_a_folder_has_its_labels(folder):

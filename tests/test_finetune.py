@@ -85,6 +85,8 @@ def weights(tmp_path_factory):
 
 def _command(sounds, weights, output, yaml="finetune", **more):
     options = {
+        # Which no file of weights tells
+        "log_mel": "{n_mels: 128, hop_length: 320}",
         "dataset": sounds,
         "pretrained": weights,
         "output_folder": output,
@@ -468,5 +470,6 @@ def test_weights_of_another_width_are_refused(tmp_path):
     torch.save(MN(2, width=0.2).state_dict(), folder / "student.ckpt")
     with pytest.raises(ValueError, match="it is of MN of width 0.2"):
         AudioTagger.from_hparams(str(folder), run_opts={"device": "cpu"})
+    (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="is no model folder"):
-        read_model_folder(tmp_path)
+        read_model_folder(tmp_path / "empty")

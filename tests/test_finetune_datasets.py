@@ -165,6 +165,7 @@ def runs(tmp_path_factory):
         (parent / "data" / name).mkdir(parents=True)
         options = make(parent / "data" / name) | {
             "pretrained": weights,
+            "log_mel": "{n_mels: 128, hop_length: 320}",
             "output_folder": parent / name,
             "dataset_cache": parent / "cache",
             "clip_seconds": 0.5,

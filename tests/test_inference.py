@@ -432,9 +432,11 @@ def test_a_model_without_its_parts_is_refused():
 def test_labels_must_be_those_of_the_student(tmp_path):
     path = tmp_path / "student.pt"
     torch.save(MN(3, width=0.1).state_dict(), path)
+    stated = {"n_mels": 128, "hop_length": 320, "clip_seconds": 1.0}
+    stated["run_opts"] = {"device": "cpu"}
     with pytest.raises(ValueError, match="has 3 classes, but there are 527 labels"):
-        AudioTagger.from_student(path, run_opts={"device": "cpu"})
-    tagger = AudioTagger.from_student(path, LABELS, run_opts={"device": "cpu"})
+        AudioTagger.from_student(path, audioset_labels(), **stated)
+    tagger = AudioTagger.from_student(path, LABELS, **stated)
     assert len(tagger.tag(_noise(0.5), RATE)) == 3
 
 

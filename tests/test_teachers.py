@@ -19,7 +19,7 @@ from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.teachers import weights
+from efficientat_plugin.teachers import published_passt
 from efficientat_plugin.teachers.ast import ASTFeatures, load_ast, order_of
 from efficientat_plugin.teachers.passt import PaSST
 from efficientat_plugin.teachers.published_passt import (
@@ -31,6 +31,7 @@ from efficientat_plugin.teachers.weights import load_start, load_teacher
 
 SMALL = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SECOND = 32000  # samples
+STATED = {"n_mels": 128, "hop_length": 320}  # which no file of one's own tells
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def server(monkeypatch, tmp_path):
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as http_server:
         http_server.folder, http_server.asked = folder, []
         http_server.address = f"http://127.0.0.1:{http_server.server_port}/"
-        monkeypatch.setattr(weights, "RELEASES", http_server.address)
+        monkeypatch.setattr(published_passt, "RELEASES", http_server.address)
         thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
         thread.start()
         yield http_server
@@ -261,8 +262,8 @@ def test_own_file_comes_back(file, told, num_frames, tmp_path):
         mlp_ratio=3,
     ).eval()
     path = save(passt, tmp_path / file)
-    teacher = load_teacher(path, num_heads=4, **told)
-    assert teacher.student.front_end == weights.DEFAULT_FRONT_END
+    teacher = load_teacher(path, num_heads=4, **told, **STATED)
+    assert teacher.student.front_end == {"sample_rate": 32000, **STATED}
     log_mel = torch.randn(1, 1, 128, 1000)
     assert torch.equal(teacher.student(log_mel).logits, passt(log_mel).logits)
 
@@ -272,7 +273,7 @@ def test_own_file_comes_back(file, told, num_frames, tmp_path):
 def test_clip_length_tells_the_stride(time_stride, seconds, tmp_path):
     passt = PaSST(**SMALL, num_frames=100 * seconds, time_stride=time_stride)
     path = save(passt, tmp_path / "own.pt")
-    teacher = load_teacher(path, num_heads=4, clip_seconds=seconds)
+    teacher = load_teacher(path, num_heads=4, clip_seconds=seconds, **STATED)
     assert teacher.student.time_stride == time_stride
     assert teacher.student.frequency_stride == 10
     assert teacher.student.max_frames == passt.max_frames
@@ -286,7 +287,7 @@ def test_overrides_reach_passt_and_its_front_end(small_entry, tmp_path):
     assert teacher.student.frequency_stride == 16  # a published file by its name
     passt = PaSST(**SMALL, n_mels=64, num_frames=200)
     path = save(passt, tmp_path / "own.pt")
-    teacher = load_teacher(path, n_mels=64, time_stride=10, num_heads=4)
+    teacher = load_teacher(path, n_mels=64, hop_length=320, time_stride=10, num_heads=4)
     assert teacher(torch.randn(1, SECOND)).logits.shape == (1, 3)
 
 
@@ -311,7 +312,7 @@ def test_overrides_reach_passt_and_its_front_end(small_entry, tmp_path):
 def test_what_a_file_does_not_tell_is_asked_for(told, text, tmp_path):
     path = save(PaSST(**SMALL), tmp_path / "own.pt")
     with pytest.raises(ValueError, match=text):
-        load_teacher(path, **told)
+        load_teacher(path, **(STATED | told))
 
 
 def test_half_a_state_dict_is_refused(tmp_path):
@@ -319,7 +320,7 @@ def test_half_a_state_dict_is_refused(tmp_path):
     del state["time_new_pos_embed"]
     torch.save(state, tmp_path / "own.pt")
     with pytest.raises(ValueError, match="no PaSST's: .* no time_new_pos_embed"):
-        load_teacher(tmp_path / "own.pt", time_stride=10)
+        load_teacher(tmp_path / "own.pt", time_stride=10, **STATED)
 
 
 # ---------------------------------------------------------------- students, and others
@@ -330,7 +331,7 @@ def test_students_can_teach(shared, tmp_path):
     assert isinstance(teacher, HeardStudent) and not teacher.training
     assert teacher(torch.zeros(1, SECOND)).logits.shape == (1, 527)
     student = MN(num_classes=4, width=0.1).eval()
-    own = load_teacher(save(student, tmp_path / "own.pt"), hop_length=640)
+    own = load_teacher(save(student, tmp_path / "own.pt"), n_mels=128, hop_length=640)
     assert own.log_mel.hop_length == 640 and own.num_classes == 4
 
 
@@ -342,7 +343,7 @@ def test_class_layer_of_imagenet_does_not_teach():
 def test_teachers_of_all_kinds_make_an_ensemble(small_entry, tmp_path):
     save(build(small_entry), tmp_path / small_entry.file)
     path = save(MN(num_classes=3, width=0.1), tmp_path / "mn.pt")
-    members = [load_teacher("small", savedir=tmp_path), load_teacher(path)]
+    members = [load_teacher("small", savedir=tmp_path), load_teacher(path, **STATED)]
     waveform = torch.randn(2, SECOND)
     output = Ensemble(members).eval()(waveform)
     torch.testing.assert_close(
@@ -750,4 +751,4 @@ def test_a_passt_of_no_width_is_refused(name, shape, tmp_path):
     state = PaSST(3, embed_dim=64, depth=1, num_heads=4).state_dict()
     torch.save(state | {name: torch.zeros(shape)}, tmp_path / "own.pt")
     with pytest.raises(ValueError, match=f"no PaSST's: {name} is"):
-        load_teacher(tmp_path / "own.pt", clip_seconds=10, num_heads=4)
+        load_teacher(tmp_path / "own.pt", clip_seconds=10, num_heads=4, **STATED)

@@ -27,7 +27,6 @@ from efficientat_plugin.students.published import (
     published,
 )
 from efficientat_plugin.students.weights import (
-    DEFAULT_FRONT_END,
     FAMILIES,
     FRONT_END,
     front_end_of,
@@ -36,6 +35,9 @@ from efficientat_plugin.students.weights import (
     load_student,
 )
 from efficientat_plugin.teachers.weights import load_teacher
+
+STATED = {"n_mels": 128, "hop_length": 320}  # which no file of one's own tells
+PUBLISHED_FRONT_END = STATED | {"sample_rate": 32000}
 
 TINY = {"width": 0.1, "num_classes": 527}
 
@@ -101,7 +103,7 @@ def test_unknown_name_is_refused_with_near_ones():
 
 def test_front_end_arguments_are_those_of_log_mel():
     assert list(FRONT_END) == list(inspect.signature(LogMel).parameters)
-    assert set(DEFAULT_FRONT_END) <= set(FRONT_END)
+    assert set(PUBLISHED_FRONT_END) <= set(FRONT_END)
 
 
 # ---------------------------------------------------------------- the published file
@@ -140,7 +142,7 @@ def test_published_checkpoint_scores_as_published(
 
 def test_published_checkpoint_loads_strictly(published_file, published_student):
     assert isinstance(published_student, MN) and not published_student.training
-    assert published_student.front_end == DEFAULT_FRONT_END
+    assert published_student.front_end == PUBLISHED_FRONT_END
     filled = published_student.state_dict()
     state = torch.load(published_file, weights_only=True)
     assert list(filled) == list(state)
@@ -160,7 +162,7 @@ def test_published_checkpoint_gives_way_to_another_head(shared, caplog):
 def test_published_checkpoint_gives_way_to_other_classes(published_file, caplog):
     with caplog.at_level(logging.WARNING):
         student = load_student(str(published_file), num_classes=50)
-    assert student.width == 0.4 and student.front_end == DEFAULT_FRONT_END
+    assert student.width == 0.4 and student.front_end == PUBLISHED_FRONT_END
     assert "527 classes and the student 50: classifier.5.weight" in caplog.text
 
 
@@ -234,9 +236,9 @@ def test_own_file_comes_back(name, tmp_path):
     build, told_by_state, told_by_user = OWN[name]
     student = build(**told_by_state, **told_by_user).eval()
     path = save(student, tmp_path / "own.pt")
-    loaded = load_student(path, **told_by_user)
+    loaded = load_student(path, **told_by_user, **STATED)
     assert type(loaded) is build and not loaded.training
-    assert loaded.front_end == DEFAULT_FRONT_END
+    assert loaded.front_end == PUBLISHED_FRONT_END
     clip = torch.randn(1, 1, 128, 100)
     assert torch.equal(loaded(clip).logits, student(clip).logits)
     if build is DyMN:
@@ -265,7 +267,7 @@ def test_temperature_comes_from_override_then_file_then_table(tmp_path):
     torch.save(state, path)
     assert load_student(path).temperature == 30.0
     path = path.rename(tmp_path / "own.pt")
-    assert load_student(path).temperature == 1.0
+    assert load_student(path, **STATED).temperature == 1.0
 
 
 def test_class_layer_of_imagenet_is_said_to_be_untrained(tmp_path, caplog):

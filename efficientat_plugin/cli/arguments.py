@@ -3,13 +3,14 @@
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 Commands = argparse._SubParsersAction  # which has no public name
 
 MODEL_HELP = (
-    "a name of `efficientat list`; a file of weights; names or files joined by commas, "
-    "an ensemble; a folder with hyperparams.yaml; or an ONNX file of `efficientat "
-    "export`, which needs no torch"
+    "a name of `efficientat list`; a model folder, or that of the run that left one; a "
+    "file of weights; several of these joined by commas, an ensemble; or an ONNX file "
+    "of `efficientat export`, which needs no torch"
 )
 
 
@@ -77,13 +78,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_model_details(parser: argparse.ArgumentParser) -> None:
     """What a model by name or file does not tell."""
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="CSV",
-        help="classes of a file of weights: columns index, mid, display_name "
-        "(those of AudioSet)",
-    )
+    add_what_weights_do_not_tell(parser)
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -91,6 +86,80 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
         "would run a program",
     )
     parser.add_argument("--device", help="as cpu or cuda:0 (a GPU where there is one)")
+
+
+def add_what_weights_do_not_tell(parser: argparse.ArgumentParser) -> None:
+    """What must be stated of a file of weights that nothing describes."""
+    group = parser.add_argument_group(
+        "of a file of weights without published name, model folder or checkpoint folder"
+    )
+    group.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="its classes: columns index, mid, display_name; or audioset",
+    )
+    group.add_argument(
+        "--front-end",
+        type=front_end,
+        metavar="N=V,...",
+        help="the log-mel that it was trained on, as n_mels=128,hop_length=320, or a "
+        "YAML of that; what is left out is as in LogMel",
+    )
+    group.add_argument(
+        "--clip-seconds",
+        type=seconds,
+        metavar="S",
+        help="the length of the clips that it was trained on",
+    )
+    group.add_argument(
+        "--target",
+        choices=["multilabel", "multiclass"],
+        help="whether a sound has several classes or one (multilabel)",
+    )
+
+
+def stated_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was stated of a file of weights, as ``AudioTagger.from_student`` takes it.
+
+    Example
+    -------
+    >>> given = argparse.Namespace(front_end={"n_mels": 64}, clip_seconds=5.0)
+    >>> given.target = None
+    >>> stated_of(given)
+    {'clip_seconds': 5.0, 'n_mels': 64}
+    """
+    named = {name: getattr(arguments, name) for name in ("clip_seconds", "target")}
+    given = {name: value for name, value in named.items() if value is not None}
+    return given | (arguments.front_end or {})
+
+
+def front_end(text: str) -> dict[str, Any]:
+    """Settings of a log-mel, written out or in a YAML.
+
+    Example
+    -------
+    >>> front_end("n_mels=64,hop_length=640")
+    {'n_mels': 64, 'hop_length': 640}
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    lines = text.replace(",", "\n").replace("=", ": ")
+    try:
+        if Path(text).is_file():
+            lines = Path(text).read_text(encoding="utf-8")
+        settings = YAML(typ="safe").load(lines)
+    except (OSError, ValueError, YAMLError) as error:
+        settings = str(error)
+    if not isinstance(settings, dict) or not all(
+        isinstance(value, int | float | str) for value in settings.values()
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given; give NAME=VALUE, joined by commas, as "
+            "n_mels=128,hop_length=320, or a YAML of such lines"
+        )
+    return settings
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from efficientat_plugin.cli.arguments import Commands, add_model, whole_number
+from efficientat_plugin.cli.arguments import (
+    Commands,
+    add_model,
+    stated_of,
+    whole_number,
+)
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
 from efficientat_plugin.cli.outputs import (
     check_target,
@@ -84,7 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = embedding_options(arguments)
     tagger = load_tagger(
-        arguments.model, arguments.labels, arguments.device, arguments.trust
+        arguments.model,
+        arguments.labels,
+        arguments.device,
+        arguments.trust,
+        stated_of(arguments),
     )
     embed: Embed = partial(tagger.embed, **options)
     settings = settings_of(tagger, **(options or {"sources": ["embedding"]}))

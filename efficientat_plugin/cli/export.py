@@ -4,7 +4,12 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from efficientat_plugin.cli.arguments import Commands, whole_number
+from efficientat_plugin.cli.arguments import (
+    Commands,
+    add_what_weights_do_not_tell,
+    stated_of,
+    whole_number,
+)
 from efficientat_plugin.cli.inputs import Failures, find_sounds
 
 # As in export.onnx_file, which is not imported before it is needed
@@ -20,8 +25,8 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a name of `efficientat list`, a file of weights, or a folder that "
-        "fine-tuning left",
+        help="a name of `efficientat list`, a model folder, that of the run that left "
+        "one, or a file of weights",
     )
     parser.add_argument(
         "--format",
@@ -54,13 +59,7 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="SOUND",
         help="files and folders of sounds like those it will hear, for int8",
     )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="CSV",
-        help="classes of a file of weights: columns index, mid, display_name "
-        "(those of AudioSet)",
-    )
+    add_what_weights_do_not_tell(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -90,29 +89,32 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.calibration and not sounds:
         return failures.conclude(0)
 
-    from efficientat_plugin.cli.models import read_labels
+    from efficientat_plugin.cli.models import asked_for_options, read_labels
 
     model, output = arguments.model, arguments.output
     output = output or default_output(
         model, arguments.format, arguments.precision, arguments.frontend
     )
     labels = None if arguments.labels is None else read_labels(arguments.labels)
-    if is_litert:
-        from efficientat_plugin.export.litert_file import export_litert
+    stated = stated_of(arguments)
+    with asked_for_options():
+        if is_litert:
+            from efficientat_plugin.export.litert_file import export_litert
 
-        written = export_litert(model, output, labels)
-    else:
-        from efficientat_plugin.export.onnx_file import export_onnx
+            written = export_litert(model, output, labels, **stated)
+        else:
+            from efficientat_plugin.export.onnx_file import export_onnx
 
-        written = export_onnx(
-            model,
-            output,
-            arguments.precision,
-            arguments.frontend,
-            arguments.opset,
-            sounds,
-            labels,
-        )
+            written = export_onnx(
+                model,
+                output,
+                arguments.precision,
+                arguments.frontend,
+                arguments.opset,
+                sounds,
+                labels,
+                **stated,
+            )
     print(f"{written.path}: {written.num_bytes / 1e6:.2f} MB, {written.parity}")
     if arguments.precision == "int8":
         print(f"{written.num_int8} convolutions compute in int8")

@@ -3,7 +3,12 @@
 import argparse
 from typing import TYPE_CHECKING, cast
 
-from efficientat_plugin.cli.arguments import MODEL_HELP, Commands, add_model_details
+from efficientat_plugin.cli.arguments import (
+    MODEL_HELP,
+    Commands,
+    add_model_details,
+    stated_of,
+)
 from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
@@ -29,7 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.models import is_exported, load_tagger
 
     tagger = load_tagger(
-        arguments.model, arguments.labels, arguments.device, arguments.trust
+        arguments.model,
+        arguments.labels,
+        arguments.device,
+        arguments.trust,
+        stated_of(arguments),
     )
     if is_exported(arguments.model):
         print("\n".join(_exported_lines(cast("Tagger", tagger))))

@@ -11,6 +11,7 @@ from efficientat_plugin.cli.arguments import (
     add_sounds,
     probability,
     seconds,
+    stated_of,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import Failures, find_sounds
@@ -115,7 +116,11 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.models import load_tagger
 
     tagger = load_tagger(
-        arguments.model, arguments.labels, arguments.device, arguments.trust
+        arguments.model,
+        arguments.labels,
+        arguments.device,
+        arguments.trust,
+        stated_of(arguments),
     )
     num_read = 0
     with text_output(arguments.output) as file:

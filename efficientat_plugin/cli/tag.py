@@ -13,6 +13,7 @@ from efficientat_plugin.cli.arguments import (
     add_model,
     add_sounds,
     probability,
+    stated_of,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import (
@@ -92,7 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.models import load_tagger
 
     tagger = load_tagger(
-        arguments.model, arguments.labels, arguments.device, arguments.trust
+        arguments.model,
+        arguments.labels,
+        arguments.device,
+        arguments.trust,
+        stated_of(arguments),
     )
     tell = _print if arguments.output is None else _write
     return failures.conclude(tell(tagger, paths, failures, arguments))

@@ -41,6 +41,7 @@ def export_litert(
     path: str | Path,
     labels: LabelTable | None = None,
     savedir: str | Path | None = None,
+    **stated: Any,
 ) -> Exported:
     """Exports a student in float32, log-mel to logits and embedding, of one clip.
 
@@ -54,9 +55,11 @@ def export_litert(
     path : str or Path
         The file, which ends in .tflite.
     labels : LabelTable or None
-        Classes of a file of weights; None: those of AudioSet.
+        Classes of a file of weights that does not tell them.
     savedir : str, Path or None
         Folder of downloads.
+    **stated
+        What else such a file does not tell; see `find_source`.
 
     Returns
     -------
@@ -71,7 +74,7 @@ def export_litert(
     """
     path = Path(path)
     check_path(path, ".tflite")
-    found = find_source(source, labels, savedir)
+    found = find_source(source, labels, savedir, **stated)
     converted = _converted(found)
     parity = _checked(converted, found)
     with written_together(path) as folder:

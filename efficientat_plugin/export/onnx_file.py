@@ -37,6 +37,7 @@ def export_onnx(
     calibration: Sequence[str | Path] = (),
     labels: LabelTable | None = None,
     savedir: str | Path | None = None,
+    **stated: Any,
 ) -> Exported:
     """Exports a student, checks the file against PyTorch, and writes it.
 
@@ -58,9 +59,11 @@ def export_onnx(
     calibration : sequence of str or Path
         Sounds as the model will hear, for "int8" and only for it.
     labels : LabelTable or None
-        Classes of a file of weights; None: those of AudioSet.
+        Classes of a file of weights that does not tell them.
     savedir : str, Path or None
         Folder of downloads.
+    **stated
+        What else such a file does not tell; see `find_source`.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def export_onnx(
     """
     path = Path(path)
     _check_options(path, precision, front_end, opset, calibration)
-    found = find_source(source, labels, savedir)
+    found = find_source(source, labels, savedir, **stated)
     levels = observe(found, calibration).levels() if precision == "int8" else None
     graph, model = build_model(found, precision, front_end, opset, levels)
     onnx.checker.check_model(model)

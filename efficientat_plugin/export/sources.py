@@ -3,18 +3,17 @@
 import hashlib
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.described import describe
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_card import TrainedModel
-from efficientat_plugin.model_folder import WEIGHTS, read_model_folder
+from efficientat_plugin.model_folder import load_trained_model
+from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.weights import load_student, locate
 from efficientat_plugin.windows import SHORT_CLIPS
-
-AUDIOSET_SECONDS = 10.0  # of the clips that published students were trained on
 
 
 class Source(NamedTuple):
@@ -48,18 +47,21 @@ def find_source(
     source: str | Path,
     labels: LabelTable | None = None,
     savedir: str | Path | None = None,
+    **stated: Any,
 ) -> Source:
     """A model with all that is needed to use it.
 
     Arguments
     ---------
     source : str or Path
-        A name of `list_students`, a file of weights, or a folder that fine-tuning
-        left, of which nothing is run.
+        As `load_trained_model` takes it; nothing of it is run.
     labels : LabelTable or None
-        Classes of a file of weights; None: those of AudioSet.
+        Classes of a file of weights that does not tell them.
     savedir : str, Path or None
         Folder of downloads.
+    **stated
+        Of `load_trained_model`, for such a file: ``clip_seconds``, ``n_mels``,
+        ``hop_length`` and the like.
 
     Returns
     -------
@@ -70,27 +72,21 @@ def find_source(
     OSError, ValueError
         For what is no model, and labels that are not its own.
     """
-    if Path(source).is_dir():
-        if labels is not None:
-            raise ValueError(f"the folder {source} has its labels; leave out labels")
-        model = read_model_folder(source)
-        path = Path(source) / WEIGHTS
-    else:
-        if "," in str(source) and not Path(source).is_file():
-            raise ValueError(
-                f"{source} is several models, and a file has one; export each by itself"
-            )
-        _, path = locate(source, savedir, None)
-        labels = audioset_labels() if labels is None else labels
-        student = load_student(source, savedir=savedir)
-        model = TrainedModel(student, labels, "multilabel", AUDIOSET_SECONDS)
-    if model.student.num_classes != len(model.labels):
+    if "," in str(source) and not Path(source).exists():
         raise ValueError(
-            f"{source} has {model.student.num_classes} classes, but there are "
-            f"{len(model.labels)} labels; give a table of its own labels"
+            f"{source} is several models, and a file has one; export each by itself"
+        )
+    known = describe(source, savedir)
+    if known.yaml is not None and labels is not None:
+        raise ValueError(f"{source} has its labels; leave out labels")
+    model = load_trained_model(source, labels, savedir, **stated)
+    if not isinstance(model.student, MN | DyMN):
+        raise ValueError(
+            f"{source} is a {model.student.describe()}, and only an MN or a DyMN can "
+            "be exported"
         )
     log_mel = LogMel(**model.student.front_end).eval()
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = hashlib.sha256(known.path.read_bytes()).hexdigest()
     found = Source(Path(source).name, sha256, model, log_mel)
     _check_settings(found)
     frames = log_mel.num_frames(found.clip_samples)

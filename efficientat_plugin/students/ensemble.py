@@ -3,16 +3,15 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.students.weights import load_student
 
 
 class HeardStudent(nn.Module):
@@ -32,6 +31,9 @@ class HeardStudent(nn.Module):
     torch.Size([2, 3])
     """
 
+    labels: LabelTable | None = None  # what K means, where its description tells
+    target: str | None = None  # "multilabel" or "multiclass", too
+
     def __init__(self, log_mel: LogMel, student: Student) -> None:
         super().__init__()
         self.log_mel = log_mel
@@ -49,8 +51,9 @@ class HeardStudent(nn.Module):
 
     @property
     def min_samples(self) -> int:
-        """What the front end needs for a frame."""
-        return self.log_mel.n_fft // 2 + 2
+        """What the front end needs for a frame, and the student for a clip."""
+        frames = 1 + (self.student.min_frames - 1) * self.log_mel.hop_length
+        return max(self.log_mel.n_fft // 2 + 2, frames)
 
     def forward(self, waveform: Tensor) -> StudentOutput:
         """[B, N] -> [B, K], [B, D]"""
@@ -146,33 +149,3 @@ def _shares(weights: Sequence[float], count: int) -> tuple[float, ...]:
             "or more and not all 0"
         )
     return tuple(weight / sum(weights) for weight in weights)
-
-
-def load_ensemble(
-    sources: Sequence[str | Path],
-    savedir: str | Path | None = None,
-    **overrides: Any,
-) -> Ensemble:
-    """Students by name or path, as `load_student` takes them, ready to score.
-
-    Arguments
-    ---------
-    sources : sequence of str or Path
-    savedir : str, Path or None
-        Folder of downloads.
-    **overrides
-        Of `load_student`, for all of them.
-
-    Returns
-    -------
-    Ensemble
-        In evaluation mode.
-
-    Raises
-    ------
-    OSError, ValueError
-        As `load_student` and `Ensemble`.
-    """
-    students = [load_student(name, savedir=savedir, **overrides) for name in sources]
-    members = [HeardStudent(LogMel(**s.front_end), s) for s in students]
-    return Ensemble(members).eval()

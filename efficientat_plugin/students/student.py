@@ -1,5 +1,6 @@
 """The contract of students, and the checks of their options."""
 
+import inspect
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
@@ -71,9 +72,16 @@ class Student(nn.Module):
     """
 
     classifier: nn.Module
-    # Set where weights are loaded: arguments of LogMel, and of the student itself
-    front_end: dict[str, Any]
-    options: dict[str, Any]
+    min_frames = 1  # T of the shortest clip that it takes
+    front_end: dict[str, Any]  # arguments of LogMel, set where they are known
+    options: dict[str, Any]  # those that it was built with
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "Student":
+        """Keeps the arguments, which a model folder is written with."""
+        student = super().__new__(cls)
+        given = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
+        student.options = dict([*given.arguments.items()][1:])
+        return student
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

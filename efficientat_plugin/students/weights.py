@@ -14,19 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
+from efficientat_plugin.described import FRONT_END, Described, describe, locate
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.students.architecture import head_options, infer_options
-from efficientat_plugin.students.download import fetch, read_state
+from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import (
-    PUBLISHED,
-    PublishedStudent,
-    find_published,
-    list_students,
-    published,
-)
+from efficientat_plugin.students.published import PublishedStudent, list_students
 from efficientat_plugin.students.student import Student
 
 __all__ = ["list_students", "load_published_state", "load_student"]
@@ -34,44 +29,12 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 logger = logging.getLogger(__name__)
 
 FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
-# Arguments of LogMel: what `overrides` may say of the front end
-FRONT_END = (
-    "sample_rate",
-    "n_mels",
-    "win_length",
-    "hop_length",
-    "n_fft",
-    "f_min",
-    "f_max",
-    "f_min_jitter",
-    "f_max_jitter",
-    "log_floor",
-    "log_floor_mode",
-    "periodic_window",
-)
-DEFAULT_FRONT_END = {"sample_rate": 32000, "n_mels": 128, "hop_length": 320}
+CLASS_TOKEN = "cls_token"  # what tells a PaSST's state dict from a student's
 
 
 def front_end_of(log_mel: LogMel) -> dict[str, Any]:
     """What makes two front ends the same one, jitter apart."""
     return {name: getattr(log_mel, name) for name in FRONT_END if "jitter" not in name}
-
-
-def locate(
-    source: str | Path, savedir: str | Path | None, base_url: str | None
-) -> tuple[PublishedStudent | None, Path]:
-    """The entry, where ``source`` is published, and the file of its weights."""
-    if isinstance(source, str) and source in PUBLISHED:
-        return PUBLISHED[source], fetch(source, savedir, base_url)
-    path = Path(source)
-    if path.is_file():
-        return find_published(path), path
-    if isinstance(source, Path) or path.suffix or path.parent != Path("."):
-        raise FileNotFoundError(
-            f"{source} is no file; give the path of a state dict or a name of "
-            "list_students()"
-        )
-    return published(source), path
 
 
 def _described(state: Mapping[str, Tensor]) -> str:
@@ -158,7 +121,7 @@ def load_published_state(
     student : Student
         Built with the options of the weights; the number of classes may differ.
     source : str or Path
-        A name of `list_students`, or a file.
+        A name of `list_students`, a file, or a model folder.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
@@ -176,11 +139,12 @@ def load_published_state(
     ValueError
         For an unknown name, a file that is no state dict, and one that does not fit.
     """
-    entry, path = locate(source, savedir, base_url)
-    state = read_state(path)
+    known = locate(source, savedir, base_url)
+    state = read_state(known.path)
     kept = _fill(student, state, str(source))
-    if entry is not None and isinstance(student, DyMN) and "temperature" not in state:
-        student.set_temperature(entry.temperature)
+    if isinstance(student, DyMN) and "temperature" not in state:
+        if isinstance(known.entry, PublishedStudent):
+            student.set_temperature(known.entry.temperature)
     return kept
 
 
@@ -208,8 +172,10 @@ def load_student(
     Arguments
     ---------
     source : str or Path
-        A name of `list_students`, downloaded once; or a file with a state dict. Of
-        a file with a published name the options are known; else family, width, head
+        A name of `list_students`, downloaded once; a model folder, or that of the run
+        that left it; or a file with a state dict. Its front end is known of a file
+        with a published name, in a model folder or in a run's checkpoints, and must
+        be stated of others, with ``n_mels`` and ``hop_length``; family, width, head
         and the like follow from names and shapes.
     num_classes : int or None
         K; None: as many as the weights have, 527 of the published ones. Another
@@ -233,8 +199,8 @@ def load_student(
     OSError
         Where a download fails or there is no such file.
     ValueError
-        For an unknown name or option, a file that is no state dict, and one that
-        does not fit.
+        For an unknown name or option, a file that is no state dict, one that does
+        not fit, and one whose front end is neither known nor stated.
 
     Example
     -------
@@ -242,24 +208,59 @@ def load_student(
     >>> student.front_end  # doctest: +SKIP
     {'sample_rate': 32000, 'n_mels': 128, 'hop_length': 320}
     """
-    entry, path = locate(source, savedir, base_url)
-    state = read_state(path)
-    if entry is not None:
-        family, options, front_end = entry.family, entry.options(), entry.front_end()
+    known = describe(source, savedir, base_url)
+    return student_of(known, read_state(known.path), overrides, num_classes)
+
+
+def student_of(
+    known: Described,
+    state: Mapping[str, Tensor],
+    overrides: Mapping[str, Any],
+    num_classes: int | None = None,
+    needs_front_end: bool = True,
+) -> Student:
+    """`load_student`, of weights that are found, described and read.
+
+    Without ``needs_front_end`` a student whose front end is not known has none, for
+    whoever computes from features of their own.
+    """
+    if CLASS_TOKEN in state:
+        raise ValueError(
+            f"{known.source} is a PaSST, and an MN or a DyMN is needed here; "
+            "load_teacher takes it"
+        )
+    with known.told():
+        return _student_of(known, state, overrides, num_classes, needs_front_end)
+
+
+def _student_of(
+    known: Described,
+    state: Mapping[str, Tensor],
+    overrides: Mapping[str, Any],
+    num_classes: int | None,
+    needs_front_end: bool,
+) -> Student:
+    entry, source = known.entry, known.source
+    stated = {**known.options, **overrides}
+    if isinstance(entry, PublishedStudent):
+        family, options = entry.family, entry.options()
     else:
-        family, options = infer_options(state, overrides)
-        front_end = dict(DEFAULT_FRONT_END)
-    _check_overrides(family, overrides)
-    front_end |= {k: v for k, v in overrides.items() if k in FRONT_END}
+        family, options = infer_options(state, {**(known.front_end or {}), **stated})
+    _check_overrides(family, stated)
+    front_end: dict[str, Any] = {}
+    if needs_front_end or known.front_end is not None:
+        front_end = known.front_end_with(overrides)
     of_student = inspect.signature(FAMILIES[family]).parameters
-    options |= {k: v for k, v in (front_end | overrides).items() if k in of_student}
+    options |= {k: v for k, v in (front_end | stated).items() if k in of_student}
     if num_classes is not None:
         options["num_classes"] = num_classes
     student = FAMILIES[family](**options)
-    kept = _fill(student, state, str(source), may_change_head="head" in overrides)
-    if isinstance(student, DyMN) and "temperature" in overrides:
-        student.set_temperature(overrides["temperature"])
+    kept = _fill(student, state, source, may_change_head="head" in overrides)
+    if isinstance(student, DyMN) and "temperature" in stated:
+        student.set_temperature(stated["temperature"])
     if entry is not None and entry.trained_on == "ImageNet" and not kept:
         logger.warning("%s comes from ImageNet: its class layer is untrained", source)
-    student.front_end, student.options = front_end, options
+    student.options = options
+    if front_end:
+        student.front_end = front_end
     return student.eval()

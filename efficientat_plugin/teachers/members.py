@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.described import find_model_folder
 from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.model_folder import HYPERPARAMS, refuse_run_folder
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
 from efficientat_plugin.teachers.weights import load_teacher, names_ast
@@ -226,10 +226,8 @@ def _open(
         made = load_own(source, rate, given)
         return Member(made, made.labels, None)
     options = {name: value for name, value in options.items() if name != "labels"}
-    if (Path(source) / HYPERPARAMS).is_file():
-        left = Path(source) / "model"  # by a run, in its folder
-        folder = left if (left / HYPERPARAMS).is_file() else Path(source)
-        refuse_run_folder(folder)
+    folder = find_model_folder(source)
+    if folder is not None:
         tagger = AudioTagger.from_hparams(str(folder))
         [own] = tagger.ensemble.members
         return Member(own, tagger.labels, tagger.hparams.target)

@@ -159,6 +159,8 @@ class PaSST(Student):
     (torch.Size([2, 50]), torch.Size([2, 32]))
     """
 
+    min_frames = PATCH
+
     def __init__(
         self,
         num_classes: int = 527,

@@ -1,8 +1,16 @@
 """The published PaSSTs: their names, files, and what must be known to use them."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
+
+from efficientat_plugin.students.download import BASE_URL_VARIABLE, download_weights
+from efficientat_plugin.students.published import PublishedStudent
+
+RELEASES = "https://github.com/kkoutini/PaSST/releases/download/"
 
 
 class PublishedTeacher(NamedTuple):
@@ -176,3 +184,16 @@ def find_teacher(source: str | Path) -> PublishedTeacher | None:
     """
     by_file = {entry.file: entry for entry in TEACHERS.values()}
     return TEACHERS.get(str(source)) or by_file.get(Path(source).name)
+
+
+def fetch_teacher(
+    entry: PublishedTeacher, savedir: str | Path | None, base_url: str | None
+) -> Path:
+    """The file of a published teacher, downloaded where it is not there yet."""
+    folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
+    path = folder / entry.file
+    if not path.is_file():
+        own = base_url or os.environ.get(BASE_URL_VARIABLE)
+        to_download = PublishedStudent(entry.name, "passt", entry.file, width=1.0)
+        download_weights(to_download, path, own or RELEASES + entry.release)
+    return path

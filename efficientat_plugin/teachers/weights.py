@@ -15,25 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from efficientat_plugin.described import (
+    FRONT_END,
+    Described,
+    describe,
+    find_model_folder,
+    locate,
+)
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.download import (
-    BASE_URL_VARIABLE,
-    download_weights,
-    read_state,
-)
+from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.ensemble import HeardStudent
-from efficientat_plugin.students.published import (
-    PUBLISHED,
-    PublishedStudent,
-    find_published,
-)
+from efficientat_plugin.students.published import PUBLISHED, find_published
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import (
-    DEFAULT_FRONT_END,
-    FRONT_END,
+    CLASS_TOKEN,
     differences_of,
     load_published_state,
-    load_student,
+    student_of,
 )
 from efficientat_plugin.teachers.ast import ASTTeacher, load_ast
 from efficientat_plugin.teachers.passt import (
@@ -45,31 +43,15 @@ from efficientat_plugin.teachers.passt import (
 from efficientat_plugin.teachers.published_passt import (
     TEACHERS,
     PublishedTeacher,
-    find_teacher,
 )
 
 logger = logging.getLogger(__name__)
 
-RELEASES = "https://github.com/kkoutini/PaSST/releases/download/"
 STRIDES = (10, 12, 14, 16, 20)  # that shapes are searched for
-CLASS_TOKEN = "cls_token"  # what tells a PaSST's state dict from a student's
 UNREAD = "head_dist."  # in published checkpoints, read by nobody
 CLASS_LAYER = "head.1."
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-
-
-def fetch_teacher(
-    entry: PublishedTeacher, savedir: str | Path | None, base_url: str | None
-) -> Path:
-    """The file of a published teacher, downloaded where it is not there yet."""
-    folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
-    path = folder / entry.file
-    if not path.is_file():
-        own = base_url or os.environ.get(BASE_URL_VARIABLE)
-        to_download = PublishedStudent(entry.name, "passt", entry.file, width=1.0)
-        download_weights(to_download, path, own or RELEASES + entry.release)
-    return path
 
 
 def infer_options(
@@ -231,37 +213,75 @@ def _filled(
     return passt
 
 
-def _load_passt(
-    origin: str, path: Path, state: Mapping[str, Tensor], overrides: Mapping[str, Any]
-) -> HeardStudent:
-    """A PaSST of a file, and its front end."""
-    entry = find_teacher(path)
+def _passt_of(
+    known: Described, state: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> PaSST:
+    """A PaSST of a state dict, in evaluation mode, with its front end."""
     of_passt = inspect.signature(PaSST).parameters
-    legal = [*of_passt, *FRONT_END, *(["clip_seconds"] if entry is None else [])]
+    is_published = known.entry is not None
+    legal = [*of_passt, *FRONT_END, *([] if is_published else ["clip_seconds"])]
     _check_overrides(overrides, legal, "PaSST or LogMel")
-    front_end = DEFAULT_FRONT_END if entry is None else entry.front_end()
-    front_end = front_end | {k: v for k, v in overrides.items() if k in FRONT_END}
-    if entry is None:
-        known = _strides_of_name(path) | dict(overrides)
-        options = infer_options(state, known, front_end)
+    front_end = known.front_end_with(overrides)
+    if isinstance(known.entry, PublishedTeacher):
+        options = known.entry.options()
     else:
-        options = entry.options()
+        told = {"clip_seconds": known.clip_seconds, **known.options}
+        told = _strides_of_name(known.path) | told | dict(overrides)
+        options = infer_options(state, told, front_end) | dict(known.options)
     options |= {k: v for k, v in overrides.items() if k in of_passt}
-    passt = _filled(options, state, origin)
+    passt = _filled(options, state, known.source)
     passt.front_end, passt.options = front_end, options
-    return HeardStudent(LogMel(**front_end), passt).eval()
+    return passt.eval()
 
 
-def _load_student(source: str | Path, **options: Any) -> HeardStudent:
-    """A student as a teacher."""
-    entry = find_published(source)
-    if entry is not None and entry.trained_on == "ImageNet":
-        raise ValueError(
-            f"{source} comes from ImageNet, so its class layer is untrained and has "
-            "nothing to teach; take one whose name ends with _as"
-        )
-    student = load_student(source, **options)
-    return HeardStudent(LogMel(**student.front_end), student).eval()
+def load_network(
+    source: str | Path,
+    savedir: str | Path | None = None,
+    base_url: str | None = None,
+    **overrides: Any,
+) -> Student:
+    """A network with its weights, CNN or transformer, ready to score.
+
+    Arguments
+    ---------
+    source : str or Path
+        As `describe` takes it.
+    savedir : str or Path or None
+        Folder of downloads.
+    base_url : str or None
+        A folder with all the files; None: as in `load_teacher`.
+    **overrides
+        Arguments of the network or of `LogMel` that the source does not tell or that
+        shall differ, as `load_student` and `load_teacher` take them.
+
+    Returns
+    -------
+    Student
+        An `MN`, `DyMN` or `PaSST` in evaluation mode, with ``front_end`` and
+        ``options``.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `load_student` and `load_teacher`.
+
+    Example
+    -------
+    >>> load_network("results/cmkd_mutual/1234/peer/model")  # doctest: +SKIP
+    PaSST(...)
+    """
+    known = describe(source, savedir, base_url)
+    return network_of(known, read_state(known.path), overrides)
+
+
+def network_of(
+    known: Described, state: Mapping[str, Tensor], overrides: Mapping[str, Any]
+) -> Student:
+    """`load_network`, of weights that are found, described and read."""
+    if CLASS_TOKEN not in state:
+        return student_of(known, state, overrides)
+    with known.told():
+        return _passt_of(known, state, overrides)
 
 
 def names_ast(source: str | Path) -> bool:
@@ -286,14 +306,14 @@ def load_start(
     """Fills a student, CNN or transformer, with what its training starts from.
 
     As `load_published_state` does with a CNN; a PaSST takes a name of
-    `list_teachers`, or a file.
+    `list_teachers`, a file, or a model folder.
 
     Arguments
     ---------
     student : Student
         Built with the options of the weights; the number of classes may differ.
     source : str or Path
-        A name of `list_students` or `list_teachers`, or a file.
+        A name of `list_students` or `list_teachers`, a file, or a model folder.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
@@ -318,13 +338,10 @@ def load_start(
     """
     if not isinstance(student, PaSST):
         return load_published_state(student, source, savedir, base_url)
-    if str(source) in TEACHERS:
-        path = fetch_teacher(TEACHERS[str(source)], savedir, base_url)
-    elif Path(source).is_file():
-        path = Path(source)
-    else:
+    if str(source) not in TEACHERS and not os.path.exists(source):
         raise _nothing_called(source, [*TEACHERS])
-    state, own = dict(read_state(path)), student.state_dict()
+    state = dict(read_state(locate(source, savedir, base_url).path))
+    own = student.state_dict()
     given = {k: v for k, v in state.items() if not k.startswith(UNREAD)}
     classes = len(given.get(f"{CLASS_LAYER}bias", ()))
     kept: list[str] = []
@@ -361,10 +378,12 @@ def load_teacher(
     Arguments
     ---------
     source : str or Path
-        A name of `list_teachers` or `list_students`, downloaded once; a file with the
-        state dict of a PaSST or a student; a name on the hub, or a folder that
-        ``save_pretrained`` wrote, of an AST (see `load_ast`). Of a file with a
-        published name the options are known; else they follow from names and shapes.
+        A name of `list_teachers` or `list_students`, downloaded once; a model folder,
+        or that of the run that left it; a file with the state dict of a PaSST or a
+        student; a name on the hub, or a folder that ``save_pretrained`` wrote, of an
+        AST (see `load_ast`). Of a file with a published name, in a model folder or in
+        a run's checkpoints, the options are known; else they follow from names and
+        shapes, and the front end must be stated.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder, and the
         hub's own.
@@ -373,9 +392,9 @@ def load_teacher(
         the published releases.
     **overrides
         Arguments of the network, of `LogMel` or of `load_ast` that the source does not
-        tell or that shall differ: ``patchout_time``, ``hop_length``; and
-        ``time_stride``, or ``clip_seconds`` of what it was trained on, of a PaSST's
-        file without published name.
+        tell or that shall differ, as ``patchout_time``. Of a file that nothing
+        describes: ``n_mels`` and ``hop_length``; and of a PaSST's ``time_stride``, or
+        ``clip_seconds`` of what it was trained on.
 
     Returns
     -------
@@ -398,23 +417,27 @@ def load_teacher(
     >>> teacher(torch.zeros(2, 320000)).logits.shape  # doctest: +SKIP
     torch.Size([2, 527])
     """
-    name, path = str(source), Path(source)
-    if name in TEACHERS:
-        path = fetch_teacher(TEACHERS[name], savedir, base_url)
-        return _load_passt(name, path, read_state(path), overrides)
-    if name in PUBLISHED:
-        return _load_student(source, savedir=savedir, base_url=base_url, **overrides)
-    if path.is_file():
-        state = read_state(path)
-        if CLASS_TOKEN in state:
-            return _load_passt(name, path, state, overrides)
-        return _load_student(path, **overrides)
-    if names_ast(source):
+    path, found = Path(source), find_model_folder(source)
+    if found is None and names_ast(source) and str(source) not in TEACHERS:
         _check_overrides(
             overrides, list(inspect.signature(load_ast).parameters)[2:], "an AST"
         )
         return load_ast(source, savedir, **overrides)
-    raise _nothing_called(source, [*TEACHERS, *PUBLISHED])
+    is_published = str(source) in (*TEACHERS, *PUBLISHED)
+    if not (is_published or found or path.is_file()):
+        raise _nothing_called(source, [*TEACHERS, *PUBLISHED])
+    entry = find_published(source)
+    if entry is not None and entry.trained_on == "ImageNet":
+        raise ValueError(
+            f"{source} comes from ImageNet, so its class layer is untrained and has "
+            "nothing to teach; take one whose name ends with _as"
+        )
+    known = describe(found or source, savedir, base_url)
+    student = network_of(known, read_state(known.path), overrides)
+    teacher = HeardStudent(LogMel(**student.front_end), student).eval()
+    if known.yaml is not None:
+        teacher.labels, teacher.target = known.labels, known.target
+    return teacher
 
 
 def _nothing_called(source: str | Path, names: list[str]) -> Exception:
