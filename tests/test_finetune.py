@@ -16,6 +16,7 @@ import torch
 from recipe_runs import RecipeProcess, arguments_of, launch, run_to_end
 from speechbrain.inference.interfaces import Pretrained
 
+from efficientat_plugin.cli import main
 from efficientat_plugin.data.labelled import LabelledClips
 from efficientat_plugin.data.splits import Split
 from efficientat_plugin.data.tables import read_table
@@ -130,6 +131,18 @@ def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
         for path in sorted(sounds.glob("*/*.wav"))
     ]
     assert np.mean(hits) > 0.8
+
+
+@pytest.mark.slow
+def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(tuned, sounds, tmp_path):
+    """Found again in the data, whoever asks; all clips have another score."""
+    output, _ = tuned
+    whole, scores = tmp_path / "whole", json.loads((output / "scores.json").read_text())
+    options = [str(sounds), "--device", "cpu", "--output", str(whole)]
+    assert main(["evaluate", str(output / "model"), *options]) == 0
+    assert json.loads((whole / "scores.json").read_text()) == scores
+    assert main(["evaluate", str(output / "model"), *options, "--split", "all"]) == 0
+    assert json.loads((whole / "scores.json").read_text())["num_clips"] == 48
 
 
 @pytest.mark.slow

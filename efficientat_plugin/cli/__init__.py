@@ -1,4 +1,4 @@
-"""The command line: ``efficientat list | tag | scan | embed | info | export``.
+"""The command line: ``efficientat list|tag|scan|embed|evaluate|info|export``.
 
 A module for each command says what it takes (``add_parser``) and does it (``run``).
 They share ``arguments`` (legal values), ``inputs`` (which files, and their sound),
@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Sequence
 
 from efficientat_plugin import __version__
-from efficientat_plugin.cli import embed, export, info, listing, scan, tag
+from efficientat_plugin.cli import embed, evaluate, export, info, listing, scan, tag
 from efficientat_plugin.plain_text import shown
 
 __all__ = ["main"]
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="efficientat",
-        description="Tags, scans and embeds sound with small CNNs.",
+        description="Tags, scans and embeds sound with small CNNs, and scores them.",
         epilog="Exit codes: 0 all went well; 1 some inputs could not be read; "
         "2 wrong usage, or nothing could be read; 130 interrupted.",
     )
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
             help="show where in the code an error comes from",
         )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (listing, tag, scan, embed, info, export):
+    for module in (listing, tag, scan, embed, evaluate, info, export):
         module.add_parser(commands, common)
     return parser
 

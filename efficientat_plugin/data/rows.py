@@ -268,6 +268,18 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
     return []
 
 
+def has_parquet_split(path: str | Path, split: str) -> bool:
+    """Whether a folder has Parquet files of a split, by the names of AudioSet's schema.
+
+    Example
+    -------
+    >>> has_parquet_split("nowhere", "eval")
+    False
+    """
+    folder = Path(path).expanduser()
+    return folder.is_dir() and bool(_parquet_files(folder, split))
+
+
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
     """Rows of the audio files below a folder, none of them labelled."""
     # As paths sort: folder by folder, a name before what it begins

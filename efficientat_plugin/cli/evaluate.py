@@ -1,0 +1,249 @@
+"""``efficientat evaluate``: how well a model tags sounds whose classes are known."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efficientat_plugin.cli.arguments import (
+    MODEL_HELP,
+    Commands,
+    add_model_details,
+    probability,
+)
+from efficientat_plugin.plain_text import shown
+
+if TYPE_CHECKING:
+    from efficientat_plugin.data.labelled import LabelledClips
+    from efficientat_plugin.metrics import Scores, TaggingStats
+    from efficientat_plugin.tagging import SoundTagger
+
+EXAMPLES = """\
+examples:
+  efficientat evaluate results/finetune/1234 sounds/ --output scores
+  efficientat evaluate mn04_as clips.csv --label-column category --output scores
+  efficientat evaluate model.onnx esc50.parquet --fold 3 --output scores
+"""
+NOT_HERE = ("run.json", "hyperparams.yaml")  # what marks the folder of a run or a model
+
+
+def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser = commands.add_parser(
+        "evaluate",
+        parents=[common],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help="how well a model tags sounds whose classes are known",
+        description="Scores a model on labelled sounds, each from beginning to end, as "
+        "recipes/finetune.py does,\nand writes scores.json, per_class.csv and, of one "
+        "class per sound, confusion.png.",
+        epilog=EXAMPLES,
+    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a folder of class folders; a CSV, TSV, JSONL or Parquet file with a "
+        "column of files and one of labels, or a folder with one; or a hub id",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="FOLDER", help="made if need be"
+    )
+    add_model_details(parser)
+    add_table_options(parser)
+    chosen = parser.add_argument_group(
+        "which clips",
+        "unless one of these is given: those that the run of the model was tested on, "
+        "if DATA is that run's; or else the split named test; or else all",
+    )
+    chosen.add_argument("--split", metavar="NAME", help="one split; all: every clip")
+    chosen.add_argument("--fold", metavar="NAME", help="one fold")
+    chosen.add_argument(
+        "--test-share",
+        type=probability,
+        metavar="P",
+        help="a share drawn as recipes/finetune.py draws its test clips",
+    )
+    chosen.add_argument(
+        "--seed", type=int, default=1234, help="of that draw (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-unreadable-share",
+        type=probability,
+        default=0.01,
+        metavar="P",
+        help="of the clips; more that cannot be read are an error (%(default)s)",
+    )
+    parser.set_defaults(run=run)
+
+
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """How labelled data is read; as in hparams/finetune.yaml."""
+    group = parser.add_argument_group("how the data is read")
+    group.add_argument(
+        "--label-column", metavar="NAME", help="(one of a usual name, as category)"
+    )
+    group.add_argument(
+        "--audio-column", metavar="NAME", help="(sound, or one of a usual name)"
+    )
+    group.add_argument(
+        "--group-column",
+        metavar="NAME",
+        help="of the recordings that --test-share keeps together",
+    )
+    group.add_argument("--separator", help="between the labels of one cell")
+    group.add_argument(
+        "--audio-folder", metavar="FOLDER", help="where files are, if not beside DATA"
+    )
+    group.add_argument(
+        "--form", default="auto", help="what DATA is, as class_folders (%(default)s)"
+    )
+    group.add_argument(
+        "--facts", type=Path, metavar="YAML", help="one of hparams/data, or as these"
+    )
+    group.add_argument("--config", metavar="NAME", help="of a data set on the hub")
+    group.add_argument(
+        "--cache", metavar="FOLDER", help="where `datasets` keeps what it prepares"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Scores what can be read, names what cannot."""
+    check_folder(arguments.output)
+
+    from efficientat_plugin.cli.models import load_tagger
+    from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
+    from efficientat_plugin.data.summary import describe
+    from efficientat_plugin.evaluation import choose_clips, whole_clip_stats
+
+    tagger = load_tagger(
+        arguments.model, arguments.labels, arguments.device, arguments.trust
+    )
+    clips = open_clips(arguments, tagger)
+    rows, what = choose_clips(
+        clips.rows,
+        arguments.split,
+        arguments.fold,
+        arguments.test_share,
+        arguments.seed,
+        run_of(arguments.model),
+    )
+    say(f"{arguments.data}: scoring {what}:\n{describe(rows)}")
+    check_labels(tagger, clips._replace(rows=rows), what)
+    skipped = SkippedClips(arguments.max_unreadable_share)
+    try:
+        stats = whole_clip_stats(tagger, rows, skipped)
+    except TooManyUnreadable as error:
+        option = "--max-unreadable-share"
+        raise ValueError(str(error).replace("max_unreadable_share", option)) from error
+    scores = stats.summarize()
+    write(arguments.output, tagger, scores)
+    print(scores)
+    for name, part in by_device(stats, rows).items():
+        print(f"device {shown(name)}: {part}")
+    say(f"Scores and results per class are in {arguments.output}")
+    return 1 if skipped.reasons else 0
+
+
+def say(text: str) -> None:
+    """What is not a result."""
+    print("\n".join(map(shown, text.splitlines())), file=sys.stderr)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses, before anything is computed, a folder that cannot be meant."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give another --output")
+    found = [name for name in NOT_HERE if (folder / name).exists()]
+    if found:
+        raise ValueError(
+            f"{folder} has a {found[0]}, so it is a run's or a model's own folder, "
+            "whose scores would be replaced; give another --output"
+        )
+
+
+def open_clips(arguments: argparse.Namespace, tagger: "SoundTagger") -> "LabelledClips":
+    """The labelled clips, read as the recipes read them."""
+    from efficientat_plugin.data.labelled import open_labelled
+    from efficientat_plugin.data.rows import has_parquet_split
+
+    given: dict[str, Any] = {
+        "label_column": arguments.label_column,
+        "audio_column": arguments.audio_column,
+        "group_column": arguments.group_column,
+        "separator": arguments.separator,
+        "audio_folder": arguments.audio_folder,
+        "form": arguments.form,
+        "config": arguments.config,
+        "cache_dir": arguments.cache,
+    }
+    split = arguments.split
+    if split and not arguments.facts and has_parquet_split(arguments.data, split):
+        given["splits"] = {split: split}  # as it is called there, and no other
+    try:
+        return open_labelled(
+            arguments.data, arguments.facts or {}, tagger.target, tagger.labels, **given
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(_as_options(str(error), given)) from error
+
+
+def _as_options(text: str, names: Iterable[str]) -> str:
+    """What readers call by the names of their arguments, as it stands here."""
+    for name in names:
+        text = re.sub(rf"\b{name}(?=\b|=)", f"--{name.replace('_', '-')}", text)
+    return text
+
+
+def run_of(model: str) -> dict[str, Any] | None:
+    """What is known of the run that trained a model; None: nothing."""
+    from efficientat_plugin.run_folder import read_run
+
+    folder = Path(model)
+    if not folder.is_dir():
+        return None
+    return read_run(folder) or read_run(folder.absolute().parent)
+
+
+def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> None:
+    """Says which labels are left out; refuses what cannot be scored."""
+    from efficientat_plugin.data.rows import summarize_rows
+    from efficientat_plugin.data.targets import refuse_other_labels
+
+    summary = summarize_rows(clips.rows, clips.labels)
+    refuse_other_labels(what, summary, clips.labels)
+    if not summary.num_labelled:
+        raise ValueError(f"{what} have no labels, so that nothing can be scored")
+    if summary.unknown:
+        num_left = len(summary.indices) - summary.num_labelled
+        say(f"{summary.left_out}, so that {num_left} clips are not scored")
+    several = sum(len(indices) > 1 for indices in summary.indices)
+    if tagger.target == "multiclass" and several:
+        raise ValueError(
+            f"{several} of {what} have several of the model's classes, and the model "
+            "says one of each sound; score it on clips of one class, or name another "
+            "--label-column"
+        )
+
+
+def write(folder: Path, tagger: "SoundTagger", scores: "Scores") -> None:
+    """The files that a run leaves, too."""
+    from efficientat_plugin.files import told_if_not_writable
+    from efficientat_plugin.metrics import ClassificationScores
+    from efficientat_plugin.report import plot_confusion, write_scores
+
+    with told_if_not_writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_scores(folder, scores, tagger.labels)
+        if isinstance(scores, ClassificationScores):
+            plot_confusion(folder / "confusion.png", scores, tagger.labels)
+
+
+def by_device(stats: "TaggingStats", rows: Any) -> dict[str, "Scores"]:
+    """Scores of each recording device, where the data tells it."""
+    if "device" not in rows.column_names:
+        return {}
+    pairs = zip(rows["video_id"][:], rows["device"][:], strict=True)
+    return stats.by_group({clip_id: str(device) for clip_id, device in pairs})
