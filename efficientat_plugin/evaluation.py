@@ -221,7 +221,7 @@ def choose_clips(
         places = split_rows(rows, 0.0, test_share, seed).test
         return chosen(places, f"that finetune.py would test on by seed {seed}")
     if split is None and run is not None:
-        tested = _tested_by(run, rows)
+        tested = clips_tested_by(run, rows)
         if tested is not None:
             return chosen(tested, "that the run of this model was tested on")
     if split is None and "split" in rows.column_names:
@@ -249,8 +249,27 @@ def _where(rows: datasets.Dataset, column: str, name: str) -> list[int]:
     return places
 
 
-def _tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int] | None:
-    """Places of the clips that a run was tested on; None: they are not these clips."""
+def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int] | None:
+    """Places of the clips that a run was tested on.
+
+    Arguments
+    ---------
+    run : Mapping
+        Its ``run.json``.
+    rows : datasets.Dataset
+        From ``read_table``.
+
+    Returns
+    -------
+    list of int or None
+        None: these rows are not the data of the run, or were read in another way.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"video_id": ["a", "b"], "fold": ["1", "2"]})
+    >>> clips_tested_by(split_digest(rows, Split([0], [], [1])), rows)
+    [1]
+    """
     splits: list[Callable[[], Split]] = []
     if "split" in rows.column_names:
         splits.append(partial(given_split, rows))
@@ -262,8 +281,11 @@ def _tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int] | No
         splits.append(partial(split_rows, rows, 0.0, share, seed))
     for make in splits:
         split = _or_none(make)
-        if split is not None and split_digest(rows, split)["test"] == run.get("test"):
-            return split.test or None
+        if split is None or not split.test:
+            continue
+        alone = Split([], [], split.test)
+        if split_digest(rows, alone)["test"] == run.get("test"):
+            return split.test
     return None
 
 

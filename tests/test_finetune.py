@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -134,8 +135,10 @@ def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
 
 
 @pytest.mark.slow
-def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(tuned, sounds, tmp_path):
-    """Found again in the data, whoever asks; all clips have another score."""
+def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(
+    tuned, sounds, tmp_path, capsys
+):
+    """Found again in the data, whoever asks; of other data that is said."""
     output, _ = tuned
     whole, scores = tmp_path / "whole", json.loads((output / "scores.json").read_text())
     options = [str(sounds), "--device", "cpu", "--output", str(whole)]
@@ -143,6 +146,11 @@ def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(tuned, sounds, tm
     assert json.loads((whole / "scores.json").read_text()) == scores
     assert main(["evaluate", str(output / "model"), *options, "--split", "all"]) == 0
     assert json.loads((whole / "scores.json").read_text())["num_clips"] == 48
+    assert "is not the data that" not in capsys.readouterr().err
+    shutil.copytree(sounds / "low", tmp_path / "others" / "low")
+    options[0] = str(tmp_path / "others")
+    assert main(["evaluate", str(output / "model"), *options]) == 0
+    assert "is not the data that" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -121,15 +121,18 @@ def run(arguments: argparse.Namespace) -> int:
     tagger = load_tagger(
         arguments.model, arguments.labels, arguments.device, arguments.trust
     )
-    clips = open_clips(arguments, tagger)
-    rows, what = choose_clips(
-        clips.rows,
-        arguments.split,
-        arguments.fold,
-        arguments.test_share,
-        arguments.seed,
-        run_of(arguments.model),
-    )
+    choice = arguments.split, arguments.fold, arguments.test_share
+    run = run_of(arguments.model) if choice == (None, None, None) else None
+    clips = None if run is None else clips_of_run(arguments, tagger, run)
+    if clips is None:
+        if run is not None:
+            say(
+                f"{arguments.data} is not the data that {arguments.model} was trained "
+                "and tested on, or is given in another way; if some of the clips are "
+                "the same, the score may be of clips that it was trained on"
+            )
+        clips, run = open_clips(arguments, tagger, table_options(arguments)), None
+    rows, what = choose_clips(clips.rows, *choice, arguments.seed, run)
     say(f"{arguments.data}: scoring {what}:\n{describe(rows)}")
     check_labels(tagger, clips._replace(rows=rows), what)
     skipped = SkippedClips(arguments.max_unreadable_share)
@@ -164,12 +167,12 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def open_clips(arguments: argparse.Namespace, tagger: "SoundTagger") -> "LabelledClips":
-    """The labelled clips, read as the recipes read them."""
-    from efficientat_plugin.data.labelled import open_labelled
+def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of ``open_labelled``, as the command line has them."""
     from efficientat_plugin.data.rows import has_parquet_split
 
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
+        "facts": arguments.facts or {},
         "label_column": arguments.label_column,
         "audio_column": arguments.audio_column,
         "group_column": arguments.group_column,
@@ -181,13 +184,43 @@ def open_clips(arguments: argparse.Namespace, tagger: "SoundTagger") -> "Labelle
     }
     split = arguments.split
     if split and not arguments.facts and has_parquet_split(arguments.data, split):
-        given["splits"] = {split: split}  # as it is called there, and no other
+        options["splits"] = {split: split}  # as it is called there, and no other
+    return options
+
+
+def open_clips(
+    arguments: argparse.Namespace, tagger: "SoundTagger", options: dict[str, Any]
+) -> "LabelledClips":
+    """The labelled clips, read as the recipes read them."""
+    from efficientat_plugin.data.labelled import open_labelled
+
     try:
         return open_labelled(
-            arguments.data, arguments.facts or {}, tagger.target, tagger.labels, **given
+            arguments.data, target=tagger.target, labels=tagger.labels, **options
         )
     except (OSError, ValueError) as error:
-        raise ValueError(_as_options(str(error), given)) from error
+        raise ValueError(_as_options(str(error), options)) from error
+
+
+def clips_of_run(
+    arguments: argparse.Namespace, tagger: "SoundTagger", run: dict[str, Any]
+) -> "LabelledClips | None":
+    """The clips as the run of the model read them; None: it did not read these.
+
+    What the command line does not say of them, the run does.
+    """
+    from efficientat_plugin.data.labelled import TABLE_OPTIONS
+    from efficientat_plugin.evaluation import clips_tested_by
+
+    options = table_options(arguments)
+    for name in ("facts", *TABLE_OPTIONS):
+        if options.get(name) in (None, "auto", {}) and run.get(name) is not None:
+            options[name] = run[name]
+    try:
+        clips = open_clips(arguments, tagger, options)
+    except (TypeError, ValueError):
+        return None
+    return None if clips_tested_by(run, clips.rows) is None else clips
 
 
 def _as_options(text: str, names: Iterable[str]) -> str:
@@ -198,13 +231,14 @@ def _as_options(text: str, names: Iterable[str]) -> str:
 
 
 def run_of(model: str) -> dict[str, Any] | None:
-    """What is known of the run that trained a model; None: nothing."""
+    """What is known of the run that trained and tested a model; None: nothing."""
     from efficientat_plugin.run_folder import read_run
 
     folder = Path(model)
     if not folder.is_dir():
         return None
-    return read_run(folder) or read_run(folder.absolute().parent)
+    run = read_run(folder) or read_run(folder.absolute().parent)
+    return run if run and "test" in run else None  # others are tested on no clips
 
 
 def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> None:
