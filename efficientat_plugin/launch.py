@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.console import logging_to_console
 from efficientat_plugin.interruptions import Interruptions
 from efficientat_plugin.memory import keep_freed_memory
 from efficientat_plugin.plain_text import shown
@@ -40,8 +42,9 @@ logger = logging.getLogger(__name__)
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
 
-    Ctrl-C and SIGTERM end it, with a line that says how to go on. In the sentence that
-    it ends with otherwise, names that others gave command no terminal.
+    What is logged is seen on the console from here on. Ctrl-C and SIGTERM end it, with
+    a line that says how to go on. In the sentence that it ends with otherwise, names
+    that others gave command no terminal.
 
     Arguments
     ---------
@@ -52,7 +55,9 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
         again.
     """
     logging.raiseExceptions = False  # a full disk is told once, not by each log line
-    with Interruptions() as interruptions:
+    # Other processes of a run would say the same again.
+    console = logging_to_console("stdout") if if_main_process() else nullcontext()
+    with Interruptions() as interruptions, console:
         try:
             main(sys.argv[1:])
         except BaseException as error:

@@ -148,8 +148,10 @@ def caution(scores: Any) -> str | None:
     few = int((counts < FEW_CLIPS).sum())
     if few < len(counts) * FEW_CLASSES:
         return None
-    which = f"all {few}" if few == len(counts) else f"{few} of {len(counts)}"
-    return f"{which} classes have fewer than {FEW_CLIPS} clips, {so}"
+    which = f"{few} of {len(counts)} classes have"
+    if few == len(counts):
+        which = "the only class has" if few == 1 else f"all {few} classes have"
+    return f"{which} fewer than {FEW_CLIPS} clips, {so}"
 
 
 def with_caution(scores: Any) -> str:

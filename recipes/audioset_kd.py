@@ -20,6 +20,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.complexity import measure
+from efficientat_plugin.console import keep_log
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
@@ -261,6 +262,7 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
         hyperparams_to_save=run.hparams_file,
         overrides=run.overrides,
     )
+    keep_log()
     brain = make_brain(hparams, run_opts, hparams["checkpointer"])
     eval_set = Clips(run.inputs.eval_rows, reader(hparams))
     brain.fit(

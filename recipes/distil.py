@@ -19,6 +19,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.agreement import AgreementStats
 from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.console import keep_log
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import (
@@ -88,6 +89,7 @@ def main(argv: list[str]) -> None:
             sb.create_experiment_directory(
                 hparams["output_folder"], hparams_file, overrides
             )
+            keep_log()
             distil(run, run_opts)
     except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
         logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone

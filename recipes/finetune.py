@@ -21,6 +21,7 @@ from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 
 from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.console import keep_log
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import (
@@ -118,6 +119,7 @@ def main(argv: list[str]) -> None:
                 sb.create_experiment_directory(
                     str(run.folder), hparams_to_save(hparams_file), overrides
                 )
+                keep_log()
                 scores[name] = fine_tune(run, run_opts)
         except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
