@@ -692,7 +692,7 @@ def test_folders_files_and_functions_teach_together(recipe, own_module, three_cl
 @pytest.mark.parametrize(
     "teachers, options, text",
     [
-        ("weights.pt", {}, "weights.pt does not tell its front end; state n_mels="),
+        ("weights.pt", {}, "weights.pt does not tell its front end; state --teacher_"),
         ("my_teachers:make,model", {}, "have 2 classes and 3 others"),
         ("my_teachers:make", {"teacher_weights": "1,2"}, "must be 1 numbers"),
         (

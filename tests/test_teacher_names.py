@@ -1,6 +1,7 @@
 """A teacher is named in one way, whatever it is and whichever recipe takes it."""
 
 import importlib.util
+import shutil
 import sys
 
 import numpy as np
@@ -189,6 +190,22 @@ def run_folder(place, request, patch):
     return Kind(place / "run", heard(network))
 
 
+def transformer_model_folder(place, request, patch):
+    network = transformer()
+    return Kind(write_model(network, place / "transformer"), heard(network))
+
+
+def checkpoint_of_a_run(place, request, patch):
+    """With what describes it beside it."""
+    network = transformer()
+    model = write_model(network, place / "described")
+    folder = place / "save" / "CKPT"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(model / "student.ckpt", folder / "peer.ckpt")
+    shutil.copy(model / "hyperparams.yaml", folder / "peer_hyperparams.ckpt")
+    return Kind(folder / "peer.ckpt", heard(network))
+
+
 def own_function(place, request, patch):
     own = importlib.import_module("all_kinds").make()
     return Kind("all_kinds:make", own)
@@ -217,6 +234,8 @@ KINDS = [
     transformer_file,
     model_folder,
     run_folder,
+    transformer_model_folder,
+    checkpoint_of_a_run,
     own_function,
     own_function_that_says_nothing,
     several,
@@ -335,6 +354,48 @@ def test_what_names_no_teacher_is_refused(
     monkeypatch.syspath_prepend(str(place))
     with pytest.raises(ValueError, match=text):
         open_teachers(sources, savedir=place / "cache", options=options)
+
+
+@pytest.fixture(params=[False, True], ids=["as installed", "without transformers"])
+def transformers_or_not(request, monkeypatch):
+    if request.param:
+        monkeypatch.setitem(sys.modules, "transformers", None)
+
+
+@pytest.mark.parametrize("make", [model_folder, run_folder])
+def test_a_model_folder_is_taken_for_no_ast(
+    make, transformers_or_not, place, request, monkeypatch
+):
+    kind = make(place, request, monkeypatch)
+    teacher, labels, target = open_teachers(kind.name)
+    assert isinstance(teacher.members[0].student, MN)
+    assert (labels.mids, target) == (audioset_labels().mids, "multilabel")
+
+
+def test_a_folder_without_a_model_is_refused_in_a_sentence(
+    transformers_or_not, tmp_path
+):
+    with pytest.raises(FileNotFoundError, match="has no model in it: neither hyperpar"):
+        open_teachers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "told, text",
+    [
+        ({}, "front end; state --teacher_options '{n_mels: ..., hop_length: ...}'"),
+        ({"n_mels": 128, "hop_length": 320}, "pass time_stride .* --teacher_options"),
+        (
+            {"n_mels": 128, "hop_length": 320, "time_stride": 16},
+            "pass num_heads, as --teacher_options",
+        ),
+    ],
+)
+def test_what_a_bare_file_does_not_tell_is_asked_for_by_its_option(
+    told, text, place, request, monkeypatch
+):
+    kind = transformer_file(place, request, monkeypatch)
+    with pytest.raises(ValueError, match=text):
+        open_teachers(kind.name, options=told)
 
 
 def test_a_path_may_have_a_comma(tmp_path):

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
-from efficientat_plugin.described import find_model_folder
-from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.described import Unstated
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
-from efficientat_plugin.teachers.weights import load_teacher, names_ast
+from efficientat_plugin.teachers.weights import Untold, load_teacher, names_ast
 
+IN_OPTIONS = {"front end": "--teacher_options '{n_mels: ..., hop_length: ...}'"}
 OF_A_FUNCTION = ("labels", "sample_rate")  # options of a module of one's own
 
 
@@ -226,15 +226,17 @@ def _open(
         made = load_own(source, rate, given)
         return Member(made, made.labels, None)
     options = {name: value for name, value in options.items() if name != "labels"}
-    folder = find_model_folder(source)
-    if folder is not None:
-        tagger = AudioTagger.from_hparams(str(folder))
-        [own] = tagger.ensemble.members
-        return Member(own, tagger.labels, tagger.hparams.target)
     in_order = given or wanted
     if in_order is not None and names_ast(source):
         options["labels"] = in_order
-    module: Any = load_teacher(source, savedir, **options)
+    try:
+        module: Any = load_teacher(source, savedir, **options)
+    except Unstated as error:
+        raise ValueError(error.sentence(IN_OPTIONS)) from error
+    except Untold as error:
+        raise ValueError(
+            f"{source}: {error}, as --teacher_options '{{name: value}}'"
+        ) from error
     table = getattr(module, "labels", None) or given or audioset_labels()
     if module.num_classes != len(table):
         raise ValueError(

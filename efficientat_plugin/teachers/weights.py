@@ -51,7 +51,12 @@ STRIDES = (10, 12, 14, 16, 20)  # that shapes are searched for
 UNREAD = "head_dist."  # in published checkpoints, read by nobody
 CLASS_LAYER = "head.1."
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+AST_CONFIG = "config.json"
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+class Untold(ValueError):
+    """What a state dict does not tell of its network, and has to be passed."""
 
 
 def infer_options(
@@ -129,7 +134,7 @@ def infer_options(
 def _num_heads(embed_dim: int) -> int:
     published = PublishedTeacher._field_defaults
     if embed_dim != published["embed_dim"]:
-        raise ValueError(
+        raise Untold(
             f"the state dict has embed_dim={embed_dim}, unlike what is published, and "
             "does not tell the heads of its attention; pass num_heads"
         )
@@ -139,7 +144,7 @@ def _num_heads(embed_dim: int) -> int:
 def _frequency_stride(rows: int, n_mels: int) -> int:
     fitting = [each for each in STRIDES if num_positions(n_mels, each) == rows]
     if len(fitting) != 1:
-        raise ValueError(
+        raise Untold(
             f"n_mels={n_mels} and {rows} frequency positions go with the strides "
             f"{fitting} of {STRIDES}; pass frequency_stride, or n_mels"
         )
@@ -150,7 +155,7 @@ def _time_stride(
     columns: int, clip_seconds: float | None, front_end: Mapping[str, Any]
 ) -> int:
     if clip_seconds is None:
-        raise ValueError(
+        raise Untold(
             f"the state dict has {columns} time positions, which do not tell their "
             "stride; pass time_stride (mel frames), or clip_seconds of the clips that "
             "it was trained on"
@@ -162,7 +167,7 @@ def _time_stride(
         each for each in STRIDES if columns - num_patches(frames, each) in (0, 1)
     ]
     if len(fitting) != 1:
-        raise ValueError(
+        raise Untold(
             f"clip_seconds={clip_seconds} are {frames} frames, whose patches go with "
             f"{columns} time positions at the strides {fitting} of {STRIDES}; pass "
             "time_stride, or another clip_seconds"
@@ -285,16 +290,18 @@ def network_of(
 
 
 def names_ast(source: str | Path) -> bool:
-    """Whether that is an AST: a folder, or a name on the hub.
+    """Whether that is an AST: a folder that has its settings, or a name on the hub.
 
     Example
     -------
     >>> names_ast("MIT/ast-finetuned-audioset-10-10-0.4593"), names_ast("mn10_as")
     (True, False)
     """
-    path = Path(source)
-    named = HUB_NAME.fullmatch(str(source)) and path.suffix not in WEIGHT_FILES
-    return path.is_dir() or (bool(named) and not path.is_file())
+    if os.path.isdir(source):
+        return os.path.isfile(os.path.join(source, AST_CONFIG))
+    named = HUB_NAME.fullmatch(str(source))
+    is_file = Path(source).suffix in WEIGHT_FILES or os.path.isfile(source)
+    return named is not None and not is_file
 
 
 def load_start(
@@ -443,6 +450,11 @@ def load_teacher(
 def _nothing_called(source: str | Path, names: list[str]) -> Exception:
     """What to raise where a source is neither there nor published."""
     path = Path(source)
+    if os.path.isdir(source):
+        return FileNotFoundError(
+            f"the folder {source} has no model in it: neither hyperparams.yaml, as one "
+            f"that a run left, nor {AST_CONFIG}, as an AST's; give another folder"
+        )
     if path.suffix in WEIGHT_FILES or path.parent != Path("."):
         return FileNotFoundError(
             f"{source} is neither file nor folder; give the path of a state dict, a "
