@@ -16,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speechbrain.utils.checkpoints import (
+    Checkpointer,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import main_process_only
 
 from efficientat_plugin.classifiers import classifies_embeddings
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.described import (
+    DESCRIPTION,
     HYPERPARAMS,
     WEIGHTS,
     Unstated,
@@ -193,6 +201,65 @@ def load_trained_model(
         float(clip_seconds or known.clip_seconds or 0),
         short_clips or known.short_clips or "repeat",
     )
+
+
+@register_checkpoint_hooks
+class ModelDescription:
+    """What the weights of a checkpoint are, saved beside them.
+
+    The text is that of a model folder's YAML, and `describe` finds it: so a checkpoint
+    loads with its front end, wherever its folder is copied to.
+
+    Arguments
+    ---------
+    model : TrainedModel
+        The one that is being trained.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> student = MN(1, width=0.1)
+    >>> student.front_end = {"sample_rate": 32000}
+    >>> model = TrainedModel(student, LabelTable(["a"], ["a"]), "multilabel", 5.0)
+    >>> "clip_seconds: 5.0" in str(ModelDescription(model))
+    True
+    """
+
+    def __init__(self, model: TrainedModel) -> None:
+        self.model = model
+
+    def __str__(self) -> str:
+        return hyperparams(self.model)
+
+    @mark_as_saver
+    @main_process_only
+    def save(self, path: str | Path) -> None:
+        """Writes the YAML."""
+        Path(path).write_text(str(self), encoding="utf-8")
+
+    @mark_as_loader
+    def load(self, path: str | Path, end_of_epoch: bool) -> None:
+        """Nothing: what a run trains follows from its settings."""
+
+
+def describe_checkpoints(
+    checkpointer: Checkpointer, models: Mapping[str, TrainedModel]
+) -> None:
+    """Has every checkpoint say what its weights are.
+
+    Arguments
+    ---------
+    checkpointer : Checkpointer
+        Of the run.
+    models : Mapping
+        The models by the names that their students have there: "student".
+    """
+    for name, model in models.items():
+        checkpointer.add_recoverable(
+            f"{name}{DESCRIPTION}",
+            ModelDescription(model),
+            optional_load=True,  # of runs that began before
+        )
 
 
 def hyperparams(model: TrainedModel) -> str:

@@ -13,6 +13,7 @@ from ruamel.yaml.comments import TaggedScalar
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin.described import find_model_folder
 from efficientat_plugin.files import sha256_of
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
@@ -192,6 +193,7 @@ def identity_of_weights(source: str | Path | None) -> str | None:
     path = Path(source)
     if path.is_file():
         return f"a file (digest {sha256_of(path)[:8]})"
+    path = find_model_folder(path) or path  # which a run's folder leads to
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file() and file.suffix in OF_A_MODEL:

@@ -33,6 +33,7 @@ from efficientat_plugin.data.targets import (
     audioset_vocabulary,
     refuse_other_labels,
 )
+from efficientat_plugin.described import describe
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.launch import (
@@ -42,6 +43,12 @@ from efficientat_plugin.launch import (
     settings_of,
     start,
     world_size,
+)
+from efficientat_plugin.model_folder import (
+    Provenance,
+    TrainedModel,
+    describe_checkpoints,
+    write_model_folder,
 )
 from efficientat_plugin.report import (
     RunResult,
@@ -55,16 +62,17 @@ from efficientat_plugin.run_folder import (
     read_run,
     refuse_other_settings,
 )
-from efficientat_plugin.students.published import find_published
-from efficientat_plugin.students.weights import load_student
-from efficientat_plugin.teachers.published_passt import find_teacher
+from efficientat_plugin.students.weights import front_end_arguments
+from efficientat_plugin.teachers.passt import PaSST
 from efficientat_plugin.teachers.stored import as_teacher
-from efficientat_plugin.teachers.weights import load_start, load_teacher
+from efficientat_plugin.teachers.weights import load_network, load_start
 
 logger = logging.getLogger(__name__)
 
 # What a checkpoint of the run's own can only be evaluated with
 OF_THE_STUDENT = ("student", "peer", "log_mel", "clip_seconds", "sample_rate")
+# Where what is trained goes in the folder of a run
+FOLDERS_OF_MODELS = {"student": "model", "peer": "peer/model"}
 STREAM_HEAD = 256  # clips of a stream that are looked at before training
 STREAM_SOUNDS = 8  # of which the sound is, too
 NOTHING_NEEDED = (
@@ -191,8 +199,8 @@ def prepare(
         )
     inputs = open_inputs(hparams)
     hparams["teacher"] = inputs.teacher
-    warn_of_another_front_end(hparams)
     try:
+        warn_of_another_front_end(hparams)
         look_at_eval_clips(inputs.eval_rows)
         if hparams["streaming"]:
             train_set, loader, summary = streamed_training_data(hparams, inputs)
@@ -238,14 +246,16 @@ def digest_of_rows(rows: Any) -> str:
 def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
     """Published weights that start a run listen best as they were trained."""
     name = hparams["pretrained"]
-    entry = None if name is None else find_published(name) or find_teacher(name)
-    if entry is None or entry.trained_on == "ImageNet":
+    if name is None:
         return
-    trained = entry.front_end().items()
+    known = describe(name, hparams["pretrained_folder"])
+    if known.entry is not None and known.entry.trained_on == "ImageNet":
+        return
+    trained = known.front_end or {}
     options = [
-        f"--{key} {value}"
-        for key, value in trained
-        if getattr(hparams["log_mel"], key) != value
+        f"--{key} {trained[key]}"
+        for key in ("sample_rate", "n_mels", "hop_length")
+        if key in trained and trained[key] != getattr(hparams["log_mel"], key)
     ]
     if options and if_main_process():
         print(
@@ -263,6 +273,8 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
         overrides=run.overrides,
     )
     keep_log()
+    models = models_of(hparams)
+    describe_checkpoints(hparams["checkpointer"], models)
     brain = make_brain(hparams, run_opts, hparams["checkpointer"])
     eval_set = Clips(run.inputs.eval_rows, reader(hparams))
     brain.fit(
@@ -272,7 +284,46 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
         train_loader_kwargs=run.train_loader,
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
-    return evaluate(brain, eval_set)
+    results = evaluate(brain, eval_set)
+    run_on_main(write_models, (run, models, results))
+    return results
+
+
+def models_of(hparams: dict[str, Any]) -> dict[str, TrainedModel]:
+    """What is trained, by the names that the weights have in checkpoints."""
+    models = {}
+    for name in FOLDERS_OF_MODELS:
+        if name in hparams["modules"]:
+            student = hparams[name]
+            student.front_end = front_end_arguments(hparams["log_mel"])
+            models[name] = TrainedModel(
+                student,
+                audioset_labels(),
+                hparams["loss"].target,
+                hparams["clip_seconds"],
+                short_clips="zero_pad",  # as the reader of clips does
+            )
+    return models
+
+
+def write_models(
+    run: Run, models: dict[str, TrainedModel], results: list[RunResult]
+) -> None:
+    """Leaves a model folder of each that was trained, and says where."""
+    hparams = run.hparams
+    dataset, split = Path(str(hparams["dataset"])), hparams["eval_split"]
+    for (name, model), result in zip(models.items(), results, strict=True):
+        provenance = Provenance(
+            name=f"{dataset.name}, {result.name}",
+            started_from=hparams["pretrained"],
+            data=f"{dataset.name if dataset.exists() else dataset}: "
+            f"{hparams['train_split']}",
+            data_licence=run.inputs.train_rows.info.license or "",
+            scores={f"{split}, {result.scores.num_clips} clips": result.scores},
+        )
+        folder = Path(hparams["output_folder"]) / FOLDERS_OF_MODELS[name]
+        write_model_folder(folder, model, provenance)
+        print(f"The model of {result.name} is in {folder}")
 
 
 def training_data(
@@ -468,16 +519,27 @@ def evaluate_only(
 def use_named(hparams: dict[str, Any], name: str) -> None:
     """Puts a published or local model in the place of the YAML's student."""
     folder = hparams["pretrained_folder"]
-    if find_teacher(name) is None:
-        student = load_student(name, savedir=folder)
-    else:
-        student = load_teacher(name, folder).student
+    stated: dict[str, Any] = {}
+    if not tells_front_end(name):
+        # A file that nothing describes: the YAML's log-mel is taken to be its own, and
+        # of a transformer the YAML's strides and sizes.
+        stated = front_end_arguments(hparams["log_mel"])
+        if type(hparams["student"]) is PaSST:
+            stated = hparams["student"].options | stated
+    student = load_network(name, savedir=folder, **stated)
+    if student.num_classes != hparams["num_classes"]:
+        raise ValueError(
+            f"{name} has {student.num_classes} classes, and AudioSet "
+            f"{hparams['num_classes']}; recipes/audioset_kd.py evaluates its taggers"
+        )
     hparams["student"] = hparams["modules"]["student"] = student
-    # Width and front end go with what was published, whatever the YAML says; a
-    # file of one's own does not tell its front end, but the YAML does.
-    if find_published(name) or find_teacher(name):
-        hparams["log_mel"] = LogMel(**student.front_end)
-        hparams["modules"]["log_mel"] = hparams["log_mel"]
+    hparams["log_mel"] = LogMel(**student.front_end)
+    hparams["modules"]["log_mel"] = hparams["log_mel"]
+
+
+def tells_front_end(name: str) -> bool:
+    """Whether weights are known by their name or by what stands beside them."""
+    return not Path(name).exists() or describe(name).front_end is not None
 
 
 def choose_place_of_evaluation(

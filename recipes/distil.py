@@ -45,12 +45,13 @@ from efficientat_plugin.metrics import ClassificationStats, TaggingStats
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
+    describe_checkpoints,
     write_model_folder,
 )
 from efficientat_plugin.report import RunResult, plot_curves, write_scores
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.students.short_runs import prepare_for_short_run
-from efficientat_plugin.students.weights import FRONT_END
+from efficientat_plugin.students.weights import front_end_arguments
 from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.members import OpenedTeachers, open_teachers
 from efficientat_plugin.teachers.store import LogitsStore
@@ -255,9 +256,8 @@ def add_student(clips: LabelledClips, hparams: dict[str, Any]) -> None:
     """A student of the teacher's classes."""
     log_mel = hparams["log_mel"]
     student = hparams["student"](num_classes=len(clips.labels))
-    student.options = hparams["student"].keywords | {"num_classes": len(clips.labels)}
     prepare_for_short_run(student, hparams["prior"], hparams["batch_norm_momentum"])
-    student.front_end = {name: getattr(log_mel, name) for name in FRONT_END}
+    student.front_end = front_end_arguments(log_mel)
     hparams["student"] = student
     hparams["modules"] = {
         "log_mel": log_mel,
@@ -278,6 +278,15 @@ def add_parts(run: Run) -> None:
         "history": hparams["history"],
     }
     hparams["checkpointer"] = AtomicCheckpointer(str(folder / "save"), recoverables)
+    describe_checkpoints(hparams["checkpointer"], {"student": model_of(run)})
+
+
+def model_of(run: Run) -> TrainedModel:
+    """What is trained, and all that is needed to use it."""
+    hparams, clips = run.hparams, run.clips
+    return TrainedModel(
+        hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
+    )
 
 
 def as_they_are(run: Run, rows: list[int]) -> Clips:
@@ -304,9 +313,7 @@ def finish(run: Run, scores: dict[str, Any]) -> None:
     lines = [RunResult("each epoch", agreement, None, epochs, chosen_on)]
     lines.append(RunResult("the one kept", agreement, clips="test"))
     plot_curves(folder / "curves.png", lines)
-    model = TrainedModel(
-        hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
-    )
+    model = model_of(run)
     split = run.split
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     provenance = Provenance(

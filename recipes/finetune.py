@@ -59,6 +59,7 @@ from efficientat_plugin.metrics import (
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
+    describe_checkpoints,
     read_model_folder,
     write_model_folder,
 )
@@ -71,7 +72,7 @@ from efficientat_plugin.report import (
     write_scores,
 )
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.students.weights import FRONT_END, load_student
+from efficientat_plugin.students.weights import front_end_arguments, load_student
 from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.members import open_teachers, refuse_others
 from efficientat_plugin.teachers.store import LogitsStore
@@ -245,7 +246,7 @@ def add_parts(run: Run, student: Student) -> None:
             f"hears {log_mel.sample_rate} Hz; pass --sample_rate {log_mel.sample_rate}"
         )
     # All of it, so that the model folder hears what training heard.
-    student.front_end = {name: getattr(log_mel, name) for name in FRONT_END}
+    student.front_end = front_end_arguments(log_mel)
     multiclass = run.clips.target == "multiclass"
     class_weights = None
     if hparams["class_weights"]:
@@ -275,6 +276,15 @@ def add_parts(run: Run, student: Student) -> None:
         "history": hparams["history"],
     }
     hparams["checkpointer"] = AtomicCheckpointer(str(run.folder / "save"), recoverables)
+    describe_checkpoints(hparams["checkpointer"], {"student": model_of(run)})
+
+
+def model_of(run: Run) -> TrainedModel:
+    """What is trained, and all that is needed to use it."""
+    hparams, clips = run.hparams, run.clips
+    return TrainedModel(
+        hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
+    )
 
 
 def open_teacher(run: Run) -> StoredTeacher | None:
@@ -409,9 +419,7 @@ def finish(brain: FineTuningBrain, run: Run) -> None:
         device_of = dict(zip(test_rows["video_id"], test_rows["device"], strict=True))
         by_device = brain.stats.by_group({k: str(v) for k, v in device_of.items()})
         found |= {f"device {name}": part for name, part in by_device.items()}
-    model = TrainedModel(
-        hparams["student"], labels, run.clips.target, hparams["clip_seconds"]
-    )
+    model = model_of(run)
     provenance = describe_origin(run, found)
     write_model_folder(folder / "model", model, provenance)
     if hparams["whole_clips"]:

@@ -25,14 +25,22 @@ from recipe_runs import (
 )
 from speechbrain.utils.run_opts import RunOptions
 
+from efficientat_plugin import hear
+from efficientat_plugin.cli.models import load_tagger
+from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write_rows
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sample import sample_clip, sample_teacher
 from efficientat_plugin.data.targets import audioset_labels, audioset_vocabulary
+from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.locks import FolderLock
+from efficientat_plugin.metrics import tagging_scores
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.weights import load_student
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.weights import load_teacher
 from efficientat_plugin.teachers.writer import StoreWriter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -144,6 +152,52 @@ def test_a_run_leaves_what_it_promises(left_alone):
     assert "num_clips: 24, valid num_classes: 3" in log
     history = _outcome(left_alone)[1]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
+
+
+def _scored(tagger, data: Path) -> float:
+    """mAP on the evaluation clips, by a tagger of them as they are in the data."""
+    rows, labels = load_rows(str(data), "eval"), audioset_labels()
+    clips = Clips(rows, ClipReader(labels, 0.5, 32000))
+    clips = [clips[number] for number in range(len(clips))]
+    probabilities = tagger.probabilities([clip.waveform for clip in clips], 32000)
+    known = np.stack([np.asarray(clip.labels) for clip in clips])
+    return tagging_scores(probabilities, known).mAP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["run", "model", "checkpoint", "copied"])
+def test_what_a_run_leaves_scores_what_it_reported(left_alone, data, tmp_path, way):
+    """Its front end is another than the published one, and goes with the weights."""
+    (newest,) = (left_alone / "save").glob("CKPT*")
+    place = {"run": left_alone, "model": left_alone / "model"}
+    if way == "copied":
+        shutil.copytree(newest, tmp_path / "mine")
+        newest = tmp_path / "mine"
+    path = place.get(way, newest / "student.ckpt")
+    reported = json.loads((left_alone / "scores.json").read_text())["mAP"]
+    tagger = load_tagger(str(path), None, "cpu")
+    assert _scored(tagger, data) == pytest.approx(reported, abs=1e-4)
+    source = find_source(path)
+    assert (source.log_mel.n_mels, source.log_mel.hop_length) == (64, 640)
+    assert source.model.clip_seconds == 0.5
+    assert load_student(path).front_end["n_mels"] == 64
+    assert load_teacher(path).log_mel.hop_length == 640
+    assert hear.load_model(path).log_mel.n_mels == 64
+
+
+@pytest.mark.slow
+def test_weights_alone_are_refused_and_not_guessed(left_alone, data, tmp_path):
+    (weights,) = (left_alone / "save").glob("CKPT*/student.ckpt")
+    path = shutil.copy(weights, tmp_path / "student.ckpt")
+    for load in (load_tagger, find_source, load_student, load_teacher, hear.load_model):
+        with pytest.raises(ValueError, match="does not tell its .*front end"):
+            load(str(path))
+    stated = {"n_mels": 64, "hop_length": 640, "clip_seconds": 0.5}
+    with pytest.raises(ValueError, match="tell its classes; state --labels CSV or "):
+        load_tagger(str(path), None, "cpu", stated=stated)
+    tagger = load_tagger(str(path), Path("audioset"), "cpu", stated=stated)
+    reported = json.loads((left_alone / "scores.json").read_text())["mAP"]
+    assert _scored(tagger, data) == pytest.approx(reported, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from efficientat_plugin.students.weights import (
     load_published_state,
     load_student,
 )
+from efficientat_plugin.teachers.passt import PaSST
 from efficientat_plugin.teachers.weights import load_teacher
 
 STATED = {"n_mels": 128, "hop_length": 320}  # which no file of one's own tells
@@ -569,6 +570,58 @@ def test_an_archive_whose_members_overlap_is_refused(tmp_path):
     )
     (tmp_path / "own.pt").write_bytes(members + directory * count + end)
     with pytest.raises(ValueError, match="no archive as torch.save writes it"):
+        read_state(tmp_path / "own.pt")
+
+
+def prefixed(before, state):
+    return {f"{before}{name}": value for name, value in state.items()}
+
+
+WRAPPED = {
+    "model": lambda state: {"model": state, "epoch": 3, "optimizer": {"lr": 0.1}},
+    "state_dict": lambda state: {"state_dict": state, "hyper": {"a": [1, "b"]}},
+    "student": lambda state: {"student": state},
+    "module.": lambda state: prefixed("module.", state),
+    "net.": lambda state: prefixed("net.", state),
+    "_orig_mod.": lambda state: prefixed("_orig_mod.", state),
+    "'model.' in 'state_dict'": lambda state: {"state_dict": prefixed("model.", state)},
+    "'_orig_mod.' in 'module.' in 'model'": lambda state: {
+        "model": prefixed("module._orig_mod.", state)
+    },
+}
+
+
+@pytest.mark.parametrize("load", [load_student, load_teacher], ids=["student", "teach"])
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_wrapped_weights_are_unwrapped_and_it_is_said(wrapping, load, tmp_path, caplog):
+    network, told = MN(**TINY), {}
+    if load is load_teacher:
+        network = PaSST(3, embed_dim=32, depth=1, num_heads=4)
+        told = {"time_stride": 10, "num_heads": 4}
+    state, path = network.state_dict(), tmp_path / "own.pt"
+    torch.save(WRAPPED[wrapping](state), path)
+    with caplog.at_level(logging.WARNING):
+        loaded = load(path, **STATED, **told)
+    loaded = loaded if load is load_student else loaded.student
+    found = loaded.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    assert "wraps them: they were taken from" in caplog.text
+    assert wrapping.strip("'") in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weights": {"a": torch.zeros(1)}},
+        {"model": {"student": {}}},
+        {"model": {"student": {"a": 1}}},
+        {"model": [torch.zeros(1)]},
+        {"model": {"model": {"b": "text"}, "a": torch.zeros(1)}},
+    ],
+)
+def test_what_wraps_no_state_dict_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "own.pt")
+    with pytest.raises(ValueError, match="not the names and tensors of a state dict"):
         read_state(tmp_path / "own.pt")
 
 

@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from huggingface_hub import constants as hub
@@ -32,6 +32,9 @@ BASE_URL_VARIABLE = "EFFICIENTAT_BASE_URL"
 SCHEMES = ("http", "https", "file")
 MAX_BYTES = 2**30  # of a file whose size is not known; the largest has 0.4 of it
 CHUNK_BYTES = 2**18
+# What training loops and wrappers of a network save it under, or put before its names
+WRAPPINGS = "state_dict model_state_dict model student module net _orig_mod".split()
+MAX_WRAPPINGS = 10  # one in another
 LEGACY_PICKLES = 5  # a magic number, a version, the system, the state, storage keys
 STATE_NAMES = re.compile(
     r"collections OrderedDict|torch \w+Storage|"
@@ -41,6 +44,10 @@ STATE_NAMES = re.compile(
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """A state dict from a file, without running code that the file may hold.
+
+    Training loops save more than that: what stands under "model", "state_dict" and the
+    like is taken from there, and "module." and the like before every name is taken off,
+    one in another too; a warning says so.
 
     Arguments
     ---------
@@ -71,6 +78,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no weights that torch can load; delete it and download or "
             "save it anew"
         ) from error
+    content, wrapping = _unwrapped(content)
     is_state = (
         isinstance(content, Mapping)
         and len(content) > 0
@@ -99,7 +107,42 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} has {size} bytes and tensors of {wanted}, whose numbers it cannot "
             "hold; save student.state_dict() anew"
         )
+    if wrapping:
+        logger.warning(
+            "%s holds more than weights, or wraps them: they were taken from %s",
+            path,
+            " in ".join(repr(name) for name in reversed(wrapping)),
+        )
     return dict(content)
+
+
+def _unwrapped(content: Any) -> tuple[Any, list[str]]:
+    """The state dict in a checkpoint, and the names that it stood under."""
+    wrapping: list[str] = []
+    while isinstance(content, Mapping) and content and len(wrapping) < MAX_WRAPPINGS:
+        if any(isinstance(value, Tensor) for value in content.values()):
+            names = [name if isinstance(name, str) else "" for name in content]
+            fitting = (
+                before
+                for before in WRAPPINGS
+                if all(name.startswith(f"{before}.") for name in names)
+            )
+            if (before := next(fitting, None)) is None:
+                break
+            values = content.values()
+            content = {
+                name.removeprefix(f"{before}."): value
+                for name, value in zip(names, values, strict=True)
+            }
+            wrapping.append(f"{before}.")
+        else:
+            found = ((key, content.get(key)) for key in WRAPPINGS)
+            keys = (key for key, value in found if isinstance(value, Mapping) and value)
+            if (key := next(keys, None)) is None:
+                break
+            content = content[key]
+            wrapping.append(key)
+    return content, wrapping
 
 
 def _described(name: object) -> str:

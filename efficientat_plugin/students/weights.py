@@ -32,6 +32,11 @@ FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
 CLASS_TOKEN = "cls_token"  # what tells a PaSST's state dict from a student's
 
 
+def front_end_arguments(log_mel: LogMel) -> dict[str, Any]:
+    """Arguments of `LogMel` that make this one again."""
+    return {name: getattr(log_mel, name) for name in FRONT_END}
+
+
 def front_end_of(log_mel: LogMel) -> dict[str, Any]:
     """What makes two front ends the same one, jitter apart."""
     return {name: getattr(log_mel, name) for name in FRONT_END if "jitter" not in name}
