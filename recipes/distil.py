@@ -42,6 +42,7 @@ from efficientat_plugin.launch import (
     start,
 )
 from efficientat_plugin.metrics import ClassificationStats, TaggingStats
+from efficientat_plugin.model_card import name_of
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
@@ -317,10 +318,10 @@ def finish(run: Run, scores: dict[str, Any]) -> None:
     split = run.split
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     provenance = Provenance(
-        name=Path(hparams["dataset"]).name,
+        name=Path(hparams["dataset"]).resolve().name,
         started_from=None,
-        data=f"{hparams['dataset']}: {len(clips.rows)} clips ({sizes}), taught by "
-        f"{run.store.manifest.teacher}",
+        data=f"{name_of(hparams['dataset'])}: {len(clips.rows)} clips ({sizes}), "
+        f"taught by {name_of(run.store.manifest.teacher)}",
         data_licence=clips.rows.info.license,
         scores=scores,
     )

@@ -56,6 +56,7 @@ from efficientat_plugin.metrics import (
     Scores,
     TaggingStats,
 )
+from efficientat_plugin.model_card import name_of
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
@@ -438,9 +439,9 @@ def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
     rows, split, dataset = run.clips.rows, run.split, run.hparams["dataset"]
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     return Provenance(
-        name=Path(dataset).name,
+        name=Path(dataset).resolve().name,
         started_from=str(run.hparams["pretrained"]),
-        data=f"{dataset}: {len(rows)} clips ({sizes})",
+        data=f"{name_of(dataset)}: {len(rows)} clips ({sizes})",
         data_licence=rows.info.license,
         scores=scores,
     )

@@ -217,6 +217,50 @@ def test_the_hub_reads_the_card(tmp_path):
     assert card.text.strip().startswith("# my pets/2024")
 
 
+def test_a_card_has_a_table_of_classes_versions_and_limits(tmp_path):
+    told = np.eye(3)[[0, 0, 1, 1]]
+    labels = np.eye(3)[[0, 0, 1, 0]]
+    scores = {"test, 4 clips": classification_scores(told, labels)}
+    folder = _write(tmp_path / "model", _model(), scores)
+    card = (folder / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert rows[0] == "| class | clips | AP | AUC | precision | recall | F1 |"
+    names = [row.split("|")[1].strip() for row in rows[2:]]
+    expected = [model_card._plain(name) for name in NAMES]
+    assert names == sorted(expected, key=str.casefold)
+    (first,) = [row for row in rows if row.startswith(f"| {expected[0]} |")]
+    assert "| 3 | 0.917 | 0.833 | 1.000 | 0.667 | 0.800 |" in first
+    (last,) = [row for row in rows if row.startswith(f"| {expected[2]} |")]
+    assert last.endswith("| 0 | - | - | - | - | - |")
+    assert "efficientat_plugin 0.1.0, torch " in card and ", speechbrain " in card
+    assert "mono clips of 1 s at 32000 Hz" in card and "are repeated" in card
+    assert "1 of its 3 classes had no clip in the test" in card
+    assert "fewer than 5 clips, so other clips may score very differently" in card
+
+
+def test_a_card_names_no_place_on_a_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "results" / "1234"
+    run.mkdir(parents=True)
+    (tmp_path / "my, sounds").mkdir()
+    for given, name in [
+        (tmp_path / "pets.csv", "pets.csv"),
+        ("my, sounds", "my, sounds"),
+        (".", tmp_path.name),
+        (run / "model", "1234/model"),
+        ("mn10_as,my.module:function", "mn10_as, my.module:function"),
+        (f"{run / 'model'},{tmp_path}/a.pt", "1234/model, a.pt"),
+        ("ashraq/esc50", "ashraq/esc50"),
+    ]:
+        assert model_card.name_of(given) == name
+    start = str(run / "model")
+    provenance = Provenance("pets", start, "3 clips", "CC0", {})
+    folder = write_model_folder(tmp_path / "model", _model(), provenance)
+    card = (folder / "README.md").read_text()
+    assert "Started from: 1234/model\n" in card and str(tmp_path) not in card
+    assert "It was not tested." in card
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [

@@ -165,6 +165,10 @@ def test_history_and_train_log_tell_the_same(name, place, tmp_path):
         assert log.startswith("epoch loaded: 0 - valid loss: ")  # not of test clips
     if name != "distil":
         assert log.count("test loss: ") == 1
+    for file in ("README.md", "metrics.json", "hyperparams.yaml"):
+        if (output / "model").is_dir():
+            said = (output / "model" / file).read_text()
+            assert not [p for p in (place, output, REPOSITORY) if str(p) in said], file
 
 
 def test_a_history_of_epochs_that_lack_a_number_is_a_table(tmp_path):
