@@ -1039,6 +1039,7 @@ REFUSED_OF_EXPORTED = [
     (["--labels", "x.csv"], "contains its own labels; leave out --labels"),
     (["--device", "cuda:0"], "runs on the CPU; leave out --device cuda:0"),
     (["--trust"], "leave out --trust"),
+    (["--clip-seconds", "2"], "leave out --front-end, --clip-seconds and --target"),
     (["--model", "mn04_as,{}"], "cannot be part of an ensemble"),
     (["--model", "{},{}"], "cannot be part of an ensemble"),
     (["--model", "no/such.onnx"], "no/such.onnx is no file"),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 from exported_models import random_weights
 from sklearn.metrics import average_precision_score
 
@@ -73,10 +74,17 @@ def models(request, tmp_path_factory):
     write_model_folder(folder / "model", model, origin)
     export_onnx(folder / "model", folder / "in.onnx")
     export_onnx(folder / "model", folder / "out.onnx", front_end="out")
+    torch.save(student.state_dict(), folder / "student.pt")
+    (folder / "run").mkdir()
+    shutil.copytree(folder / "model", folder / "run" / "model")
+    bare = [folder / "student.pt", "--labels", folder / "model" / "labels.csv"]
+    bare += ["--front-end", "n_mels=128,hop_length=320", "--clip-seconds", CLIP_SECONDS]
     return {
         "folder": folder / "model",
+        "run": folder / "run",
         "onnx": folder / "in.onnx",
         "onnx_from_log_mel": folder / "out.onnx",
+        "weights": [*bare, "--target", request.param],
     }
 
 
@@ -178,11 +186,15 @@ def test_a_score_does_not_depend_on_how_the_data_is_written(
     _check(tmp_path / "out", expected, capsys.readouterr())
 
 
-@pytest.mark.parametrize("kind", ["folder", "onnx", "onnx_from_log_mel"])
+@pytest.mark.parametrize(
+    "kind", ["folder", "run", "onnx", "onnx_from_log_mel", "weights"]
+)
 def test_a_score_does_not_depend_on_what_the_model_is_kept_in(
     models, expected, sounds, tmp_path, capsys, kind
 ):
-    assert _evaluate(models[kind], sounds, output=tmp_path / "a" / "b") == 0
+    kept = models[kind]
+    model, *options = kept if isinstance(kept, list) else [kept]
+    assert _evaluate(model, sounds, *options, output=tmp_path / "a" / "b") == 0
     _check(tmp_path / "a" / "b", expected, capsys.readouterr())
 
 

@@ -142,8 +142,10 @@ def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(
     output, _ = tuned
     whole, scores = tmp_path / "whole", json.loads((output / "scores.json").read_text())
     options = [str(sounds), "--device", "cpu", "--output", str(whole)]
-    assert main(["evaluate", str(output / "model"), *options]) == 0
-    assert json.loads((whole / "scores.json").read_text()) == scores
+    for kept in (output, output / "model"):
+        assert main(["evaluate", str(kept), *options]) == 0
+        assert "that the run of this model was tested on" in capsys.readouterr().err
+        assert json.loads((whole / "scores.json").read_text()) == scores
     assert main(["evaluate", str(output / "model"), *options, "--split", "all"]) == 0
     assert json.loads((whole / "scores.json").read_text())["num_clips"] == 48
     assert "is not the data that" not in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """``efficientat evaluate``: how well a model tags sounds whose classes are known."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from efficientat_plugin.cli.arguments import (
     Commands,
     add_model_details,
     probability,
+    stated_of,
 )
 from efficientat_plugin.plain_text import shown
 
@@ -119,7 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.evaluation import choose_clips, whole_clip_stats
 
     tagger = load_tagger(
-        arguments.model, arguments.labels, arguments.device, arguments.trust
+        arguments.model,
+        arguments.labels,
+        arguments.device,
+        arguments.trust,
+        stated_of(arguments),
     )
     choice = arguments.split, arguments.fold, arguments.test_share
     run = run_of(arguments.model) if choice == (None, None, None) else None
@@ -234,11 +240,15 @@ def run_of(model: str) -> dict[str, Any] | None:
     """What is known of the run that trained and tested a model; None: nothing."""
     from efficientat_plugin.run_folder import read_run
 
-    folder = Path(model)
-    if not folder.is_dir():
+    path = Path(model)
+    if not os.path.exists(path):
         return None
-    run = read_run(folder) or read_run(folder.absolute().parent)
-    return run if run and "test" in run else None  # others are tested on no clips
+    # A checkpoint is three folders down: RUN/save/CKPT/student.ckpt.
+    for folder in (path, *path.absolute().parents[:3]):
+        run = read_run(folder)
+        if run is not None:
+            return run if "test" in run else None  # others have no clips to test on
+    return None
 
 
 def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> None:
