@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from recipe_runs import REPOSITORY
-from small_rows import SAMPLE_RATE, TRAIN_IDS, rows_of, write_parquet
+from recipe_runs import REPOSITORY, arguments_of, run_recipe
+from small_rows import SAMPLE_RATE, TRAIN_IDS, noise, rows_of, write_parquet
 
 from efficientat_plugin.contracts import Heard
 from efficientat_plugin.data.clips import Clips, collate
@@ -23,6 +24,7 @@ from efficientat_plugin.metrics import tagging_scores
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
+    read_model_folder,
     write_model_folder,
 )
 from efficientat_plugin.students.ensemble import HeardStudent
@@ -33,6 +35,7 @@ from efficientat_plugin.teachers.bring_your_own import Resampled
 from efficientat_plugin.teachers.members import names_of, open_teachers
 from efficientat_plugin.teachers.passt import PaSST
 from efficientat_plugin.teachers.published_passt import TEACHERS, PublishedTeacher
+from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 
 CLASSES = 527
@@ -424,3 +427,57 @@ TAKES_A_TEACHER += ["cmkd_transformer_from_cnn"]
 def test_options_are_in_every_yaml_that_takes_a_name(path):
     has_options = "\nteacher_options: {}" in path.read_text()
     assert has_options == (path.stem in TAKES_A_TEACHER)
+
+
+# --- From the command line ---------------------------------------------------------
+
+TOLD = "{n_mels: 128, hop_length: 320, time_stride: 16, num_heads: 2}"
+RUN = {"clip_seconds": 0.5, "num_workers": 0, "batch_size": 2, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def own_transformer(place):
+    """A file of a transformer that was trained here, and what it says of the clips."""
+    network = transformer()
+    save(network, place / "own_passt.pt")
+    _, batch = clip_batch(place)
+    with torch.no_grad():
+        return batch.clip_id, heard(network)(batch.waveform).logits
+
+
+@pytest.mark.slow
+def test_a_transformer_teaches_through_a_store(place, own_transformer):
+    options = RUN | {"dataset": "data", "split": "bal_train", "store": "stored"}
+    options |= {"teachers": "own_passt.pt", "teacher_options": TOLD}
+    options["max_unreadable_share"] = 0.0
+    run_recipe(
+        "dump_teacher_logits", [arguments_of("dump_teacher_logits", **options)], place
+    )
+    ids, expected = own_transformer
+    said = LogitsStore(place / "stored").lookup(ids)
+    assert said.known.all()
+    torch.testing.assert_close(said.logits, expected, atol=2e-3, rtol=2e-3)
+    sounds = place / "sounds"
+    sounds.mkdir(exist_ok=True)
+    for number in range(24):
+        soundfile.write(sounds / f"{number}.wav", noise(number), SAMPLE_RATE)
+    options = RUN | {"dataset": "sounds", "teacher": "own_passt.pt", "width": 0.1}
+    options |= {"teacher_options": TOLD, "number_of_epochs": 1, "output_folder": "own"}
+    printed = run_recipe("distil", [arguments_of("distil", **options)], place)
+    assert "agreement with the teacher, 2 clips" in printed
+    model = read_model_folder(place / "own" / "model")
+    assert model.labels.mids == audioset_labels().mids
+
+
+@pytest.mark.slow
+def test_teachers_of_two_kinds_and_rates_listen_along(place, own_transformer):
+    options = RUN | {"dataset": "data", "train_split": "bal_train", "width": 0.1}
+    options |= {"teacher_name": "own_passt.pt,all_kinds:make", "pretrained": None}
+    options |= {"teacher_options": f"{{own_passt.pt: {TOLD}}}", "number_of_epochs": 1}
+    options |= {"class_balanced": False, "clips_per_epoch": 2, "eval_batch_size": 2}
+    options |= {"output_folder": "loop", "compare_without_teacher": True}
+    call = arguments_of("cmkd_cnn_from_transformer", **options)
+    printed = run_recipe("audioset_kd", [call], place)
+    assert "Teacher: it hears the student's waveforms, 3 clips of them" in printed
+    for row in ("student with teacher", "teacher", "student without teacher"):
+        assert f"| {row} |" in (place / "loop" / "comparison.md").read_text()
