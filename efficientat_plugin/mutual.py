@@ -12,6 +12,7 @@ from torch import Tensor
 from efficientat_plugin.brain import TRAIN, DistillationBrain, Trained
 from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput, TeacherTarget
 from efficientat_plugin.metrics import Scores
+from efficientat_plugin.report import OF_BOTH
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,11 @@ class MutualBrain(DistillationBrain):
             names = f"{names[0]} (student)", f"{names[1]} (peer)"
         epochs = self.hparams.history.epochs
         [student] = super().trained()
-        # The training loss is that of both, and so is not one of the peer's numbers.
+        # The training loss is the sum of both, and so is not one of either's numbers.
+        of_student = [
+            {OF_BOTH if name == "train_loss" else name: value for name, value in each}
+            for each in map(dict.items, epochs)
+        ]
         of_peer = [
             {name: epoch[name] for name in ("epoch", "num_clips", "num_classes")}
             | {
@@ -59,7 +64,9 @@ class MutualBrain(DistillationBrain):
             for epoch in epochs
         ]
         return [
-            student._replace(name=f"{names[0]} taught by {names[1]}"),
+            student._replace(
+                name=f"{names[0]} taught by {names[1]}", epochs=of_student
+            ),
             Trained(
                 f"{names[1]} taught by {names[0]}",
                 peer,

@@ -18,6 +18,8 @@ from efficientat_plugin.plain_text import cell, shown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+OF_BOTH = "train_loss_of_both"  # of an epoch: of two models that teach each other
+
 
 class RunResult(NamedTuple):
     """One row of a comparison, one line of a figure."""
@@ -160,9 +162,10 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
         lowest = min(lowest, *heights)
         label = f"{name}, {epochs[-1]['num_clips']} {clips} clips"
         score.plot(steps, heights, label=label, **style)
-        if "train_loss" in epochs[0]:  # of mutual training it is the sum of two
-            losses = [epoch["train_loss"] for epoch in epochs]
-            loss.plot(steps, losses, label=f"{name}, training clips", **style)
+        for key, whose in (("train_loss", name), (OF_BOTH, "sum of both")):
+            if key in epochs[0]:
+                losses = [epoch[key] for epoch in epochs]
+                loss.plot(steps, losses, label=f"{whose}, training clips", **style)
         losses = [epoch.get("valid_loss", np.nan) for epoch in epochs]
         if np.isfinite(losses).any():
             label = f"{name}, {clips} clips"

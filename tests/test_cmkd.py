@@ -21,11 +21,13 @@ from efficientat_plugin.metrics import TaggingStats
 from efficientat_plugin.mutual import MutualBrain
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.short_runs import prepare_for_short_run
+from efficientat_plugin.teachers.members import open_teachers
 from efficientat_plugin.teachers.passt import PaSST
 from efficientat_plugin.train_log import PlainTrainLogger
 
 SMALL = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_frames": 51}
 SMALL |= {"frequency_stride": 16, "time_stride": 16}
+PEERS = ("peer", "peer/model")
 PATCHOUT = {"patchout_time": 1, "patchout_frequency": 1}
 
 
@@ -115,6 +117,21 @@ def test_mutual_training_keeps_both(runs):
     PaSST(527, **SMALL).load_state_dict(
         torch.load(folder / "peer.ckpt", weights_only=True)
     )
+
+
+@pytest.mark.slow
+def test_a_transformer_of_mutual_training_teaches(runs):
+    """By the checkpoint, the run folder or the model folder: nothing need be told."""
+    parent, _ = runs
+    (peer,) = (parent / "cmkd_mutual" / "save").glob("CKPT*/peer.ckpt")
+    network = PaSST(527, **SMALL).eval()
+    network.load_state_dict(torch.load(peer, weights_only=True))
+    waveform = 0.1 * torch.randn(2, 16000)
+    expected = network(LogMel().eval()(waveform).unsqueeze(1)).logits
+    for name in (peer, *(parent / "cmkd_mutual" / each for each in PEERS)):
+        teacher, labels, target = open_teachers(name)
+        torch.testing.assert_close(teacher(waveform).logits, expected)
+        assert (len(labels), target) == (527, "multilabel")
 
 
 @pytest.mark.slow
