@@ -1,17 +1,104 @@
 """Training that goes on from weights: which of them move, how fast, and until when."""
 
+import copy
+import math
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from efficientat_plugin.brain import DistillationBrain
 from efficientat_plugin.contracts import ClipBatch
 from efficientat_plugin.embeddings import stages
 from efficientat_plugin.metrics import Scores
+from efficientat_plugin.probe import class_layer
 from efficientat_plugin.students.student import Student
 
 TRAINABLE = ("all", "head")
+CLASS_LAYERS = ("new", "probe")  # that training may begin with
+# See `epochs_for`
+FEWEST_CLIPS_PER_CLASS = 10
+NUM_STEPS = 1500
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 80
+
+
+def epochs_for(num_clips: int, num_classes: int, batch_size: int) -> int:
+    """How many epochs fine-tuning takes where the clips decide it ("auto").
+
+    With a few clips a class a probe is best, and nothing is trained by gradients;
+    else it takes about 1500 steps, but at least 5 epochs and at most 80.
+
+    Arguments
+    ---------
+    num_clips : int
+        Clips to train on.
+    num_classes : int
+        Classes that they have.
+    batch_size : int
+        Clips of a step.
+
+    Returns
+    -------
+    int
+        0 for the probe alone.
+
+    Example
+    -------
+    >>> epochs_for(200, 50, 32), epochs_for(1500, 10, 32), epochs_for(100_000, 10, 32)
+    (0, 32, 5)
+    """
+    if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
+        return 0
+    steps_per_epoch = math.ceil(num_clips / batch_size)
+    epochs = round(NUM_STEPS / steps_per_epoch)
+    return min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
+
+
+def seconds_per_step(
+    log_mel: nn.Module,
+    student: Student,
+    batch_size: int,
+    num_samples: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """How long a training step takes here, measured on a copy of the student.
+
+    Arguments
+    ---------
+    log_mel : LogMel
+    student : Student
+    batch_size : int
+        Clips of a step.
+    num_samples : int
+        N, samples of a clip.
+    device : str or torch.device
+
+    Returns
+    -------
+    float
+        Seconds; those of reading the clips are not in it.
+
+    Example
+    -------
+    >>> from efficientat_plugin.features import LogMel
+    >>> from efficientat_plugin.students.mn import MN
+    >>> seconds_per_step(LogMel(), MN(2, width=0.1), 2, 16000) > 0
+    True
+    """
+    front_end = copy.deepcopy(log_mel).to(device)
+    trained = copy.deepcopy(student).to(device).train().requires_grad_(True)
+    waveform = torch.zeros(batch_size, num_samples, device=device)
+    start = 0.0
+    with torch.random.fork_rng():  # dropout draws, and the run must not notice
+        for _ in range(2):  # of the first one, half is preparation
+            start = time.monotonic()
+            trained(front_end(waveform).unsqueeze(1)).logits.sum().backward()
+            trained.zero_grad()
+            if waveform.is_cuda:
+                torch.cuda.synchronize(device)
+    return time.monotonic() - start
 
 
 def layerwise_groups(
@@ -73,6 +160,8 @@ class FineTuningBrain(DistillationBrain):
 
     - ``layer_decay`` and ``trainable``: of ``layerwise_groups``;
     - ``freeze_batch_norm``: whether batch norms keep the statistics they came with;
+    - ``class_layer_start``: the state of the class layer that training begins with, or
+      None for the one that the student has;
     - ``epoch_counter``: an ``EpochCounterWithStopper``, told the validation score.
 
     Arguments
@@ -97,12 +186,19 @@ class FineTuningBrain(DistillationBrain):
         self.start_scores = self.scores
 
     def on_fit_start(self) -> None:
-        """As ``Brain``; what training begins with is a checkpoint to choose from."""
+        """As ``Brain``; what is there before training is a checkpoint to choose from.
+
+        A probe is one; training may begin with another class layer nevertheless.
+        """
         super().on_fit_start()
         if self.checkpointer is not None and self.start_scores is not None:
             main = self.start_scores.main
             meta = {"epoch": 0, main: self.start_scores.averages()[main]}
             self.checkpointer.save_checkpoint(meta=meta)
+        begins = self.hparams.epoch_counter.current == 0
+        if begins and self.hparams.class_layer_start is not None:
+            layer = class_layer(self.hparams.student)
+            layer.load_state_dict(self.hparams.class_layer_start)
 
     def init_optimizers(self) -> None:
         """An optimizer whose groups learn at rates of their own."""

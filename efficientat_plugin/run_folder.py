@@ -27,7 +27,7 @@ SAME_RESULT |= {"dataset_cache", "pretrained_folder", "savedir", "train_logger"}
 # Speed, memory, and what is only looked at
 SAME_RESULT |= {"num_workers", "pin_memory", "prefetch_factor", "persistent_workers"}
 SAME_RESULT |= {"eval_batch_size", "eval_loader", "keep_freed_memory"}
-SAME_RESULT |= {"ckpt_interval_minutes", "ckpt_interval_steps", "whole_clips"}
+SAME_RESULT |= {"ckpt_interval_minutes", "ckpt_interval_steps", "score_cut_clips"}
 # What only refuses a run, or adds another one beside it
 SAME_RESULT |= {"max_unreadable_share", "min_teacher_coverage"}
 SAME_RESULT |= {"compare_without_teacher"}

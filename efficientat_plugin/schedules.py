@@ -70,6 +70,50 @@ class WarmupRampDown:
         return 1.0 - (1.0 - self.last_factor) * min(max(done, 0.0), 1.0)
 
 
+class WarmupCosine:
+    """Linear warm-up, then half a cosine down to nearly nothing, by epoch.
+
+    Unlike ``WarmupRampDown`` it has the same shape for any number of epochs.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm
+    Restarts", ICLR 2017, eq. 5, without restarts.
+
+    Arguments
+    ---------
+    lr : float
+        The highest learning rate.
+    number_of_epochs : int
+        1 or more.
+    warmup_share : float
+        Share of the epochs in which the rate rises, from 0 to less than 1.
+
+    Example
+    -------
+    >>> schedule = WarmupCosine(lr=1.0, number_of_epochs=10, warmup_share=0.1)
+    >>> [round(schedule(epoch), 3) for epoch in range(10)][:3]
+    [0.5, 0.992, 0.933]
+    """
+
+    def __init__(
+        self, lr: float, number_of_epochs: int, warmup_share: float = 0.1
+    ) -> None:
+        if number_of_epochs < 1 or not 0 <= warmup_share < 1:
+            raise ValueError(
+                f"number_of_epochs={number_of_epochs} must be 1 or more, and "
+                f"warmup_share={warmup_share} from 0 to less than 1"
+            )
+        self.lr = lr
+        self.number_of_epochs = number_of_epochs
+        self.warmup_share = warmup_share
+
+    def __call__(self, epoch: int) -> float:
+        """Learning rate of ``epoch``, counted from 0: that of its middle."""
+        done = (epoch + 0.5) / self.number_of_epochs
+        rise = min(1.0, done / self.warmup_share) if self.warmup_share else 1.0
+        rest = max(0.0, done - self.warmup_share) / (1 - self.warmup_share)
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+
+
 class TemperatureRampDown:
     """Temperature of a DyMN's attention over its kernels, by epoch.
 

@@ -44,6 +44,7 @@ from efficientat_plugin.launch import (
     start,
     world_size,
 )
+from efficientat_plugin.metrics import Scores
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
@@ -301,7 +302,7 @@ def models_of(hparams: dict[str, Any]) -> dict[str, TrainedModel]:
                 audioset_labels(),
                 hparams["loss"].target,
                 hparams["clip_seconds"],
-                short_clips="zero_pad",  # as the reader of clips does
+                hparams["short_clips"],
             )
     return models
 
@@ -319,11 +320,17 @@ def write_models(
             data=f"{dataset.name if dataset.exists() else dataset}: "
             f"{hparams['train_split']}",
             data_licence=run.inputs.train_rows.info.license or "",
-            scores={f"{split}, {result.scores.num_clips} clips": result.scores},
+            scores={cut_clips(split, result.scores, hparams): result.scores},
         )
         folder = Path(hparams["output_folder"]) / FOLDERS_OF_MODELS[name]
         write_model_folder(folder, model, provenance)
         print(f"The model of {result.name} is in {folder}")
+
+
+def cut_clips(split: str, scores: Scores, hparams: dict[str, Any]) -> str:
+    """What the published protocol scores: a tagger scores whole clips."""
+    seconds = f"{hparams['clip_seconds']:g} s"
+    return f"{split}, the first {seconds} of {scores.num_clips} clips"
 
 
 def training_data(
@@ -431,7 +438,10 @@ def look_at_eval_clips(rows: Any) -> None:
 def reader(hparams: dict[str, Any]) -> ClipReader:
     """Makes clips of rows."""
     return ClipReader(
-        audioset_vocabulary(), hparams["clip_seconds"], hparams["sample_rate"]
+        audioset_vocabulary(),
+        hparams["clip_seconds"],
+        hparams["sample_rate"],
+        hparams["short_clips"],
     )
 
 

@@ -30,10 +30,12 @@ from efficientat_plugin.data.labelled import (
 )
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws
-from efficientat_plugin.data.skipped import TooManyUnreadable
+from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
+from efficientat_plugin.evaluation import whole_clip_stats
 from efficientat_plugin.files import told_if_not_writable
+from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.launch import (
     claim_folder,
     load_hparams,
@@ -41,7 +43,7 @@ from efficientat_plugin.launch import (
     settings_of,
     start,
 )
-from efficientat_plugin.metrics import ClassificationStats, TaggingStats
+from efficientat_plugin.metrics import Scores
 from efficientat_plugin.model_card import name_of
 from efficientat_plugin.model_folder import (
     Provenance,
@@ -181,6 +183,7 @@ def ask(
         hparams["clip_seconds"],
         device,
         hparams["max_unreadable_share"],
+        short_clips=hparams["short_clips"],
         **hparams["eval_loader"],
     )
     return LogitsStore(hparams["teacher_logits"])
@@ -243,14 +246,7 @@ def distil(run: Run, run_opts: Any) -> None:
         max_key="explained" if split.valid else None,
         test_loader_kwargs=dict(loader),
     )
-    scores = {f"agreement with the teacher, {len(split.test)} clips": brain.scores}
-    summary = summarize_rows(run.clips.rows.select(split.test), run.clips.labels)
-    if summary.num_labelled:
-        multiclass = run.clips.target == "multiclass"
-        brain.hparams.make_stats = ClassificationStats if multiclass else TaggingStats
-        brain.evaluate(test_set, test_loader_kwargs=dict(loader))
-        scores[f"labels, {summary.num_labelled} clips"] = brain.scores
-    run_on_main(finish, kwargs={"run": run, "scores": scores})
+    run_on_main(finish, kwargs={"brain": brain, "run": run})
 
 
 def add_student(clips: LabelledClips, hparams: dict[str, Any]) -> None:
@@ -286,7 +282,11 @@ def model_of(run: Run) -> TrainedModel:
     """What is trained, and all that is needed to use it."""
     hparams, clips = run.hparams, run.clips
     return TrainedModel(
-        hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
+        hparams["student"],
+        clips.labels,
+        clips.target,
+        hparams["clip_seconds"],
+        hparams["short_clips"],
     )
 
 
@@ -298,37 +298,62 @@ def as_they_are(run: Run, rows: list[int]) -> Clips:
 def reader(run: Run) -> ClipReader:
     """Makes clips of rows."""
     hparams = run.hparams
-    return ClipReader(run.clips.labels, hparams["clip_seconds"], hparams["sample_rate"])
-
-
-def finish(run: Run, scores: dict[str, Any]) -> None:
-    """Writes scores, curves and the model, and says where they are."""
-    hparams, clips = run.hparams, run.clips
-    folder = Path(hparams["output_folder"])
-    agreement, *others = scores.values()
-    write_scores(
-        folder, agreement, clips.labels, {"labels": others[0]} if others else {}
+    return ClipReader(
+        run.clips.labels,
+        hparams["clip_seconds"],
+        hparams["sample_rate"],
+        hparams["short_clips"],
     )
+
+
+def finish(brain: Any, run: Run) -> None:
+    """Writes the model, its scores and curves, and says where they are."""
+    hparams, clips, split = run.hparams, run.clips, run.split
+    folder, agreement = Path(hparams["output_folder"]), brain.scores
+    model = model_of(run)
+    write_model_folder(folder / "model", model, describe_origin(run, {}))
+    seconds = f"{hparams['clip_seconds']:g} s"
+    cut = f"the first {seconds} of {len(split.test)} clips"
+    scores = {f"agreement with the teacher, {cut}": agreement}
+    labelled = label_scores(run, str(brain.device))
+    if labelled is not None:
+        scores[f"labels, {labelled.num_clips} clips"] = labelled
+    others = {} if labelled is None else {"labels": labelled}
+    write_scores(folder, agreement, clips.labels, others)
     epochs = hparams["history"].epochs
-    chosen_on = "validation" if run.split.valid else "training"
+    chosen_on = "validation" if split.valid else "training"
     lines = [RunResult("each epoch", agreement, None, epochs, chosen_on)]
     lines.append(RunResult("the one kept", agreement, clips="test"))
     plot_curves(folder / "curves.png", lines)
-    model = model_of(run)
-    split = run.split
+    write_model_folder(folder / "model", model, describe_origin(run, scores))
+    for name, found in scores.items():
+        print(f"{name}: {found}")
+    print(f"The model is in {folder / 'model'}")
+
+
+def label_scores(run: Run, device: str) -> Scores | None:
+    """Scores of the tagger that the model's folder loads; None without labels."""
+    rows = run.clips.rows.select(run.split.test)
+    if not summarize_rows(rows, run.clips.labels).num_labelled:
+        return None
+    folder = Path(run.hparams["output_folder"]) / "model"
+    tagger = AudioTagger.from_hparams(str(folder), run_opts={"device": device})
+    skipped = SkippedClips(run.hparams["max_unreadable_share"])
+    return whole_clip_stats(tagger, rows, skipped).summarize()
+
+
+def describe_origin(run: Run, scores: dict[str, Any]) -> Provenance:
+    """What the model's card says of where it comes from."""
+    dataset, clips, split = run.hparams["dataset"], run.clips, run.split
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
-    provenance = Provenance(
-        name=Path(hparams["dataset"]).resolve().name,
+    return Provenance(
+        name=Path(dataset).resolve().name,
         started_from=None,
-        data=f"{name_of(hparams['dataset'])}: {len(clips.rows)} clips ({sizes}), "
+        data=f"{name_of(dataset)}: {len(clips.rows)} clips ({sizes}), "
         f"taught by {name_of(run.store.manifest.teacher)}",
         data_licence=clips.rows.info.license,
         scores=scores,
     )
-    write_model_folder(folder / "model", model, provenance)
-    for name, found in scores.items():
-        print(f"{name}: {found}")
-    print(f"The model is in {folder / 'model'}")
 
 
 if __name__ == "__main__":

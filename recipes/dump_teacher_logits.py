@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
             device,
             hparams["max_unreadable_share"],
             hparams["top_k"],
+            hparams["short_clips"],
             batch_size=hparams["batch_size"],
             precision=run_opts.precision,
             num_clips=hparams["num_clips"],

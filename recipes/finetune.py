@@ -7,10 +7,13 @@ Interrupted, the same command goes on where it stopped. What it leaves in
 OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
 
+import copy
 import logging
+import math
 import statistics
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,14 +36,18 @@ from efficientat_plugin.data.labelled import (
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
-from efficientat_plugin.data.skipped import TooManyUnreadable
+from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.targets import LabelSummary
 from efficientat_plugin.described import Unstated, find_model_folder
-from efficientat_plugin.evaluation import whole_clip_scores
+from efficientat_plugin.evaluation import whole_clip_stats
 from efficientat_plugin.files import told_if_not_writable
-from efficientat_plugin.finetuning import FineTuningBrain
+from efficientat_plugin.finetuning import (
+    FineTuningBrain,
+    epochs_for,
+    seconds_per_step,
+)
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.launch import (
     claim_folder,
@@ -48,6 +55,7 @@ from efficientat_plugin.launch import (
     parse_and_join,
     settings_of,
     start,
+    world_size,
 )
 from efficientat_plugin.losses import DistillationLoss, balanced_class_weights
 from efficientat_plugin.metrics import (
@@ -65,7 +73,7 @@ from efficientat_plugin.model_folder import (
     write_model_folder,
 )
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.probe import fit_probe
+from efficientat_plugin.probe import class_layer, fit_probe
 from efficientat_plugin.report import (
     RunResult,
     plot_confusion,
@@ -104,10 +112,12 @@ def main(argv: list[str]) -> None:
     parent = Path(hparams["output_folder"])
     device = run_opts.device or sb.utils.distributed.infer_device()
     try:
-        clips = open_clips(hparams)
-        splits = split_clips(clips, hparams)
+        clips, clip_seconds = open_clips(hparams)
+        splits, number_of_epochs = split_clips(clips, hparams)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
+    found = {"clip_seconds": clip_seconds, "number_of_epochs": number_of_epochs}
+    overrides = overrides | found
     scores = {}
     for name, split in splits.items():
         # Anew for each, so that a run of several is several runs.
@@ -131,8 +141,8 @@ def main(argv: list[str]) -> None:
         print(spread(scores))
 
 
-def open_clips(hparams: dict[str, Any]) -> LabelledClips:
-    """The clips that the YAML names; says what was found in them."""
+def open_clips(hparams: dict[str, Any]) -> tuple[LabelledClips, float]:
+    """The clips that the YAML names, and how long each is; says what was found."""
     if hparams["dataset"] is None:
         raise ValueError(
             "--dataset PATH is needed: a folder of class folders, a CSV, JSONL or "
@@ -146,23 +156,40 @@ def open_clips(hparams: dict[str, Any]) -> LabelledClips:
         cache_dir=hparams["dataset_cache"],
         **{key: hparams[key] for key in TABLE_OPTIONS},
     )
+    found = describe(clips.rows, clip_seconds=hparams["clip_seconds"])
     if if_main_process():
-        found = describe(clips.rows, clip_seconds=hparams["clip_seconds"])
         print(f"{hparams['dataset']}, {clips.target}:\n{found}")
-    return clips
+        if hparams["clip_seconds"] == "auto":
+            print(f"clip_seconds: {found.clip_seconds:g} s, which most clips fit into")
+    return clips, float(found.clip_seconds)
 
 
-def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> dict[str, Split]:
-    """Which clips to train, choose and test on, by name of the run."""
-    nothing_to_choose = hparams["number_of_epochs"] == 0
-    return runs_of(
-        clips.rows,
-        hparams["split"],
-        hparams["fold"],
-        0.0 if nothing_to_choose else hparams["valid_share"],
-        hparams["test_share"],
-        hparams["seed"],
-    )
+def split_clips(
+    clips: LabelledClips, hparams: dict[str, Any]
+) -> tuple[dict[str, Split], int]:
+    """Which clips to train, choose and test on, by run; and for how many epochs."""
+
+    def runs(valid_share: float) -> dict[str, Split]:
+        return runs_of(
+            clips.rows,
+            hparams["split"],
+            hparams["fold"],
+            valid_share,
+            hparams["test_share"],
+            hparams["seed"],
+        )
+
+    epochs = hparams["number_of_epochs"]
+    if epochs == "auto":
+        num_clips = min(len(split.train) for split in runs(0.0).values())
+        epochs = epochs_for(num_clips, len(clips.labels), hparams["batch_size"])
+        if if_main_process():
+            why = f"for {num_clips} clips of {len(clips.labels)} classes"
+            if not epochs:
+                why = f"the probe alone, {why}"
+            print(f"number_of_epochs: {epochs}, {why}")
+    # Without epochs to choose from, no clips are spent on choosing.
+    return runs(hparams["valid_share"] if epochs else 0.0), epochs
 
 
 def refuse_another_run(run: Run, settings: dict[str, Any]) -> None:
@@ -182,10 +209,13 @@ def hparams_to_save(hparams_file: str) -> str | None:
 def fine_tune(run: Run, run_opts: Any) -> Scores:
     """Trains, tests, and writes the model and what is to be said of it."""
     hparams, split = run.hparams, run.split
-    student = make_student(run)
-    add_parts(run, student)
+    add_parts(run, make_student(run))
     hparams["teacher"] = open_teacher(run)
+    hparams["class_layer_start"] = None
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
+        if hparams["class_layer"] == "new" and hparams["number_of_epochs"]:
+            layer = class_layer(hparams["student"]).state_dict()
+            hparams["class_layer_start"] = copy.deepcopy(layer)
         start_from_probe(run)
     brain = hparams["brain_class"](
         modules=hparams["modules"],
@@ -196,13 +226,32 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     )
     train(brain, run)
     best = "accuracy" if run.clips.target == "multiclass" else "mAP"
-    brain.evaluate(
-        as_they_are(run, split.test),
-        max_key=best if split.valid else None,
-        test_loader_kwargs=dict(hparams["eval_loader"]),
-    )
-    run_on_main(finish, kwargs={"brain": brain, "run": run})
-    return brain.scores
+    brain.on_evaluate_start(max_key=best if run.split.valid else None)
+    run_on_main(say_what_is_kept, args=(run, best))
+    cut_scores = None
+    if hparams["score_cut_clips"] and split.test:
+        brain.evaluate(
+            as_they_are(run, split.test),
+            max_key=best if split.valid else None,
+            test_loader_kwargs=dict(hparams["eval_loader"]),
+        )
+        cut_scores = brain.scores
+    return run_on_main(finish, args=(brain, run, cut_scores))
+
+
+def say_what_is_kept(run: Run, best: str) -> None:
+    """Says which epoch the model is of, and warns of a run that only got worse."""
+    epochs = run.hparams["history"].epochs
+    if not run.split.valid or not epochs:
+        return
+    kept = run.hparams["checkpointer"].find_checkpoint(max_key=best)
+    if kept.meta["epoch"] == 0:
+        print(
+            f"No epoch did better on the {len(run.split.valid)} validation clips than "
+            f"the start ({best} {kept.meta[best]:.4f}), so training changed nothing."
+        )
+    else:
+        print(f"Kept: epoch {kept.meta['epoch']} of {len(epochs)}, the best by {best}.")
 
 
 def make_student(run: Run) -> Student:
@@ -253,6 +302,9 @@ def add_parts(run: Run, student: Student) -> None:
     if hparams["class_weights"]:
         indices = labels_to_train_on(run).indices
         class_weights = balanced_class_weights(indices, len(run.clips.labels))
+    if isinstance(hparams["lr_schedule"], partial):
+        epochs = max(hparams["number_of_epochs"], 1)
+        hparams["lr_schedule"] = hparams["lr_schedule"](number_of_epochs=epochs)
     hparams["student"] = student
     hparams["modules"] = {
         "log_mel": log_mel,
@@ -284,7 +336,11 @@ def model_of(run: Run) -> TrainedModel:
     """What is trained, and all that is needed to use it."""
     hparams, clips = run.hparams, run.clips
     return TrainedModel(
-        hparams["student"], clips.labels, clips.target, hparams["clip_seconds"]
+        hparams["student"],
+        clips.labels,
+        clips.target,
+        hparams["clip_seconds"],
+        hparams["short_clips"],
     )
 
 
@@ -321,6 +377,7 @@ def logits_of_teacher(run: Run, source: str) -> LogitsStore:
         hparams["clip_seconds"],
         run.device,
         hparams["max_unreadable_share"],
+        short_clips=hparams["short_clips"],
         **hparams["eval_loader"],
     )
     return LogitsStore(path)
@@ -360,6 +417,8 @@ def train(brain: FineTuningBrain, run: Run) -> None:
     starts = not hparams["checkpointer"].list_checkpoints()
     if split.valid and starts and hparams["number_of_epochs"]:
         brain.score_start(as_they_are(run, split.valid), dict(hparams["eval_loader"]))
+    if hparams["number_of_epochs"] and if_main_process():
+        print(plan(run))
     training_clips = Clips(
         run.clips.rows.select(split.train),
         reader(run),
@@ -378,6 +437,27 @@ def train(brain: FineTuningBrain, run: Run) -> None:
     )
 
 
+def plan(run: Run) -> str:
+    """What training will take, in a line."""
+    hparams, split = run.hparams, run.split
+    epochs, batch_size = hparams["number_of_epochs"], hparams["batch_size"]
+    steps = math.ceil(len(split.train) / batch_size / world_size())
+    step_seconds = seconds_per_step(
+        hparams["modules"]["log_mel"],
+        hparams["student"],
+        batch_size,
+        round(hparams["clip_seconds"] * hparams["sample_rate"]),
+        run.device,
+    )
+    # To score a clip takes about a third of what it takes to train on it.
+    scored = len(split.valid or split.train) / batch_size / 3
+    minutes = epochs * (steps + scored) * step_seconds / 60
+    return (
+        f"Training on {len(split.train)} clips of {hparams['clip_seconds']:g} s: "
+        f"{epochs} epochs of {steps} steps, at most about {max(minutes, 1):.0f} min"
+    )
+
+
 def as_they_are(run: Run, rows: list[int]) -> Clips:
     """Clips without augmentation."""
     return Clips(run.clips.rows.select(rows), reader(run))
@@ -386,7 +466,12 @@ def as_they_are(run: Run, rows: list[int]) -> Clips:
 def reader(run: Run) -> ClipReader:
     """Makes clips of rows."""
     hparams = run.hparams
-    return ClipReader(run.clips.labels, hparams["clip_seconds"], hparams["sample_rate"])
+    return ClipReader(
+        run.clips.labels,
+        hparams["clip_seconds"],
+        hparams["sample_rate"],
+        hparams["short_clips"],
+    )
 
 
 def draws(run: Run) -> Draws:
@@ -403,35 +488,59 @@ def labels_to_train_on(run: Run) -> LabelSummary:
     return summarize_rows(run.clips.rows.select(run.split.train), run.clips.labels)
 
 
-def finish(brain: FineTuningBrain, run: Run) -> None:
-    """Writes scores, figures and the model, and says where they are."""
-    hparams, folder, labels = run.hparams, run.folder, run.clips.labels
-    scores, test_rows = brain.scores, run.clips.rows.select(run.split.test)
-    write_scores(folder, scores, labels)
-    epochs = hparams["history"].epochs
-    chosen_on = "validation" if run.split.valid else "training"
-    lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
-    lines.append(RunResult("the one kept", scores, clips="test"))
-    plot_curves(folder / "curves.png", lines)
-    if isinstance(scores, ClassificationScores):
-        plot_confusion(folder / "confusion.png", scores, labels)
-    found = {f"test, {scores.num_clips} clips": scores}
-    if "device" in test_rows.column_names:
-        device_of = dict(zip(test_rows["video_id"], test_rows["device"], strict=True))
-        by_device = brain.stats.by_group({k: str(v) for k, v in device_of.items()})
-        found |= {f"device {name}": part for name, part in by_device.items()}
+def finish(
+    brain: FineTuningBrain, run: Run, cut_scores: Scores | None
+) -> Scores | None:
+    """Writes the model, scores it as its users will, and says where all of it is.
+
+    The scores are those of the tagger that the model's folder loads, on whole sounds.
+    """
+    hparams, folder = run.hparams, run.folder
     model = model_of(run)
-    provenance = describe_origin(run, found)
-    write_model_folder(folder / "model", model, provenance)
-    if hparams["whole_clips"]:
-        run_opts = {"device": str(brain.device)}
-        tagger = AudioTagger.from_hparams(str(folder / "model"), run_opts=run_opts)
-        share = hparams["max_unreadable_share"]
-        found["test, whole clips"] = whole_clip_scores(tagger, test_rows, share)
-        write_model_folder(folder / "model", model, provenance)
-    for name, part in found.items():
-        print(f"{shown(name)}: {part}")
+    write_model_folder(folder / "model", model, describe_origin(run, {}))
+    found = test(run, str(brain.device)) if run.split.test else {}
+    if cut_scores is not None:
+        seconds = f"{hparams['clip_seconds']:g} s"
+        found[f"test, the first {seconds} of each clip alone"] = cut_scores
+    write_model_folder(folder / "model", model, describe_origin(run, found))
+    draw_epochs(brain, run, found)
+    for name, scores in found.items():
+        print(f"{shown(name)}: {scores}")
+    if not found:
+        print("No clips were set aside to test on, so the model has no score.")
     print(f"The model is in {folder / 'model'}")
+    return next(iter(found.values()), None)
+
+
+def test(run: Run, device: str) -> dict[str, Scores]:
+    """Scores the model folder on the test clips, and writes what it finds."""
+    folder, rows = run.folder, run.clips.rows.select(run.split.test)
+    tagger = AudioTagger.from_hparams(
+        str(folder / "model"), run_opts={"device": device}
+    )
+    skipped = SkippedClips(run.hparams["max_unreadable_share"])
+    stats = whole_clip_stats(tagger, rows, skipped)
+    scores = stats.summarize()
+    write_scores(folder, scores, run.clips.labels)
+    if isinstance(scores, ClassificationScores):
+        plot_confusion(folder / "confusion.png", scores, run.clips.labels)
+    found: dict[str, Scores] = {f"test, {scores.num_clips} clips": scores}
+    if "device" in rows.column_names:
+        device_of = dict(zip(rows["video_id"], rows["device"], strict=True))
+        by_device = stats.by_group({k: str(v) for k, v in device_of.items()})
+        found |= {f"device {name}": part for name, part in by_device.items()}
+    return found
+
+
+def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> None:
+    """Draws what each epoch came to, beside the score of the one that was kept."""
+    scores = next(iter(found.values()), brain.scores)
+    chosen_on = "validation" if run.split.valid else "training"
+    epochs = run.hparams["history"].epochs
+    lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
+    if found:
+        lines.append(RunResult("the one kept", scores, clips="test"))
+    plot_curves(run.folder / "curves.png", lines)
 
 
 def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:

@@ -24,7 +24,10 @@ def main(argv: list[str]) -> None:
         folder = write_transfer_set(
             rows,
             ClipReader(
-                audioset_labels(), hparams["clip_seconds"], hparams["sample_rate"]
+                audioset_labels(),
+                hparams["clip_seconds"],
+                hparams["sample_rate"],
+                hparams["short_clips"],
             ),
             hparams["folder"],
             hparams["num_clips"],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.limits import SAMPLE_RATES
+from efficientat_plugin.windows import SHORT_CLIPS, lengthened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
 # Of samples: 32-bit integers that were taken for floating point reach as far. The
 # squares of much louder ones are infinite, and so is what a student hears.
 LOUDEST = 2.0**31
+SAME_LENGTH = tuple(how for how in SHORT_CLIPS if how != "as_is")
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
 
 
@@ -61,9 +63,12 @@ class UnreadableClip(ValueError):
 
 
 def decode(
-    audio: dict[str, Any] | bytes | str | Path, sample_rate: int, num_samples: int
+    audio: dict[str, Any] | bytes | str | Path,
+    sample_rate: int,
+    num_samples: int,
+    short_clips: str = "zero_pad",
 ) -> NDArray[np.float32]:
-    """The start of a sound file: mono, resampled, cut or zero-padded.
+    """The start of a sound file: mono, resampled, cut or lengthened.
 
     Reads no more of the file than it needs. Resamples with soxr's high quality,
     which moves the probabilities of a tagger by 4e-4 at most.
@@ -77,6 +82,8 @@ def decode(
         Of the result, Hz.
     num_samples : int
         Of the result.
+    short_clips : str
+        How shorter sound is lengthened: "zero_pad" or "repeat".
 
     Returns
     -------
@@ -94,9 +101,7 @@ def decode(
     waveform = np.concatenate(blocks)[:num_samples]
     if not len(waveform):  # which padding would make a clip of silence
         raise UnreadableClip(f"it is shorter than a sample at {sample_rate} Hz")
-    if len(waveform) < num_samples:
-        waveform = np.pad(waveform, (0, num_samples - len(waveform)))
-    return waveform
+    return lengthened(waveform, num_samples, short_clips)
 
 
 def decode_blocks(
@@ -315,19 +320,36 @@ class ClipReader:
     labels : LabelTable
         What K means.
     clip_seconds : float
-        Length of every clip; longer sound is cut, shorter zero-padded.
+        Length of every clip, s; longer sound is cut to its beginning.
     sample_rate : int
         Hz.
+    short_clips : str
+        How shorter sound is lengthened: "zero_pad" or "repeat".
+
+    Raises
+    ------
+    ValueError
+        For a length or a way that no clip can have.
     """
 
     def __init__(
-        self, labels: LabelTable, clip_seconds: float = 10.0, sample_rate: int = 32000
+        self,
+        labels: LabelTable,
+        clip_seconds: float = 10.0,
+        sample_rate: int = 32000,
+        short_clips: str = "zero_pad",
     ) -> None:
         if clip_seconds <= 0:
             raise ValueError(f"clip_seconds={clip_seconds} must be above 0")
+        if short_clips not in SAME_LENGTH:
+            raise ValueError(
+                f"short_clips={short_clips!r} does not make all clips equally long, "
+                f"as a batch needs them; choose one of {', '.join(SAME_LENGTH)}"
+            )
         self.labels = labels
         self.sample_rate = sample_rate
         self.num_samples = round(clip_seconds * sample_rate)
+        self.short_clips = short_clips
 
     def read(self, row: dict[str, Any]) -> Clip:
         """Decodes a row; ``UnreadableClip`` where that cannot be."""
@@ -335,7 +357,9 @@ class ClipReader:
 
         if not row["video_id"]:
             raise UnreadableClip("its video_id is empty")
-        waveform = decode(row["audio"], self.sample_rate, self.num_samples)
+        waveform = decode(
+            row["audio"], self.sample_rate, self.num_samples, self.short_clips
+        )
         # What the table does not have was counted when the data was summed up.
         indices, _ = self.labels.indices(row["labels"])
         labelled = torch.tensor(float(bool(indices)))

@@ -3,7 +3,7 @@
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
@@ -15,6 +15,10 @@ from efficientat_plugin.contracts import Skipped
 from efficientat_plugin.plain_text import shown
 
 NAMED = 5  # of what could not be opened
+# How long clips are where the sounds decide it ("auto"): see `fitting_seconds`
+SHARE_HELD = 0.95
+STEP_SECONDS = 0.25
+SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 10.0
 
 
 class RowsSummary(NamedTuple):
@@ -40,7 +44,9 @@ class RowsSummary(NamedTuple):
 
 
 def describe(
-    rows: datasets.Dataset, max_headers: int = 2000, clip_seconds: float | None = None
+    rows: datasets.Dataset,
+    max_headers: int = 2000,
+    clip_seconds: float | str | None = None,
 ) -> RowsSummary:
     """Sums up rows; of the sound only headers are read.
 
@@ -50,13 +56,14 @@ def describe(
         From ``read_table`` or ``load_rows``.
     max_headers : int
         Of more clips, this many are looked at, evenly spread.
-    clip_seconds : float or None
-        What is heard of each clip, s, from its start; None: all of it.
+    clip_seconds : float, "auto" or None
+        What is heard of each clip, s, from its start; "auto": as ``fitting_seconds``
+        finds it; None: all of it.
 
     Raises
     ------
     ValueError
-        If there are no rows, or ``max_headers`` is below 1.
+        If there are no rows, ``max_headers`` is below 1, or "auto" finds no length.
 
     Example
     -------
@@ -90,6 +97,10 @@ def describe(
             num_unlabelled += not labels
     groups = set(rows["group"][:]) if "group" in rows.column_names else set()
     seconds, sample_rates, channels, unreadable = _read_headers(rows, max_headers)
+    if clip_seconds == "auto":
+        clip_seconds = fitting_seconds(seconds)
+    elif isinstance(clip_seconds, str):
+        raise ValueError(f"clip_seconds={clip_seconds!r} must be seconds or 'auto'")
     scale = len(rows) / max_headers if len(rows) > max_headers else 1.0
     limit = np.inf if clip_seconds is None else clip_seconds
     too_long = 1.01 * limit  # what a codec or a cut adds is no loss
@@ -110,6 +121,39 @@ def describe(
         num_longer=round(scale * sum(each > too_long for each in seconds)),
         hours_heard=scale * float(np.minimum(seconds, limit).sum()) / 3600,
     )
+
+
+def fitting_seconds(seconds: Sequence[float]) -> float:
+    """The length of clips that holds nearly all sounds whole, and little silence.
+
+    Arguments
+    ---------
+    seconds : Sequence[float]
+        How long sounds are.
+
+    Returns
+    -------
+    float
+        What 95 % of them do not exceed, as a multiple of 0.25 s, from 0.5 s to the
+        10 s that published students were trained on.
+
+    Raises
+    ------
+    ValueError
+        If no length is known.
+
+    Example
+    -------
+    >>> fitting_seconds([0.3, 0.4, 0.7]), fitting_seconds([5.0] * 3)
+    (0.75, 5.0)
+    """
+    if not len(seconds):
+        raise ValueError(
+            "the length of none of the sounds can be read; pass --clip_seconds"
+        )
+    held = float(np.quantile(seconds, SHARE_HELD))
+    steps = np.ceil((held - 1e-3) / STEP_SECONDS)  # a millisecond over is no loss
+    return float(np.clip(STEP_SECONDS * steps, SHORTEST_SECONDS, LONGEST_SECONDS))
 
 
 def _read_headers(

@@ -31,6 +31,7 @@ def fill_store(
     device: str | torch.device = "cpu",
     max_unreadable_share: float = 0.01,
     top_k: int | None = None,
+    short_clips: str = "zero_pad",
     **options: Any,
 ) -> list[tuple[str, list[int]]]:
     """Appends the logits of all clips that a store does not know yet.
@@ -58,6 +59,8 @@ def fill_store(
         More than this is an error.
     top_k : int or None
         Classes to keep of each clip; None: all.
+    short_clips : str
+        How shorter sound is lengthened: "zero_pad" or "repeat".
     **options
         Of ``store_logits``, as ``batch_size=32``.
 
@@ -79,12 +82,13 @@ def fill_store(
         "sample_rate": teacher.sample_rate,
         "clip_seconds": clip_seconds,
         "top_k": top_k,
+        "short_clips": short_clips,
     }
     everyone = _group_of_processes()
     if if_main_process():
         merge_parts(path, **about)  # of a run that was killed
     _wait_for(everyone)
-    reader = ClipReader(labels, clip_seconds, teacher.sample_rate)
+    reader = ClipReader(labels, clip_seconds, teacher.sample_rate, short_clips)
     stored = LogitsStore(path)
     if isinstance(rows, datasets.Dataset):  # a stream passes once
         precision = options.get("precision", "fp32")

@@ -38,9 +38,10 @@ class Manifest:  # no named tuple: those have a method called count
     logits_bytes: int = 0
     clips_bytes: int = 0
     top_k: int | None = None  # classes kept of each row; None: all
+    short_clips: str = "zero_pad"  # how shorter sound was lengthened
 
     def __post_init__(self) -> None:
-        for name in ("teacher", "labels_sha256"):
+        for name in ("teacher", "labels_sha256", "short_clips"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{name}={value!r:.80} must be a string, not empty")
@@ -87,6 +88,8 @@ class Manifest:  # no named tuple: those have a method called count
             del entries["top_k"]
         else:
             entries["version"] = TOP_K
+        if self.short_clips == "zero_pad":  # all that the first release could do
+            del entries["short_clips"]
         return json.dumps(entries, indent=2)
 
 
@@ -119,6 +122,8 @@ def read_manifest(path: Path) -> Manifest:
     names = [field.name for field in fields(Manifest)]
     if entries["version"] == WHOLE:
         names.remove("top_k")
+    if "short_clips" not in entries:
+        names.remove("short_clips")
     missing = [name for name in names if name not in entries]
     if missing:
         raise ValueError(

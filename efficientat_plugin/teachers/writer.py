@@ -132,6 +132,7 @@ class StoreWriter:
         clip_seconds: float,
         teacher_sha256: str | None = None,
         top_k: int | None = None,
+        short_clips: str = "zero_pad",
     ) -> None:
         wanted = Manifest(
             teacher,
@@ -141,6 +142,7 @@ class StoreWriter:
             sample_rate,
             clip_seconds,
             top_k=top_k,
+            short_clips=short_clips,
         )
         self.path = Path(os.path.abspath(path))
         _prepare_folder(self.path)
