@@ -19,6 +19,7 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.metrics import Scores
 from efficientat_plugin.students.published import find_published
 from efficientat_plugin.students.student import Student
+from efficientat_plugin.teachers.passt import PaSST
 
 TASK = "audio-classification"  # the hub's name of it
 
@@ -50,9 +51,6 @@ def model_card(model: TrainedModel, provenance: Provenance) -> str:
     cost = measure(model.student, log_mel.n_mels, num_frames)
     heard = provenance.scores.items()
     scores = "\n".join(f"- {_plain(name)}: {found}" for name, found in heard)
-    use = "embeds and classifies a sound"
-    if not classifies_embeddings(model.student):
-        use = "embeds a sound (its head needs frames: no classes there)"
     return f"""\
 ---
 {hub_metadata(provenance).to_yaml()}
@@ -70,8 +68,7 @@ tagger = AudioTagger.from_hparams("this folder, or its name on the hub")
 print(tagger.tag("sound.wav"))
 ```
 
-SpeechBrain's `EncoderClassifier.from_hparams` loads it too, and {use} in one
-piece; efficientat_plugin must be installed.
+{_use(model.student)}
 
 ## Scores
 
@@ -102,6 +99,21 @@ Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
 
 {class_table(model, provenance)}
 """
+
+
+def _use(student: Student) -> str:
+    """Who else loads it, and for what."""
+    if isinstance(student, PaSST):
+        return (
+            "It is a transformer, for which SpeechBrain's own interfaces have no place."
+        )
+    use = "embeds and classifies a sound"
+    if not classifies_embeddings(student):
+        use = "embeds a sound (its head needs frames: no classes there)"
+    return (
+        f"SpeechBrain's `EncoderClassifier.from_hparams` loads it too, and {use} in "
+        "one\npiece; efficientat_plugin must be installed."
+    )
 
 
 def hub_metadata(provenance: Provenance) -> ModelCardData:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import speechbrain as sb
 import torch
@@ -12,6 +13,7 @@ from test_brain import CLASSES, Tones, _fit
 
 from efficientat_plugin.brain import History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.cli.models import load_tagger
 from efficientat_plugin.complexity import count_parameters
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
@@ -175,6 +177,58 @@ def test_a_named_student_has_no_peer(runs):
     (folder,) = (parent / "named" / "evaluated").iterdir()
     assert "PaSST" not in (folder / "scores.json").read_text()
     assert not (folder / "peer").exists()
+
+
+MODELS = {
+    "cmkd_transformer_from_cnn/model": PaSST,
+    "cmkd_cnn_from_transformer/model": MN,
+    "cmkd_cnn_from_transformer/without_teacher/model": MN,
+    "cmkd_mutual/model": MN,
+    "cmkd_mutual/peer/model": PaSST,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", MODELS)
+def test_whatever_was_trained_is_a_model(runs, folder):
+    parent, printed = runs
+    run = (parent / folder).parent
+    name = "peer" if run.name == "peer" else "student"
+    saves = (run.parent if name == "peer" else run) / "save"
+    (saved,) = saves.glob(f"CKPT*/{name}.ckpt")
+    sound = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    said = []
+    for path in (run, parent / folder, saved):
+        tagger = load_tagger(str(path), None, "cpu")
+        assert type(tagger.ensemble.members[0].student) is MODELS[folder]
+        assert len(tagger.labels) == 527 and tagger.clip_seconds == 0.5
+        said.append(tagger.probabilities([sound], 32000))
+    assert np.array_equal(said[0], said[1]) and np.array_equal(said[0], said[2])
+    assert f"is in {parent / folder}" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "bare", "unreachable"])
+def test_a_transformer_is_evaluated_by_any_name(runs, kind):
+    parent, _ = runs
+    (saved,) = (parent / "cmkd_mutual" / "save").glob("CKPT*/peer.ckpt")
+    source = {
+        "run": parent / "cmkd_transformer_from_cnn",
+        "checkpoint": saved,
+        "bare": parent / "transformer.pt",  # of the sizes in the YAML
+        "unreachable": "passt_s_swa_p16_128_ap476",
+    }[kind]
+    options = SMALL | {"output_folder": parent / kind, "pretrained": source}
+    options |= {"pretrained_folder": parent / "no downloads"}
+    call = arguments_of("cmkd_transformer_from_cnn", **_common(parent) | options)
+    expect = int(kind == "unreachable")
+    printed = run_recipe("audioset_kd", [[*call, "--test_only"]], expect=expect)
+    if expect:
+        assert "HF_HUB_OFFLINE forbids downloads" in printed
+        assert "Traceback" not in printed
+    else:
+        (folder,) = (parent / kind / "evaluated").iterdir()
+        assert json.loads((folder / "scores.json").read_text())["num_clips"] == 2
 
 
 # --- Mutual training ---------------------------------------------------------------

@@ -16,9 +16,12 @@ import torch
 from huggingface_hub import ModelCard
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from efficientat_plugin import model_card
+from efficientat_plugin import hear, model_card
+from efficientat_plugin.cli.models import load_tagger
 from efficientat_plugin.complexity import measure
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.encoders import load_encoder
+from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.finetuning import batch_norms
 from efficientat_plugin.inference import AudioTagger
@@ -31,6 +34,10 @@ from efficientat_plugin.model_folder import (
 )
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.passt import PaSST
+from efficientat_plugin.teachers.weights import load_start, load_teacher
 
 ON_CPU = {"device": "cpu"}
 NAMES = ("Dog, <big>", "cat's => 'C'", "bird: é")
@@ -166,6 +173,76 @@ def test_a_head_that_needs_frames_embeds_and_has_no_classifier(tmp_path):
     assert "no classes there" in (folder / "README.md").read_text()
     tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
     assert len(tagger.tag(waveform[0], sample_rate=32000)) == 3
+
+
+# --- A transformer -------------------------------------------------------------------
+
+WAYS = {
+    "tagger": lambda path: AudioTagger.from_hparams(str(path), run_opts=ON_CPU),
+    "tagger of weights": lambda path: AudioTagger.from_student(path, run_opts=ON_CPU),
+    "command": lambda path: load_tagger(str(path), None, "cpu"),
+}
+OF_WEIGHTS = ("tagger of weights", "command")
+SIZES = {"num_frames": 50, "embed_dim": 32, "depth": 1, "num_heads": 2}
+SIZES |= {"frequency_stride": 16, "time_stride": 16}
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """The folder of a run that left a transformer, and what it is."""
+    student = PaSST(3, **SIZES).eval()
+    student.front_end = {"sample_rate": 32000, "n_mels": 128, "hop_length": 640}
+    labels = LabelTable([f"/m/{k}" for k in range(3)], NAMES)
+    model = TrainedModel(student, labels, "multilabel", 1.0)
+    run = tmp_path_factory.mktemp("run")
+    _write(run / "model", model)
+    return run, model
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("inside", [".", "model", "model/student.ckpt"])
+def test_a_transformer_is_a_model_by_every_way_in(transformer, way, inside):
+    run, model = transformer
+    path = run / inside
+    if path.is_file() and way not in OF_WEIGHTS:
+        pytest.skip("takes folders")
+    tagger = WAYS[way](path)
+    sound = 0.1 * np.random.default_rng(0).standard_normal(32000).astype(np.float32)
+    log_mel = LogMel(**model.student.front_end).eval()(torch.from_numpy(sound)[None])
+    with torch.no_grad():
+        expected = model.student(log_mel.unsqueeze(1)).logits.sigmoid()
+    found = tagger.probabilities([sound], 32000)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
+    assert tagger.labels.names == NAMES and tagger.clip_seconds == 1.0
+    # Shorter than a patch, and longer than there are positions for
+    assert len(tagger.tag(sound[:700], 32000)) == 3
+    assert len(tagger.tag(np.tile(sound, 3), 32000)) == 3
+
+
+def test_a_transformer_teaches_and_starts_another(transformer):
+    run, model = transformer
+    teacher, labels, target = open_teachers(str(run))
+    assert labels.names == NAMES and target == "multilabel"
+    loaded = load_teacher(run)
+    assert loaded.labels.mids == model.labels.mids
+    again = PaSST(3, **SIZES)
+    assert load_start(again, run) == []
+    state = model.student.state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith("head_dist.")}  # unread
+    for network in (teacher.members[0].student, loaded.student, again):
+        own = network.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in state.items())
+    options = read_model_folder(run).student.options
+    assert options.items() >= model.student.options.items()
+
+
+def test_what_needs_the_layers_of_a_cnn_says_so(transformer):
+    run, _ = transformer
+    for load in (hear.load_model, load_student, load_encoder):
+        with pytest.raises(ValueError, match="is a PaSST, and an MN or a DyMN is nee"):
+            load(run)
+    with pytest.raises(ValueError, match="only an MN or a DyMN can be exported"):
+        find_source(run)
 
 
 # --- Later ---------------------------------------------------------------------------
