@@ -1,5 +1,7 @@
 """Text that others wrote, where it is shown: on a terminal, in a spreadsheet."""
 
+from collections.abc import Iterable
+
 
 def shown(text: object) -> str:
     r"""A name that neither breaks a line nor a column, nor commands a terminal.
@@ -15,6 +17,19 @@ def shown(text: object) -> str:
         else character.encode("unicode_escape", "backslashreplace").decode("ascii")
         for character in str(text)
     )
+
+
+def some_of(names: Iterable[object], number: int = 5) -> str:
+    """The first of some names, each as ``shown``, and how many more there are.
+
+    Example
+    -------
+    >>> some_of(["a.wav", "b.wav", "c.wav"], number=2)
+    'a.wav, b.wav and 1 more'
+    """
+    every = list(names)
+    text, more = ", ".join(map(shown, every[:number])), len(every) - number
+    return f"{text} and {more} more" if more > 0 else text
 
 
 def cell(text: object) -> str:

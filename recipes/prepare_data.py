@@ -16,6 +16,7 @@ from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.shards import MORE_COLUMNS
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.launch import load_hparams, parse_and_join, start
+from efficientat_plugin.plain_text import some_of
 
 TABLE_SPLIT = "all"
 
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
     print(prepared)
     if prepared.changed:
-        some = ", ".join(prepared.changed[:5])
+        some = some_of(prepared.changed)
         print(
             f"{len(prepared.changed)} clips sound unlike before (correlation below "
             f"one half): {some}; a higher --quality keeps them"

@@ -10,6 +10,7 @@ from efficientat_plugin.data.targets import (
     audioset_labels,
     summarize_labels,
 )
+from efficientat_plugin.plain_text import some_of
 
 TABLE = LabelTable(["/m/a", "/m/b", "/m/c"], ["A", "B", "C"])
 
@@ -183,9 +184,27 @@ def test_ids_go_before_names_and_a_name_of_several_classes_is_of_none():
     ("mids", "names", "message"),
     [
         (["a", "b"], ["A"], "2 class ids but 1 names"),
-        (["a", "b", "a"], ["A", "B", "C"], r"must be unique, but \['a'\] repeat"),
+        (["a", "b", "a"], ["A", "B", "C"], r"must be unique, but some repeat: a"),
     ],
 )
 def test_a_table_refuses(mids, names, message):
     with pytest.raises(ValueError, match=message):
         LabelTable(mids, names)
+
+
+@pytest.mark.parametrize("kinds", [1, 5, 6, 10])
+def test_labels_that_are_left_out_are_all_named_or_counted(kinds):
+    unknown = [f"z{number}" for number in range(kinds)]
+    text = summarize_labels(["x"], [unknown], LabelTable(["a"], ["A"])).left_out
+    named = sum(f"{name} (1)" in text for name in unknown)
+    more = kinds - named
+    assert named == min(kinds, 5)
+    assert ("more" in text) == (more > 0) and (not more or f"and {more} kind" in text)
+
+
+@pytest.mark.parametrize("count", [1, 5, 6, 10])
+def test_a_list_that_is_cut_says_how_many_more_there_are(count):
+    names = [f"clip{number}.wav" for number in range(count)]
+    text = some_of(names)
+    more = count - sum(name in text for name in names)
+    assert text.endswith(f" and {more} more") if more else "more" not in text

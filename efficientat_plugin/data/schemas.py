@@ -7,6 +7,7 @@ from typing import Any
 
 from efficientat_plugin.data.sources import Source
 from efficientat_plugin.data.text_tables import read_text_table
+from efficientat_plugin.plain_text import some_of
 
 
 def read_fsd50k_folder(folder: Path) -> Source:
@@ -56,7 +57,7 @@ def read_fsd50k_folder(folder: Path) -> Source:
     if unknown:
         raise ValueError(
             f"{len(unknown)} labels of {truth} are not in its vocabulary.csv: "
-            f"{', '.join(sorted(unknown)[:5])}; take all three tables from one release"
+            f"{some_of(sorted(unknown))}; take all three tables from one release"
         )
     return Source("FSD50K", columns, folder)
 
@@ -132,7 +133,7 @@ def read_tau2020_folder(folder: Path) -> Source:
     if absent:
         raise ValueError(
             f"{len(absent)} files of {setup} are not in {meta}: "
-            f"{', '.join(absent[:5])}; take all tables from one release"
+            f"{some_of(absent)}; take all tables from one release"
         )
     columns: dict[str, Sequence[Any]] = {
         "clip_id": [Path(name).stem for name in table["filename"]],

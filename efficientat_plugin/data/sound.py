@@ -13,7 +13,7 @@ import pyarrow as pa
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, choose_column
 from efficientat_plugin.data.sources import Source, list_audio
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def unique_ids(choices: Iterable[Sequence[str]], source: str) -> list[str]:
         if len(set(ids)) == len(ids) and all(ids):
             return list(ids)
         twice = twice or {name: n for name, n in Counter(ids).items() if n > 1}
-    some = ", ".join(f"{name} ({n})" for name, n in list(twice.items())[:5])
+    some = some_of(f"{name} ({n})" for name, n in twice.items())
     raise ValueError(
         f"{source} names clips more than once, or not at all: {some}; give a clip one "
         "row, with its labels joined, or name a column of ids with id_column"
@@ -250,7 +250,7 @@ def _existing_files(
             len(absent),
             len(kept),
             source.name,
-            ", ".join(map(shown, absent[:5])),
+            some_of(absent),
         )
     paired = zip(kept, files, strict=True)
     return {row: file for row, file in paired if file is not None}

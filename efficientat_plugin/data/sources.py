@@ -24,7 +24,7 @@ from efficientat_plugin.data.rows import (
 )
 from efficientat_plugin.data.targets import most_frequent
 from efficientat_plugin.data.text_tables import read_text_table
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def read_class_folders(folder: Path) -> Source:
     names, others = list_audio(folder)
     inside = [name for name in names if "/" in name]
     if not inside:
-        found = ", ".join(sorted(shown(entry.name) for entry in folder.iterdir())[:5])
+        found = some_of(sorted(entry.name for entry in folder.iterdir()))
         raise FileNotFoundError(
             f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
             f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
@@ -129,7 +129,7 @@ def read_class_folders(folder: Path) -> Source:
     parts = [name.split("/") for name in inside]
     empty = {entry.name for entry in folder.iterdir() if _is_visible_folder(entry)}
     if empty := empty - {part[0] for part in parts}:
-        some = ", ".join(map(shown, sorted(empty)[:5]))
+        some = some_of(sorted(empty))
         logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
     if all(part[0].lower() in SPLIT_NAMES and len(part) > 2 for part in parts):
         columns: dict[str, Sequence[Any]] = {

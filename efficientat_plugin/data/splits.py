@@ -14,7 +14,7 @@ import numpy as np
 
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.stratify import Unit, stratify, total_counts
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ def _by_name(rows: datasets.Dataset, names: Sequence[str]) -> Split:
             logger.warning(
                 "%d groups are on several sides of the given split: %s",
                 len(torn),
-                shown(", ".join(torn[:5])),
+                some_of(torn),
             )
     return split
 
@@ -277,7 +277,7 @@ def _deal_out(
                 len(absent),
                 "class is" if len(absent) == 1 else "classes are",
                 name,
-                ", ".join(f"{shown(k)} ({counts[k]})" for k in absent[:10]),
+                some_of((f"{k} ({counts[k]})" for k in absent), number=10),
             )
     return {name: sorted(side) for name, side in sides.items()}
 

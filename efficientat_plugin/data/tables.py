@@ -26,6 +26,7 @@ from efficientat_plugin.data.sources import (
     read_table_file,
 )
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +244,7 @@ def _find_source(
         # One "class" beside several tables is a folder with all of the audio.
         if not found or len(set(source.columns["label"])) > 1:
             return source
-    names = ", ".join(str(file.relative_to(path)) for file in found[:5])
+    names = some_of(file.relative_to(path) for file in found)
     raise ValueError(
         f"{path} holds {len(found)} tables ({names}); name one of them, or say what "
         f"the folder is by form ({', '.join(FORMS[1:])})"

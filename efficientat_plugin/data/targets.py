@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.plain_text import shown, some_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,9 @@ class LabelTable:
         self.has_numbers = False  # see `with_numbers`
         if len(self.index) != len(self.mids):
             twice = [mid for mid, n in Counter(self.mids).items() if n > 1]
-            raise ValueError(f"class ids must be unique, but {twice[:5]} repeat")
+            raise ValueError(
+                f"class ids must be unique, but some repeat: {some_of(twice)}"
+            )
 
     @classmethod
     def from_csv(cls, path: str | Path) -> "LabelTable":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.plain_text import some_of
 from efficientat_plugin.teachers.ast_files import ASTFiles
 
 logger = logging.getLogger(__name__)
@@ -226,7 +227,9 @@ def order_of(labels: LabelTable, names: list[str]) -> list[int]:
             "several of the labels are one class of the network's; give each a name"
         )
     if left:
-        logger.warning("%d of the network's classes are left out: %s", len(left), left)
+        logger.warning(
+            "%d of the network's classes are left out: %s", len(left), some_of(left)
+        )
     return order
 
 
