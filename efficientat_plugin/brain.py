@@ -280,7 +280,8 @@ class DistillationBrain(sb.Brain):
         }
         history = self.hparams.history
         history.epochs.append(summary | self._numbers(scores))
-        self._log_line(f"Epoch {epoch}", {"train loss": self.train_loss} | valid_losses)
+        named = {f"validation {name}": loss for name, loss in valid_losses.items()}
+        self._log_line(f"Epoch {epoch}", {"training loss": self.train_loss} | named)
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch": epoch, "lr": lr},
             train_stats={"loss": self.train_loss},

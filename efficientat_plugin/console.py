@@ -14,6 +14,7 @@ from efficientat_plugin.plain_text import shown
 
 PACKAGE = "efficientat_plugin"
 OURS = (PACKAGE, "__main__")  # whose DEBUG lines log.txt keeps
+SHELL = "speechbrain.utils.superpowers"  # `pip freeze`, before `keep_log` is called
 KEPT = 1000  # records, at most, that wait for a log.txt
 
 _early: deque[logging.LogRecord] = deque(maxlen=KEPT)
@@ -80,15 +81,18 @@ def logging_to_console(stream: str, prefix: str = "") -> Iterator[None]:
     efficientat: labels in column sound
     """
     root, package = logging.getLogger(), logging.getLogger(PACKAGE)
+    shell = logging.getLogger(SHELL)
     level = package.level
     handlers = [ConsoleHandler(stream, prefix), _Waiting()]
     package.setLevel(logging.DEBUG)
+    shell.addFilter(_is_of_interest)
     for handler in handlers:
         root.addHandler(handler)
     try:
         yield
     finally:
         package.setLevel(level)
+        shell.removeFilter(_is_of_interest)
         for handler in handlers:
             root.removeHandler(handler)
         _early.clear()

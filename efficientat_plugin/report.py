@@ -142,7 +142,12 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
     Where no run has an epoch there is nothing to draw, and no file is written.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
+    class PlainNumbers(LogFormatter):
+        def __call__(self, value: float, position: int | None = None) -> str:
+            """0.6, and not 6e-01, where there is anything at all."""
+            return f"{value:g}" if super().__call__(value, position) else ""
 
     if not any(result.epochs for result in results):
         return
@@ -172,6 +177,8 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
             loss.plot(steps, losses, linestyle="--", label=label, **style)
     score.set(xlabel="epoch", ylabel=main, ylim=(1.05 * lowest, 1.02))
     loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    loss.yaxis.set_major_formatter(PlainNumbers())
+    loss.yaxis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
     for axes in (score, loss):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.get_legend_handles_labels()[0]:

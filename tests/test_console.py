@@ -114,6 +114,9 @@ def test_a_log_file_gets_what_came_before_it_and_no_foreign_debugging(tmp_path):
     with logging_to_console("stdout"):
         ours.debug("read")
         root.addHandler(file)
+        shell = logging.getLogger("speechbrain.utils.superpowers")
+        shell.setLevel(logging.DEBUG)  # as SpeechBrain does, when it makes the folder
+        shell.debug("a list of all packages")
         keep_log()
         fonts = logging.getLogger("matplotlib.font_manager")
         fonts.setLevel(logging.DEBUG)
@@ -121,7 +124,8 @@ def test_a_log_file_gets_what_came_before_it_and_no_foreign_debugging(tmp_path):
         fonts.warning("missing")
         ours.debug("trained")
         root.removeHandler(file)
-        fonts.setLevel(logging.NOTSET)
+        for other in (fonts, shell):
+            other.setLevel(logging.NOTSET)
     file.close()
     assert (tmp_path / "log.txt").read_text() == "read\nmissing\ntrained\n"
     assert root.handlers == before
