@@ -260,11 +260,19 @@ class DistillationBrain(sb.Brain):
             return
         name = {"test": "Test", "valid": "Validation"}[self.evaluates]
         self._log_line(f"{name}, epoch {self.loaded_epoch} loaded", losses)
+        self._log_evaluation(losses | self._numbers(self.scores))
+
+    def log_test(self, scores: Scores) -> None:
+        """Gives the logger scores of test clips that ``evaluate`` did not compute."""
+        self.evaluates = "test"
+        self._log_evaluation(self._numbers(scores))
+
+    def _log_evaluation(self, numbers: dict[str, float]) -> None:
         # Called by every process, since the logger lets the first one log.
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch loaded": self.loaded_epoch},
             verbose=False,
-            **{f"{self.evaluates}_stats": losses | self._numbers(self.scores)},
+            **{f"{self.evaluates}_stats": numbers},
         )
 
     def _finish_epoch(

@@ -499,6 +499,8 @@ def finish(
     model = model_of(run)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
     found = test(run, str(brain.device)) if run.split.test else {}
+    for scores in [*found.values()][:1]:
+        brain.log_test(scores)
     if cut_scores is not None:
         seconds = f"{hparams['clip_seconds']:g} s"
         found[f"test, the first {seconds} of each clip alone"] = cut_scores
@@ -539,7 +541,8 @@ def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> N
     epochs = run.hparams["history"].epochs
     lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
     if found:
-        lines.append(RunResult("the one kept", scores, clips="test"))
+        kept = f"epoch {brain.loaded_epoch}, which is kept"
+        lines.append(RunResult(kept, scores, clips="test"))
     plot_curves(run.folder / "curves.png", lines)
 
 

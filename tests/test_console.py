@@ -47,7 +47,9 @@ def _options(recipe, place, output):
     folder = {"dataset": "sounds", "form": "class_folders"}
     audioset = {"dataset": "audioset", "clip_seconds": 0.5}
     if recipe == "finetune":
-        return small | folder | {"pretrained": "small.pt", "output_folder": output}
+        front_end = {"log_mel": "{n_mels: 128, hop_length: 320}"}
+        weights = {"pretrained": "small.pt", "output_folder": output}
+        return small | folder | front_end | weights
     if recipe == "distil":
         more = {"teacher": "ear:make", "number_of_epochs": 1, "output_folder": output}
         return SMALL | folder | more
@@ -62,7 +64,8 @@ def _options(recipe, place, output):
         return audioset | {"split": "clips", "folder": output, "num_clips": 2}
     assert recipe == "dump_teacher_logits"
     more = {"split": "clips", "teachers": "small.pt", "store": output}
-    return audioset | more | {"num_workers": 0}
+    more |= {"teacher_options": "{n_mels: 128, hop_length: 320}", "num_workers": 0}
+    return audioset | more
 
 
 EXPECTED = {

@@ -74,7 +74,9 @@ def _options(name, place):
         "device": "cpu",
     }
     if name == "finetune":
-        return common | {"dataset": place / "sounds", "pretrained": place / "small.pt"}
+        front_end = {"log_mel": "{n_mels: 128, hop_length: 320}"}
+        weights = {"dataset": place / "sounds", "pretrained": place / "small.pt"}
+        return common | front_end | weights
     if name == "distil":
         return SMALL | common | {"dataset": place / "sounds", "teacher": "ear:make"}
     common |= {
