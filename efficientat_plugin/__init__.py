@@ -16,7 +16,8 @@ What is trained is used by ``inference`` (files and ``streams``, of which it say
 ``classifiers`` (SpeechBrain's slots), ``embeddings`` and ``hear``; ``finetuning`` and
 ``probe`` go on from weights, ``mutual`` trains two students at once, ``model_folder``
 keeps the result with its ``model_card``, ``evaluation`` and ``agreement`` judge it,
-``complexity`` tells what it costs. ``model_yaml`` reads the folder of a stranger,
+``complexity`` tells what it costs. ``described`` finds out what weights are: by name,
+model folder or checkpoint; ``model_yaml`` reads the folder of a stranger,
 ``pickles`` looks through what is then unpickled, ``limits`` says what nobody has, and
 ``plain_text`` shows names that strangers gave.
 

@@ -66,6 +66,18 @@ ON_COMMAND_LINE = {
 }
 
 
+def _listed(names: Sequence[str]) -> str:
+    """As a sentence has several things.
+
+    Example
+    -------
+    >>> _listed(["front end", "length of clips", "classes"])
+    'front end, length of clips and classes'
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 class Unstated(ValueError):
     """What must be known of weights is neither known nor stated.
 
@@ -83,10 +95,10 @@ class Unstated(ValueError):
 
     def sentence(self, ways: Mapping[str, str]) -> str:
         """What is wrong, and by which options to state it."""
-        how = ", ".join(ways[name] for name in self.unknown)
+        how = _listed([ways[name] for name in self.unknown])
         return (
-            f"{self.source} does not tell its {', '.join(self.unknown)}; state {how}, "
-            "or give the model folder or the checkpoint folder of its run, which tell"
+            f"{self.source} does not tell its {_listed(self.unknown)}; state {how}, or "
+            "give the model folder or the checkpoint folder of its run, which tell"
         )
 
 

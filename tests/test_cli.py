@@ -354,6 +354,38 @@ def test_labels_name_the_classes_of_a_file(capsys, tmp_path, five):
     assert "is no table of labels" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("form", ["options", "yaml"])
+def test_the_front_end_of_a_file_is_stated(capsys, tmp_path, five, form):
+    model, path = small_model(), tmp_path / "own.pt"
+    torch.save(model.student.state_dict(), path)
+    write_model_folder(tmp_path / "model", model, Provenance("m", None, "", "", {}))
+    front_end = "n_mels=64,hop_length=640"
+    if form == "yaml":
+        front_end = tmp_path / "front_end.yaml"
+        front_end.write_text("n_mels: 64\nhop_length: 640\n")
+    command = ["tag", str(five / "0.wav"), "--format", "csv", "--model"]
+    stated = ["--front-end", str(front_end), "--clip-seconds", "1"]
+    stated += ["--labels", str(tmp_path / "model" / "labels.csv")]
+    assert main([*command, str(path), *stated]) == 0
+    said = capsys.readouterr().out
+    assert main([*command, str(tmp_path / "model")]) == 0
+    assert capsys.readouterr().out == said
+    for left_out in range(0, len(stated), 2):
+        some = stated[:left_out] + stated[left_out + 2 :]
+        assert main([*command, str(path), *some]) == 2
+        err = capsys.readouterr().err
+        assert f"state {stated[left_out]} " in err and len(err.splitlines()) == 1
+    for known in (str(tmp_path / "model"), "mn04_as"):
+        assert main([*command, known, *stated[:2]]) == 2
+        assert "leave out --front-end" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "64", "n_mels", "n_mels=[1]", "n_mels: {"])
+def test_what_is_no_front_end_is_refused(capsys, text):
+    assert main(["tag", "a.wav", "--front-end", text]) == 2
+    assert "give NAME=VALUE, joined by commas" in capsys.readouterr().err
+
+
 def test_names_cannot_break_a_line_or_command_a_terminal(run, tmp_path):
     name = "a\tb\nc\x1b[31m\u202e,d.wav"
     _write(tmp_path / "odd" / name, 0.1)

@@ -252,6 +252,15 @@ def test_weights_of_a_file_tell_family_and_width(tmp_path):
     assert not encoder.training and load_encoder(width=0.1).training
 
 
+def test_features_of_ones_own_need_no_front_end(tmp_path):
+    """Nothing is guessed: without a log-mel there is none, with one it is stated."""
+    path = tmp_path / "student.pt"
+    torch.save(MN(width=0.1, num_classes=5).state_dict(), path)
+    assert not hasattr(load_encoder(path).student, "front_end")
+    stated = load_encoder(path, log_mel=LogMel(n_mels=64, hop_length=640)).student
+    assert (stated.front_end["n_mels"], stated.front_end["hop_length"]) == (64, 640)
+
+
 def test_published_weights_encode_as_published(shared):
     golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
     log_mel = LogMel().eval()

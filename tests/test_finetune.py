@@ -22,6 +22,7 @@ from efficientat_plugin.data.labelled import LabelledClips
 from efficientat_plugin.data.splits import Split
 from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.described import describe
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.finetuning import (
     batch_norms,
@@ -189,6 +190,23 @@ def test_a_folder_is_of_one_run(tuned, sounds, weights):
     assert "holds another run (seed 1234 there, 7 here; " in text
     again = _run(sounds, weights, output)  # the very same ends as it had
     assert "test, 7 clips: accuracy" in again
+
+
+@pytest.mark.slow
+def test_weights_that_nothing_describes_are_not_guessed(sounds, weights, tmp_path):
+    text = _run(sounds, weights, tmp_path / "run", expect=1, log_mel="{}")
+    assert "small.pt does not tell its front end; state --log_mel" in text
+    assert "Traceback" not in text and not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_says_what_its_weights_are(tuned):
+    output, _ = tuned
+    for saved in (output / "save").glob("CKPT*/student.ckpt"):
+        known, model = describe(saved), describe(output)
+        assert known.labels.mids == model.labels.mids
+        for field in ("front_end", "target", "clip_seconds", "short_clips"):
+            assert getattr(known, field) == getattr(model, field)
 
 
 @pytest.mark.slow
