@@ -23,9 +23,15 @@ from efficientat_plugin.console import logging_to_console
 from efficientat_plugin.interruptions import Interruptions
 from efficientat_plugin.memory import keep_freed_memory
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.run_folder import claim_folder, occupy_folder, settings_of
+from efficientat_plugin.run_folder import (
+    check_folder,
+    claim_folder,
+    occupy_folder,
+    settings_of,
+)
 
 __all__ = [
+    "check_folder",
     "claim_folder",
     "load_hparams",
     "occupy_folder",

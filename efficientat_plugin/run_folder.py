@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
@@ -14,9 +14,9 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.described import find_model_folder
+from efficientat_plugin.differences import Difference, differences_of
 from efficientat_plugin.files import sha256_of
 from efficientat_plugin.locks import FolderLock
-from efficientat_plugin.plain_text import shown
 
 RUN_FILE = "run.json"
 
@@ -47,22 +47,10 @@ SAME_RESULT |= {"profile_warmup", "profile_steps"}
 EPOCHS = ("number_of_epochs", "epoch_counter.limit")  # more of them train on
 
 NAMED = 5  # differences that a refusal spells out
-LONGEST = 60  # characters of a value that it shows
 
 OF_A_MODEL = {".bin", ".ckpt", ".csv", ".pt", ".pth", ".safetensors", ".yaml"}
 
 _OCCUPIED: dict[Path, FolderLock] = {}
-
-
-class Difference(NamedTuple):
-    """One setting that differs between the run in a folder and another one."""
-
-    name: str  # dotted, as log_mel.n_mels
-    there: Any
-    here: Any
-
-    def __str__(self) -> str:
-        return f"{self.name} {_in_short(self.there)} there, {_in_short(self.here)} here"
 
 
 def settings_of(
@@ -113,60 +101,6 @@ def _plain(node: Any) -> Any:
         content = [_plain(part) for part in content]
     tag = getattr(node, "tag", None)
     return content if tag is None or tag.value is None else {str(tag.value): content}
-
-
-def differences_of(
-    there: Mapping[str, Any], here: Mapping[str, Any]
-) -> list[Difference]:
-    """The settings in which two runs differ, in the order of the second one.
-
-    Arguments
-    ---------
-    there, here : Mapping
-        Settings of each, as plain values.
-
-    Returns
-    -------
-    list of Difference
-        A setting that only one of them has is "not set" in the other.
-
-    Example
-    -------
-    >>> print(*differences_of({"lr": 0.1, "loss": {"k": 1}}, {"lr": 0.2}), sep="; ")
-    lr 0.1 there, 0.2 here; loss.k 1 there, not set here
-    """
-    absent = object()
-    flat_there, flat_here = _flat(there), _flat(here)
-    return [
-        Difference(
-            name, flat_there.get(name, "not set"), flat_here.get(name, "not set")
-        )
-        for name in {**flat_here, **flat_there}
-        if flat_there.get(name, absent) != flat_here.get(name, absent)
-    ]
-
-
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Plain values by dotted name; an object's own value is what it is built by."""
-    if not isinstance(settings, Mapping):
-        return {name: settings}
-    values: dict[str, Any] = {}
-    for key, value in settings.items():
-        if key.startswith("!"):
-            values[name] = key.partition(":")[2] or key
-            if isinstance(value, Mapping):
-                values |= _flat(value, name)
-            elif value not in ("", None):
-                values[f"{name}.arguments"] = value
-        else:
-            values |= _flat(value, f"{name}.{key}" if name else key)
-    return values
-
-
-def _in_short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = shown(text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def identity_of_weights(source: str | Path | None) -> str | None:
@@ -310,11 +244,13 @@ def _is_more(difference: Difference) -> bool:
 def _without_consequences(differences: Sequence[Difference]) -> list[Difference]:
     """Objects differ where a value that they refer to does, which says it shorter."""
     said = {repr(each[1:]) for each in differences if "." not in each.name}
-    return [
+    named = [
         each
         for each in differences
         if "." not in each.name or repr(each[1:]) not in said
     ]
+    asked = [each for each in named if not each.name.startswith("__")]
+    return asked or named
 
 
 def claim_folder(
@@ -355,7 +291,31 @@ def claim_folder(
     ValueError: /... holds another run (lr 0.1 there, 0.2 here); name another ...
     """
     occupy_folder(folder)
-    path = Path(folder) / RUN_FILE
+    check_folder(folder, run, started, may_train_longer)
+    if if_main_process():
+        path = Path(folder) / RUN_FILE
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(dict(run), indent=1), encoding="utf-8")
+        os.replace(partial, path)
+
+
+def check_folder(
+    folder: str | Path,
+    run: Mapping[str, Any],
+    started: bool,
+    may_train_longer: bool = False,
+) -> None:
+    """Refuses what ``claim_folder`` would, and writes nothing.
+
+    Raises
+    ------
+    ValueError
+        If the folder is of another run.
+
+    Example
+    -------
+    >>> check_folder("nowhere", {"lr": 0.1}, started=False)
+    """
     if started and read_run(folder) is None:
         raise ValueError(
             f"{folder} has checkpoints, but no run.json, which says what run they are "
@@ -364,7 +324,3 @@ def claim_folder(
         )
     if started:
         refuse_other_settings(folder, run, may_train_longer=may_train_longer)
-    if if_main_process():
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(dict(run), indent=1), encoding="utf-8")
-        os.replace(partial, path)

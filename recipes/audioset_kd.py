@@ -240,7 +240,7 @@ def head_of(train_set: Clips | ClipStream) -> Any:
 
 def digest_of_rows(rows: Any) -> str:
     """What tells a split from another one."""
-    summary = summarize_rows(rows, audioset_labels())
+    summary = summarize_rows(rows, audioset_vocabulary())
     return digest_of_clips(summary.clip_ids, summary.indices, sounds_of(rows))
 
 

@@ -89,7 +89,9 @@ def main(argv: list[str]) -> None:
                 f"number_of_epochs={epochs} trains nothing; give 1 or more"
             )
         with told_if_not_writable(hparams["output_folder"]):
-            run = prepare(hparams, settings_of(hparams_file, overrides), device)
+            run = prepare(
+                hparams, settings_of(hparams_file, overrides, run_opts), device
+            )
             sb.create_experiment_directory(
                 hparams["output_folder"], hparams_file, overrides
             )
@@ -123,7 +125,9 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
         if summary.num_labelled:
             print(f"As the teacher's classes: {summary}")
     split = split_clips(clips, hparams)
-    settings["teacher"] = teacher.sha256()  # whatever it is called
+    # Whatever they are called, and wherever they lie
+    settings["teacher"] = f"of weights with digest {teacher.sha256()[:8]}"
+    settings["labels"] = f"{len(labels)} classes (digest {labels.sha256[:8]})"
     refuse_another_run(hparams["output_folder"], settings, clips, split)
     add_student(clips, hparams)
     store = ask(teacher.to(device), clips, hparams, device)

@@ -12,7 +12,7 @@ import logging
 import math
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,7 @@ from efficientat_plugin.finetuning import (
 )
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.launch import (
+    check_folder,
     claim_folder,
     load_hparams,
     parse_and_join,
@@ -80,6 +81,7 @@ from efficientat_plugin.report import (
     plot_curves,
     write_scores,
 )
+from efficientat_plugin.run_folder import identity_of_weights
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.students.weights import front_end_arguments, load_student
 from efficientat_plugin.teachers.filling import fill_store
@@ -118,16 +120,23 @@ def main(argv: list[str]) -> None:
         sys.exit(str(error))
     found = {"clip_seconds": clip_seconds, "number_of_epochs": number_of_epochs}
     overrides = overrides | found
+    settings = settings_of(hparams_file, overrides, run_opts)
+    folders = {n: f"{parent}/{n}" if n.startswith("fold") else parent for n in splits}
+    try:
+        for name, split in splits.items():  # all of them, before any is trained
+            place = hparams | {"output_folder": folders[name]}
+            refuse_another_run(Run(clips, split, place, device), settings, check_folder)
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     scores = {}
     for name, split in splits.items():
         # Anew for each, so that a run of several is several runs.
-        if name.startswith("fold"):
-            overrides = overrides | {"output_folder": f"{parent}/{name}"}
+        overrides = overrides | {"output_folder": str(folders[name])}
         hparams = load_hparams(hparams_file, overrides)
         run = Run(clips, split, hparams, device)
         try:
             with told_if_not_writable(run.folder):
-                refuse_another_run(run, settings_of(hparams_file, overrides))
+                refuse_another_run(run, settings)
                 sb.create_experiment_directory(
                     str(run.folder), hparams_to_save(hparams_file), overrides
                 )
@@ -192,13 +201,21 @@ def split_clips(
     return runs(hparams["valid_share"] if epochs else 0.0), epochs
 
 
-def refuse_another_run(run: Run, settings: dict[str, Any]) -> None:
+def refuse_another_run(
+    run: Run, settings: dict[str, Any], take: Callable[..., None] = claim_folder
+) -> None:
     """Other clips, or other settings, would go on from what this folder holds."""
+    hparams = run.hparams
     this = settings | {"target": run.clips.target}
     this |= split_digest(run.clips.rows, run.split)
+    this["pretrained"] = identity_of_weights(hparams["pretrained"])
+    this["teacher"] = identity_of_weights(hparams["teacher"])
+    if hparams["teacher"] is not None and is_store(hparams["teacher"]):
+        clip_ids = labels_to_train_on(run).clip_ids
+        this["teacher"] = StoredTeacher(hparams["teacher"]).identity(clip_ids)
     patterns = ("save/CKPT*", "model")  # stored logits say themselves whose they are
     done = [found for pattern in patterns for found in run.folder.glob(pattern)]
-    claim_folder(run.folder, this, started=bool(done))
+    take(run.folder, this, started=bool(done))
 
 
 def hparams_to_save(hparams_file: str) -> str | None:

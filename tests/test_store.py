@@ -290,17 +290,19 @@ def test_interrupted_append_closes_the_writer(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "other",
     [
-        {"teacher": "beats"},
         {"num_classes": 4},
         {"sample_rate": 16000},
         {"clip_seconds": 5.0},
         {"top_k": 1},
+        {"precision": "bf16"},
     ],
     ids=lambda other: next(iter(other)),
 )
 def test_append_to_another_teachers_store_is_refused(tmp_path, other):
     write(tmp_path / "s", ["a"])
-    with pytest.raises(ValueError, match=f"^{next(iter(other))}=.* differs"):
+    ((name, value),) = other.items()
+    message = rf"other logits \({name} .* there, {value} here\); .*--store"
+    with pytest.raises(ValueError, match=message):
         StoreWriter(tmp_path / "s", **(ABOUT | other))
     check(tmp_path / "s", ["a"])
 
@@ -309,9 +311,11 @@ def test_append_to_another_teachers_store_is_refused(tmp_path, other):
     ("other", "changed"),
     [({"teacher_sha256": None}, "weights"), ({"labels_sha256": "3" * 64}, "classes")],
 )
-def test_a_teacher_that_changed_is_told_without_digests(tmp_path, other, changed):
+def test_a_teacher_that_changed_is_told_by_its_digests(tmp_path, other, changed):
     write(tmp_path / "s", ["a"])
-    message = f"^the teacher's {changed} are not .* name another --output_folder"
+    value = next(iter(other.values()))
+    here = "null" if value is None else f"of digest {value[:8]}"
+    message = rf"\({changed} of digest .* there, {here} here\); .*--output_folder"
     with pytest.raises(ValueError, match=message):
         StoreWriter(tmp_path / "s", **(ABOUT | other))
     check(tmp_path / "s", ["a"])
@@ -940,3 +944,13 @@ def test_import_refuses_paths_that_are_taken_or_missing(tmp_path):
 )
 def test_youtube_id_is_the_bare_eleven_characters(name, clip_id):
     assert youtube_id(name) == clip_id
+
+
+def test_a_teacher_is_known_by_its_weights_and_else_by_its_name(tmp_path):
+    write(tmp_path / "s", ["a"])
+    with StoreWriter(tmp_path / "s", **(ABOUT | {"teacher": "elsewhere/beats"})):
+        check(tmp_path / "s", ["a"])
+    unknown = ABOUT | {"teacher_sha256": None}
+    StoreWriter(tmp_path / "t", **unknown).close()
+    with pytest.raises(ValueError, match=r"\(teacher .* there, beats here\)"):
+        StoreWriter(tmp_path / "t", **(unknown | {"teacher": "beats"}))

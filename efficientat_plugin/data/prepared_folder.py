@@ -10,8 +10,10 @@ from typing import Any
 
 import datasets
 
+from efficientat_plugin.data.digests import sounds_of
 from efficientat_plugin.data.parts import STATE, Preparation, Rows, head_of
 from efficientat_plugin.data.shards import write_json
+from efficientat_plugin.differences import differences_of
 from efficientat_plugin.locks import lock
 
 OPTIONS = "options.json"
@@ -81,22 +83,23 @@ def refuse_another(work: Path, job: Preparation) -> None:
     path = work / STATE / OPTIONS
     if not path.exists():
         write_json(path, wanted)
-    found = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(
-                f"{name}={value!r} differs from {name}={found.get(name)!r} of what is "
-                f"in {work}; give what was given then, or name another folder"
-            )
+    other = differences_of(json.loads(path.read_text(encoding="utf-8")), wanted)
+    if other:
+        listed = "; ".join(str(each) for each in other)
+        raise ValueError(
+            f"{work} holds other data ({listed}); give what was given then, or name "
+            "another --folder"
+        )
 
 
 def _fingerprint(rows: Rows) -> str:
-    """Of everything but the sound; of a stream, of its number of files."""
+    """Of everything but most of the sound; of a stream, of its number of files."""
     if not isinstance(rows, datasets.Dataset):
         first = [row["video_id"] for row in head_of(rows)]
         return f"{rows.num_shards} files from clip {first} on"
+    heard = hashlib.sha256(b"".join(sounds_of(rows))).hexdigest()[:8]
     digest = hashlib.sha256()
     columns = [name for name in rows.column_names if name != "audio"]
     for batch in rows.select_columns(columns).iter(batch_size=10_000):
         digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
-    return f"{len(rows)} of digest {digest.hexdigest()[:16]}"
+    return f"{len(rows)} (digest {digest.hexdigest()[:16]}, sound {heard})"

@@ -4,6 +4,7 @@ What a teacher says of a mix of sounds teaches more than what it says of the sam
 clips again, and needs no labels.
 """
 
+import json
 import os
 import shutil
 import uuid
@@ -17,11 +18,14 @@ from tqdm import tqdm
 
 from efficientat_plugin.data.clips import MAX_REPLACEMENTS
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
+from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.parquet import audioset_row, write_rows
+from efficientat_plugin.differences import differences_of
 
 MAX_GAIN_DB = 15.0  # of a source below the loudest one
 PEAK_DB = (-18.0, -1.0)  # of a mix, below full scale
 SPLIT = "transfer"
+MADE = "made_of.json"  # what another transfer set is told by
 
 
 def write_transfer_set(
@@ -65,8 +69,15 @@ def write_transfer_set(
         If no sound is found in the rows.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} is there already; delete it or name another")
+    made = {
+        "num_clips": num_clips,
+        "max_sources": max_sources,
+        "seed": seed,
+        "clip_seconds": reader.num_samples / reader.sample_rate,
+        "sample_rate": reader.sample_rate,
+        "clips": _digest(rows),
+    }
+    _refuse_existing(folder, made)
     if num_clips < 1 or max_sources < 1:
         raise ValueError(
             f"num_clips={num_clips} and max_sources={max_sources} must be 1 or more"
@@ -75,10 +86,31 @@ def write_transfer_set(
     try:
         mixes = _mixes(rows, reader, num_clips, max_sources, seed)
         write_rows(partial / SPLIT / "00.parquet", mixes)
+        (partial / MADE).write_text(json.dumps(made, indent=1), encoding="utf-8")
         os.rename(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _digest(rows: datasets.Dataset) -> str:
+    """Of the clips that are mixed."""
+    ids = rows.select_columns(["video_id"])["video_id"][:]
+    return digest_of_clips(ids, [()] * len(ids), sounds_of(rows))
+
+
+def _refuse_existing(folder: Path, made: dict[str, Any]) -> None:
+    if not folder.exists():
+        return
+    try:
+        found = json.loads((folder / MADE).read_text(encoding="utf-8"))
+        other = differences_of(found, made)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        other = []  # it is something else
+    listed = f" ({'; '.join(map(str, other))})" if other else ""
+    raise FileExistsError(
+        f"{folder} is there already{listed}; delete it or name another --folder"
+    )
 
 
 def _mixes(

@@ -74,6 +74,7 @@ def fill_store(
     OSError, ValueError, TooManyUnreadable
         As ``StoreWriter`` and ``store_logits``; what was heard is stored.
     """
+    precision = options.get("precision", "fp32")
     about: dict[str, Any] = {
         "teacher": name,
         "teacher_sha256": teacher.sha256(),
@@ -83,6 +84,7 @@ def fill_store(
         "clip_seconds": clip_seconds,
         "top_k": top_k,
         "short_clips": short_clips,
+        "precision": precision,
     }
     everyone = _group_of_processes()
     if if_main_process():
@@ -91,7 +93,6 @@ def fill_store(
     reader = ClipReader(labels, clip_seconds, teacher.sample_rate, short_clips)
     stored = LogitsStore(path)
     if isinstance(rows, datasets.Dataset):  # a stream passes once
-        precision = options.get("precision", "fp32")
         refuse_another_answer(teacher, rows, stored, reader, device, precision)
     rank = get_rank() or 0
     own_path = path if everyone is None else part_path(path, rank)

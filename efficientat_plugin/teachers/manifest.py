@@ -39,12 +39,15 @@ class Manifest:  # no named tuple: those have a method called count
     clips_bytes: int = 0
     top_k: int | None = None  # classes kept of each row; None: all
     short_clips: str = "zero_pad"  # how shorter sound was lengthened
+    precision: str = "fp32"  # of the teacher
 
     def __post_init__(self) -> None:
         for name in ("teacher", "labels_sha256", "short_clips"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{name}={value!r:.80} must be a string, not empty")
+        if not isinstance(self.precision, str):
+            raise ValueError(f"precision={self.precision!r:.80} must be a string")
         if not isinstance(self.teacher_sha256, str | None):
             raise ValueError(
                 f"teacher_sha256={self.teacher_sha256!r:.80} must be a string or None"
@@ -90,6 +93,8 @@ class Manifest:  # no named tuple: those have a method called count
             entries["version"] = TOP_K
         if self.short_clips == "zero_pad":  # all that the first release could do
             del entries["short_clips"]
+        if self.precision == "fp32":
+            del entries["precision"]
         return json.dumps(entries, indent=2)
 
 
@@ -124,6 +129,8 @@ def read_manifest(path: Path) -> Manifest:
         names.remove("top_k")
     if "short_clips" not in entries:
         names.remove("short_clips")
+    if "precision" not in entries:
+        names.remove("precision")
     missing = [name for name in names if name not in entries]
     if missing:
         raise ValueError(

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from efficientat_plugin.differences import differences_of
 from efficientat_plugin.locks import lock
 from efficientat_plugin.teachers.clip_index import MAX_ID_BYTES, ClipIndex
 from efficientat_plugin.teachers.manifest import (
@@ -44,19 +46,24 @@ def _prepare_folder(path: Path) -> None:
 
 
 def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
-    for name, given in wanted.kind.items():
-        here = stored.kind[name]
-        if here != given and name in DIGESTS:
-            raise ValueError(
-                f"the teacher's {DIGESTS[name]} are not those of the store at {path}; "
-                "logits of one store are of one kind, so name another --output_folder "
-                "(or --store)"
-            )
-        if here != given:
-            raise ValueError(
-                f"{name}={given!r} differs from {name}={here!r} of the store at "
-                f"{path}; logits of one store are of one kind, so write to another"
-            )
+    other = differences_of(_told(stored), _told(wanted))
+    if stored.teacher_sha256 and stored.teacher_sha256 == wanted.teacher_sha256:
+        other = [each for each in other if each.name != "teacher"]  # a name is a name
+    if other:
+        listed = "; ".join(str(each) for each in other)
+        raise ValueError(
+            f"the store at {path} holds other logits ({listed}); logits of one store "
+            "are of one kind, so name another --output_folder (or --store)"
+        )
+
+
+def _told(manifest: Manifest) -> dict[str, Any]:
+    """What is alike for all logits of a store, for people."""
+    kind = dict(manifest.kind)
+    for name, what in DIGESTS.items():
+        digest = kind.pop(name)
+        kind[what] = None if digest is None else f"of digest {digest[:8]}"
+    return kind
 
 
 def _is_clean(name: str) -> bool:
@@ -109,6 +116,8 @@ class StoreWriter:
         Digest of its weights.
     top_k : int or None
         Classes to keep of each row, the highest; None: all.
+    precision : str
+        In which it computed: "fp32", "bf16" or "fp16".
 
     Raises
     ------
@@ -133,6 +142,7 @@ class StoreWriter:
         teacher_sha256: str | None = None,
         top_k: int | None = None,
         short_clips: str = "zero_pad",
+        precision: str = "fp32",
     ) -> None:
         wanted = Manifest(
             teacher,
@@ -143,6 +153,7 @@ class StoreWriter:
             clip_seconds,
             top_k=top_k,
             short_clips=short_clips,
+            precision=precision,
         )
         self.path = Path(os.path.abspath(path))
         _prepare_folder(self.path)
