@@ -84,6 +84,7 @@ def logging_to_console(stream: str, prefix: str = "") -> Iterator[None]:
     shell = logging.getLogger(SHELL)
     level = package.level
     handlers = [ConsoleHandler(stream, prefix), _Waiting()]
+    handlers[0].addFilter(_is_for_people)
     package.setLevel(logging.DEBUG)
     shell.addFilter(_is_of_interest)
     for handler in handlers:
@@ -110,6 +111,10 @@ def keep_log() -> None:
             for record in _early:
                 if _is_of_interest(record):
                     handler.handle(record)
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or record.name.split(".")[0] in OURS
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:

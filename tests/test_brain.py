@@ -7,14 +7,14 @@ import pytest
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from efficientat_plugin.brain import DistillationBrain, History
+from efficientat_plugin.brain import TRAIN, DistillationBrain, History
 from efficientat_plugin.checkpoints import AtomicCheckpointer
 from efficientat_plugin.contracts import Clip, Heard, StudentOutput, TeacherTarget
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.features import LogMel, SpecMask
-from efficientat_plugin.losses import DistillationLoss
+from efficientat_plugin.losses import DistillationLoss, RunningLoss
 from efficientat_plugin.metrics import TaggingStats
 from efficientat_plugin.schedules import TemperatureRampDown, WarmupRampDown
 from efficientat_plugin.students.dymn import DyMN
@@ -241,6 +241,15 @@ def test_losses_are_means_over_clips_whatever_the_size_of_a_batch():
     )
     for losses in found:
         assert losses == pytest.approx([float(by_hand)] * 3, rel=1e-5)
+
+
+def test_processes_with_unequal_shares_count_by_their_clips(monkeypatch):
+    brain, _ = _brain()
+    monkeypatch.setattr(brain, "_of_processes", lambda own: [own, [100.0, 1]])
+    brain.stage_losses = RunningLoss(2.0, 3)
+    brain.on_stage_end(TRAIN, stage_loss=0.0, epoch=1)
+    assert brain.train_loss == 102 / 4  # a mean of means would be 50.3
+    assert brain.train_losses.num_clips == 0
 
 
 def test_a_running_loss_is_shared_out_among_another_number_of_processes(tmp_path):

@@ -98,6 +98,9 @@ def test_a_command_says_on_stderr_what_is_logged(monkeypatch, capsys):
     def warn(_arguments):
         logging.getLogger("efficientat_plugin.data").warning("1 is left\x1b out")
         logging.getLogger("efficientat_plugin.data").info("sound was taken for labels")
+        framework = logging.getLogger("speechbrain.utils.parameter_transfer")
+        monkeypatch.setattr(framework, "level", logging.INFO)
+        framework.info("Loading pretrained files")
         return 0
 
     monkeypatch.setattr("efficientat_plugin.cli.listing.run", warn)
