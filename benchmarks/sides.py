@@ -27,6 +27,8 @@ SAMPLE_RATE, CLIP_SECONDS, CLASSES = 32000, 10, 527
 WIDTHS = {"mn04": 0.4, "mn10": 1.0, "dymn04": 0.4, "dymn10": 1.0}
 CURVE_STEPS, CURVE_RATE = 10, 1e-4
 PROFILED_STEPS = 3
+# What no file of weights tells
+STATED: dict[str, Any] = {"n_mels": 128, "hop_length": 320, "clip_seconds": 10.0}
 SCAN_SECONDS, WINDOW_SECONDS, HOP_SECONDS = 600, 10.0, 2.5
 Work = Callable[[], Any]
 
@@ -90,11 +92,18 @@ class Ours:
 
     def exported(self, folder: Path, front_end: str) -> Path:
         """A file as `efficientat export` writes it."""
+        from efficientat_plugin.data.targets import audioset_labels
         from efficientat_plugin.export.onnx_file import export_onnx
 
         torch.save(self.student().state_dict(), folder / "student.pt")
         path = folder / "student.onnx"
-        return export_onnx(folder / "student.pt", path, front_end=front_end).path
+        return export_onnx(
+            folder / "student.pt",
+            path,
+            front_end=front_end,
+            labels=audioset_labels(),
+            **STATED,
+        ).path
 
     def network_openvino(self, folder: Path) -> Work:
         """Log-mels to logits, exported, in OpenVINO."""
@@ -125,12 +134,16 @@ class Ours:
     def scan(self, folder: Path) -> Work:
         """A long file to probabilities of its windows."""
         from efficientat_plugin import AudioTagger
+        from efficientat_plugin.data.targets import audioset_labels
 
         path = long_file(folder)
         student = self.student()
         torch.save(student.state_dict(), folder / "student.pt")
         tagger = AudioTagger.from_student(
-            folder / "student.pt", run_opts={"device": "cpu"}
+            folder / "student.pt",
+            audioset_labels(),
+            run_opts={"device": "cpu"},
+            **STATED,
         )
 
         return lambda: windows_of(tagger, path)

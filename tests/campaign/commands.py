@@ -104,6 +104,7 @@ def _finetune(data: Path, output: Path, workers: int) -> dict:
     return CLIP | {
         "dataset": data / "sounds",
         "pretrained": data / "7.pt",
+        "log_mel": "{n_mels: 128, hop_length: 320}",
         "batch_size": 8,
         "number_of_epochs": 6,
         "mixup": None,
@@ -117,6 +118,7 @@ def _dump(data: Path, output: Path, workers: int) -> dict:
     return CLIP | {
         "dataset": data / "sounds",
         "teachers": data / "527.pt",
+        "teacher_options": "{n_mels: 128, hop_length: 320}",
         "batch_size": 1,
         "num_workers": workers,
         "store": output,

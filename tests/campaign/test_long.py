@@ -31,6 +31,7 @@ PERIOD = round(PERIOD_SECONDS / HOP_SECONDS)  # windows
 GROWTH = 24.0  # MB that a process may come to hold after a quarter of the way
 # Of probabilities: what rounding may change. A sample's shift changes 8e-4 at least.
 SAME = 5e-4
+FILE = "mn01_as_mAP_298.pt"  # a published name, whose front end is known
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     source = source_of(random_weights(MN(527, width=0.1)), clip_seconds=2.0)
-    torch.save(source.model.student.state_dict(), folder / "student.pt")
+    torch.save(source.model.student.state_dict(), folder / FILE)
     for front_end in ("in", "out"):
         path = folder / f"front_end_{front_end}.onnx"
         path.write_bytes(content_of(source, front_end=front_end))
@@ -63,7 +64,7 @@ def tagger_of(models: Path, what: str):
     torch.set_num_threads(1)
     if what in ("in", "out"):
         return Tagger(models / f"front_end_{what}.onnx", "onnxruntime", threads=1)
-    weights = what if what == "mn04_as" else models / "student.pt"
+    weights = what if what == "mn04_as" else models / FILE
     return AudioTagger.from_student(weights, run_opts={"device": "cpu"})
 
 
@@ -207,7 +208,7 @@ def scanned_by_command(models, what, file, num_windows):
         write(*arguments)
         course.look(next(written))
 
-    model = ["--model", what if what == "mn04_as" else str(models / "student.pt")]
+    model = ["--model", what if what == "mn04_as" else str(models / FILE)]
     form = ["--format", "jsonl", "--threshold", "0", "--device", "cpu"]
     window = ["--window", str(WINDOW_SECONDS), "--hop", str(HOP_SECONDS)]
     words = ["scan", str(file), *model, *form, *window, "--output", str(output)]
