@@ -146,7 +146,8 @@ def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(
     for kept in (output, output / "model"):
         assert main(["evaluate", str(kept), *options]) == 0
         assert "that the run of this model was tested on" in capsys.readouterr().err
-        assert json.loads((whole / "scores.json").read_text()) == scores
+        found = json.loads((whole / "scores.json").read_text())
+        assert found and found.items() <= scores.items()
     assert main(["evaluate", str(output / "model"), *options, "--split", "all"]) == 0
     assert json.loads((whole / "scores.json").read_text())["num_clips"] == 48
     assert "is not the data that" not in capsys.readouterr().err
