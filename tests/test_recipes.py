@@ -37,6 +37,7 @@ from efficientat_plugin.export.sources import find_source
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.metrics import tagging_scores
+from efficientat_plugin.model_folder import Provenance, TrainedModel, write_model_folder
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.weights import load_student
 from efficientat_plugin.teachers.store import LogitsStore
@@ -784,8 +785,13 @@ def test_recipes_that_learn_nothing_from_labels_take_any(relabelled, tmp_path, h
     del options["num_proc"]
     run_recipe("make_transfer_set", [arguments_of("make_transfer_set", **options)])
     student = random_weights(MN(527, width=0.1))
-    torch.save(student.state_dict(), tmp_path / "teacher.pt")
-    options |= {"teachers": tmp_path / "teacher.pt", "store": tmp_path / "store"}
+    student.options = {"num_classes": 527, "width": 0.1}
+    student.front_end = {"sample_rate": 32000}
+    model = TrainedModel(student, audioset_labels(), "multilabel", 0.5)
+    scores = {"test": tagging_scores(np.eye(527), np.eye(527))}
+    origin = Provenance("teacher", None, "", "", scores)
+    write_model_folder(tmp_path / "teacher", model, origin)
+    options |= {"teachers": tmp_path / "teacher", "store": tmp_path / "store"}
     options |= {"num_workers": 0, "device": "cpu"}
     del options["folder"], options["num_clips"]
     arguments = arguments_of("dump_teacher_logits", **options)
