@@ -109,7 +109,7 @@ def save(network, path):
 
 
 def write_model(network, folder):
-    scores = {"test": tagging_scores(np.eye(3), np.eye(3))}
+    scores = {"test": tagging_scores(np.eye(3, CLASSES), np.eye(3, CLASSES))}
     model = TrainedModel(network, audioset_labels(), "multilabel", 0.5)
     write_model_folder(folder, model, Provenance("m", None, "", "", scores))
     return folder
