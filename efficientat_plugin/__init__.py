@@ -8,8 +8,8 @@ A file is a stage, a folder is a slot whose members are interchangeable::
 
 ``data.preparation`` writes rows of any source anew, as shards that read quickly.
 ``launch`` starts a recipe, ``interruptions`` end it; ``run_folder`` refuses the folder
-of another run, whose settings ``differences`` names. ``console`` lets people see what is
-logged; ``train_log`` and ``report`` are what a run leaves to read.
+of another run, and ``differences`` names its settings. ``console`` lets people see
+what is logged; ``train_log`` and ``report`` are what a run leaves to read.
 
 What is trained is used by ``inference`` (files and ``streams``, of which it says
 ``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and
