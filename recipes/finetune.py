@@ -8,11 +8,12 @@ OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
 
 import copy
+import json
 import logging
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +92,8 @@ from efficientat_plugin.teachers.stored import StoredTeacher, is_store
 
 logger = logging.getLogger(__name__)
 
+KEPT_EPOCH = "kept_epoch.json"
+
 
 class Run(NamedTuple):
     """What one run is of; a fold is a run."""
@@ -99,6 +102,7 @@ class Run(NamedTuple):
     split: Split
     hparams: dict[str, Any]
     device: str
+    folds: Mapping[str, Scores] = {}  # for a model of all clips: what others scored
 
     @property
     def folder(self) -> Path:
@@ -119,35 +123,69 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     found = {"clip_seconds": clip_seconds, "number_of_epochs": number_of_epochs}
-    overrides = overrides | found
+    overrides, start = overrides | found, _Start(hparams_file, run_opts, clips, device)
+    folders = {n: parent / n if n.startswith("fold") else parent for n in splits}
     settings = settings_of(hparams_file, overrides, run_opts)
-    folders = {n: f"{parent}/{n}" if n.startswith("fold") else parent for n in splits}
     try:
         for name, split in splits.items():  # all of them, before any is trained
-            place = hparams | {"output_folder": folders[name]}
+            place = hparams | {"output_folder": str(folders[name])}
             refuse_another_run(Run(clips, split, place, device), settings, check_folder)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    scores = {}
+    scores: dict[str, Scores | None] = {}
     for name, split in splits.items():
-        # Anew for each, so that a run of several is several runs.
-        overrides = overrides | {"output_folder": str(folders[name])}
-        hparams = load_hparams(hparams_file, overrides)
-        run = Run(clips, split, hparams, device)
+        overrides["output_folder"] = str(folders[name])
+        scores[name] = start.run(split, overrides)
+    tested = {name: one for name, one in scores.items() if one is not None}
+    if len(tested) > 1 and if_main_process():
+        (parent / "folds.txt").write_text(spread(tested) + "\n")
+        print(spread(tested))
+    if hparams["final"] and tested:
+        everything = Split(list(range(len(clips.rows))), [], [])
+        overrides["output_folder"] = str(parent / "final")
+        if nothing_was_learnt([*folders.values()]):
+            overrides["number_of_epochs"] = 0
+        start.run(everything, overrides, tested)
+
+
+class _Start(NamedTuple):
+    """What the runs of one command share."""
+
+    hparams_file: str
+    run_opts: Any
+    clips: LabelledClips
+    device: str
+
+    def run(
+        self,
+        split: Split,
+        overrides: dict[str, Any],
+        folds: Mapping[str, Scores] | None = None,
+    ) -> Scores | None:
+        """Runs with parts of its own, or ends with a sentence on what is wrong."""
+        hparams = load_hparams(self.hparams_file, overrides)
+        run = Run(self.clips, split, hparams, self.device, folds or {})
+        settings = settings_of(self.hparams_file, overrides, self.run_opts)
         try:
             with told_if_not_writable(run.folder):
                 refuse_another_run(run, settings)
                 sb.create_experiment_directory(
-                    str(run.folder), hparams_to_save(hparams_file), overrides
+                    str(run.folder), hparams_to_save(self.hparams_file), overrides
                 )
                 keep_log()
-                scores[name] = fine_tune(run, run_opts)
+                return fine_tune(run, self.run_opts)
         except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
             logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
             sys.exit(str(error))
-    if len(scores) > 1 and if_main_process():
-        (parent / "folds.txt").write_text(spread(scores) + "\n")
-        print(spread(scores))
+
+
+def nothing_was_learnt(folds: Sequence[Path]) -> bool:
+    """Whether most runs kept what was there before training.
+
+    A model of all clips has no validation clips left to find that out.
+    """
+    kept = [json.loads((folder / KEPT_EPOCH).read_text()) for folder in folds]
+    return statistics.median(kept) == 0
 
 
 def open_clips(hparams: dict[str, Any]) -> tuple[LabelledClips, float]:
@@ -258,17 +296,18 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
 
 def say_what_is_kept(run: Run, best: str) -> None:
     """Says which epoch the model is of, and warns of a run that only got worse."""
-    epochs = run.hparams["history"].epochs
-    if not run.split.valid or not epochs:
-        return
-    kept = run.hparams["checkpointer"].find_checkpoint(max_key=best)
-    if kept.meta["epoch"] == 0:
-        print(
-            f"No epoch did better on the {len(run.split.valid)} validation clips than "
-            f"the start ({best} {kept.meta[best]:.4f}), so training changed nothing."
-        )
-    else:
-        print(f"Kept: epoch {kept.meta['epoch']} of {len(epochs)}, the best by {best}.")
+    epochs, kept = run.hparams["history"].epochs, run.hparams["number_of_epochs"]
+    if run.split.valid and epochs:
+        chosen = run.hparams["checkpointer"].find_checkpoint(max_key=best)
+        kept = chosen.meta["epoch"]
+        if kept:
+            print(f"Epoch {kept} of {len(epochs)} is kept, the best by {best}.")
+        else:
+            print(
+                f"No epoch did better on the {len(run.split.valid)} validation clips "
+                f"than the start ({best} {chosen.meta[best]:.4f}), which is kept."
+            )
+    (run.folder / KEPT_EPOCH).write_text(json.dumps(kept))
 
 
 def make_student(run: Run) -> Student:
@@ -518,6 +557,8 @@ def finish(
     found = test(run, str(brain.device)) if run.split.test else {}
     for scores in [*found.values()][:1]:
         brain.log_test(scores)
+    for name, scores in run.folds.items():
+        found[f"{name}, by a model trained on the others"] = scores
     if cut_scores is not None:
         seconds = f"{hparams['clip_seconds']:g} s"
         found[f"test, the first {seconds} of each clip alone"] = cut_scores
@@ -525,8 +566,8 @@ def finish(
     draw_epochs(brain, run, found)
     for name, scores in found.items():
         print(f"{shown(name)}: {scores}")
-    if not found:
-        print("No clips were set aside to test on, so the model has no score.")
+    if not run.split.test:
+        print("No clips were set aside to test on: this model itself has no score.")
     print(f"The model is in {folder / 'model'}")
     return next(iter(found.values()), None)
 

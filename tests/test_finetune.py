@@ -290,6 +290,71 @@ def test_devices_and_whole_clips_are_scored(sounds, weights, tmp_path):
     assert metrics[cut]["num_clips"] == 12 and f"{cut}: accuracy" in text
 
 
+def _score(tagger, paths):
+    """The accuracy that a user computes, one file after the other."""
+    hits = [tagger.tag(path, top_k=1)[0].name == path.parent.name for path in paths]
+    return np.mean(hits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("short_clips", ["repeat", "zero_pad"])
+def test_the_score_is_what_the_folder_gives(sounds, weights, tmp_path, short_clips):
+    """Short and long sounds alike, with the clips of training between them."""
+    table = tmp_path / "clips.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "split"])
+        for path in sorted(sounds.glob("*/*.wav")):
+            number = int(path.stem.removeprefix(path.parent.name))
+            split = "test" if number % 2 else "train"
+            writer.writerow([path, path.parent.name, split])
+    options = {"number_of_epochs": 2, "valid_share": 0.0, "short_clips": short_clips}
+    for seconds in (0.75, 0.25):
+        output = tmp_path / str(seconds)
+        text = _run(table, weights, output, clip_seconds=seconds, **options)
+        tagger = AudioTagger.from_hparams(str(output / "model"))
+        assert tagger.short_clips == short_clips and tagger.clip_seconds == seconds
+        tested = [path for path in sounds.glob("*/*.wav") if int(path.stem[-1]) % 2]
+        accuracy = _score(tagger, tested)
+        scores = json.loads((output / "scores.json").read_text())
+        assert scores["accuracy"] == pytest.approx(accuracy)
+        assert f"test, 24 clips: accuracy {accuracy:.4f}" in text
+        card = (output / "model" / "README.md").read_text()
+        assert f"accuracy {accuracy:.4f}" in card
+
+
+@pytest.mark.slow
+def test_all_clips_can_be_trained_on(sounds, weights, tmp_path):
+    options = {"test_share": 0.0, "valid_share": 0.0, "number_of_epochs": 1}
+    text = _run(sounds, weights, tmp_path / "all", **options)
+    assert "this model itself has no score" in text and "\ntest, " not in text
+    assert not (tmp_path / "all" / "scores.json").exists()
+    card = (tmp_path / "all" / "model" / "README.md").read_text()
+    assert "48 for training, 0 to choose the epoch" in card
+    AudioTagger.from_hparams(str(tmp_path / "all" / "model"))
+
+
+@pytest.mark.slow
+def test_a_final_model_has_the_scores_of_the_folds(sounds, weights, tmp_path):
+    table = tmp_path / "clips.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "fold"])
+        for path in sorted(sounds.glob("*/*.wav")):
+            number = int(path.stem.removeprefix(path.parent.name))
+            writer.writerow([path, path.parent.name, 1 + number % 2])
+    options = {"number_of_epochs": 0, "valid_share": 0.0, "final": True}
+    text = _run(table, weights, tmp_path / "runs", **options)
+    final = tmp_path / "runs" / "final" / "model"
+    metrics = json.loads((final / "metrics.json").read_text())
+    for fold in ("fold1", "fold2"):
+        found = json.loads((tmp_path / "runs" / fold / "scores.json").read_text())
+        told = metrics[f"{fold}, by a model trained on the others"]
+        assert told["accuracy"] == found["accuracy"] and told["num_clips"] == 24
+    assert "48 for training" in (final / "README.md").read_text()
+    assert "of 2 folds" in text
+
+
 def _recipe():
     spec = importlib.util.spec_from_file_location("finetune", RECIPE)
     module = importlib.util.module_from_spec(spec)

@@ -128,7 +128,7 @@ def runs_of(
         Of the clips to train on, set aside to choose the epoch on where the data does
         not say which; 0: none.
     test_share : float
-        Of the clips, where no column says which.
+        Of the clips, where no column says which; 0: nothing is tested.
     seed : int
         Of what is drawn at random. Test clips do not depend on ``valid_share``.
 
@@ -179,8 +179,11 @@ def runs_of(
 
 
 def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> None:
-    for side in ("train", "test") + (("valid",) if split.valid else ()):
-        if not any(rows.select(getattr(split, side))["labels"]):
+    for side in ("train", "valid", "test"):
+        places = getattr(split, side)
+        if not places and side != "train":  # nothing is chosen, or tested
+            continue
+        if not any(rows.select(places)["labels"]):
             raise ValueError(
                 f"no clip to {side} on ({name}) has a label; use another split, or "
                 "other shares"
