@@ -56,6 +56,35 @@ def epochs_for(num_clips: int, num_classes: int, batch_size: int) -> int:
     return min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
 
 
+def standard_error(score: float, num_clips: int) -> float:
+    """How far a share of clips, such as an accuracy, may be off by chance.
+
+    Two hits and two misses are added, so that a share of 1 has an error, too.
+
+    Source: Agresti and Coull, "Approximate Is Better than 'Exact' for Interval
+    Estimation of Binomial Proportions", The American Statistician 52, 1998.
+
+    Arguments
+    ---------
+    score : float
+        From 0 to 1.
+    num_clips : int
+        Clips that it is computed on.
+
+    Returns
+    -------
+    float
+
+    Example
+    -------
+    >>> round(standard_error(0.5, 96), 3), round(standard_error(1.0, 96), 3)
+    (0.05, 0.014)
+    """
+    total = num_clips + 4
+    share = (score * num_clips + 2) / total
+    return math.sqrt(share * (1 - share) / total)
+
+
 def seconds_per_step(
     log_mel: nn.Module,
     student: Student,

@@ -48,6 +48,7 @@ from efficientat_plugin.finetuning import (
     FineTuningBrain,
     epochs_for,
     seconds_per_step,
+    standard_error,
 )
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.launch import (
@@ -92,6 +93,8 @@ from efficientat_plugin.teachers.stored import StoredTeacher, is_store
 
 logger = logging.getLogger(__name__)
 
+# In the folder of a run
+START = "start.json"  # the validation score before training
 KEPT_EPOCH = "kept_epoch.json"
 
 
@@ -280,32 +283,52 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
         checkpointer=hparams["checkpointer"],
     )
     train(brain, run)
-    best = "accuracy" if run.clips.target == "multiclass" else "mAP"
-    brain.on_evaluate_start(max_key=best if run.split.valid else None)
-    run_on_main(say_what_is_kept, args=(run, best))
+    main = "accuracy" if run.clips.target == "multiclass" else "mAP"
+    max_key = main if keeps_best(run, main) else None  # or else the newest
+    brain.on_evaluate_start(max_key=max_key)
+    run_on_main(say_what_is_kept, args=(run, main, max_key))
     cut_scores = None
     if hparams["score_cut_clips"] and split.test:
         brain.evaluate(
             as_they_are(run, split.test),
-            max_key=best if split.valid else None,
+            max_key=max_key,
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         cut_scores = brain.scores
     return run_on_main(finish, args=(brain, run, cut_scores))
 
 
-def say_what_is_kept(run: Run, best: str) -> None:
+def keeps_best(run: Run, main: str) -> bool:
+    """Whether the best checkpoint is kept, and not the newest, by a score's name.
+
+    Validation clips are often easier than what a model will meet: of epochs that differ
+    by chance alone, the last has been trained the longest and at the lowest rate. It is
+    kept if it comes to within a standard error of the best, and is no worse than the
+    start.
+    """
+    checkpointer, valid = run.hparams["checkpointer"], run.split.valid
+    best = checkpointer.find_checkpoint(max_key=main)
+    if not valid or best is None:
+        return False
+    if run.hparams["keep_epoch"] == "best":
+        return True
+    highest, newest = best.meta[main], checkpointer.find_checkpoint().meta[main]
+    as_good = newest >= highest - standard_error(highest, len(valid))
+    return not as_good or newest < json.loads((run.folder / START).read_text())[main]
+
+
+def say_what_is_kept(run: Run, main: str, max_key: str | None) -> None:
     """Says which epoch the model is of, and warns of a run that only got worse."""
     epochs, kept = run.hparams["history"].epochs, run.hparams["number_of_epochs"]
     if run.split.valid and epochs:
-        chosen = run.hparams["checkpointer"].find_checkpoint(max_key=best)
-        kept = chosen.meta["epoch"]
+        chosen = run.hparams["checkpointer"].find_checkpoint(max_key=max_key)
+        kept, score = chosen.meta["epoch"], f"{main} {chosen.meta[main]:.4f}"
         if kept:
-            print(f"Epoch {kept} of {len(epochs)} is kept, the best by {best}.")
+            print(f"Epoch {kept} of {len(epochs)} is kept: {score} on validation clips")
         else:
             print(
                 f"No epoch did better on the {len(run.split.valid)} validation clips "
-                f"than the start ({best} {chosen.meta[best]:.4f}), which is kept."
+                f"than the start ({score}), which is kept."
             )
     (run.folder / KEPT_EPOCH).write_text(json.dumps(kept))
 
@@ -473,6 +496,7 @@ def train(brain: FineTuningBrain, run: Run) -> None:
     starts = not hparams["checkpointer"].list_checkpoints()
     if split.valid and starts and hparams["number_of_epochs"]:
         brain.score_start(as_they_are(run, split.valid), dict(hparams["eval_loader"]))
+        run_on_main(write_start, args=(run, brain.scores))
     if hparams["number_of_epochs"] and if_main_process():
         print(plan(run))
     training_clips = Clips(
@@ -491,6 +515,11 @@ def train(brain: FineTuningBrain, run: Run) -> None:
         train_loader_kwargs=hparams["train_loader"] | {"sampler": draws(run)},
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
+
+
+def write_start(run: Run, scores: Scores) -> None:
+    """Keeps the score before training, which a run that resumes needs in the end."""
+    (run.folder / START).write_text(json.dumps(scores.averages()))
 
 
 def plan(run: Run) -> str:

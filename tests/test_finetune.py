@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -433,6 +434,47 @@ def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
     with pytest.raises(ValueError, match="batch_size 32 there, 8 here; head mlp "):
         claim(batch_size=8, head="fully_convolutional")
     claim(num_workers=0, eval_batch_size=8, score_cut_clips=True)
+
+
+class _Checkpoints:
+    """As much of a checkpointer as is asked for."""
+
+    def __init__(self, best, newest):
+        self.best, self.newest = best, newest
+
+    def find_checkpoint(self, max_key=None):
+        score = self.best if max_key else self.newest
+        return SimpleNamespace(meta={"accuracy": score})
+
+
+@pytest.mark.parametrize(
+    ("start", "best", "newest", "keep_epoch", "keeps_best"),
+    [
+        (0.5, 1.0, 1.0, "last", False),  # as good as the best, and trained longest
+        (0.5, 1.0, 0.995, "last", False),  # within a standard error
+        (0.5, 1.0, 0.9, "last", True),
+        (0.5, 1.0, 1.0, "best", True),
+        (0.95, 0.95, 0.94, "last", True),  # the start is the best: nothing was learnt
+        (0.95, 0.95, 0.95, "last", False),
+    ],
+)
+def test_the_last_epoch_is_kept_if_it_is_about_the_best(
+    tmp_path, start, best, newest, keep_epoch, keeps_best
+):
+    hparams = {"checkpointer": _Checkpoints(best, newest), "keep_epoch": keep_epoch}
+    hparams["output_folder"] = str(tmp_path)
+    (tmp_path / "start.json").write_text(json.dumps({"accuracy": start}))
+    run = _recipe().Run(None, Split([], list(range(200)), []), hparams, "cpu")
+    assert _recipe().keeps_best(run, "accuracy") == keeps_best
+
+
+@pytest.mark.slow
+def test_a_run_that_only_gets_worse_keeps_its_start(sounds, weights, tmp_path):
+    options = {"number_of_epochs": 1, "lr": 1e-9, "valid_share": 0.3}
+    text = _run(sounds, weights, tmp_path, **options)
+    assert "No epoch did better on the 12 validation clips than the start" in text
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["accuracy"] >= 0.5
 
 
 TUNING = ("finetune", "esc50", "fsd50k", "openmic", "tau2020")
