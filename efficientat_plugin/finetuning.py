@@ -19,7 +19,7 @@ from efficientat_plugin.students.student import Student
 TRAINABLE = ("all", "head")
 CLASS_LAYERS = ("new", "probe")  # that training may begin with
 # See `epochs_for`
-FEWEST_CLIPS_PER_CLASS = 10
+FEWEST_CLIPS_PER_CLASS = 5
 NUM_STEPS = 1500
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 80
 

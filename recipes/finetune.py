@@ -93,6 +93,8 @@ from efficientat_plugin.teachers.stored import StoredTeacher, is_store
 
 logger = logging.getLogger(__name__)
 
+# Share of the clips to choose the epoch on ("auto"), and what it is with few of them
+VALID_SHARE, FEW_VALID_SHARE, FEW_CLIPS_PER_CLASS = 0.15, 0.25, 30
 # In the folder of a run
 START = "start.json"  # the validation score before training
 KEPT_EPOCH = "kept_epoch.json"
@@ -238,8 +240,12 @@ def split_clips(
             if not epochs:
                 why = f"the probe alone, {why}"
             print(f"number_of_epochs: {epochs}, {why}")
+    share = hparams["valid_share"]
+    if share == "auto":
+        per_class = len(clips.rows) / len(clips.labels)
+        share = FEW_VALID_SHARE if per_class < FEW_CLIPS_PER_CLASS else VALID_SHARE
     # Without epochs to choose from, no clips are spent on choosing.
-    return runs(hparams["valid_share"] if epochs else 0.0), epochs
+    return runs(share if epochs else 0.0), epochs
 
 
 def refuse_another_run(
@@ -284,53 +290,70 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     )
     train(brain, run)
     main = "accuracy" if run.clips.target == "multiclass" else "mAP"
-    max_key = main if keeps_best(run, main) else None  # or else the newest
-    brain.on_evaluate_start(max_key=max_key)
-    run_on_main(say_what_is_kept, args=(run, main, max_key))
+    kept = choose(run, main)
+    brain.on_evaluate_start(max_key=main if kept == "best" else None)
+    run_on_main(say_what_is_kept, args=(run, main, kept))
+    if kept == "start":
+        go_back_to_start(run)
     cut_scores = None
     if hparams["score_cut_clips"] and split.test:
+        brain.checkpointer = None  # what is kept is loaded already
         brain.evaluate(
             as_they_are(run, split.test),
-            max_key=max_key,
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         cut_scores = brain.scores
     return run_on_main(finish, args=(brain, run, cut_scores))
 
 
-def keeps_best(run: Run, main: str) -> bool:
-    """Whether the best checkpoint is kept, and not the newest, by a score's name.
+def choose(run: Run, main: str) -> str:
+    """What is kept by the validation score called ``main``: start, best or newest.
 
-    Validation clips are often easier than what a model will meet: of epochs that differ
-    by chance alone, the last has been trained the longest and at the lowest rate. It is
-    kept if it comes to within a standard error of the best, and is no worse than the
-    start.
+    Validation clips are often easier than what a model will meet. Of epochs that differ
+    by chance alone, the newest has been trained the longest and at the lowest rate: it
+    is kept if it comes to within a standard error of the best. What was there before
+    training is kept unless it is beaten by more than a standard error.
     """
     checkpointer, valid = run.hparams["checkpointer"], run.split.valid
     best = checkpointer.find_checkpoint(max_key=main)
     if not valid or best is None:
-        return False
+        return "newest"
     if run.hparams["keep_epoch"] == "best":
-        return True
+        return "best"
+    start = json.loads((run.folder / START).read_text())[main]
     highest, newest = best.meta[main], checkpointer.find_checkpoint().meta[main]
+    if highest <= start + standard_error(start, len(valid)):
+        return "start"
     as_good = newest >= highest - standard_error(highest, len(valid))
-    return not as_good or newest < json.loads((run.folder / START).read_text())[main]
+    return "newest" if as_good else "best"
 
 
-def say_what_is_kept(run: Run, main: str, max_key: str | None) -> None:
-    """Says which epoch the model is of, and warns of a run that only got worse."""
-    epochs, kept = run.hparams["history"].epochs, run.hparams["number_of_epochs"]
+def say_what_is_kept(run: Run, main: str, kept: str) -> None:
+    """Says which epoch the model is of, and warns of a run that learnt nothing."""
+    epochs, number = run.hparams["history"].epochs, run.hparams["number_of_epochs"]
     if run.split.valid and epochs:
-        chosen = run.hparams["checkpointer"].find_checkpoint(max_key=max_key)
-        kept, score = chosen.meta["epoch"], f"{main} {chosen.meta[main]:.4f}"
-        if kept:
-            print(f"Epoch {kept} of {len(epochs)} is kept: {score} on validation clips")
+        by_key = {"max_key": main} if kept == "best" else {}
+        chosen = run.hparams["checkpointer"].find_checkpoint(**by_key)
+        number = 0 if kept == "start" else chosen.meta["epoch"]
+        if number:
+            score = f"{main} {chosen.meta[main]:.4f}"
+            print(
+                f"Epoch {number} of {len(epochs)} is kept: {score} on validation clips"
+            )
         else:
             print(
                 f"No epoch did better on the {len(run.split.valid)} validation clips "
-                f"than the start ({score}), which is kept."
+                "than the start, beyond chance; what was there before training is kept."
             )
-    (run.folder / KEPT_EPOCH).write_text(json.dumps(kept))
+    (run.folder / KEPT_EPOCH).write_text(json.dumps(number))
+
+
+def go_back_to_start(run: Run) -> None:
+    """Undoes training; the probe is fitted to the validation clips as well."""
+    student = run.hparams["student"]
+    student.load_state_dict(make_student(run).state_dict())
+    if run.hparams["probe_ridge"] is not None and not goes_on(run.hparams):
+        start_from_probe(run, [*run.split.train, *run.split.valid])
 
 
 def make_student(run: Run) -> Student:
@@ -462,9 +485,10 @@ def logits_of_teacher(run: Run, source: str) -> LogitsStore:
     return LogitsStore(path)
 
 
-def start_from_probe(run: Run) -> None:
-    """Gives the class layer what can be said of the training clips in closed form."""
-    hparams, rows = run.hparams, run.clips.rows.select(run.split.train)
+def start_from_probe(run: Run, places: Sequence[int] | None = None) -> None:
+    """Fits the class layer to clips in closed form; None: to those to train on."""
+    places = run.split.train if places is None else places
+    hparams, rows = run.hparams, run.clips.rows.select(places)
     if "judged" in rows.column_names:
         raise ValueError(
             "classes of these clips were judged one by one, which a probe does not "
@@ -478,7 +502,7 @@ def start_from_probe(run: Run) -> None:
 
     def heard() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         for batch in read_batches(
-            as_they_are(run, run.split.train),
+            as_they_are(run, places),
             "probe",
             hparams["max_unreadable_share"],
             **hparams["eval_loader"],
@@ -543,7 +567,7 @@ def plan(run: Run) -> str:
     )
 
 
-def as_they_are(run: Run, rows: list[int]) -> Clips:
+def as_they_are(run: Run, rows: Sequence[int]) -> Clips:
     """Clips without augmentation."""
     return Clips(run.clips.rows.select(rows), reader(run))
 
