@@ -65,7 +65,7 @@ from efficientat_plugin.run_folder import (
 )
 from efficientat_plugin.students.weights import front_end_arguments
 from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.stored import as_teacher
+from efficientat_plugin.teachers.stored import as_teacher, warn_of_other_clips
 from efficientat_plugin.teachers.weights import load_network, load_start
 
 logger = logging.getLogger(__name__)
@@ -416,6 +416,8 @@ def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> 
             "pass --teacher STORE and a --kd_weight above 0, or data with labels"
         )
     if hparams["teacher"] is not None:
+        seconds, short_clips = hparams["clip_seconds"], hparams["short_clips"]
+        warn_of_other_clips(hparams["teacher"], seconds, short_clips)
         minimum = hparams["min_teacher_coverage"]
         verdict = hparams["teacher"].check(summary, audioset_labels(), minimum)
         if if_main_process():

@@ -89,7 +89,11 @@ from efficientat_plugin.students.weights import front_end_arguments, load_studen
 from efficientat_plugin.teachers.filling import fill_store
 from efficientat_plugin.teachers.members import open_teachers, refuse_others
 from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.stored import StoredTeacher, is_store
+from efficientat_plugin.teachers.stored import (
+    StoredTeacher,
+    is_store,
+    warn_of_other_clips,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +238,9 @@ def split_clips(
     epochs = hparams["number_of_epochs"]
     if epochs == "auto":
         num_clips = min(len(split.train) for split in runs(0.0).values())
-        epochs = epochs_for(num_clips, len(clips.labels), hparams["batch_size"])
+        # A probe alone would not ask a teacher.
+        num_classes = 1 if hparams["teacher"] is not None else len(clips.labels)
+        epochs = epochs_for(num_clips, num_classes, hparams["batch_size"])
         if if_main_process():
             why = f"for {num_clips} clips of {len(clips.labels)} classes"
             if not epochs:
@@ -454,6 +460,8 @@ def open_teacher(run: Run) -> StoredTeacher | None:
     if not is_store(source):
         return StoredTeacher(logits_of_teacher(run, source))
     teacher = StoredTeacher(source)
+    seconds, short_clips = run.hparams["clip_seconds"], run.hparams["short_clips"]
+    warn_of_other_clips(teacher, seconds, short_clips)
     teacher.check(labels_to_train_on(run), run.clips.labels, target=run.clips.target)
     return teacher
 

@@ -407,6 +407,15 @@ def test_test_clips_do_not_depend_on_how_many_choose(tmp_path):
     assert len(splits[1].valid) > 5
 
 
+def test_epochs_follow_from_clips_and_teachers(tmp_path):
+    few, many = (_clips([["a"], ["b"]] * n) for n in (4, 40))
+    epochs = [
+        _recipe().split_clips(clips, _tuning(tmp_path, teacher=teacher))[1]
+        for clips, teacher in ((few, None), (few, "mn04_as"), (many, None))
+    ]
+    assert epochs == [0, 80, 80]  # a probe alone would not ask the teacher
+
+
 def test_a_student_of_another_rate_is_refused(tmp_path):
     clips, model = _clips([["a"], ["b"]] * 9), _model()
     hparams = _tuning(tmp_path, sample_rate=16000)

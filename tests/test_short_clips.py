@@ -9,6 +9,7 @@ import soundfile
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.teachers.manifest import Manifest, read_manifest
+from efficientat_plugin.teachers.stored import StoredTeacher, warn_of_other_clips
 from efficientat_plugin.teachers.writer import StoreWriter
 from efficientat_plugin.windows import lengthened
 
@@ -73,3 +74,17 @@ def test_a_store_tells_how_its_teacher_was_given_short_clips(tmp_path):
         "short_clips"
         not in Manifest(teacher_sha256=None, **_about("zero_pad")).to_json()
     )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "short_clips", "warns"),
+    [(1.0, "zero_pad", False), (1.0, "repeat", True), (2.0, "zero_pad", True)],
+)
+def test_logits_of_other_clips_are_warned_of(
+    tmp_path, caplog, seconds, short_clips, warns
+):
+    StoreWriter(tmp_path / "store", **_about("zero_pad")).close()
+    teacher = StoredTeacher(tmp_path / "store")
+    warn_of_other_clips(teacher, seconds, short_clips)
+    assert ("are of clips of 1 s (short_clips: zero_pad)" in caplog.text) == warns
+    warn_of_other_clips(None, seconds, short_clips)

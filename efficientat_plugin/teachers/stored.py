@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from efficientat_plugin.teachers.store import LogitsStore
 from efficientat_plugin.teachers.verify import verify
 
 LOOKED_UP = 500  # logits that tell one store from another
+
+logger = logging.getLogger(__name__)
 
 
 class StoredTeacher:
@@ -130,6 +133,34 @@ class StoredTeacher:
         ids = [summary.clip_ids[row] for row in known]
         stats.append(ids, target.logits[known], torch.stack(labels))
         return stats.summarize()
+
+
+def warn_of_other_clips(teacher: Any, clip_seconds: float, short_clips: str) -> None:
+    """Warns where stored logits are of clips that were cut or lengthened otherwise.
+
+    Arguments
+    ---------
+    teacher : StoredTeacher, OnlineTeacher or None
+        One in the training loop is given the student's own clips.
+    clip_seconds : float
+        Length of the student's clips, s.
+    short_clips : str
+        How its short clips are lengthened.
+    """
+    if not isinstance(teacher, StoredTeacher):
+        return
+    manifest = teacher.store.manifest
+    theirs = (manifest.clip_seconds, manifest.short_clips)
+    if theirs != (clip_seconds, short_clips):
+        logger.warning(
+            "The logits in %s are of clips of %g s (short_clips: %s), and the student "
+            "trains on clips of %g s (%s): it is taught about sound that it may not be "
+            "given",
+            teacher.store.path,
+            *theirs,
+            clip_seconds,
+            short_clips,
+        )
 
 
 def is_store(source: str | Path) -> bool:
