@@ -301,6 +301,7 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     run_on_main(say_what_is_kept, args=(run, main, kept))
     if kept == "start":
         go_back_to_start(run)
+        brain.loaded_epoch = 0
     cut_scores = None
     if hparams["score_cut_clips"] and split.test:
         brain.checkpointer = None  # what is kept is loaded already
@@ -615,22 +616,23 @@ def finish(
     hparams, folder = run.hparams, run.folder
     model = model_of(run)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
-    found = test(run, str(brain.device)) if run.split.test else {}
-    for scores in [*found.values()][:1]:
+    tested = test(run, str(brain.device)) if run.split.test else {}
+    for scores in [*tested.values()][:1]:
         brain.log_test(scores)
+    found = dict(tested)
     for name, scores in run.folds.items():
         found[f"{name}, by a model trained on the others"] = scores
     if cut_scores is not None:
         seconds = f"{hparams['clip_seconds']:g} s"
         found[f"test, the first {seconds} of each clip alone"] = cut_scores
     write_model_folder(folder / "model", model, describe_origin(run, found))
-    draw_epochs(brain, run, found)
+    draw_epochs(brain, run, tested)
     for name, scores in found.items():
         print(f"{shown(name)}: {scores}")
     if not run.split.test:
         print("No clips were set aside to test on: this model itself has no score.")
     print(f"The model is in {folder / 'model'}")
-    return next(iter(found.values()), None)
+    return next(iter(tested.values()), None)
 
 
 def test(run: Run, device: str) -> dict[str, Scores]:

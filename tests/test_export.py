@@ -471,7 +471,7 @@ def test_litert_is_not_calibrated(folder, tmp_path, capsys, monkeypatch):
         ({"source": "mn04_az"}, "did you mean"),
         ({"source": "mn04_as,mn10_as"}, "several models, .* export each by itself"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_cannot_be_exported_is_refused(weights, tmp_path, options, reason):
     settings = {"source": weights[0], "path": "a.onnx", "labels": weights[1]}
