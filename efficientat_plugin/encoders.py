@@ -280,7 +280,7 @@ class StudentEncoder(nn.Module):
     @mark_as_transfer
     def load_whole(self, path: str | Path) -> None:
         """Takes all of a checkpoint or refuses; SpeechBrain's default takes a part."""
-        self.load_state_dict(read_state(Path(path)), strict=True)
+        self.load_state_dict(read_state(Path(path), unwrap=False), strict=True)
 
 
 def check_front_end(source: str | Path, student: Student, log_mel: LogMel) -> None:

@@ -209,7 +209,7 @@ def versions() -> str:
 
 def limits(model: TrainedModel, provenance: Provenance) -> list[str]:
     """What a user must not expect, in sentences."""
-    rate = model.student.front_end["sample_rate"]
+    rate = LogMel(**model.student.front_end).sample_rate
     short = {
         "repeat": "shorter ones are repeated",
         "zero_pad": "shorter ones are padded with silence",

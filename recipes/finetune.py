@@ -631,6 +631,8 @@ def finish(
         print(f"{shown(name)}: {scores}")
     if not run.split.test:
         print("No clips were set aside to test on: this model itself has no score.")
+    if len(run.folds) > 1:
+        print(f"The scores of the folds:\n{spread(run.folds)}")
     print(f"The model is in {folder / 'model'}")
     return next(iter(tested.values()), None)
 
@@ -671,6 +673,13 @@ def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
     """What the model's card says of where it comes from."""
     rows, split, dataset = run.clips.rows, run.split, run.hparams["dataset"]
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
+    if json.loads((run.folder / KEPT_EPOCH).read_text()) == 0:
+        fitted = len(split.train) + len(split.valid)
+        sizes = (
+            f"{fitted} for what is there before training, and no epoch of it is kept"
+        )
+        if run.hparams["probe_ridge"] is not None and not goes_on(run.hparams):
+            sizes = f"a probe, fitted in closed form to {fitted} of them"
     return Provenance(
         name=Path(dataset).resolve().name,
         started_from=str(run.hparams["pretrained"]),
@@ -680,7 +689,7 @@ def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
     )
 
 
-def spread(scores: dict[str, Scores]) -> str:
+def spread(scores: Mapping[str, Scores]) -> str:
     """Each fold, their mean, and how far they are apart."""
     values = [found.averages()[found.main] for found in scores.values()]
     name = next(iter(scores.values())).main

@@ -239,7 +239,7 @@ ENTRIES = {
 def test_no_entry_runs_it(folder, attack, entry, tag):
     _add(folder, attack.filled(f"x: {tag}os.mkdir [MARK]"))
     # Which take values and build nothing of it
-    if entry in ("training", "export", "student", "encoder"):
+    if entry in ("training", "export", "student", "encoder", "teachers"):
         ENTRIES[entry](folder)
     else:
         with pytest.raises((OSError, ValueError)):

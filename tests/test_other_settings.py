@@ -40,7 +40,7 @@ OTHERS = {
         ({"precision": "bf16"}, "precision not set there, bf16 here"),
         ({"number_of_epochs": 2}, "number_of_epochs 1 there, 2 here"),
         ({"pretrained": "other7.pt"}, "pretrained a file (digest "),
-        ({"dataset": "other_labels"}, "train 13 clips (ids "),
+        ({"dataset": "other_labels"}, "train 11 clips (ids "),
         ({"dataset": "other_sounds"}, ", sound "),
     ],
     "distil": [

@@ -823,8 +823,11 @@ def test_a_comparison_that_cannot_be_made_ends_before_training(data, tmp_path):
     assert not (tmp_path / "run" / "train_log.txt").exists()
 
 
-def test_weights_of_another_front_end_are_pointed_out(recipe, capsys):
+def test_weights_of_another_front_end_are_pointed_out(recipe, tmp_path, capsys):
+    for name in ("mn10_as_hop_20_mAP_456.pt", "mn10_im.pt"):  # which tell enough
+        (tmp_path / name).touch()
     hparams = {"pretrained": "mn10_as_hop_20", "log_mel": LogMel()}
+    hparams["pretrained_folder"] = str(tmp_path)
     recipe.warn_of_another_front_end(hparams)
     assert "pass --hop_length 640\n" in capsys.readouterr().out
     recipe.warn_of_another_front_end(hparams | {"log_mel": LogMel(hop_length=640)})

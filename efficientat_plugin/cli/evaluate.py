@@ -111,6 +111,15 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_published(model: str, tagger: "SoundTagger") -> bool:
+    """Whether that is known, by its name, to be trained on AudioSet alone."""
+    from efficientat_plugin.students.published import find_published
+
+    facts = getattr(tagger, "facts", None)  # of an exported file
+    names = model.split(",") if facts is None else [facts.source]
+    return all(find_published(name.strip()) is not None for name in names)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Scores what can be read, names what cannot."""
     check_folder(arguments.output)
@@ -131,11 +140,10 @@ def run(arguments: argparse.Namespace) -> int:
     run = run_of(arguments.model) if choice == (None, None, None) else None
     clips = None if run is None else clips_of_run(arguments, tagger, run)
     if clips is None:
-        if run is not None:
+        if not is_published(arguments.model, tagger):
             say(
-                f"{arguments.data} is not the data that {arguments.model} was trained "
-                "and tested on, or is given in another way; if some of the clips are "
-                "the same, the score may be of clips that it was trained on"
+                f"Nothing tells here whether {arguments.model} was trained on some of "
+                "these clips; if it was, its score on them is too high"
             )
         clips, run = open_clips(arguments, tagger, table_options(arguments)), None
     rows, what = choose_clips(clips.rows, *choice, arguments.seed, run)

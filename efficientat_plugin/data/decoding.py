@@ -47,6 +47,18 @@ class _Content(io.BytesIO):
             return self.tell()
 
 
+class _Forwards(soundfile.SoundFile):
+    """A sound file that is read from beginning to end.
+
+    Of a file that can be searched, soundfile looks up its place again after every read,
+    which libsndfile finds only roughly in an MP3: hundreds of samples of the next block
+    were wrong.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 class UnreadableClip(ValueError):
     """Sound that no clip can be made of; its text says which, if it is known, and why.
 
@@ -199,7 +211,7 @@ def _opened(
 ) -> Iterator[soundfile.SoundFile]:
     """A sound file, and what goes wrong with it told as ``UnreadableClip``."""
     try:
-        with soundfile.SoundFile(_open(audio)) as sound:
+        with _Forwards(_open(audio)) as sound:
             yield sound
     except (soundfile.SoundFileError, OSError, TypeError, UnicodeError) as error:
         # soundfile names what was bytes by its address in memory.

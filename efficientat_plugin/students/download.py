@@ -42,7 +42,7 @@ STATE_NAMES = re.compile(
 )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
     """A state dict from a file, without running code that the file may hold.
 
     Training loops save more than that: what stands under "model", "state_dict" and the
@@ -52,6 +52,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Arguments
     ---------
     path : Path
+    unwrap : bool
+        False takes names as they are: those of a module that has a student in it begin
+        with "student.", too.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} holds no weights that torch can load; delete it and download or "
             "save it anew"
         ) from error
-    content, wrapping = _unwrapped(content)
+    content, wrapping = _unwrapped(content) if unwrap else (content, [])
     is_state = (
         isinstance(content, Mapping)
         and len(content) > 0
