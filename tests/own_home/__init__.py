@@ -17,6 +17,7 @@ VARIABLES = {
     "HF_HOME": "huggingface",
     "XDG_CACHE_HOME": "cache",
     "XDG_CONFIG_HOME": "config",
+    "TORCHINDUCTOR_CACHE_DIR": "torchinductor",
 }
 
 
