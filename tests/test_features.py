@@ -33,7 +33,11 @@ def assert_as_published(options, waveform, expected):
     waveform, expected = torch.from_numpy(waveform), torch.from_numpy(expected)
     log_mel = LogMel(**options).eval()(waveform)
     exact = LogMel(**options).double().eval()(waveform.double())
-    allowed = 1e-4 + (expected - exact).abs()
+    # An energy of less than 1e-6 of the frame's loudest band is about the last bit that
+    # a transform in float32 has of it.
+    energy = (5 * exact - 4.5).exp()
+    lost = energy < 1e-6 * energy.amax(1, keepdim=True)
+    allowed = 1e-4 + (expected - exact).abs() + 2e-4 * lost
     assert bool(((log_mel - expected).abs() <= allowed).all())
 
 
