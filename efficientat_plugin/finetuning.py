@@ -18,39 +18,36 @@ from efficientat_plugin.students.student import Student
 
 TRAINABLE = ("all", "head")
 CLASS_LAYERS = ("new", "probe")  # that training may begin with
-# See `epochs_for`
+# With fewer clips a class than these, a probe may be all that is wanted: if of clips
+# that were left out it has at least this share right.
 FEWEST_CLIPS_PER_CLASS = 5
+SHARE_RIGHT = 0.5
+# See `epochs_for`
 NUM_STEPS = 1500
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 80
 
 
-def epochs_for(num_clips: int, num_classes: int, batch_size: int) -> int:
+def epochs_for(num_clips: int, batch_size: int) -> int:
     """How many epochs fine-tuning takes where the clips decide it ("auto").
 
-    With a few clips a class a probe is best, and nothing is trained by gradients;
-    else it takes about 1500 steps, but at least 5 epochs and at most 80.
+    It takes about 1500 steps, but at least 5 epochs and at most 80.
 
     Arguments
     ---------
     num_clips : int
         Clips to train on.
-    num_classes : int
-        Classes that they have.
     batch_size : int
         Clips of a step.
 
     Returns
     -------
     int
-        0 for the probe alone.
 
     Example
     -------
-    >>> epochs_for(200, 50, 32), epochs_for(1500, 10, 32), epochs_for(100_000, 10, 32)
-    (0, 32, 5)
+    >>> epochs_for(200, 32), epochs_for(1500, 32), epochs_for(100_000, 32)
+    (80, 32, 5)
     """
-    if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
-        return 0
     steps_per_epoch = math.ceil(num_clips / batch_size)
     epochs = round(NUM_STEPS / steps_per_epoch)
     return min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)

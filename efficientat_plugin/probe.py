@@ -6,6 +6,7 @@ for fine-tuning.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -124,23 +125,59 @@ def logits_of(scores: Tensor, target: str, sharpness: float) -> Tensor:
     return sharpness * (scores - middle)
 
 
-def best_sharpness(
+class Probe(NamedTuple):
+    """What is known of a probe that was fitted.
+
+    Attributes
+    ----------
+    sharpness : float
+        Factor of its logits.
+    share_right : float or None
+        Of clips that were left out, how many had one of their classes at the top; None
+        where no class was there to learn without them.
+    """
+
+    sharpness: float
+    share_right: float | None
+
+
+def cross_validate(
     features: Tensor,
     targets: Tensor,
     target: str,
     ridge: float,
     groups: Sequence[Hashable],
     seed: int = 0,
-) -> float:
-    """The sharpness whose probabilities hold best on clips that were left out.
+) -> Probe:
+    """Finds the sharpness whose probabilities hold best on clips that were left out.
 
-    Clips of one group are left out together. It changes no order of classes.
+    Clips of one group are left out together. Sharpness changes no order of classes.
+
+    Arguments
+    ---------
+    features : Tensor
+        [N, D].
+    targets : Tensor
+        [N, K], 0 or 1.
+    target : str
+        "multilabel" or "multiclass".
+    ridge : float
+        See ``balanced_ridge``.
+    groups : sequence
+        N of them.
+    seed : int
+        Of the folds that the groups are dealt to.
+
+    Returns
+    -------
+    Probe
     """
     names = sorted(set(groups), key=str)
     fold_of = np.random.default_rng(seed).permutation(len(names)) % NUM_FOLDS
     fold_by_name = dict(zip(names, fold_of.tolist(), strict=True))
     folds = torch.tensor([fold_by_name[group] for group in groups])
     losses = dict.fromkeys(SHARPNESS, 0.0)
+    num_right = num_judged = 0
     for fold in range(NUM_FOLDS):
         out = folds == fold
         if out.all() or not out.any():
@@ -154,7 +191,14 @@ def best_sharpness(
             else:
                 loss = functional.cross_entropy(logits, targets[out])
             losses[sharpness] += float(loss) * int(out.sum())
-    return min(losses, key=lambda sharpness: losses[sharpness])
+        learnt = targets[~out].sum(dim=0) > 0
+        judged = targets[out][:, learnt].sum(dim=1) > 0
+        top = scores.masked_fill(~learnt, -torch.inf).argmax(dim=1, keepdim=True)
+        right = targets[out].gather(1, top)[:, 0] > 0
+        num_right += int(right[judged].sum())
+        num_judged += int(judged.sum())
+    share_right = num_right / num_judged if num_judged else None
+    return Probe(min(losses, key=lambda one: losses[one]), share_right)
 
 
 @torch.inference_mode()
@@ -163,7 +207,7 @@ def fit_probe(
     batches: Iterable[tuple[Tensor, Tensor, Sequence[Hashable]]],
     target: str,
     ridge: float = 0.4,
-) -> float:
+) -> Probe:
     """Fits a probe to clips and puts it into the student's class layer.
 
     Arguments
@@ -180,8 +224,7 @@ def fit_probe(
 
     Returns
     -------
-    float
-        Sharpness that was chosen.
+    Probe
 
     Raises
     ------
@@ -199,10 +242,10 @@ def fit_probe(
     if not groups:
         raise ValueError("none of the clips has a label; a probe needs some")
     features, targets = torch.cat(parts), torch.cat(labels)
-    sharpness = best_sharpness(features, targets, target, ridge, groups)
+    probe = cross_validate(features, targets, target, ridge, groups)
     weight, bias = balanced_ridge(features, targets, ridge)
-    bias = logits_of(bias, target, sharpness)
+    bias = logits_of(bias, target, probe.sharpness)
     bias[targets.sum(dim=0) == 0] = NEVER
-    layer.weight.copy_(sharpness * weight)
+    layer.weight.copy_(probe.sharpness * weight)
     layer.bias.copy_(bias)
-    return sharpness
+    return probe

@@ -45,6 +45,8 @@ from efficientat_plugin.described import Unstated, find_model_folder
 from efficientat_plugin.evaluation import whole_clip_stats
 from efficientat_plugin.files import told_if_not_writable
 from efficientat_plugin.finetuning import (
+    FEWEST_CLIPS_PER_CLASS,
+    SHARE_RIGHT,
     FineTuningBrain,
     epochs_for,
     seconds_per_step,
@@ -76,7 +78,7 @@ from efficientat_plugin.model_folder import (
     write_model_folder,
 )
 from efficientat_plugin.plain_text import shown
-from efficientat_plugin.probe import class_layer, fit_probe
+from efficientat_plugin.probe import Probe, class_layer, fit_probe
 from efficientat_plugin.report import (
     RunResult,
     plot_confusion,
@@ -128,8 +130,10 @@ def main(argv: list[str]) -> None:
     device = run_opts.device or sb.utils.distributed.infer_device()
     try:
         clips, clip_seconds = open_clips(hparams)
-        splits, number_of_epochs = split_clips(clips, hparams)
-    except (OSError, ValueError) as error:
+        splits, number_of_epochs = split_clips(
+            clips, hparams | {"clip_seconds": clip_seconds}, device
+        )
+    except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
         sys.exit(str(error))
     found = {"clip_seconds": clip_seconds, "number_of_epochs": number_of_epochs}
     overrides, start = overrides | found, _Start(hparams_file, run_opts, clips, device)
@@ -221,7 +225,7 @@ def open_clips(hparams: dict[str, Any]) -> tuple[LabelledClips, float]:
 
 
 def split_clips(
-    clips: LabelledClips, hparams: dict[str, Any]
+    clips: LabelledClips, hparams: dict[str, Any], device: str
 ) -> tuple[dict[str, Split], int]:
     """Which clips to train, choose and test on, by run; and for how many epochs."""
 
@@ -235,23 +239,50 @@ def split_clips(
             hparams["seed"],
         )
 
-    epochs = hparams["number_of_epochs"]
+    epochs, share = hparams["number_of_epochs"], hparams["valid_share"]
+    few_clips = len(clips.rows) < FEW_CLIPS_PER_CLASS * len(clips.labels)
+    auto_share = FEW_VALID_SHARE if few_clips else VALID_SHARE
     if epochs == "auto":
-        num_clips = min(len(split.train) for split in runs(0.0).values())
-        # A probe alone would not ask a teacher.
-        num_classes = 1 if hparams["teacher"] is not None else len(clips.labels)
-        epochs = epochs_for(num_clips, num_classes, hparams["batch_size"])
+        split = min(runs(0.0).values(), key=lambda split: len(split.train))
+        run = Run(clips, split, hparams, device)
+        epochs, why = choose_epochs(run)
         if if_main_process():
-            why = f"for {num_clips} clips of {len(clips.labels)} classes"
-            if not epochs:
-                why = f"the probe alone, {why}"
             print(f"number_of_epochs: {epochs}, {why}")
-    share = hparams["valid_share"]
+        if may_stay_a_probe(run):
+            auto_share = 0.0  # each of them is needed to learn from
     if share == "auto":
-        per_class = len(clips.rows) / len(clips.labels)
-        share = FEW_VALID_SHARE if per_class < FEW_CLIPS_PER_CLASS else VALID_SHARE
+        share = auto_share
     # Without epochs to choose from, no clips are spent on choosing.
     return runs(share if epochs else 0.0), epochs
+
+
+def may_stay_a_probe(run: Run) -> bool:
+    """Whether there are so few clips that training may not be worth it."""
+    hparams, fewest = run.hparams, FEWEST_CLIPS_PER_CLASS * len(run.clips.labels)
+    has_probe = hparams["probe_ridge"] is not None and not goes_on(hparams)
+    # A probe alone would not ask a teacher.
+    has_teacher = hparams["teacher"] is not None
+    return has_probe and not has_teacher and len(run.split.train) < fewest
+
+
+def choose_epochs(run: Run) -> tuple[int, str]:
+    """How many epochs the clips of a run call for, and why, in words.
+
+    With a few clips a class a probe is best where it gets clips right that it was not
+    fitted to. Where it does not, the network has to learn new features.
+    """
+    num_clips, num_classes = len(run.split.train), len(run.clips.labels)
+    why = f"for {num_clips} clips of {num_classes} classes"
+    epochs = epochs_for(num_clips, run.hparams["batch_size"])
+    if not may_stay_a_probe(run):
+        return epochs, why
+    run = run._replace(hparams=dict(run.hparams))
+    add_student(run, make_student(run))
+    share_right = start_from_probe(run).share_right
+    if share_right is None:
+        return 0, f"the probe alone, {why}"
+    why += f": on clips left out of it, a probe is right on {share_right:.0%}"
+    return (0 if share_right >= SHARE_RIGHT else epochs), why
 
 
 def refuse_another_run(
@@ -279,7 +310,7 @@ def hparams_to_save(hparams_file: str) -> str | None:
 def fine_tune(run: Run, run_opts: Any) -> Scores:
     """Trains, tests, and writes the model and what is to be said of it."""
     hparams, split = run.hparams, run.split
-    add_parts(run, make_student(run))
+    add_parts(run)
     hparams["teacher"] = open_teacher(run)
     hparams["class_layer_start"] = None
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
@@ -395,8 +426,8 @@ def goes_on(hparams: dict[str, Any]) -> bool:
     return find_model_folder(hparams["pretrained"]) is not None
 
 
-def add_parts(run: Run, student: Student) -> None:
-    """What follows from data and weights, beside what the YAML has built."""
+def add_student(run: Run, student: Student) -> None:
+    """The student, and the front end that goes with it."""
     hparams = run.hparams
     log_mel = hparams["log_mel"](**student.front_end)
     if log_mel.sample_rate != hparams["sample_rate"]:
@@ -406,6 +437,19 @@ def add_parts(run: Run, student: Student) -> None:
         )
     # All of it, so that the model folder hears what training heard.
     student.front_end = front_end_arguments(log_mel)
+    hparams["student"] = student
+    hparams["modules"] = {
+        "log_mel": log_mel,
+        "spec_mask": hparams["spec_mask"],
+        "student": student,
+    }
+
+
+def add_parts(run: Run) -> None:
+    """What follows from data and weights, beside what the YAML has built."""
+    hparams = run.hparams
+    add_student(run, make_student(run))
+    student = hparams["student"]
     multiclass = run.clips.target == "multiclass"
     class_weights = None
     if hparams["class_weights"]:
@@ -414,12 +458,6 @@ def add_parts(run: Run, student: Student) -> None:
     if isinstance(hparams["lr_schedule"], partial):
         epochs = max(hparams["number_of_epochs"], 1)
         hparams["lr_schedule"] = hparams["lr_schedule"](number_of_epochs=epochs)
-    hparams["student"] = student
-    hparams["modules"] = {
-        "log_mel": log_mel,
-        "spec_mask": hparams["spec_mask"],
-        "student": student,
-    }
     hparams["loss"] = DistillationLoss(
         hparams["kd_weight"], hparams["kd_temperature"], run.clips.target, class_weights
     )
@@ -494,7 +532,7 @@ def logits_of_teacher(run: Run, source: str) -> LogitsStore:
     return LogitsStore(path)
 
 
-def start_from_probe(run: Run, places: Sequence[int] | None = None) -> None:
+def start_from_probe(run: Run, places: Sequence[int] | None = None) -> Probe:
     """Fits the class layer to clips in closed form; None: to those to train on."""
     places = run.split.train if places is None else places
     hparams, rows = run.hparams, run.clips.rows.select(places)
@@ -520,7 +558,7 @@ def start_from_probe(run: Run, places: Sequence[int] | None = None) -> None:
             waveform = batch.waveform.to(run.device)
             yield log_mel(waveform).unsqueeze(1), batch.labels, groups
 
-    fit_probe(student, heard(), run.clips.target, hparams["probe_ridge"])
+    return fit_probe(student, heard(), run.clips.target, hparams["probe_ridge"])
 
 
 def train(brain: FineTuningBrain, run: Run) -> None:

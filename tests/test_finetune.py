@@ -38,6 +38,7 @@ from efficientat_plugin.model_folder import (
     read_model_folder,
     write_model_folder,
 )
+from efficientat_plugin.probe import Probe
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.weights import load_student
@@ -399,21 +400,53 @@ def _tuning(tmp_path, **overrides):
 def test_test_clips_do_not_depend_on_how_many_choose(tmp_path):
     clips = _clips([["a"], ["b"]] * 50)
     splits = [
-        _recipe().split_clips(clips, _tuning(tmp_path, number_of_epochs=n))[0]["random"]
-        for n in (0, 40)
+        _recipe().split_clips(clips, hparams, "cpu")[0]["random"]
+        for hparams in (_tuning(tmp_path, number_of_epochs=n) for n in (0, 40))
     ]
     assert splits[0].test == splits[1].test and not splits[0].valid
     assert set(splits[1].train) | set(splits[1].valid) == set(splits[0].train)
     assert len(splits[1].valid) > 5
 
 
+@pytest.mark.parametrize(
+    ("share_right", "epochs"), [(0.9, 0), (0.5, 0), (0.49, 80), (None, 0)]
+)
+def test_with_few_clips_the_network_learns_what_no_probe_knows(
+    share_right, epochs, tmp_path, monkeypatch
+):
+    recipe = _recipe()
+    for name in ("make_student", "add_student"):
+        monkeypatch.setattr(recipe, name, lambda *_: None)
+    known = Probe(10.0, share_right)
+    monkeypatch.setattr(recipe, "start_from_probe", lambda _: known)
+    clips = _clips([["a"], ["b"]] * 4)
+    splits, found = recipe.split_clips(clips, _tuning(tmp_path), "cpu")
+    assert found == epochs
+    assert not splits["random"].valid  # each clip is needed to learn from
+
+
 def test_epochs_follow_from_clips_and_teachers(tmp_path):
     few, many = (_clips([["a"], ["b"]] * n) for n in (4, 40))
-    epochs = [
-        _recipe().split_clips(clips, _tuning(tmp_path, teacher=teacher))[1]
-        for clips, teacher in ((few, None), (few, "mn04_as"), (many, None))
-    ]
-    assert epochs == [0, 80, 80]  # a probe alone would not ask the teacher
+    for clips, teacher in ((few, "mn04_as"), (many, None)):
+        hparams = _tuning(tmp_path, teacher=teacher)
+        splits, epochs = _recipe().split_clips(clips, hparams, "cpu")
+        assert epochs == 80  # a probe alone would not ask the teacher
+        assert splits["random"].valid
+
+
+@pytest.mark.slow
+def test_few_clips_that_no_probe_tells_apart_train_the_network(weights, tmp_path):
+    """Two kinds of noise, whose names are dealt out by chance."""
+    for number in range(8):
+        folder = tmp_path / "noise" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{number}.wav", _sound(0.0, number), RATE)
+    options = {"number_of_epochs": "auto", "output_folder": tmp_path / "run"}
+    text = _run(tmp_path / "noise", weights, tmp_path / "run", **options)
+    assert re.search(r"number_of_epochs: 80, .* a probe is right on \d+%", text)
+    history = (tmp_path / "run" / "history.csv").read_text()
+    assert len(history.splitlines()) == 81
+    assert json.loads((tmp_path / "run" / "kept_epoch.json").read_text()) == 80
 
 
 def test_a_student_of_another_rate_is_refused(tmp_path):
@@ -421,7 +454,7 @@ def test_a_student_of_another_rate_is_refused(tmp_path):
     hparams = _tuning(tmp_path, sample_rate=16000)
     run = _recipe().Run(clips, Split([0], [], [1]), hparams, "cpu")
     with pytest.raises(ValueError, match="hears 32000 Hz; pass --sample_rate 32000"):
-        _recipe().add_parts(run, model.student)
+        _recipe().add_student(run, model.student)
 
 
 def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
