@@ -51,6 +51,7 @@ def model_card(model: TrainedModel, provenance: Provenance) -> str:
     cost = measure(model.student, log_mel.n_mels, num_frames)
     heard = provenance.scores.items()
     scores = "\n".join(f"- {_plain(name)}: {found}" for name, found in heard)
+    scores = scores or "None: it was not tested."
     return f"""\
 ---
 {hub_metadata(provenance).to_yaml()}

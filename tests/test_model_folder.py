@@ -336,6 +336,7 @@ def test_a_card_names_no_place_on_a_machine(tmp_path, monkeypatch):
     card = (folder / "README.md").read_text()
     assert "Started from: 1234/model\n" in card and str(tmp_path) not in card
     assert "It was not tested." in card
+    assert "## Scores\n\nNone: it was not tested.\n" in card
 
 
 @pytest.mark.parametrize(
