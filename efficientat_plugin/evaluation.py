@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
-from efficientat_plugin.data.decoding import UnreadableClip
+from efficientat_plugin.data.decoding import UnreadableClip, sound_of
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.splits import (
     Split,
@@ -136,7 +136,7 @@ def _scored_batch(
     tagger: SoundTagger, batch: list[dict[str, Any]], skipped: SkippedClips
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.float32]]]:
     try:
-        sounds = [row["audio"]["bytes"] or row["audio"]["path"] for row in batch]
+        sounds = [sound_of(row) for row in batch]
         yield from zip(batch, tagger.probabilities(sounds), strict=True)
     except UnreadableClip as error:
         if len(batch) == 1:

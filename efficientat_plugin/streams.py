@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
-Sound: TypeAlias = "str | Path | bytes | NDArray | Tensor"
+Sound: TypeAlias = "str | Path | bytes | dict[str, Any] | NDArray | Tensor"
 
 
 def blocks_of(
@@ -34,8 +34,9 @@ def blocks_of(
 
     Arguments
     ---------
-    sound : str, Path, bytes, NDArray or Tensor
-        A file, the bytes of one, or samples as ``mono_samples`` takes them.
+    sound : str, Path, bytes, dict, NDArray or Tensor
+        A file, the bytes of one, ``sound_of`` a row, or samples as ``mono_samples``
+        takes them.
     source_rate : int or None
         Of samples, Hz; files tell theirs.
     sample_rate : int
@@ -51,7 +52,7 @@ def blocks_of(
     ValueError
         For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
     """
-    if isinstance(sound, str | Path | bytes):
+    if isinstance(sound, str | Path | bytes | dict):
         yield from decode_blocks(sound, sample_rate)
         return
     if source_rate is None:
@@ -90,6 +91,8 @@ def cut(
         if not cutter.num_samples:
             raise UnreadableClip(TOO_SHORT)
     except UnreadableClip as fault:
+        if isinstance(sound, dict) and sound.get("bytes") is None:
+            sound = sound.get("path", "")
         if isinstance(sound, str | Path):
             raise UnreadableClip(fault.reason, sound) from fault
         raise

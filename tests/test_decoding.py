@@ -19,6 +19,7 @@ from efficientat_plugin.data.decoding import (
     UnreadableClip,
     decode,
     decode_blocks,
+    sound_of,
 )
 from efficientat_plugin.data.parquet import audioset_row
 
@@ -237,3 +238,25 @@ def test_blocks_are_the_sound_in_one_read(tmp_path, kind, as_bytes):
     audio = path.read_bytes() if as_bytes else path
     found = np.concatenate(list(decode_blocks(audio, 44100)))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("times", [(0.0, 0.4), (0.7, 1.3), (1.5, None)])
+def test_a_segment_is_what_a_file_cut_by_hand_would_be(name, times):
+    form, subtype, rate = FORMATS[name]
+    content = _encode(0.3 * noise(1, 2 * rate), rate, form, subtype)
+    whole = np.concatenate(list(decode_blocks(content, rate)))
+    start, end = times
+    by_hand = whole[round(start * rate) : None if end is None else round(end * rate)]
+    expected = decode(_encode(by_hand, rate), SAMPLE_RATE, SAMPLE_RATE)
+    row = {"audio": {"bytes": content, "path": None}, "start": start, "end": end}
+    found = decode(sound_of(row), SAMPLE_RATE, SAMPLE_RATE)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_segment_beyond_the_end_is_refused(name):
+    form, subtype, rate = FORMATS[name]
+    audio = {"bytes": _encode(noise(1, rate), rate, form, subtype), "start": 5.0}
+    with pytest.raises(UnreadableClip, match="segment starts at 5 s, but the file end"):
+        decode(audio, SAMPLE_RATE, SAMPLE_RATE)

@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,9 @@ BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
 LOUDEST = 2.0**31
 SAME_LENGTH = tuple(how for how in SHORT_CLIPS if how != "as_is")
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
+# Where libsndfile finds a place to the sample; elsewhere what comes before is read.
+EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF")
+EXACT_SUBTYPES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 
 
 class _Content(io.BytesIO):
@@ -89,7 +92,8 @@ def decode(
     ---------
     audio : dict | bytes | str | Path
         What an undecoded ``Audio`` column holds (``bytes`` and ``path``), the bytes
-        of a file, or its path. WAV, FLAC, OGG, Opus or MP3.
+        of a file, or its path. WAV, FLAC, OGG, Opus or MP3. A dict may also hold
+        ``start`` and ``end``: see ``sound_of``.
     sample_rate : int
         Of the result, Hz.
     num_samples : int
@@ -147,13 +151,56 @@ def decode_blocks(
         if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
             raise UnreadableClip(f"its header claims a sample rate of {rate} Hz")
         resampler = Resampler(rate, sample_rate)
+        first, last = _frames_of(audio, rate)
+        num_skipped = _skip(sound, first)
         num_frames = 0
-        for block in _mono_blocks(sound, max_seconds * rate):
+        for block in _mono_blocks(sound, min(max_seconds * rate, last - first)):
             num_frames += len(block)
             yield resampler.feed(block)
+        if num_skipped < first or (first and not num_frames):
+            raise UnreadableClip(
+                f"its segment starts at {first / rate:g} s, but the file ends at "
+                f"{num_skipped / rate:g} s"
+            )
         if not num_frames:
             raise UnreadableClip("it has no samples")
         yield resampler.finish()
+
+
+def sound_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``decode`` and taggers take to read the sound of a row.
+
+    Arguments
+    ---------
+    row : Mapping
+        Its ``audio`` is ``{bytes, path}``; ``start`` and ``end``, s, say which segment
+        of the file the clip is. None or no such column: from the beginning, to the
+        end.
+
+    Example
+    -------
+    >>> sound_of({"audio": {"path": "a.wav"}, "start": 1.5, "end": None})
+    {'path': 'a.wav', 'start': 1.5}
+    """
+    times = {name: row.get(name) for name in ("start", "end")}
+    return {**row["audio"], **{n: t for n, t in times.items() if t is not None}}
+
+
+def _frames_of(audio: Any, rate: int) -> tuple[int, float]:
+    """The frames of a file that are its segment: the first, and the first after it."""
+    times = audio if isinstance(audio, dict) else {}
+    last = times.get("end", math.inf) * rate
+    return round(times.get("start", 0) * rate), last if last == math.inf else round(
+        last
+    )
+
+
+def _skip(sound: soundfile.SoundFile, num_frames: int) -> int:
+    """Goes past so many frames; says how many there were."""
+    exact = sound.format in EXACT_FORMATS and sound.subtype.startswith(EXACT_SUBTYPES)
+    if exact and 0 < num_frames < sound.frames:
+        return sound.seek(num_frames)
+    return sum(len(block) for block in _mono_blocks(sound, num_frames))
 
 
 class Resampler:
@@ -370,7 +417,7 @@ class ClipReader:
         if not row["video_id"]:
             raise UnreadableClip("its video_id is empty")
         waveform = decode(
-            row["audio"], self.sample_rate, self.num_samples, self.short_clips
+            sound_of(row), self.sample_rate, self.num_samples, self.short_clips
         )
         # What the table does not have was counted when the data was summed up.
         indices, _ = self.labels.indices(row["labels"])

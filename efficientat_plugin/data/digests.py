@@ -74,7 +74,15 @@ def sounds_of(rows: "Sequence[Mapping[str, Any]] | datasets.Dataset") -> list[by
     places = sorted(
         {number * count // HEARD for number in range(HEARD)} if count else ()
     )
-    return [_digest_of_file(rows[place]["audio"]) for place in places]
+    return [_digest_of_row(rows[place]) for place in places]
+
+
+def _digest_of_row(row: Mapping[str, Any]) -> bytes:
+    digest = _digest_of_file(row["audio"])
+    times = row.get("start"), row.get("end")
+    if times == (None, None):
+        return digest
+    return hashlib.sha256(digest + f"{times}".encode()).digest()
 
 
 def _digest_of_file(audio: Any) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from efficientat_plugin.data.decoding import UnreadableClip
+from efficientat_plugin.data.decoding import UnreadableClip, sound_of
 from efficientat_plugin.data.encoding import ClipEncoder
 from efficientat_plugin.data.parquet import ROWS_PER_GROUP, SCHEMA
 from efficientat_plugin.data.targets import listed
@@ -120,7 +120,7 @@ def _encoded_rows(
         try:
             if not clip_id:
                 raise UnreadableClip("its video_id is empty")
-            clip = encoder.encode(row["audio"])
+            clip = encoder.encode(sound_of(row))
         except UnreadableClip as error:
             record.skipped.append([clip_id, str(error)])
         else:

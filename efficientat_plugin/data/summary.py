@@ -160,14 +160,16 @@ def _read_headers(
     rows: datasets.Dataset, max_headers: int
 ) -> tuple[list[float], Counter[int], Counter[int], list[Skipped]]:
     chosen = np.linspace(0, len(rows) - 1, min(max_headers, len(rows))).round()
-    sounding = rows.select_columns(["video_id", "audio"])
+    wanted = ("video_id", "audio", "start", "end")
+    sounding = rows.select_columns([n for n in wanted if n in rows.column_names])
     seconds, unreadable = [], []
     sample_rates, channels = Counter[int](), Counter[int]()
     for place in tqdm(chosen.astype(int), "Reading headers", unit="clip", disable=None):
         row = sounding[int(place)]
         try:
             with soundfile.SoundFile(_open(row["audio"])) as sound:
-                seconds.append(sound.frames / sound.samplerate)
+                length = sound.frames / sound.samplerate
+                seconds.append(_seconds_of(row, length))
                 sample_rates[sound.samplerate] += 1
                 channels[sound.channels] += 1
         except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
@@ -175,6 +177,16 @@ def _read_headers(
             reason = re.sub(r"^Error opening .*?: ", "", str(error))
             unreadable.append(Skipped(str(row["video_id"]), reason))
     return seconds, sample_rates, channels, unreadable
+
+
+def _seconds_of(row: Mapping[str, Any], length: float) -> float:
+    """How long the clip of a row is, in a file of so many seconds."""
+    start, end = row.get("start") or 0.0, row.get("end")
+    if start >= length > 0:
+        raise ValueError(
+            f"its segment starts at {start:g} s, but the file ends at {length:g} s"
+        )
+    return (length if end is None else min(end, length)) - start
 
 
 def _open(audio: dict[str, Any] | None) -> io.BytesIO | str:
