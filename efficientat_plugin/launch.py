@@ -1,7 +1,6 @@
 """How a recipe starts: its arguments, its YAML, its processes, its folder."""
 
 import dataclasses
-import difflib
 import logging
 import os
 import signal
@@ -11,17 +10,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.console import logging_to_console
 from efficientat_plugin.interruptions import Interruptions
 from efficientat_plugin.memory import keep_freed_memory
+from efficientat_plugin.options import (
+    in_a_line,
+    read_options,
+    read_yaml,
+    unknown_option,
+)
 from efficientat_plugin.plain_text import shown
 from efficientat_plugin.run_folder import (
     check_folder,
@@ -96,7 +99,7 @@ def _lost_another_process(error: BaseException) -> bool:
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
-    """The YAML's path, SpeechBrain's options and the overrides of a command line.
+    """Reads a command line, as ``read_options`` does.
 
     The processes of a `torchrun` find each other.
 
@@ -111,19 +114,15 @@ def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
 
     Example
     -------
-    >>> path, options, overrides = parse_and_join(["a.yaml", "--width", "0.4"])
-    >>> path, overrides
-    ('a.yaml', {'width': 0.4})
+    >>> path, options, overrides = parse_and_join(
+    ...     ["hparams/distil.yaml", "--width", "0.4"]
+    ... )
+    >>> overrides
+    {'width': 0.4}
     """
-    hparams_file, run_opts, overrides_text = sb.parse_arguments(argv)
+    hparams_file, run_opts, overrides = read_options(argv)
     run_opts = on_available_hardware(run_opts)
     ddp_init_group(run_opts)
-    try:
-        overrides = YAML(typ="safe").load(overrides_text) or {}
-    except YAMLError as error:
-        sys.exit(f"the options cannot be read: {_in_a_line(error)}; give --name value")
-    if not isinstance(overrides, dict):
-        sys.exit(f"{overrides!r} is no option; give --name value")
     return hparams_file, run_opts, overrides
 
 
@@ -151,26 +150,16 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
     """
     # Which asks for torchvision as it is imported, to draw figures that nobody draws
     logging.getLogger("speechbrain.utils.train_logger").addFilter(_names_no_torchvision)
-    try:
-        with open(hparams_file, encoding="utf-8") as file:
-            options = YAML().load(file)  # tags stay names: no object is built
-        if not isinstance(options, dict):
-            raise ValueError("it holds no options by name")
-    except (OSError, ValueError, YAMLError) as error:
-        sys.exit(
-            f"{hparams_file} is no YAML of a run ({_in_a_line(error)}); the first "
-            "argument is one, as hparams/distil.yaml"
-        )
+    options = read_yaml(hparams_file)
     unknown = [name for name in overrides if name not in options]
     if unknown:
-        known = [*options, *RunOptions().as_dict()]
-        sys.exit(f"no option {_with_guess(unknown[0], known)}")
+        sys.exit(unknown_option(unknown[0], [*options, *RunOptions().as_dict()]))
     try:
         with open(hparams_file, encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(file, overrides)
+            hparams = load_hyperpyyaml(file, _quoted(overrides))
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         logger.debug("What the YAML cannot build:", exc_info=True)
-        sys.exit(_in_a_line(error))
+        sys.exit(in_a_line(error))
     if hparams.get("keep_freed_memory"):
         keep_freed_memory()
     return hparams
@@ -180,21 +169,11 @@ def _names_no_torchvision(record: logging.LogRecord) -> bool:
     return "torchvision" not in str(record.msg)
 
 
-def _with_guess(name: str, known: list[str]) -> str:
-    """An option that is not there, and what may be meant."""
-    guesses = difflib.get_close_matches(name, known, n=1)
-    return f"--{name}; " + (
-        f"did you mean --{guesses[0]}?" if guesses else "a YAML's keys are its options"
-    )
-
-
-def _in_a_line(error: Exception) -> str:
-    """What an error says; of one of YAML without the text around it."""
-    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
-        return f"{error.problem}, line {error.problem_mark.line + 1}"
-    if isinstance(error, KeyError | TypeError):
-        return ": ".join(str(part) for part in error.args)
-    return str(error)
+def _quoted(value: Any) -> Any:
+    """Text that stays text, whatever HyperPyYAML would make of it: "(2, 3)"."""
+    if isinstance(value, dict):
+        return {name: _quoted(part) for name, part in value.items()}
+    return DoubleQuotedScalarString(value) if isinstance(value, str) else value
 
 
 def world_size() -> int:
