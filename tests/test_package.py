@@ -103,7 +103,8 @@ def test_what_is_imported_is_declared_and_nothing_else():
     config.read(REPOSITORY / "setup.cfg")
     extras = config["options.extras_require"]
     needed = [config["options"]["install_requires"]]
-    needed += [extras[name] for name in ("teachers", "export", "openvino", "litert")]
+    of_use = ("teachers", "export", "openvino", "containers", "litert")
+    needed += [extras[name] for name in of_use]
     lines = [line for text in needed for line in text.splitlines()]
     declared = {_plain(re.match(r"[\w.-]*", line)[0]) for line in lines} - {""}
     modules = set()

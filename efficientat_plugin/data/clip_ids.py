@@ -3,7 +3,12 @@
 import os
 import re
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# What PyAV reads, and libsndfile does not.
+CONTAINER_SUFFIXES = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".oga", ".aif", ".aiff", ".aifc"),
+    *(".au", ".snd", ".caf", ".w64", ".rf64", ".wave", ".sph", *CONTAINER_SUFFIXES),
+)
 
 
 def youtube_id(name: str) -> str:

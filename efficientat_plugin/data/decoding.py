@@ -1,19 +1,15 @@
-"""From a row to a clip: decoded with soundfile, resampled with soxr, of one length."""
+"""From a row to a clip: decoded, resampled with soxr, of one length."""
 
-import io
 import math
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import soundfile
 import soxr
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Clip
+from efficientat_plugin.data.opened import Audio, OpenSound, UnreadableClip, open_sound
 from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.limits import SAMPLE_RATES
 from efficientat_plugin.windows import SHORT_CLIPS, lengthened
@@ -30,55 +26,10 @@ BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
 LOUDEST = 2.0**31
 SAME_LENGTH = tuple(how for how in SHORT_CLIPS if how != "as_is")
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
-# Where libsndfile finds a place to the sample; elsewhere what comes before is read.
-EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF")
-EXACT_SUBTYPES = ("PCM", "FLOAT", "DOUBLE", "ULAW", "ALAW")
-
-
-class _Content(io.BytesIO):
-    """The bytes of a file, before whose beginning there is nothing to look for.
-
-    A header that is damaged may send libsndfile there. As with a file on the disk the
-    place stays what it was; an exception would be printed, since there is no way for
-    it through libsndfile.
-    """
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        try:
-            return super().seek(offset, whence)
-        except (ValueError, OverflowError):
-            return self.tell()
-
-
-class _Forwards(soundfile.SoundFile):
-    """A sound file that is read from beginning to end.
-
-    Of a file that can be searched, soundfile looks up its place again after every read,
-    which libsndfile finds only roughly in an MP3: hundreds of samples of the next block
-    were wrong.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-class UnreadableClip(ValueError):
-    """Sound that no clip can be made of; its text says which, if it is known, and why.
-
-    Arguments
-    ---------
-    reason : str
-    name : str, Path or None
-        Of the file.
-    """
-
-    def __init__(self, reason: str, name: str | Path | None = None) -> None:
-        super().__init__(reason if name is None else f"{name}: {reason}")
-        self.reason = reason
 
 
 def decode(
-    audio: dict[str, Any] | bytes | str | Path,
+    audio: Audio,
     sample_rate: int,
     num_samples: int,
     short_clips: str = "zero_pad",
@@ -92,8 +43,9 @@ def decode(
     ---------
     audio : dict | bytes | str | Path
         What an undecoded ``Audio`` column holds (``bytes`` and ``path``), the bytes
-        of a file, or its path. WAV, FLAC, OGG, Opus or MP3. A dict may also hold
-        ``start`` and ``end``: see ``sound_of``.
+        of a file, or its path: WAV, FLAC, OGG, Opus, MP3 and what else libsndfile
+        reads; M4A, MP4, AAC, WebM, Matroska and WMA where PyAV is installed. A
+        dict may also hold ``start`` and ``end``: see ``sound_of``.
     sample_rate : int
         Of the result, Hz.
     num_samples : int
@@ -121,7 +73,7 @@ def decode(
 
 
 def decode_blocks(
-    audio: dict[str, Any] | bytes | str | Path,
+    audio: Audio,
     sample_rate: int,
     max_seconds: float = math.inf,
 ) -> Iterator[NDArray[np.float32]]:
@@ -146,13 +98,13 @@ def decode_blocks(
     UnreadableClip
         As ``decode``, when the block that is bad is reached.
     """
-    with _opened(audio) as sound:
+    with open_sound(audio) as sound:
         rate = sound.samplerate
         if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
             raise UnreadableClip(f"its header claims a sample rate of {rate} Hz")
         resampler = Resampler(rate, sample_rate)
         first, last = _frames_of(audio, rate)
-        num_skipped = _skip(sound, first)
+        num_skipped = sound.skip(first)
         num_frames = 0
         for block in _mono_blocks(sound, min(max_seconds * rate, last - first)):
             num_frames += len(block)
@@ -193,14 +145,6 @@ def _frames_of(audio: Any, rate: int) -> tuple[int, float]:
     return round(times.get("start", 0) * rate), last if last == math.inf else round(
         last
     )
-
-
-def _skip(sound: soundfile.SoundFile, num_frames: int) -> int:
-    """Goes past so many frames; says how many there were."""
-    exact = sound.format in EXACT_FORMATS and sound.subtype.startswith(EXACT_SUBTYPES)
-    if exact and 0 < num_frames < sound.frames:
-        return sound.seek(num_frames)
-    return sum(len(block) for block in _mono_blocks(sound, num_frames))
 
 
 class Resampler:
@@ -252,32 +196,14 @@ class Resampler:
         return self._stream.resample_chunk(nothing, last=True)
 
 
-@contextmanager
-def _opened(
-    audio: dict[str, Any] | bytes | str | Path,
-) -> Iterator[soundfile.SoundFile]:
-    """A sound file, and what goes wrong with it told as ``UnreadableClip``."""
-    try:
-        with _Forwards(_open(audio)) as sound:
-            yield sound
-    except (soundfile.SoundFileError, OSError, TypeError, UnicodeError) as error:
-        # soundfile names what was bytes by its address in memory.
-        reason = re.sub(r"^Error opening <.*?>: ", "", str(error))
-        raise UnreadableClip(f"not decodable: {reason}") from error
-
-
-def _mono_blocks(
-    sound: soundfile.SoundFile, max_frames: float
-) -> Iterator[NDArray[np.float32]]:
+def _mono_blocks(sound: OpenSound, max_frames: float) -> Iterator[NDArray[np.float32]]:
     """Block by block, so that many channels never stand in memory at once."""
     # Not SoundFile.blocks, which goes by the length that the header claims: where a
     # file breaks off before, it gives what happens to stand in memory for sound.
     remaining = max_frames
-    at_once = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
     while remaining > 0:
-        block = sound.read(
-            math.ceil(min(at_once, remaining)), dtype="float32", always_2d=True
-        )
+        at_once = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
+        block = sound.next_block(math.ceil(min(at_once, remaining)))
         if not len(block):
             return
         # Of both infinities there would be no mean.
@@ -286,19 +212,6 @@ def _mono_blocks(
         # The mean of one channel is the channel, in a tenth of the time.
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         remaining -= len(block)
-
-
-def _open(audio: dict[str, Any] | bytes | str | Path) -> io.BytesIO | str:
-    content: Any = audio
-    if isinstance(audio, dict):
-        content = audio.get("bytes")
-        if content is None:
-            content = audio.get("path")
-    if isinstance(content, bytes):
-        return _Content(content)
-    if isinstance(content, str | Path):
-        return str(content)
-    raise UnreadableClip("the row holds neither bytes nor the path of a file")
 
 
 def _fault_of(samples: NDArray) -> str | None:

@@ -1,17 +1,15 @@
 """What a data set holds: its labels, and what the headers of its sound say."""
 
-import io
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
+from efficientat_plugin.data.opened import UnreadableClip, open_sound
 from efficientat_plugin.plain_text import shown
 
 NAMED = 5  # of what could not be opened
@@ -167,15 +165,13 @@ def _read_headers(
     for place in tqdm(chosen.astype(int), "Reading headers", unit="clip", disable=None):
         row = sounding[int(place)]
         try:
-            with soundfile.SoundFile(_open(row["audio"])) as sound:
-                length = sound.frames / sound.samplerate
-                seconds.append(_seconds_of(row, length))
-                sample_rates[sound.samplerate] += 1
+            with open_sound(row["audio"] or {}) as sound:
                 channels[sound.channels] += 1
-        except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-            # soundfile names what was bytes by its address in memory.
-            reason = re.sub(r"^Error opening .*?: ", "", str(error))
-            unreadable.append(Skipped(str(row["video_id"]), reason))
+                sample_rates[sound.samplerate] += 1
+                length = sound.count_frames() / sound.samplerate
+                seconds.append(_seconds_of(row, length))
+        except UnreadableClip as fault:
+            unreadable.append(Skipped(str(row["video_id"]), fault.reason))
     return seconds, sample_rates, channels, unreadable
 
 
@@ -183,19 +179,10 @@ def _seconds_of(row: Mapping[str, Any], length: float) -> float:
     """How long the clip of a row is, in a file of so many seconds."""
     start, end = row.get("start") or 0.0, row.get("end")
     if start >= length > 0:
-        raise ValueError(
+        raise UnreadableClip(
             f"its segment starts at {start:g} s, but the file ends at {length:g} s"
         )
     return (length if end is None else min(end, length)) - start
-
-
-def _open(audio: dict[str, Any] | None) -> io.BytesIO | str:
-    content = audio or {}
-    if content.get("bytes") is not None:
-        return io.BytesIO(content["bytes"])
-    if content.get("path"):
-        return str(content["path"])
-    raise ValueError("the row holds neither bytes nor the path of a file")
 
 
 def _most_first(counts: Mapping[Any, int]) -> dict[Any, int]:
