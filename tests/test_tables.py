@@ -921,7 +921,7 @@ def test_a_summary_counts_what_headers_say(tmp_path):
     assert summary.channels == {1: 2, 2: 1}
     assert summary.num_unreadable == 1 and summary.headers_read == 4
     assert summary.unreadable[0].clip_id == "cat/d"
-    assert "1 of 4 clips could not be opened: cat/d (Format not rec" in str(summary)
+    assert "1 of 4 clips could not be opened: cat/d (not decodable: " in str(summary)
     assert "headers were read" not in str(summary)
     assert "are longer than" not in str(summary)
 

@@ -1,5 +1,6 @@
 """Which files are meant, their sound decoded ahead, and what could not be read."""
 
+import logging
 import os
 import sys
 from collections import deque
@@ -9,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.data.folders import walk_sounds
 from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 SHORT_SECONDS = 60.0  # sounds longer than this are never whole in memory
 
@@ -90,7 +94,7 @@ def find_sounds(given: Iterable[Path], failures: Failures) -> list[Path]:
     found: dict[Path, None] = {}
     for path in given:
         if os.path.isdir(path):  # unlike Path's, false where it may not be looked
-            inside = sorted(_sounds_below(path, failures))
+            inside = _sounds_below(path, failures)
             if not inside:
                 suffixes = ", ".join(AUDIO_SUFFIXES)
                 failures.add(path, f"the folder holds no sound ({suffixes})")
@@ -106,6 +110,16 @@ def find_sounds(given: Iterable[Path], failures: Failures) -> list[Path]:
     return sounds
 
 
+def _sounds_below(folder: Path, failures: Failures) -> list[Path]:
+    def refused(error: OSError) -> None:
+        failures.add(Path(error.filename), error.strerror)
+
+    content = walk_sounds(folder, refused)
+    if text := content._replace(not_text=[]).passed_over():  # those are failures
+        logger.info("%s: passed over %s", shown(folder), text)
+    return [folder / name for name in (*content.sounds, *content.not_text)]
+
+
 def _refusal(path: Path) -> str | None:
     """Why a path cannot be read, as far as can be told without opening it."""
     if not os.path.lexists(path):
@@ -117,16 +131,6 @@ def _refusal(path: Path) -> str | None:
     except UnicodeEncodeError:  # which libsndfile's binding would raise
         return "its name is not UTF-8; rename it"
     return None
-
-
-def _sounds_below(folder: Path, failures: Failures) -> Iterator[Path]:
-    def refused(error: OSError) -> None:
-        failures.add(Path(error.filename), error.strerror)
-
-    for place, _, names in os.walk(folder, onerror=refused):
-        for name in names:
-            if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
-                yield Path(place, name)
 
 
 class Decoded(NamedTuple):

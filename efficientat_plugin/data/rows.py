@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
+from efficientat_plugin.data.folders import find_sounds_below
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
 from efficientat_plugin.plain_text import shown
 
@@ -282,10 +283,7 @@ def has_parquet_split(path: str | Path, split: str) -> bool:
 
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
     """Rows of the audio files below a folder, none of them labelled."""
-    # As paths sort: folder by folder, a name before what it begins
-    names: list[str] = []
-    if folder.is_dir():
-        names = sorted(_audio_below(folder), key=lambda name: name.replace("/", "\0"))
+    names = find_sounds_below(folder) if folder.is_dir() else []
     if not names:
         raise FileNotFoundError(
             f"{folder} is no folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
@@ -302,29 +300,10 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
     return datasets.Dataset(datasets.table.InMemoryTable(table))
 
 
-def _audio_below(folder: Path) -> Iterator[str]:
-    """Names of audio files, from there on; a ``Path`` of each would be much, too."""
-    for place, _, files in os.walk(folder, onerror=_refuse_folder):
-        below = Path(place).relative_to(folder).as_posix() + "/"
-        below = "" if below == "./" else below
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in AUDIO_SUFFIXES and not name.startswith("."):
-                yield below + name
-
-
-def _refuse_folder(error: OSError) -> None:
-    # Passing over it would leave its clips out without a word.
-    raise PermissionError(
-        f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
-        "it away"
-    ) from error
-
-
 def _read_segments(segments: Path) -> datasets.Dataset:
     """Rows of an official segments CSV for whose clips there is an audio file."""
-    found = sorted(segments.parent / name for name in _audio_below(segments.parent))
-    files = {youtube_id(file.stem): str(file) for file in found}
+    names = find_sounds_below(segments.parent)
+    files = {youtube_id(Path(name).name): str(segments.parent / name) for name in names}
     ids, labels, absent = [], [], 0
     with open(segments, encoding="utf-8", newline="") as file:
         lines = (line for line in file if not line.startswith("#"))

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, choose_column
-from efficientat_plugin.data.sources import Source, list_audio
+from efficientat_plugin.data.folders import walk_sounds
+from efficientat_plugin.data.sources import Source
 from efficientat_plugin.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _say_where(
         f"one being {absent[0]!r}; "
     )
     wanted = without_suffix(Path(absent[0]).name)
-    for name in list_audio(base)[0]:
+    for name in walk_sounds(base).sounds:
         if without_suffix(Path(name).name) == wanted:
             return text + f"set audio_folder, since {shown(name)} is there"
     return text + "pass audio_folder, or another audio_column"

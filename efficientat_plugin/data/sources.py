@@ -1,8 +1,7 @@
 """From a path or a hub id to a table as its maker wrote it, in whatever form."""
 
 import logging
-import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +12,15 @@ import pyarrow as pa
 from datasets.utils.metadata import MetadataConfigs
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.data.folders import find_sounds_below, is_hidden
 from efficientat_plugin.data.rows import (
     _class_names,
     _load_hub,
     _load_parquet,
     _parquet_files,
     _refuse_damaged,
-    _refuse_folder,
     load_saved,
 )
-from efficientat_plugin.data.targets import most_frequent
 from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.plain_text import shown, some_of
 
@@ -101,7 +99,7 @@ def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
 
 def read_sounds(folder: Path) -> Source:
     """All audio below a folder, of which nothing is known."""
-    names, _ = list_audio(folder)
+    names = find_sounds_below(folder)
     if not names:
         raise FileNotFoundError(
             f"{folder} holds no audio ({', '.join(AUDIO_SUFFIXES)})"
@@ -111,7 +109,7 @@ def read_sounds(folder: Path) -> Source:
 
 def read_class_folders(folder: Path) -> Source:
     """``<class>/.../<clip>``, or ``<split>/<class>/.../<clip>``."""
-    names, others = list_audio(folder)
+    names = find_sounds_below(folder)
     inside = [name for name in names if "/" in name]
     if not inside:
         found = some_of(sorted(entry.name for entry in folder.iterdir()))
@@ -123,11 +121,9 @@ def read_class_folders(folder: Path) -> Source:
     if len(inside) < len(names):
         outside = len(names) - len(inside)
         logger.warning("%d clips of %s are in no class folder", outside, folder)
-    if others:
-        kinds = most_frequent(others)
-        logger.info("%s: files that are no audio are left out: %s", folder, kinds)
     parts = [name.split("/") for name in inside]
-    empty = {entry.name for entry in folder.iterdir() if _is_visible_folder(entry)}
+    folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    empty = {name for name in folders if not is_hidden(name)}
     if empty := empty - {part[0] for part in parts}:
         some = some_of(sorted(empty))
         logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
@@ -142,46 +138,6 @@ def read_class_folders(folder: Path) -> Source:
     return Source(folder.name, columns, folder)
 
 
-def list_audio(folder: Path) -> tuple[list[str], Counter]:
-    """Names of audio files below a folder, sorted, and suffixes of other files.
-
-    Hidden files and folders are passed over; links are followed once.
-
-    Raises
-    ------
-    PermissionError
-        If a folder cannot be read.
-    """
-    names, others, visited = [], Counter[str](), set()
-    for place, folders, files in os.walk(
-        folder, onerror=_refuse_folder, followlinks=True
-    ):
-        real = os.path.realpath(place)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
-        below = Path(place).relative_to(folder)
-        for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if _is_hidden(name):
-                continue
-            if suffix in AUDIO_SUFFIXES:
-                names.append((below / name).as_posix())
-            else:
-                others[suffix or name] += 1
-    return sorted(names), others
-
-
-def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
-def _is_visible_folder(entry: Path) -> bool:
-    return entry.is_dir() and not _is_hidden(entry.name)
-
-
 def find_tables(folder: Path) -> list[Path]:
     """Tables in a folder, or else in those within, or else Parquet yet deeper."""
     for pattern in ("*", "*/*", "*/*/*.parquet"):
@@ -189,7 +145,7 @@ def find_tables(folder: Path) -> list[Path]:
             path
             for path in sorted(folder.glob(pattern))
             if path.suffix.lower() in TABLE_SUFFIXES
-            and not any(_is_hidden(part) for part in path.relative_to(folder).parts)
+            and not any(is_hidden(part) for part in path.relative_to(folder).parts)
         ]
         if found:
             return found

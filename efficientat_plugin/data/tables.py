@@ -14,12 +14,12 @@ from efficientat_plugin.data.columns import (
     choose_column,
     read_labels,
 )
+from efficientat_plugin.data.folders import walk_sounds
 from efficientat_plugin.data.schemas import read_fsd50k_folder, read_tau2020_folder
 from efficientat_plugin.data.sound import rows_with_sound
 from efficientat_plugin.data.sources import (
     Source,
     find_tables,
-    list_audio,
     read_class_folders,
     read_rows,
     read_sounds,
@@ -255,7 +255,7 @@ def _is_parquet(path: Path) -> bool:
     """A folder of Parquet files without any of sound."""
     files = find_tables(path) if path.is_dir() else []
     only_parquet = all(file.suffix.lower() == ".parquet" for file in files)
-    return bool(files) and only_parquet and not list_audio(path)[0]
+    return bool(files) and only_parquet and not walk_sounds(path).sounds
 
 
 def _read_judged(

@@ -1,0 +1,154 @@
+"""What a folder of sounds holds: one walk, for every reader and command."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.plain_text import shown, some_of
+
+logger = logging.getLogger(__name__)
+
+# What systems and their tools put into every folder, beside names that begin with ".".
+# A file "._a.mp3" has what macOS knows of a.mp3, and no sound.
+HIDDEN = (
+    *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"),
+    "lost+found",
+)
+NAMED = 5  # kinds of files
+
+
+class FolderContent(NamedTuple):
+    """Files below a folder; names are from there on, with "/" between their parts."""
+
+    sounds: list[str]  # as paths sort: folder by folder
+    others: Counter[str]  # how many files are of another suffix, or name without one
+    hidden: int  # folders, and sounds by their names, that are passed over
+    not_text: list[str]  # sounds whose names are not UTF-8
+
+    def passed_over(self) -> str:
+        """What is no sound to be read, in words; "" if there is nothing."""
+        parts = []
+        if count := self.others.total():
+            counts = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
+            kinds = [f"{name} ({n})" for name, n in counts]
+            files = "1 file that is" if count == 1 else f"{count} files that are"
+            parts.append(f"{files} no sound: {some_of(kinds, NAMED)}")
+        if self.hidden:
+            parts.append(f"{self.hidden} hidden")
+        if self.not_text:
+            parts.append(
+                f"{len(self.not_text)} of names that are not UTF-8, as they must be in "
+                f"a table: {some_of(self.not_text)}; rename them"
+            )
+        return "; ".join(parts)
+
+
+def walk_sounds(
+    folder: str | Path, onerror: Callable[[OSError], None] | None = None
+) -> FolderContent:
+    """Finds the sounds below a folder, at any depth, by their suffixes.
+
+    Hidden files and folders are passed over. Links to folders are followed, but into
+    each folder once, and by its own name if it lies below.
+
+    Arguments
+    ---------
+    folder : str or Path
+    onerror : callable or None
+        Gets the errors of folders that cannot be read; None refuses them.
+
+    Returns
+    -------
+    FolderContent
+
+    Raises
+    ------
+    PermissionError
+        If a folder cannot be read.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> for name in ("a.MP3", "._a.MP3", "notes.txt"):
+    ...     (folder / name).touch()
+    >>> content = walk_sounds(folder)
+    >>> content.sounds, content.passed_over()
+    (['a.MP3'], '1 file that is no sound: .txt (1); 1 hidden')
+    """
+    sounds, not_text, others, hidden = [], [], Counter[str](), 0
+    for place, folders, files in _places(str(folder), onerror or refuse_folder):
+        below = Path(place).relative_to(folder).as_posix() + "/"
+        below = "" if below == "./" else below
+        hidden += sum(map(is_hidden, folders))
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            is_sound = suffix in AUDIO_SUFFIXES
+            if is_hidden(name):
+                hidden += is_sound
+            elif not is_sound:
+                others[suffix or name] += 1
+            elif _is_text(below + name):
+                sounds.append(below + name)
+            else:
+                not_text.append(below + name)
+    sounds.sort(key=lambda name: name.replace("/", "\0"))
+    return FolderContent(sounds, others, hidden, sorted(not_text))
+
+
+def find_sounds_below(folder: str | Path) -> list[str]:
+    """The names of ``walk_sounds``, and what it passed over is logged."""
+    content = walk_sounds(folder)
+    if passed_over := content.passed_over():
+        level = logging.WARNING if content.not_text else logging.INFO
+        logger.log(level, "%s: passed over %s", shown(folder), passed_over)
+    return content.sounds
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is not meant to be seen.
+
+    Example
+    -------
+    >>> is_hidden("._a.wav"), is_hidden("a.wav")
+    (True, False)
+    """
+    return name.startswith(".") or name in HIDDEN
+
+
+def refuse_folder(error: OSError) -> None:
+    """For ``os.walk``, which would else pass over what cannot be read."""
+    raise PermissionError(
+        f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
+        "it away"
+    ) from error
+
+
+def _places(
+    folder: str, onerror: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk``, through links to folders too, after all that is no link."""
+    waiting, visited = [folder], set[str]()
+    while waiting:
+        for place, folders, files in os.walk(waiting.pop(0), onerror=onerror):
+            real = os.path.realpath(place)
+            if real in visited:
+                folders.clear()
+                continue
+            visited.add(real)
+            yield place, list(folders), files
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            paths = (os.path.join(place, name) for name in folders)
+            waiting += [path for path in paths if os.path.islink(path)]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
