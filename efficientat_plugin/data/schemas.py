@@ -146,6 +146,48 @@ def read_tau2020_folder(folder: Path) -> Source:
     return Source("TAU Urban Acoustic Scenes 2020 Mobile", columns, folder)
 
 
+def read_urbansound8k_folder(folder: Path) -> Source:
+    """UrbanSound8K, whose ten folds are to be used as they are.
+
+    Arguments
+    ---------
+    folder : Path
+        Holds ``metadata/UrbanSound8K.csv`` and ``audio/fold1`` to ``audio/fold10``; or
+        the table and the folds themselves.
+
+    Returns
+    -------
+    Source
+        A group is a recording of Freesound. Where a slice was in it (``start`` and
+        ``end``) is left out: the files are the slices.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the table is not there.
+    ValueError
+        If it lacks a column.
+
+    Source
+    ------
+    Salamon, Jacoby and Bello, "A Dataset and Taxonomy for Urban Sound Research", ACM MM
+    2014; https://urbansounddataset.weebly.com/urbansound8k.html
+    """
+    tables = [folder / "metadata" / "UrbanSound8K.csv", folder / "UrbanSound8K.csv"]
+    path = next((table for table in tables if table.is_file()), tables[0])
+    _require([path])
+    table = _columns_of(path, ["slice_file_name", "fsID", "fold", "class"])
+    audio = "audio/" if (folder / "audio").is_dir() else ""
+    pairs = zip(table["fold"], table["slice_file_name"], strict=True)
+    columns: dict[str, Sequence[Any]] = {
+        "file": [f"{audio}fold{fold}/{name}" for fold, name in pairs],
+        "label": table["class"],
+        "fold": table["fold"],
+        "group": table["fsID"],
+    }
+    return Source("UrbanSound8K", columns, folder)
+
+
 def _columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     table = read_text_table(path)
     missing = [name for name in names if name not in table]

@@ -11,8 +11,7 @@ import huggingface_hub
 import pyarrow as pa
 from datasets.utils.metadata import MetadataConfigs
 
-from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
-from efficientat_plugin.data.folders import find_sounds_below, is_hidden
+from efficientat_plugin.data.folders import is_hidden
 from efficientat_plugin.data.rows import (
     _class_names,
     _load_hub,
@@ -22,7 +21,7 @@ from efficientat_plugin.data.rows import (
     load_saved,
 )
 from efficientat_plugin.data.text_tables import read_text_table
-from efficientat_plugin.plain_text import shown, some_of
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +29,6 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 HIDDEN_README = ".huggingface.yaml"
 PATHS = ("data_files", "data_dir")  # in a README's configs
 ROOTS = ("/", "\\", "~")
-SPLIT_NAMES = frozenset(
-    ("train", "training", "valid", "validation", "val", "dev")
-    + ("test", "testing", "eval", "evaluation")
-)
 
 
 class Source(NamedTuple):
@@ -95,47 +90,6 @@ def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
         return Source(path.name, read_text_table(path), folder, path.parent)
     splits = _load_parquet({"train": [path]}, cache_dir)
     return _of_splits(splits, path.name, folder, path.parent)
-
-
-def read_sounds(folder: Path) -> Source:
-    """All audio below a folder, of which nothing is known."""
-    names = find_sounds_below(folder)
-    if not names:
-        raise FileNotFoundError(
-            f"{folder} holds no audio ({', '.join(AUDIO_SUFFIXES)})"
-        )
-    return Source(folder.name, {"file": names, "label": [None] * len(names)}, folder)
-
-
-def read_class_folders(folder: Path) -> Source:
-    """``<class>/.../<clip>``, or ``<split>/<class>/.../<clip>``."""
-    names = find_sounds_below(folder)
-    inside = [name for name in names if "/" in name]
-    if not inside:
-        found = some_of(sorted(entry.name for entry in folder.iterdir()))
-        raise FileNotFoundError(
-            f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
-            f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
-            f"{found or 'no files'}; of sound without labels, say form=sounds"
-        )
-    if len(inside) < len(names):
-        outside = len(names) - len(inside)
-        logger.warning("%d clips of %s are in no class folder", outside, folder)
-    parts = [name.split("/") for name in inside]
-    folders = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    empty = {name for name in folders if not is_hidden(name)}
-    if empty := empty - {part[0] for part in parts}:
-        some = some_of(sorted(empty))
-        logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
-    if all(part[0].lower() in SPLIT_NAMES and len(part) > 2 for part in parts):
-        columns: dict[str, Sequence[Any]] = {
-            "file": inside,
-            "label": [part[1] for part in parts],
-            "split": [part[0] for part in parts],
-        }
-    else:
-        columns = {"file": inside, "label": [part[0] for part in parts]}
-    return Source(folder.name, columns, folder)
 
 
 def find_tables(folder: Path) -> list[Path]:

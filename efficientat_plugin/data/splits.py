@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # What others call the sides.
 SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SIDES |= {"valid": "valid", "validation": "valid", "val": "valid"}
+# Beside "train", and where nothing else is that side.
+BESIDE_TRAIN = {"dev": "valid", "eval": "test", "evaluation": "test"}
 
 
 class Split(NamedTuple):
@@ -150,7 +152,8 @@ def given_split(rows: datasets.Dataset) -> Split:
     """The split that the ``split`` column gives.
 
     Its names are "train", "valid" and "test", or "training", "validation", "val" and
-    "testing". What "dev" and "eval" are differs from one data set to the next.
+    "testing". Beside "train", and where no other is, "dev" is to validate and "eval"
+    to test; elsewhere what they are differs from one data set to the next.
 
     Raises
     ------
@@ -165,14 +168,18 @@ def given_split(rows: datasets.Dataset) -> Split:
     """
     names = [str(name) for name in _column(rows, "split")]
     found = sorted(set(names))
-    other = [name for name in found if name not in SIDES]
+    sides_of = dict(SIDES)
+    known = {SIDES[name] for name in found if name in SIDES}
+    if "train" in known:
+        sides_of |= {k: v for k, v in BESIDE_TRAIN.items() if v not in known}
+    other = [name for name in found if name not in sides_of]
     if other:
         sides = ", ".join(f"{name}: {SIDES.get(name, '...')}" for name in found)
         raise ValueError(
             f"column split holds {', '.join(other)}, which may be any side; say which "
             f"(train, valid, test) each is, as splits={{{sides}}}"
         )
-    return _by_name(rows, [SIDES[name] for name in names])
+    return _by_name(rows, [sides_of[name] for name in names])
 
 
 def with_validation(

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,24 @@ from efficientat_plugin.data.columns import (
     read_labels,
 )
 from efficientat_plugin.data.folders import walk_sounds
-from efficientat_plugin.data.schemas import read_fsd50k_folder, read_tau2020_folder
+from efficientat_plugin.data.layouts import (
+    find_layout,
+    read_class_folders,
+    read_sounds,
+)
+from efficientat_plugin.data.schemas import (
+    read_fsd50k_folder,
+    read_tau2020_folder,
+    read_urbansound8k_folder,
+)
 from efficientat_plugin.data.sound import rows_with_sound
 from efficientat_plugin.data.sources import (
     Source,
     find_tables,
-    read_class_folders,
     read_rows,
-    read_sounds,
     read_table_file,
 )
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +42,16 @@ NAMED_FOLDERS: dict[str, Callable[[Path], Source]] = {
     "sounds": read_sounds,
     "fsd50k_folder": read_fsd50k_folder,
     "tau2020_folder": read_tau2020_folder,
+    "urbansound8k_folder": read_urbansound8k_folder,
 }
 FORMS = ("auto", *NAMED_FOLDERS)
-# Folders that only one named data set has.
-MARKS = {"FSD50K.ground_truth": "fsd50k_folder", "evaluation_setup": "tau2020_folder"}
+# Folders and tables that only one named data set has.
+MARKS = {
+    "FSD50K.ground_truth": "fsd50k_folder",
+    "evaluation_setup": "tau2020_folder",
+    "metadata/UrbanSound8K.csv": "urbansound8k_folder",
+    "UrbanSound8K.csv": "urbansound8k_folder",
+}
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk writes
 
 
@@ -72,12 +85,14 @@ def read_table(
     Arguments
     ---------
     dataset : str | Path
-        A folder of class folders; a CSV, TSV, JSONL or Parquet file, or a folder with
-        one of them and audio; a ``save_to_disk`` folder or one of Parquet files; or a
-        hub id.
+        A folder of class folders, which may lie in folders of splits (``train``) or
+        folds (``fold1``); a CSV, TSV, JSONL or Parquet file, or a folder with audio and
+        one of them, or one for each split; a ``save_to_disk`` folder or one of Parquet
+        files; or a hub id.
     form : str
         "auto" finds it out; "class_folders", "sounds" (without labels, as files or in
-        Parquet), "fsd50k_folder" or "tau2020_folder" say what the folder is.
+        Parquet), "fsd50k_folder", "tau2020_folder" or "urbansound8k_folder" say what
+        the folder is.
     audio_column : str | None
         File names or the sound itself; None: sound if there is any, or else a usual
         name such as ``filename``.
@@ -142,7 +157,15 @@ def read_table(
     >>> rows["video_id"][:], rows["labels"][:]
     (['cat/1', 'dog/1'], [['cat'], ['dog']])
     """
-    source = _find_source(str(dataset), form, list(splits or {}), config, cache_dir)
+    source = _find_source(
+        str(dataset),
+        form,
+        list(splits or {}),
+        config,
+        cache_dir,
+        audio_column,
+        label_column,
+    )
     table: dict[str, list[Any]] = {}
     labels = choose_column(
         source.columns, label_column, LABEL_NAMES, "label_column", source.name
@@ -218,12 +241,14 @@ def _find_source(
     split_names: Sequence[str],
     config: str | None,
     cache_dir: str | None,
+    audio_column: str | None,
+    label_column: str | None,
 ) -> Source:
     if form not in FORMS:
         raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
     path = Path(dataset).expanduser()
     if form == "auto":
-        form = next((MARKS[name] for name in MARKS if (path / name).is_dir()), form)
+        form = next((MARKS[name] for name in MARKS if (path / name).exists()), form)
     if form == "sounds" and _is_parquet(path):
         form = "auto"
     if form in NAMED_FOLDERS:
@@ -234,21 +259,9 @@ def _find_source(
         return read_table_file(path, path.parent, cache_dir)
     if not path.exists() or any((path / name).is_file() for name in SAVED):
         return read_rows(dataset, split_names, config, cache_dir)
-    found = find_tables(path)
-    if len(found) == 1:
-        return read_table_file(found[0], path, cache_dir)
-    if found and all(file.suffix.lower() == ".parquet" for file in found):
-        return read_rows(dataset, split_names, config, cache_dir)
-    if not any(file.parent == path for file in found):
-        source = read_class_folders(path)
-        # One "class" beside several tables is a folder with all of the audio.
-        if not found or len(set(source.columns["label"])) > 1:
-            return source
-    names = some_of(file.relative_to(path) for file in found)
-    raise ValueError(
-        f"{path} holds {len(found)} tables ({names}); name one of them, or say what "
-        f"the folder is by form ({', '.join(FORMS[1:])})"
-    )
+    read = partial(read_table_file, cache_dir=cache_dir)
+    source = find_layout(path, read, FORMS[1:], audio_column, label_column)
+    return source or read_rows(dataset, split_names, config, cache_dir)
 
 
 def _is_parquet(path: Path) -> bool:

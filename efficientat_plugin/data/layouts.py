@@ -1,0 +1,318 @@
+"""From a folder to its table: what names of folders and of tables within it mean."""
+
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
+from efficientat_plugin.data.folders import find_sounds_below, is_hidden, walk_sounds
+from efficientat_plugin.data.sources import TABLE_SUFFIXES, Source, find_tables
+from efficientat_plugin.plain_text import some_of
+
+logger = logging.getLogger(__name__)
+
+SPLIT_WORDS = (
+    *("train", "training", "valid", "validation", "val", "dev"),
+    *("test", "testing", "eval", "evaluation"),
+)
+FOLD = re.compile(r"fold[ _-]?0*(\d+)", re.IGNORECASE)
+# As Speech Commands has its noise, which is no word.
+NO_CLASS = re.compile(r"_.+_")
+# Of Speech Commands: the files of a split, a name a line.
+LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
+MAX_TABLES = 20  # of more, each is about one clip
+
+
+class Marks(NamedTuple):
+    """What the first folders of paths say of each."""
+
+    role: str  # "split" or "fold"
+    values: list[str]
+    depth: int  # of the folders below
+
+
+def split_word(name: str) -> str | None:
+    """The word for a split that is in a name, if there is one alone.
+
+    Example
+    -------
+    >>> split_word("nsynth-train"), split_word("Training"), split_word("trains")
+    ('train', 'training', None)
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS]
+    return words[0] if len(words) == 1 else None
+
+
+def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
+    """The splits or folds that paths lie in, if their first folders are nothing else.
+
+    Arguments
+    ---------
+    paths : sequence of sequence of str
+        The parts of each, the file's name at its end.
+
+    Example
+    -------
+    >>> read_marks([("fold1", "dog", "a.wav"), ("fold2", "b.wav")])
+    Marks(role='fold', values=['1', '2'], depth=1)
+    >>> read_marks([("train", "a.wav"), ("bus", "b.wav")]) is None
+    True
+    """
+    for depth in range(min(map(len, paths), default=1) - 1):
+        folders = dict.fromkeys(path[depth] for path in paths)
+        splits = {name: split_word(name) for name in folders}
+        # A class may be called "train", or "train horn"; splits are called alike.
+        rests = {n.lower().replace(word or "", "", 1) for n, word in splits.items()}
+        if all(splits.values()) and len(rests) == 1:
+            return Marks(
+                "split", [str(splits[path[depth]]) for path in paths], depth + 1
+            )
+        folds = {name: FOLD.fullmatch(name) for name in folders}
+        if all(folds.values()):
+            numbers = {name: match[1] for name, match in folds.items() if match}
+            return Marks("fold", [numbers[path[depth]] for path in paths], depth + 1)
+        if len(folders) > 1:
+            break
+    return None
+
+
+def read_sounds(folder: Path) -> Source:
+    """All audio below a folder, of which nothing is known."""
+    names = find_sounds_below(folder)
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no audio ({', '.join(AUDIO_SUFFIXES)})"
+        )
+    return Source(folder.name, {"file": names, "label": [None] * len(names)}, folder)
+
+
+def read_class_folders(folder: Path) -> Source:
+    """``<class>/.../<clip>``, which may lie in folders of splits or folds.
+
+    Folders as ``_background_noise_`` are no classes. The lists of Speech Commands
+    (``testing_list.txt``) are splits.
+    """
+    names = find_sounds_below(folder)
+    inside = [name for name in names if "/" in name]
+    if not inside:
+        found = some_of(sorted(entry.name for entry in folder.iterdir()))
+        raise FileNotFoundError(
+            f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
+            f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
+            f"{found or 'no files'}; of sound without labels, say form=sounds"
+        )
+    _tell_empty(folder, {name.split("/")[0] for name in inside})
+    parts = [name.split("/") for name in inside]
+    marks = read_marks(parts)
+    depth = marks.depth if marks else 0
+    columns: dict[str, list[Any]] = {"file": inside}
+    if marks:
+        columns[marks.role] = marks.values
+    columns["label"] = [
+        part[depth] if len(part) > depth + 1 else None for part in parts
+    ]
+    if marks and len(set(columns["label"]) - {None}) < 2:
+        some = some_of(dict.fromkeys(part[depth - 1] for part in parts))
+        tables = some_of(path.relative_to(folder) for path in find_tables(folder))
+        others = tables and f"; tables passed over: {tables}"
+        raise ValueError(
+            f"the folders of {folder} are {marks.role}s ({some}), and there are no "
+            f"class folders in them{others}; name the table that has the labels, or "
+            "give the folder that it is in, or say form=sounds"
+        )
+    if lists := [name for name in LISTS if (folder / name).is_file()]:
+        side_of = {
+            line.strip(): LISTS[name]
+            for name in lists
+            for line in (folder / name).read_text(encoding="utf-8").splitlines()
+        }
+        columns["split"] = [side_of.get(name, "train") for name in inside]
+    outside = len(names) - len(inside) + columns["label"].count(None)
+    if outside:
+        logger.warning("%d clips of %s are in no class folder", outside, folder)
+    no_class = Counter(
+        label for label in columns["label"] if label and NO_CLASS.fullmatch(label)
+    )
+    if no_class:
+        some = some_of(f"{name} ({count} clips)" for name, count in no_class.items())
+        logger.warning(
+            "%s: left out, as names in underscores are no classes: %s; rename a folder "
+            "that is one",
+            folder,
+            some,
+        )
+    kept = [
+        row
+        for row, label in enumerate(columns["label"])
+        if label is not None and label not in no_class
+    ]
+    columns = {name: [values[row] for row in kept] for name, values in columns.items()}
+    return Source(folder.name, columns, folder)
+
+
+def find_layout(
+    folder: Path,
+    read: Callable[[Path, Path], Source],
+    forms: Sequence[str],
+    audio_column: str | None = None,
+    label_column: str | None = None,
+) -> Source | None:
+    """The table of a folder that is one of tables, class folders or both.
+
+    A table counts if it has columns of file names and labels. Several are one, if
+    their names or those of their folders are splits: ``train.csv``, ``test.csv``, or
+    ``train/metadata.csv``. Without any, class folders say what clips are of.
+
+    Arguments
+    ---------
+    folder : Path
+    read : callable
+        Reads a table, given its path and the folder that file names start from.
+    forms : sequence of str
+        What a user may say that a folder is, for messages.
+    audio_column, label_column : str or None
+        See ``read_table``.
+
+    Returns
+    -------
+    Source or None
+        None for Parquet files, which `datasets` tells apart.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If nothing of that kind is there, or the folder may mean several things.
+    """
+    found = find_tables(folder)
+    if len(found) > 1 and all(file.suffix.lower() == ".parquet" for file in found):
+        if not all(file.stem == "metadata" for file in found):
+            return None
+    sources: dict[Path, Source] = {}
+    for path in found[: MAX_TABLES + 1]:
+        try:
+            source = read(path, folder)
+            choose_column(source.columns, label_column, LABEL_NAMES, "", "")
+            if (audio_column or "".join(source.embedded[:1])) not in source.embedded:
+                choose_column(source.columns, audio_column, AUDIO_NAMES, "", "")
+        except ValueError:
+            continue
+        sources[path] = source
+    if len(sources) == 1 and len(found) <= MAX_TABLES:
+        _tell_others(found, sources, folder)
+        return _with_marks(next(iter(sources.values())), audio_column)
+    splits = {path: _split_of(path, folder) for path in sources}
+    if len(set(splits.values())) > 1 and None not in splits.values():
+        _tell_others(found, sources, folder)
+        return _joined(folder, sources, splits, audio_column)
+    is_table = any(path.parent == folder for path in sources)
+    if not is_table and not (found and (audio_column or label_column)):
+        try:
+            classes = read_class_folders(folder)
+        except FileNotFoundError:
+            if not found:
+                raise
+        else:
+            # One "class" beside tables is a folder with all of the audio.
+            if not found or len(set(classes.columns["label"])) > 1:
+                _tell_others(found, (), folder)
+                return classes
+    if len(found) == 1:
+        return read(found[0], folder)  # whose fault is told
+    names = some_of(file.relative_to(folder) for file in found)
+    raise ValueError(
+        f"{folder} holds {len(found)} tables ({names}); name one of them, or say what "
+        f"the folder is by form ({', '.join(forms)})"
+    )
+
+
+def _tell_empty(folder: Path, full: set[str]) -> None:
+    folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
+    if empty := {name for name in folders - full if not is_hidden(name)}:
+        some = some_of(sorted(empty))
+        logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
+
+
+def _tell_others(found: Sequence[Path], used: Iterable[Path], folder: Path) -> None:
+    others = set(found) - set(used)
+    if others:
+        logger.warning(
+            "%s: passed over tables that have no columns of files and labels: %s; name "
+            "a table to use it",
+            folder,
+            some_of(sorted(path.relative_to(folder) for path in others)),
+        )
+
+
+def _split_of(table: Path, folder: Path) -> str | None:
+    """Which split a table is of, by its name or its folder's."""
+    by_name = split_word(table.stem)
+    if by_name or table.parent == folder:
+        return by_name
+    return split_word(table.parent.name)
+
+
+def _with_marks(source: Source, audio_column: str | None) -> Source:
+    """Splits or folds by the names of files, where a table does not tell them."""
+    given = {name.lower() for name in source.columns}
+    if source.embedded or given & {"split", "fold"}:
+        return source
+    column = choose_column(source.columns, audio_column, AUDIO_NAMES, "", "")
+    paths = [re.split(r"[/\\]", str(name)) for name in source.columns[column]]
+    marks = read_marks(paths)
+    if marks is None or len(set(marks.values)) < 2:
+        return source
+    columns = dict(source.columns) | {marks.role: marks.values}
+    return source._replace(columns=columns)
+
+
+def _joined(
+    folder: Path,
+    sources: Mapping[Path, Source],
+    splits: Mapping[Path, str | None],
+    audio_column: str | None,
+) -> Source:
+    """Tables of splits as one, whose file names are relative to the folder."""
+    below = defaultdict(list)  # the paths of a file's name
+    for name in walk_sounds(folder).sounds:
+        below[Path(name).name].append(name)
+    columns: dict[str, list[Any]] = {}
+    num_rows = 0
+    for path, source in sources.items():
+        column = choose_column(source.columns, audio_column, AUDIO_NAMES, "", "")
+        table = dict(source.columns)
+        split = splits[path]
+        beside = path.parent.relative_to(folder)
+        table[column] = [
+            _place_of(str(name), folder, beside, split, below) for name in table[column]
+        ]
+        table["split"] = [split] * len(table[column])
+        for name in dict.fromkeys([*columns, *table]):
+            before = columns.get(name, [None] * num_rows)
+            columns[name] = [*before, *table.get(name, [None] * len(table[column]))]
+        num_rows += len(table[column])
+    counts = Counter(columns["split"])
+    some = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
+    logger.info("%s: splits by the names of tables and folders: %s", folder, some)
+    return Source(folder.name, columns, folder)
+
+
+def _place_of(
+    name: str,
+    folder: Path,
+    beside: Path,
+    split: str | None,
+    below: Mapping[str, Sequence[str]],
+) -> str:
+    """Where a file of a table lies: beside it, or in a folder of that split."""
+    for place in (beside / name, Path(name)):
+        if (folder / place).is_file():
+            return place.as_posix()
+    alike = below.get(name, [])
+    if len(alike) > 1:
+        parents = {place: map(split_word, place.split("/")[:-1]) for place in alike}
+        alike = [place for place in alike if split in parents[place]]
+    return alike[0] if len(alike) == 1 else (beside / name).as_posix()
