@@ -214,6 +214,7 @@ def locate(
         path = model_folder_of(source) / WEIGHTS
         if not path.is_file():
             raise FileNotFoundError(f"{path} is no file; copy the folder again")
+        refuse_links_out(path.parent, [HYPERPARAMS, WEIGHTS])
         return Described(name, path)
     path = Path(source)
     if os.path.isfile(name):
@@ -279,13 +280,42 @@ def model_folder_of(folder: str | Path) -> Path:
     return found
 
 
+def refuse_links_out(folder: Path, names: Iterable[str]) -> None:
+    """Refuses files of a model folder that are links to files elsewhere.
+
+    Who packed the folder would choose a file of this machine to be read. In the hub's
+    cache they are links to ``blobs``, beside ``snapshots``, and are its own.
+
+    Arguments
+    ---------
+    folder : Path
+    names : iterable of str
+        Of files in it.
+
+    Raises
+    ------
+    Refused
+    """
+    whole = folder.resolve()
+    roots = [whole]
+    for place in (whole, *whole.parents):
+        if place.parent.name == "snapshots":
+            roots.append(place.parents[1] / "blobs")
+    for name in names:
+        leads_to = (whole / name).resolve()
+        if not any(leads_to.is_relative_to(root) for root in roots):
+            raise Refused(
+                f"{folder / name} is a link that leads out of its folder, to "
+                f"{leads_to}; copy that file into the folder if it is meant"
+            )
+
+
 def _builds_a_model(yaml: Path) -> bool:
     """A run leaves a YAML in its own folder too, which builds no model."""
     try:
-        lines = yaml.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        keys = {line.split(":")[0] for line in read_text(yaml).splitlines()}
+    except (OSError, ValueError):
         return True  # whoever reads it says what is wrong
-    keys = {line.split(":")[0] for line in lines}
     return "pretrainer" in keys or "output_folder" not in keys
 
 

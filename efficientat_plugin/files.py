@@ -3,15 +3,73 @@
 import errno
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 CHUNK_BYTES = 1 << 20
 EXPORTED = (".onnx", ".tflite")  # suffixes of what `efficientat export` writes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def open_file(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
+    """Opens a file that anybody may have put there, to be read.
+
+    Arguments
+    ---------
+    path : str or Path
+    max_bytes : int or None
+        A larger file is refused before any of it is read; None: any size.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none, or where it is a pipe, a device or a folder: to open a
+        pipe would wait for whoever writes to it.
+    ValueError
+        For a larger file.
+
+    Example
+    -------
+    >>> open_file(os.devnull)
+    Traceback (most recent call last):
+    FileNotFoundError: /dev/null is a pipe or a device; give a file
+    """
+    refuse_special(path)
+    waits_for_nobody = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, os.O_RDONLY | waits_for_nobody), "rb")
+    try:
+        size = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(
+                f"{path} has {size} bytes, and such a file has at most {max_bytes}; "
+                "check the path, or copy or write it again"
+            )
+        return file
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_text(path: str | Path, max_bytes: int, encoding: str = "utf-8") -> str:
+    """All of a text file; errors as ``open_file``, and ``UnicodeDecodeError``."""
+    with open_file(path, max_bytes) as file:
+        return file.read(max_bytes).decode(encoding)
+
+
+def refuse_special(path: str | Path) -> None:
+    """Refuses a pipe, a device or a folder in the place of a file.
+
+    Raises
+    ------
+    FileNotFoundError
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a folder" if os.path.isdir(path) else "a pipe or a device"
+        raise FileNotFoundError(f"{path} is {what}; give a file")
 
 
 def sha256_of(path: str | Path) -> str:
@@ -30,9 +88,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 def write_aside(path: str | Path, write: Callable[[TextIO], object]) -> None:
-    """Writes a text file under another name and renames it.
-
-    No reader meets half a file, and a kill leaves the file of before.
+    """``written_aside`` of a text file.
 
     Arguments
     ---------
@@ -48,11 +104,37 @@ def write_aside(path: str | Path, write: Callable[[TextIO], object]) -> None:
     >>> path.read_text()
     'hello'
     """
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".part")
-    with open(unfinished, "w", encoding="utf-8", newline="") as file:
+    with (
+        written_aside(Path(path)) as unfinished,
+        open(unfinished, "w", encoding="utf-8", newline="") as file,
+    ):
         write(file)
-    os.replace(unfinished, path)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A file to write instead, which becomes ``path`` if nothing goes wrong.
+
+    No reader meets half a file, and a kill leaves the file of before.
+
+    Arguments
+    ---------
+    path : Path
+
+    Yields
+    ------
+    Path
+        Beside ``path``, empty; gone where the block raises.
+    """
+    # Of this process alone: another may write the same file, or have put a link there.
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+    with open(unfinished, "xb"):
+        pass
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

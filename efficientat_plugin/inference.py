@@ -1,5 +1,6 @@
 """The tagger that computes with torch: of model folders, hub ids and weights."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,15 @@ from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
 from torch import Tensor
 
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.described import HYPERPARAMS, find_model_folder
+from efficientat_plugin.described import (
+    HYPERPARAMS,
+    find_model_folder,
+    refuse_links_out,
+)
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.hearing import Hearing
+from efficientat_plugin.hub import name_on_hub
 from efficientat_plugin.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_card import TrainedModel
@@ -154,9 +160,13 @@ class AudioTagger(SoundTagger, Pretrained):
             For a YAML that names anything else, a folder whose files are damaged or
             do not fit each other.
         """
-        if isinstance(source, str | Path) and hparams_file == HYPERPARAMS:
-            found = find_model_folder(source)  # of a run's folder, what it left there
+        if isinstance(source, str | Path):
+            found = None
+            if hparams_file == HYPERPARAMS:  # of a run's folder, what it left there
+                found = find_model_folder(source)
             source = source if found is None else str(found)
+            if not (os.path.isdir(source) or str(source).startswith("https://")):
+                name_on_hub(str(source))
         if trust:
             return super().from_hparams(source, hparams_file, **options)
         return cls._from_stranger(source, hparams_file, **options)
@@ -179,10 +189,17 @@ class AudioTagger(SoundTagger, Pretrained):
             "local_strategy": local_strategy,
             "fetch_config": fetch_config or FetchConfig(),
         }
+        place = str(getattr(source, "path", source))
+        is_local = os.path.isdir(place)
+        if is_local:
+            refuse_links_out(Path(place), [hparams_file])
         path = fetch(hparams_file, source, savedir, **how)
         hparams = load_model_yaml(path, overrides, overrides_must_match)
         hparams["savedir"] = savedir
         pretrainer = hparams["pretrainer"]
+        if is_local:
+            weights = [f"{name}.ckpt" for name in pretrainer.loadables]
+            refuse_links_out(Path(place), weights)
         pretrainer.set_collect_in(savedir)
         pretrainer.collect_files(source, **how)
         if download_only:

@@ -16,6 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
 
+from efficientat_plugin.files import read_text
+from efficientat_plugin.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.plain_text import shown
 
 __all__ = ["in_a_line", "read_options", "read_yaml", "unknown_option"]
@@ -105,8 +107,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     32
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            document = YAML().load(file)
+        document = YAML().load(read_text(path, MAX_SETTINGS_BYTES))
         if not isinstance(document, dict):
             raise ValueError("it holds no options by name")
     except (OSError, ValueError, YAMLError) as error:

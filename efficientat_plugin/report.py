@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 
 from efficientat_plugin.complexity import Complexity
 from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.files import write_aside
+from efficientat_plugin.files import write_aside, written_aside
 from efficientat_plugin.metrics import ClassificationScores, Scores, caution
 from efficientat_plugin.plain_text import cell, shown
 
@@ -214,7 +213,8 @@ def plot_confusion(
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    unfinished = Path(path).with_suffix(".part.png")
-    with open(unfinished, "wb") as file:  # which an interruption closes, too
+    with (
+        written_aside(Path(path)) as unfinished,
+        open(unfinished, "wb") as file,  # which an interruption closes, too
+    ):
         figure.savefig(file, format="png", dpi=120)
-    os.replace(unfinished, path)

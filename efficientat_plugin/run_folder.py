@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.described import find_model_folder
 from efficientat_plugin.differences import Difference, differences_of
-from efficientat_plugin.files import sha256_of
+from efficientat_plugin.files import sha256_of, write_aside
 from efficientat_plugin.locks import FolderLock
 
 RUN_FILE = "run.json"
@@ -293,10 +292,8 @@ def claim_folder(
     occupy_folder(folder)
     check_folder(folder, run, started, may_train_longer)
     if if_main_process():
-        path = Path(folder) / RUN_FILE
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(dict(run), indent=1), encoding="utf-8")
-        os.replace(partial, path)
+        text = json.dumps(dict(run), indent=1)
+        write_aside(Path(folder) / RUN_FILE, lambda file: file.write(text))
 
 
 def check_folder(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ruamel.yaml.nodes import Node, ScalarNode, SequenceNode
 
+from efficientat_plugin.files import open_file
 from efficientat_plugin.plain_text import shown
 
 MAX_NODES = 200_000  # aliases followed: a few lines of them are billions
@@ -29,7 +30,7 @@ def read_text(path: Path) -> str:
     Refused
         For one beyond 2 MB.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise Refused(

@@ -22,9 +22,9 @@ from efficientat_plugin import __version__, list_students
 from efficientat_plugin.cli import inputs, main, parts
 from efficientat_plugin.cli.figure import PairedColumns
 from efficientat_plugin.cli.label_track import LabelMerger
-from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.data.targets import LabelTable, audioset_labels
 from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.files import written_aside
 from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.model_folder import (
     Provenance,

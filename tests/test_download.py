@@ -4,6 +4,7 @@ import io
 import os
 import resource
 import signal
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -16,13 +17,19 @@ from bad_server import LOGIN, bad_server
 from huggingface_hub import constants as hub
 
 from efficientat_plugin.students import download, http_file
-from efficientat_plugin.students.download import fetch, read_state
+from efficientat_plugin.students.download import BASE_URL, fetch, read_state
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.published import PUBLISHED, published
 from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.teachers.published_passt import (
+    RELEASES,
+    TEACHERS,
+    fetch_teacher,
+)
 
 TINY = {"width": 0.1, "num_classes": 527}
 NAME, FILE = "mn01_as", "mn01_as_mAP_298.pt"
+NOTE = f"{FILE}.sha256"  # of what was downloaded first
 
 
 @pytest.fixture
@@ -47,6 +54,10 @@ def tiny_body():
     return body.getvalue()
 
 
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
 def save(student, path):
     torch.save(student.state_dict(), path)
     return path
@@ -61,7 +72,7 @@ def test_download_happens_once(server, tiny_body, tmp_path):
     student = load_student("mn01_as", savedir=folder)
     again = load_student("mn01_as", savedir=folder)
     assert server.asked == [FILE]
-    assert [path.name for path in folder.iterdir()] == [FILE]
+    assert names_in(folder) == [FILE, NOTE]
     clip = torch.randn(1, 1, 40, 30)
     assert torch.equal(student(clip).logits, again(clip).logits)
 
@@ -134,7 +145,7 @@ def test_download_survives(faults, has_ranges, server, tiny_body, tmp_path):
     server.files[FILE], server.has_ranges = tiny_body, has_ranges
     server.faults[FILE] = list(faults)
     assert fetch(NAME, tmp_path).read_bytes() == tiny_body
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names_in(tmp_path) == [FILE, NOTE]
 
 
 def test_download_that_is_cut_goes_on_where_it_was(server, tiny_body, tmp_path):
@@ -505,6 +516,64 @@ def test_login_page_of_a_network_is_no_download(server, tmp_path):
         fetch(NAME, tmp_path)
 
 
+# ---------------------------------------------------------------- what was there before
+
+
+def test_another_file_than_the_first_is_refused(server, tiny_body, tmp_path):
+    """Nobody has published its SHA-256, so that of the first download counts."""
+    server.files[FILE] = tiny_body
+    path = fetch(NAME, tmp_path)
+    checks = ["sha256sum", "--check", NOTE]
+    assert subprocess.run(checks, cwd=tmp_path, capture_output=True).returncode == 0
+    assert fetch(NAME, tmp_path) == path
+    other = save(MN(**TINY), tmp_path / "other.pt").read_bytes()
+    path.write_bytes(other)
+    with pytest.raises(ValueError, match=rf"{FILE} has not the SHA-256 in {NOTE}"):
+        fetch(NAME, tmp_path)
+    path.unlink()
+    server.files[FILE] = other
+    with pytest.raises(ValueError, match="is not the file that was downloaded first"):
+        fetch(NAME, tmp_path)
+    assert not path.exists()
+    (tmp_path / NOTE).unlink()
+    assert fetch(NAME, tmp_path).read_bytes() == other
+
+
+def test_teachers_are_compared_with_their_first_download(server, tiny_body, tmp_path):
+    entry = TEACHERS["passt_s_swa_p16_128_ap476"]
+    server.files[entry.file] = tiny_body
+    fetch_teacher(entry, tmp_path, None).write_bytes(b"another")
+    with pytest.raises(ValueError, match="of its first download; delete it"):
+        fetch_teacher(entry, tmp_path, None)
+
+
+@pytest.mark.parametrize("text", ["", "no digest", "0" * 63, "0" * 65])
+def test_a_note_that_holds_no_digest_is_refused(text, tiny_body, tmp_path):
+    (tmp_path / FILE).write_bytes(tiny_body)
+    assert fetch(NAME, tmp_path).is_file()  # which nobody has noted
+    (tmp_path / NOTE).write_text(text)
+    with pytest.raises(ValueError, match=f"{NOTE} holds no SHA-256; delete it"):
+        fetch(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.symlink, os.link, lambda _, part: os.mkfifo(part)])
+def test_what_somebody_put_in_the_place_of_a_download_is_not_written(
+    make, server, tiny_body, tmp_path
+):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    make(mine, tmp_path / f".{FILE}.part")
+    server.files[FILE] = tiny_body
+    assert fetch(NAME, tmp_path).read_bytes() == tiny_body
+    assert mine.read_text() == "mine"
+    assert names_in(tmp_path) == sorted(["mine.txt", FILE, NOTE])
+
+
+def test_published_files_come_by_https_unless_asked_otherwise():
+    addresses = [BASE_URL, *(RELEASES + entry.release for entry in TEACHERS.values())]
+    assert all(address.startswith("https://") for address in addresses)
+
+
 # ---------------------------------------------------------------- several at once
 
 
@@ -515,14 +584,14 @@ def test_processes_download_a_file_once(server, tiny_body, tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(server.asked) == 3  # by one of them
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names_in(tmp_path) == [FILE, NOTE]
 
 
 def test_threads_download_a_file_once(server, tiny_body, tmp_path):
     server.files[FILE], server.faults[FILE] = tiny_body, ["cut"] * 2
     in_threads(lambda _: fetch(NAME, tmp_path), 4)
     assert len(server.asked) == 3
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names_in(tmp_path) == [FILE, NOTE]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -537,7 +606,7 @@ def test_download_that_was_ended_is_begun_anew(number, server, tiny_body, tmp_pa
     assert process.exitcode == (INTERRUPTED if number == signal.SIGINT else -number)
     assert part.is_file() == (number == signal.SIGKILL)
     assert fetch(NAME, tmp_path).read_bytes() == tiny_body
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names_in(tmp_path) == [FILE, NOTE]
 
 
 def test_systems_without_locks_download_to_files_of_their_own(
@@ -547,7 +616,7 @@ def test_systems_without_locks_download_to_files_of_their_own(
     server.files[FILE] = tiny_body
     in_threads(lambda _: fetch(NAME, tmp_path), 4)
     assert (tmp_path / FILE).read_bytes() == tiny_body
-    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    assert names_in(tmp_path) == [FILE, NOTE]
 
 
 def test_sizes_are_known_where_sums_are():

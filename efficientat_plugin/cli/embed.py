@@ -14,11 +14,8 @@ from efficientat_plugin.cli.arguments import (
     whole_number,
 )
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
-from efficientat_plugin.cli.outputs import (
-    check_target,
-    hides_progress,
-    written_aside,
-)
+from efficientat_plugin.cli.outputs import check_target, hides_progress
+from efficientat_plugin.files import written_aside
 from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:

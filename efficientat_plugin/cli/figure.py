@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.cli.outputs import written_aside
 from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
+from efficientat_plugin.files import written_aside
 from efficientat_plugin.plain_text import shown
 
 if TYPE_CHECKING:

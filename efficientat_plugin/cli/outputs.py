@@ -4,13 +4,13 @@ import csv
 import json
 import os
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.files import written_aside
 from efficientat_plugin.plain_text import cell, shown
 
 if TYPE_CHECKING:
@@ -153,28 +153,6 @@ def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
             f"{shown(path)} cannot be written; give a file in a folder that exists and "
             "may be written to"
         )
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """A file to write instead, which becomes ``path`` if nothing goes wrong.
-
-    Arguments
-    ---------
-    path : Path
-
-    Yields
-    ------
-    Path
-        Beside ``path``; gone where the block raises.
-    """
-    # Of this process alone: another one may be writing the same file.
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

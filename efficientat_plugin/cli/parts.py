@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
-from efficientat_plugin.cli.outputs import written_aside
-from efficientat_plugin.files import told_if_not_writable
+from efficientat_plugin.files import told_if_not_writable, written_aside
 from efficientat_plugin.locks import FolderLock
 from efficientat_plugin.plain_text import shown
 

@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
 from efficientat_plugin.data.folders import find_sounds_below
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
+from efficientat_plugin.files import read_text, refuse_special
+from efficientat_plugin.hub import name_on_hub
+from efficientat_plugin.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
@@ -188,13 +191,13 @@ def load_saved(folder: Path) -> Any:
     for each in folders:
         if (each / "state.json").is_file():
             _names_in(each / "state.json")
-    return datasets.load_from_disk(str(folder))
+    return datasets.load_from_disk(str(folder.absolute()))
 
 
 def _names_in(file: Path) -> list[str]:
     """What ``save_to_disk`` wrote beside one of its own files."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = json.loads(read_text(file, MAX_SETTINGS_BYTES))
         if file.name == "state.json":
             names = [str(each["filename"]) for each in told["_data_files"]]
         else:
@@ -213,8 +216,7 @@ def _names_in(file: Path) -> list[str]:
 def _load_hub(
     dataset: str, split: str, streaming: bool, config: str | None, cache_dir: str | None
 ) -> datasets.Dataset | datasets.IterableDataset:
-    if dataset.count("/") > 1 or dataset.startswith(("/", ".", "~")):
-        raise FileNotFoundError(f"there is no file or folder {dataset}; pass one")
+    name_on_hub(dataset)
     try:
         if not datasets.config.HF_HUB_OFFLINE:
             # Says at once what `datasets` would say after minutes of trying again.
@@ -234,7 +236,11 @@ def _load_parquet(
     files: Mapping[str, Sequence[Path]], cache_dir: str | None, streaming: bool = False
 ) -> Any:
     """Splits of Parquet files; ``ValueError`` names one that is damaged."""
-    named = {split: [str(file) for file in part] for split, part in files.items()}
+    for file in (file for part in files.values() for file in part):
+        refuse_special(file)
+    named = {
+        split: [str(file.absolute()) for file in part] for split, part in files.items()
+    }
     try:
         return datasets.load_dataset(
             "parquet", data_files=named, streaming=streaming, cache_dir=cache_dir

@@ -19,6 +19,7 @@ from efficientat_plugin.data.decoding import UnreadableClip, sound_of
 from efficientat_plugin.data.encoding import ClipEncoder
 from efficientat_plugin.data.parquet import ROWS_PER_GROUP, SCHEMA
 from efficientat_plugin.data.targets import listed
+from efficientat_plugin.files import written_aside
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # What rows may have beside the columns of AudioSet's schema, from `read_table`.
@@ -86,7 +87,7 @@ def write_shard(
     path.parent.mkdir(parents=True, exist_ok=True)
     record_path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(aside, "wb") as file:
+        with written_aside(aside) as unfinished, open(unfinished, "wb") as file:
             # Sound has its codec: compressed again it takes time, and as much room.
             with pq.ParquetWriter(
                 file, schema, compression="none", use_dictionary=False
@@ -198,9 +199,10 @@ def read_record(path: Path) -> Record | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a file that is there as a whole or not at all."""
-    aside = path.with_suffix(".part")
-    with open(aside, "w", encoding="utf-8") as file:
+    with (
+        written_aside(path) as aside,
+        open(aside, "w", encoding="utf-8") as file,
+    ):
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(aside, path)

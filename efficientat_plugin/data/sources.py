@@ -137,7 +137,10 @@ def _load_parquet_folder(
     try:  # splits by `datasets`' own reading of the names, or of the README
         elsewhere = _named_elsewhere(path)
         if not elsewhere:
-            return datasets.load_dataset(str(path), config, cache_dir=cache_dir)
+            # By a whole path: a folder named "parquet" or "csv" would be taken for
+            # the loader of that name, which reads the current folder.
+            whole = str(path.absolute())
+            return datasets.load_dataset(whole, config, cache_dir=cache_dir)
     except Exception as error:  # `datasets` raises errors of many kinds
         _refuse_damaged(find_tables(path), error)
         reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]

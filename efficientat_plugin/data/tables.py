@@ -34,6 +34,7 @@ from efficientat_plugin.data.sources import (
     read_table_file,
 )
 from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.files import refuse_special
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +248,8 @@ def _find_source(
     if form not in FORMS:
         raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
     path = Path(dataset).expanduser()
+    if not path.is_dir():
+        refuse_special(path)
     if form == "auto":
         form = next((MARKS[name] for name in MARKS if (path / name).exists()), form)
     if form == "sounds" and _is_parquet(path):

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.files import read_text
+from efficientat_plugin.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.plain_text import shown, some_of
 
 if TYPE_CHECKING:
@@ -79,8 +82,8 @@ class LabelTable:
             If it is no such table.
         """
         try:
-            with open(path, encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
+            text = read_text(path, MAX_SETTINGS_BYTES)
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
             rows.sort(key=lambda row: int(row["index"]))
             columns = [[row[name] for row in rows] for name in ("mid", "display_name")]
             if not rows:

@@ -7,6 +7,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from efficientat_plugin.files import CHUNK_BYTES, open_file
+from efficientat_plugin.limits import (
+    MAX_CELLS,
+    MAX_COLUMNS,
+    MAX_ROWS,
+    MAX_TABLE_BYTES,
+)
 from efficientat_plugin.plain_text import shown
 
 
@@ -25,7 +32,7 @@ def read_text_table(path: Path) -> dict[str, list[Any]]:
         If it is not UTF-8, not a table, or empty.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = _content(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it "
@@ -40,9 +47,39 @@ def read_text_table(path: Path) -> dict[str, list[Any]]:
     return columns
 
 
+def _content(path: Path) -> bytes:
+    """All of it; a NUL, of which a file that takes no room may have a billion, ends it.
+
+    Text has none, but for UTF-16.
+    """
+    content = bytearray()
+    with open_file(path, MAX_TABLE_BYTES) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            content += chunk
+            if b"\0" in chunk:
+                place = content.index(b"\0")
+                raise UnicodeDecodeError("utf-8", b"\0", place, place + 1, "a NUL")
+    return bytes(content)
+
+
+def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
+    """Refuses a table that takes far more memory than room on the disk."""
+    if (
+        num_rows > MAX_ROWS
+        or num_columns > MAX_COLUMNS
+        or num_rows * num_columns > MAX_CELLS
+    ):
+        raise ValueError(
+            f"{path} has {num_rows} rows and {num_columns} columns; a table has at "
+            f"most {MAX_ROWS} rows, {MAX_COLUMNS} columns and {MAX_CELLS} cells, so "
+            "leave out columns, or split it"
+        )
+
+
 def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
     header = text.partition("\n")[0]
     delimiter = max("\t;,", key=header.count)
+    _refuse_too_large(path, text.count("\n"), 1 + header.count(delimiter))
     # Quotes may hold line ends, so that lines are the reader's to tell apart.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
@@ -70,7 +107,8 @@ def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
 
 
 def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
-    rows = []
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -87,5 +125,6 @@ def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
                 'object a line, such as {"file": "a.wav", "labels": ["dog"]}'
             )
         rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
+        names |= dict.fromkeys(row)
+        _refuse_too_large(path, len(rows), len(names))
     return {name: [row.get(name) for row in rows] for name in names}

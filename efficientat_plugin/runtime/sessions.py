@@ -9,7 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.files import open_file
+from efficientat_plugin.limits import MAX_MODEL_BYTES
 from efficientat_plugin.runtime.model_file import INPUTS, LOGITS, OUTPUTS
+from efficientat_plugin.runtime.onnx_content import check_content
 
 Array = NDArray[np.float32]
 
@@ -42,12 +45,15 @@ class OnnxRuntimeSession:
 
     Arguments
     ---------
-    model : Path or bytes
+    model : bytes
+        Content of the file, looked through by ``check_content``.
+    origin : str
+        The file, for messages.
     threads : int or None
         None: as many as there are cores.
     """
 
-    def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
+    def __init__(self, model: bytes, origin: str, threads: int | None = None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -56,18 +62,17 @@ class OnnxRuntimeSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
-        content = model if isinstance(model, bytes) else str(model)
         version = f"ONNX Runtime {onnxruntime.__version__}"
         try:
             self._session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
+                model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its errors have no class in common
-            raise ValueError(_refusal(model, version, error)) from error
+            raise ValueError(_refusal(origin, version, error)) from error
         try:
             self.metadata = self._session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError as error:
-            raise ValueError(_refusal(model, version, error)) from error
+            raise ValueError(_refusal(origin, version, error)) from error
         shapes = {each.name: each.shape for each in self._session.get_outputs()}
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = list(shapes)
@@ -84,12 +89,15 @@ class OpenVinoSession:
 
     Arguments
     ---------
-    model : Path or bytes
+    model : bytes
+        Content of the file, looked through by ``check_content``.
+    origin : str
+        The file, for messages.
     threads : int or None
         None: as many as there are cores.
     """
 
-    def __init__(self, model: Path | bytes, threads: int | None = None) -> None:
+    def __init__(self, model: bytes, origin: str, threads: int | None = None) -> None:
         import openvino
 
         # Where the processor has bfloat16, OpenVINO would compute in it.
@@ -102,12 +110,12 @@ class OpenVinoSession:
         core = openvino.Core()
         version = f"OpenVINO {openvino.__version__.split('-')[0]}"
         try:
-            read = core.read_model(model if isinstance(model, bytes) else str(model))
+            read = core.read_model(model)
             self._compiled = core.compile_model(read, "CPU", options)
             found = dict(read.get_rt_info()).get("framework", {})  # of an ONNX file
             self.metadata = {name: str(value.value) for name, value in found.items()}
         except (RuntimeError, UnicodeDecodeError) as error:
-            raise ValueError(_refusal(model, version, error)) from error
+            raise ValueError(_refusal(origin, version, error)) from error
         self._one_at_a_time = Lock()  # its one request would mix up threads
         self.inputs = [_known(each, INPUTS) for each in self._compiled.inputs]
         self.outputs = [_known(each, OUTPUTS) for each in self._compiled.outputs]
@@ -166,7 +174,8 @@ def open_session(
     ImportError
         Where the backend is not installed.
     ValueError
-        For another backend, and a file that it does not take.
+        For another backend, a file that it does not take, and one that refers to
+        others.
     """
     if backend is not None and backend not in SESSIONS:
         raise ValueError(f"backend={backend!r}; it is one of {', '.join(SESSIONS)}")
@@ -176,11 +185,18 @@ def open_session(
         raise ImportError(f"{missing} is not installed; run `pip install {missing}`")
     if threads is not None and threads < 1:
         raise ValueError(f"threads={threads} must be 1 or more")
+    origin = "the model"
     if not isinstance(model, bytes):
-        model = Path(model)
-        if not model.is_file():
-            raise FileNotFoundError(f"{model} is no file; give an exported model")
-    return SESSIONS[backend or installed[0]](model, threads)
+        origin, model = str(model), _content(Path(model))
+    check_content(model, origin)
+    return SESSIONS[backend or installed[0]](model, origin, threads)
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file; give an exported model")
+    with open_file(path, MAX_MODEL_BYTES) as file:
+        return file.read()
 
 
 # What the runtimes say of an operator that they do not have, for any or for some types
@@ -192,8 +208,7 @@ SIGNS_OF_LACK = (
 )
 
 
-def _refusal(model: Path | bytes, version: str, error: Exception) -> str:
-    name = "the model" if isinstance(model, bytes) else str(model)
+def _refusal(name: str, version: str, error: Exception) -> str:
     reason = str(error).replace(name, "").lower()  # or a file's name were a reason
     if "opset" in reason or "ir version" in reason:
         return (

@@ -1,10 +1,12 @@
 """Files of weights: downloaded whole and verified, read without running code."""
 
+import errno
 import io
 import logging
 import os
 import pickle
 import re
+import stat
 import struct
 import urllib.parse
 import uuid
@@ -18,7 +20,13 @@ import torch
 from huggingface_hub import constants as hub
 from torch import Tensor
 
-from efficientat_plugin.files import EXPORTED, sha256_of
+from efficientat_plugin.files import (
+    EXPORTED,
+    open_file,
+    read_text,
+    sha256_of,
+    write_aside,
+)
 from efficientat_plugin.locks import lock
 from efficientat_plugin.pickles import check_pickle
 from efficientat_plugin.plain_text import shown
@@ -35,6 +43,7 @@ CHUNK_BYTES = 2**18
 # What training loops and wrappers of a network save it under, or put before its names
 WRAPPINGS = "state_dict model_state_dict model student module net _orig_mod".split()
 MAX_WRAPPINGS = 10  # one in another
+NO_FILE = {errno.ELOOP, errno.ENXIO}  # what opening a link or a pipe gives
 LEGACY_PICKLES = 5  # a magic number, a version, the system, the state, storage keys
 STATE_NAMES = re.compile(
     r"collections OrderedDict|torch \w+Storage|"
@@ -164,7 +173,7 @@ def _check_archive(path: Path) -> None:
     ------
     ValueError
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(4) != b"PK\3\4":  # as torch saved before 1.6, without sums
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
@@ -243,6 +252,48 @@ def _storage_bytes(values: Iterable[Tensor]) -> int:
     return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
 
+def fetch_file(
+    entry: PublishedStudent, savedir: str | Path | None, base_url: str
+) -> Path:
+    """The file of an entry, downloaded where it is not there yet, else verified.
+
+    Of a file whose SHA-256 nobody has published, that of the first download is noted
+    beside it, and what is there or comes later must have it, too.
+    """
+    folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
+    path = folder / entry.file
+    if not path.is_file():
+        download_weights(entry, path, base_url)
+        return path
+    wanted = entry.sha256 or _noted_digest(path)
+    if wanted is not None and sha256_of(path) != wanted:
+        what = f"the SHA-256 of {entry.name}"
+        if entry.sha256 is None:
+            what = f"the SHA-256 in {_note_of(path).name}, of its first download"
+        raise ValueError(f"{path} has not {what}; delete it to download it anew")
+    return path
+
+
+def own_base_url(base_url: str | None) -> str | None:
+    """The address that somebody gave, in Python or by the environment."""
+    return base_url or os.environ.get(BASE_URL_VARIABLE)
+
+
+def _note_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _noted_digest(path: Path) -> str | None:
+    """The SHA-256 of the first download of a file; None: nothing is noted."""
+    note = _note_of(path)
+    if not note.is_file():
+        return None
+    found = re.match(r"[0-9a-f]{64}\b", read_text(note, 1000))
+    if found is None:
+        raise ValueError(f"{note} holds no SHA-256; delete it")
+    return found[0]
+
+
 def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> None:
     """Whole and verified, or not at all; by one process, for which others wait."""
     addresses = _addresses(entry, base_url)
@@ -260,11 +311,11 @@ def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> No
         with _own_part(target) as part:
             if target.is_file():  # by another process
                 return
-            with part.open("wb") as file:
+            with _opened_own(part) as file:
                 address = _receive_any(addresses, file, entry.num_bytes or MAX_BYTES)
                 file.flush()
                 os.fsync(file.fileno())
-            _verify(part, entry, address)
+            _verify(part, entry, address, target)
             os.replace(part, target)
     except OSError as error:
         if error.errno is None:  # of a server
@@ -295,7 +346,7 @@ def _own_part(target: Path) -> Iterator[Path]:
     part = target.with_name(f".{target.name}.part")
     with ExitStack() as files:
         while True:
-            file = files.enter_context(part.open("ab"))
+            file = files.enter_context(_opened_own(part))
             if not _is_locked(file, target):
                 file.close()
                 part.unlink(missing_ok=True)
@@ -309,6 +360,23 @@ def _own_part(target: Path) -> Iterator[Path]:
         finally:
             if file.closed or _is(part, file):
                 part.unlink(missing_ok=True)
+
+
+def _opened_own(part: Path) -> BinaryIO:
+    """Opens a file to be written, without going where a link leads that is there."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        try:
+            handle = os.open(part, flags, 0o666)
+            state = os.fstat(handle)
+            if stat.S_ISREG(state.st_mode) and state.st_nlink <= 1:
+                return os.fdopen(handle, "r+b")
+            os.close(handle)
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+        part.unlink(missing_ok=True)  # the link alone
 
 
 def _is_locked(file: BinaryIO, target: Path) -> bool:
@@ -339,12 +407,19 @@ def _receive_any(addresses: list[str], file: BinaryIO, max_bytes: int) -> str:
     return address
 
 
-def _verify(part: Path, entry: PublishedStudent, address: str) -> None:
+def _verify(part: Path, entry: PublishedStudent, address: str, target: Path) -> None:
     """Refuses what is not the file that was published, as far as that is known."""
-    if entry.sha256 is not None and sha256_of(part) != entry.sha256:
+    digest, noted = sha256_of(part), _noted_digest(target)
+    if entry.sha256 is not None and digest != entry.sha256:
         raise ValueError(
             f"{address} has not the SHA-256 of {entry.name}, so it is another "
             "file; check the address"
+        )
+    if entry.sha256 is None and noted not in (None, digest):
+        raise ValueError(
+            f"{address} is not the file that was downloaded first, whose SHA-256 is "
+            f"in {_note_of(target)}; check the address, or delete that note if the "
+            "file was published anew"
         )
     try:
         read_state(part)
@@ -353,6 +428,9 @@ def _verify(part: Path, entry: PublishedStudent, address: str) -> None:
             f"{address} is no state dict; check the address, and that no proxy "
             "answers in its place"
         ) from error
+    if entry.sha256 is None and noted is None:  # as sha256sum writes and checks it
+        line = f"{digest}  {target.name}\n"
+        write_aside(_note_of(target), lambda file: file.write(line))
 
 
 def fetch(
@@ -385,14 +463,4 @@ def fetch(
     ValueError
         For an unknown name, and for a file that is not what was published.
     """
-    entry = published(name)
-    folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
-    path = folder / entry.file
-    if not path.is_file():
-        address = base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL
-        download_weights(entry, path, address)
-    elif entry.sha256 is not None and sha256_of(path) != entry.sha256:
-        raise ValueError(
-            f"{path} has not the SHA-256 of {name}; delete it to download it anew"
-        )
-    return path
+    return fetch_file(published(name), savedir, own_base_url(base_url) or BASE_URL)

@@ -5,6 +5,7 @@ repository or a way of loading, nor asks for more memory than its weights fill.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from efficientat_plugin.limits import SAMPLE_RATES
+from efficientat_plugin.files import read_text
+from efficientat_plugin.hub import name_on_hub
+from efficientat_plugin.limits import MAX_SETTINGS_BYTES, SAMPLE_RATES
 from efficientat_plugin.plain_text import shown
 
 MODEL_TYPE = "audio-spectrogram-transformer"
@@ -69,6 +72,8 @@ class ASTFiles:
         revision: str | None,
     ) -> None:
         self.transformers, self.source = transformers, source
+        if not os.path.isdir(source):
+            name_on_hub(str(source))
         self.hub = {"cache_dir": savedir, "revision": revision or "main"}
 
     def config(self) -> Any:
@@ -201,7 +206,7 @@ class ASTFiles:
     def _json(self, name: str) -> dict[str, Any]:
         path = self._path(name)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(read_text(path, MAX_SETTINGS_BYTES))
         except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{name} of {self.source} is no JSON ({_reason(error)}); download or "

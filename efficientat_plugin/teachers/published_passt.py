@@ -1,13 +1,10 @@
 """The published PaSSTs: their names, files, and what must be known to use them."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from efficientat_plugin.students.download import BASE_URL_VARIABLE, download_weights
+from efficientat_plugin.students.download import fetch_file, own_base_url
 from efficientat_plugin.students.published import PublishedStudent
 
 RELEASES = "https://github.com/kkoutini/PaSST/releases/download/"
@@ -190,10 +187,6 @@ def fetch_teacher(
     entry: PublishedTeacher, savedir: str | Path | None, base_url: str | None
 ) -> Path:
     """The file of a published teacher, downloaded where it is not there yet."""
-    folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
-    path = folder / entry.file
-    if not path.is_file():
-        own = base_url or os.environ.get(BASE_URL_VARIABLE)
-        to_download = PublishedStudent(entry.name, "passt", entry.file, width=1.0)
-        download_weights(to_download, path, own or RELEASES + entry.release)
-    return path
+    own = own_base_url(base_url)
+    to_download = PublishedStudent(entry.name, "passt", entry.file, width=1.0)
+    return fetch_file(to_download, savedir, own or RELEASES + entry.release)

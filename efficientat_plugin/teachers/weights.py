@@ -23,6 +23,7 @@ from efficientat_plugin.described import (
     locate,
 )
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.hub import NAME
 from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.ensemble import HeardStudent
 from efficientat_plugin.students.published import PUBLISHED, find_published
@@ -50,7 +51,6 @@ logger = logging.getLogger(__name__)
 STRIDES = (10, 12, 14, 16, 20)  # that shapes are searched for
 UNREAD = "head_dist."  # in published checkpoints, read by nobody
 CLASS_LAYER = "head.1."
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 AST_CONFIG = "config.json"
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
@@ -299,7 +299,7 @@ def names_ast(source: str | Path) -> bool:
     """
     if os.path.isdir(source):
         return os.path.isfile(os.path.join(source, AST_CONFIG))
-    named = HUB_NAME.fullmatch(str(source))
+    named = NAME.fullmatch(str(source))
     is_file = Path(source).suffix in WEIGHT_FILES or os.path.isfile(source)
     return named is not None and not is_file
 

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from efficientat_plugin.differences import differences_of
+from efficientat_plugin.files import written_aside
 from efficientat_plugin.locks import lock
 from efficientat_plugin.teachers.clip_index import MAX_ID_BYTES, ClipIndex
 from efficientat_plugin.teachers.manifest import (
@@ -189,12 +190,13 @@ class StoreWriter:
     def _commit(self, manifest: Manifest) -> None:
         for file in self._files:
             os.fsync(file.fileno())
-        aside = self.path / f"{MANIFEST}.partial"
-        with open(aside, "w", encoding="utf-8") as text:
+        with (
+            written_aside(self.path / MANIFEST) as aside,
+            open(aside, "w", encoding="utf-8") as text,
+        ):
             text.write(manifest.to_json())
             text.flush()
             os.fsync(text.fileno())
-        os.replace(aside, self.path / MANIFEST)
         _sync_folder(self.path)
         self.manifest = manifest
 
