@@ -131,7 +131,7 @@ def _opened_file(audio: Audio) -> BinaryIO:
     if isinstance(content, str | Path):
         if not os.path.isfile(content):  # a pipe that is opened would be waited for
             raise UnreadableClip(f"not decodable: there is no file {content}")
-        return open(content, "rb")
+        return open(os.path.abspath(content), "rb")  # "-" is no name to libsndfile
     raise UnreadableClip("the row holds neither bytes nor the path of a file")
 
 
