@@ -19,7 +19,7 @@ from hyperpyyaml import load_hyperpyyaml
 
 from efficientat_plugin.data import columns, rows, sound, sources
 from efficientat_plugin.data.clips import Clips
-from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
 from efficientat_plugin.data.schemas import read_vocabulary
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.tables import label_table, read_table
@@ -301,12 +301,17 @@ def test_further_columns_come_along_as_text(tmp_path):
     assert found.info.license == "CC0"
 
 
-def test_files_that_do_not_exist_are_left_out_and_named(tmp_path, caplog):
+def test_files_that_do_not_exist_are_named_and_unreadable(tmp_path, caplog):
     csv_file(tmp_path)
     (tmp_path / "b1.wav").unlink()
     found = read_table(tmp_path)
-    assert "b1" not in found["video_id"][:] and len(found) == 5
-    assert "1 of 6 files of clips.csv do not exist and are left out: b1" in caplog.text
+    assert found["video_id"][:] == list(LABELS)
+    message = "1 of 6 files of clips.csv do not exist and count as unreadable clips: b1"
+    assert message in caplog.text
+    assert [clip.clip_id for clip in describe(found).unreadable] == ["b1"]
+    reader = ClipReader(label_table(found), 0.05)
+    with pytest.raises(UnreadableClip):
+        reader.read(found[list(LABELS).index("b1")])
 
 
 def test_names_that_command_a_terminal_are_shown_in_plain_text(tmp_path, caplog):
@@ -414,11 +419,6 @@ REFUSALS = {
         {},
         "no clip of clips.csv has a label in column label",
     ),
-    "a clip twice": (
-        _with_table(["file", "label"], [["a1.wav", "dog"], ["a1.wav", "cat"]]),
-        {},
-        r"names clips more than once, or not at all: a1 \(2\); give a clip one row",
-    ),
     "ids twice": (
         _with_table(["file", "label"], [["a1.wav", "dog"], ["a2.wav", "dog"]]),
         {"id_column": "label"},
@@ -501,7 +501,9 @@ def test_a_list_that_python_cannot_read_is_a_name(text):
 def test_a_hint_says_where_the_files_are(tmp_path):
     write_files(tmp_path / "sounds")
     write_csv(tmp_path / "clips.csv", ["file", "label"], ONE)
-    with pytest.raises(FileNotFoundError, match="set audio_folder, since sounds/a1"):
+    with pytest.raises(
+        FileNotFoundError, match="set audio_folder=sounds, since sounds/a1"
+    ):
         read_table(tmp_path)
 
 

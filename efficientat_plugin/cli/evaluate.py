@@ -95,7 +95,21 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of the recordings that --test-share keeps together",
     )
+    for role in ("id", "fold", "split"):
+        group.add_argument(
+            f"--{role}-column", metavar="NAME", help=f"of {role}s (a usual name)"
+        )
     group.add_argument("--separator", help="between the labels of one cell")
+    group.add_argument(
+        "--classes", help="names of classes, as dog,cat, for columns of 0 and 1"
+    )
+    group.add_argument(
+        "--whole-files",
+        action="store_false",
+        dest="segments",
+        default=None,
+        help="even where columns such as start and end cut them into segments",
+    )
     group.add_argument(
         "--audio-folder", metavar="FOLDER", help="where files are, if not beside DATA"
     )
@@ -189,8 +203,13 @@ def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "facts": arguments.facts or {},
         "label_column": arguments.label_column,
         "audio_column": arguments.audio_column,
+        "id_column": arguments.id_column,
         "group_column": arguments.group_column,
+        "fold_column": arguments.fold_column,
+        "split_column": arguments.split_column,
         "separator": arguments.separator,
+        "classes": arguments.classes,
+        "segments": arguments.segments,
         "audio_folder": arguments.audio_folder,
         "form": arguments.form,
         "config": arguments.config,

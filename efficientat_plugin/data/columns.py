@@ -1,7 +1,11 @@
 """From columns as their maker wrote them to labels."""
 
 import ast
+import json
 import logging
+import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,15 +23,86 @@ AUDIO_NAMES = (
     "filepath",
     "file_path",
     "path",
-) + ("fname", "audio_file", "audio_path", "audio_filepath", "wav")
+) + ("fname", "audio_file", "audio_path", "audio_filepath", "wav", "begin_file")
 LABEL_NAMES = ("labels", "label", "category", "class", "class_name", "scene_label") + (
     "tags",
     "tag",
+    "event_label",
+    "event_labels",
     "target",
 )
 # Names that promise several labels; under another one a comma belongs to a name.
-PLURAL_NAMES = ("labels", "categories", "classes", "tags", "targets", "events")
+PLURAL_NAMES = ("labels", "categories", "classes", "tags", "targets", "events") + (
+    "event_labels",
+)
 SEPARATORS = "|;,"  # from the one least likely within a name
+# How pandas, numpy, R and spreadsheets write that nothing is there.
+MISSING = frozenset(
+    ("", "nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "n/a")
+    + ("#N/A", "<NA>")
+)
+
+
+def plain_name(name: str) -> str:
+    """A column's name without its case, spelling and unit.
+
+    Example
+    -------
+    >>> plain_name("File Name"), plain_name("Begin Time (s)")
+    ('file_name', 'begin_time')
+    """
+    name = unicodedata.normalize("NFC", name).strip().casefold()
+    return re.sub(r"[\s-]+", "_", re.sub(r"\s*\((s|sec|seconds)\)$", "", name))
+
+
+def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
+    """The first of some usual names that a table has, in its own spelling; or None."""
+    by_name = {plain_name(column): column for column in reversed(list(columns))}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def cell_text(value: Any) -> str | None:
+    """A cell as text in one Unicode form; None where nothing is there.
+
+    Example
+    -------
+    >>> cell_text(3.0), cell_text(" a "), cell_text(float("nan")), cell_text("nan")
+    ('3', 'a', None, None)
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # pandas makes numbers of a column with gaps floating point
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    return None if text in MISSING else text
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names sorted: as numbers, where all of them are, so that 10 comes after 2.
+
+    Example
+    -------
+    >>> in_order(["10", "2", "1"]), in_order(["b", "10", "2"])
+    (['1', '2', '10'], ['10', '2', 'b'])
+    """
+    found = sorted(names)
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in found):
+        found.sort(key=int)
+    return found
+
+
+def class_names(classes: Sequence[Any] | str | None) -> list[str] | None:
+    """Names of classes as a list of text: given so, or apart by commas.
+
+    Example
+    -------
+    >>> class_names("dog, cat"), class_names(["dog", 7])
+    (['dog', 'cat'], ['dog', '7'])
+    """
+    if classes is None:
+        return None
+    names = classes.split(",") if isinstance(classes, str) else classes
+    return [unicodedata.normalize("NFC", str(name)).strip() for name in names]
 
 
 def choose_column(
@@ -38,6 +113,9 @@ def choose_column(
     source: str,
 ) -> str:
     """The column that ``argument`` names, or else the first common name found.
+
+    Names are found in any case; of a table without a header, and where no column has
+    such a name, a number is the place of a column, from 0.
 
     Raises
     ------
@@ -51,13 +129,17 @@ def choose_column(
     """
     found = list(columns)
     if given is not None:
-        if given not in found:
-            raise ValueError(
-                f"{source} has no column {given!r} ({argument}); found were "
-                f"{', '.join(found)}"
-            )
-        return given
-    by_name = {name.lower(): name for name in reversed(found)}
+        given = str(given)
+        alike = [name for name in found if plain_name(name) == plain_name(given)]
+        if given in found or len(alike) == 1:
+            return given if given in found else alike[0]
+        if given.isdecimal() and int(given) < len(found):
+            return found[int(given)]
+        raise ValueError(
+            f"{source} has no column {given!r} ({argument}); found were "
+            f"{', '.join(found)}"
+        )
+    by_name = {plain_name(name): name for name in reversed(found)}
     present = [by_name[name] for name in names if name in by_name]
     if not present:
         raise ValueError(
@@ -105,25 +187,42 @@ def read_labels(
     >>> read_labels([[0.9, 0.2]], "true", classes=["dog", "cat"])
     [['dog']]
     """
+    values = [_list_in(value) if isinstance(value, str) else value for value in values]
     present = [value for value in values if value is not None]
     if any(isinstance(v, list) and v and isinstance(v[0], float) for v in present):
         labels = _above(values, column, classes, min_probability)
-    elif classes and present and all(_is_multi_hot(v, len(classes)) for v in present):
+    elif _are_multi_hot(present):
         labels = _above(values, column, classes, min_probability)
     else:
         if separator is None:
             separator = _guess_separator(present, column)
-        labels = [_names(value, separator) for value in values]
+        missing: Counter[str] = Counter()
+        known = frozenset(classes or ())
+        labels = [_names(value, separator, known, missing) for value in values]
+        if missing:
+            logger.warning(
+                "%d labels in column %s are taken for missing: %s",
+                sum(missing.values()),
+                column,
+                most_frequent(missing),
+            )
     if classes is not None:
         _refuse_unknown(labels, classes, column)
     return labels
 
 
-def _is_multi_hot(value: Any, num_classes: int) -> bool:
+def _are_multi_hot(values: Sequence[Any]) -> bool:
+    """Lists of one length that hold nothing but 0 and 1.
+
+    As numbers of classes they would say that a clip has both, and some twice.
+    """
+    lists = [value for value in values if isinstance(value, list)]
+    sizes = {len(value) for value in lists}
     return (
-        isinstance(value, list)
-        and len(value) == num_classes
-        and all(isinstance(number, int) and number in (0, 1) for number in value)
+        len(lists) == len(values)
+        and len(sizes) == 1
+        and min(sizes) > 1
+        and all(isinstance(n, int) and n in (0, 1) for value in lists for n in value)
     )
 
 
@@ -136,7 +235,8 @@ def _above(
     if classes is None:
         raise ValueError(
             f"column {column} holds a number for each class, but not their names; give "
-            "classes, in the order of the numbers"
+            "the names as classes, in the order of the numbers, or write a clip's "
+            "labels as names"
         )
     labels = []
     for value in values:
@@ -152,26 +252,63 @@ def _above(
 
 
 def _guess_separator(values: Sequence[Any], column: str) -> str:
-    if column.lower() not in PLURAL_NAMES:
+    if plain_name(column) not in PLURAL_NAMES:
         return ""
-    texts = [v for v in values if isinstance(v, str) and not v.startswith("[")]
+    texts = [value for value in values if isinstance(value, str)]
     separator = next((s for s in SEPARATORS if any(s in text for text in texts)), "")
     if separator:
         logger.info("labels in column %s are parted at %r", column, separator)
     return separator
 
 
-def _names(value: Any, separator: str) -> list[str]:
-    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
-        try:  # a list as Python or JSON writes it, within a CSV
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            pass  # a name in brackets, or a list too deep to be one
+def _list_in(text: str) -> Any:
+    """A list as Python, JSON or numpy writes it, within a cell; other text as it is."""
+    text = text.strip()
+    if not re.fullmatch(r"\[.*\]|\(.*,.*\)|\{.*\}", text, re.DOTALL):
+        return text
+    try:
+        if re.fullmatch(r"\[[\s\d.,eE+-]*\]", text):  # numpy writes no commas
+            parts = re.split(r"[\s,]+", text[1:-1].strip(" ,\n"))
+            return [float(n) if "." in n else int(n) for n in parts if n]
+        if "'" in text or '"' in text:
+            # Python would join names that stand side by side, as numpy writes them.
+            text_ = re.sub(r"""(['"])\s+(?=['"])""", r"\1, ", text)
+            value = _literal(text_)
+            return list(value) if isinstance(value, list | tuple | set) else text
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text  # a name in brackets, or a list too deep to be one
+    inner = text[1:-1]
+    if inner.strip() in MISSING:
+        return []
+    if text[0] == "[" and "," in inner and not set("[]{}") & set(inner):
+        return inner.split(",")
+    return text
+
+
+def _literal(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return ast.literal_eval(text)
+
+
+def _names(
+    value: Any, separator: str, classes: frozenset[str], missing: Counter[str]
+) -> list[str]:
+    """What a cell names; counts what says that nothing is there."""
     if isinstance(value, str) and separator:
         value = value.split(separator)
-    parts = value if isinstance(value, list) else [value]
-    texts = (str(part).strip() for part in parts if part is not None)
-    return [text for text in dict.fromkeys(texts) if text]
+    names: dict[str, None] = {}
+    for part in value if isinstance(value, list) else [value]:
+        text = cell_text(part)
+        if text is None and isinstance(part, str) and part.strip():
+            if part.strip() in classes:
+                text = part.strip()
+            else:
+                missing[part.strip()] += 1
+        if text is not None:
+            names[text] = None
+    return list(names)
 
 
 def _refuse_unknown(

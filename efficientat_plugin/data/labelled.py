@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import datasets
 from ruamel.yaml import YAML
 
+from efficientat_plugin.data.columns import class_names, in_order
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.splits import (
     Split,
@@ -23,9 +24,14 @@ TABLE_OPTIONS = (
     "form",
     "audio_column",
     "label_column",
+    "id_column",
     "group_column",
+    "fold_column",
+    "split_column",
     "separator",
+    "classes",
     "audio_folder",
+    "segments",
     "splits",
 )
 KINDS = ("auto", "random", "fold", "given")
@@ -63,7 +69,7 @@ def open_labelled(
         of the facts, or those that are found.
     **given
         Arguments of ``read_table`` that go before the facts, unless they are None,
-        "auto" or empty.
+        "auto", True or empty.
 
     Returns
     -------
@@ -90,12 +96,12 @@ def open_labelled(
         raise ValueError(f"target={target!r}; it is one of {TARGETS}")
     if not isinstance(facts, Mapping):
         facts = _read_facts(Path(facts))
-    unset: tuple[Any, ...] = (None, "auto", {})
+    unset: tuple[Any, ...] = (None, "auto", {}, True)
     given = {key: value for key, value in given.items() if value not in unset}
     arguments = dict(facts) | given
     rows = read_table(dataset, **arguments)
     if labels is None:
-        labels = label_table(rows, arguments.get("classes"))
+        labels = label_table(rows, class_names(arguments.get("classes")))
     else:
         labels = labels.with_names()
         _refuse_other_classes(rows, labels)
@@ -123,7 +129,8 @@ def runs_of(
         "given" (the ``split`` column), "fold" (the ``fold`` column), "random", or
         "auto": the first of these that the columns allow.
     fold : int, str or None
-        To test on; None: each in turn, a run for each.
+        To test on, which makes "auto" a split by folds; None: each in turn, a run for
+        each.
     valid_share : float
         Of the clips to train on, set aside to choose the epoch on where the data does
         not say which; 0: none.
@@ -152,6 +159,13 @@ def runs_of(
     columns = rows.column_names
     if kind not in KINDS:
         raise ValueError(f"split={kind!r}; it is one of {KINDS}")
+    if fold is not None and kind == "auto":
+        kind = "fold"
+    if fold is not None and kind != "fold":
+        raise ValueError(
+            f"fold={fold} was given, but split={kind} uses no folds; leave one of them "
+            "out"
+        )
     if kind == "auto":
         by_column = {"given": "split", "fold": "fold"}
         kinds = [kind for kind, column in by_column.items() if column in columns]
@@ -161,11 +175,13 @@ def runs_of(
     elif kind == "given":
         tests = {"given": given_split(rows)}
     elif "fold" not in columns:
+        asked = "split=fold" if fold is None else f"fold={fold}"
         raise ValueError(
-            f"split=fold needs a column of folds; found were {', '.join(columns)}"
+            f"{asked} needs a column of folds, and the data has none called fold; name "
+            "one with fold_column"
         )
     else:
-        folds = sorted({str(each) for each in rows["fold"] if each})
+        folds = in_order({str(each) for each in rows["fold"] if each})
         folds = folds if fold is None else [str(fold)]
         tests = {f"fold{each}": split_by_fold(rows, each) for each in folds}
     runs, labelled = {}, any(rows["labels"]) if "labels" in columns else False

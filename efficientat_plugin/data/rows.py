@@ -17,7 +17,7 @@ import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, youtube_id
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, ids_of_files, youtube_id
 from efficientat_plugin.data.folders import find_sounds_below
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
 from efficientat_plugin.files import read_text, refuse_special
@@ -47,10 +47,11 @@ def load_rows(
         Hub id; or a folder of Parquet files (``data/<split>/*.parquet``,
         ``<split>/*.parquet`` or ``<split>*.parquet``), of ``save_to_disk``, or of
         audio files with the official ``<split>_segments.csv``; or a Parquet file; or
-        a folder of audio files that nobody labelled.
+        a folder of audio files that nobody labelled. Their ids are their paths from
+        there on, or YouTube's where a ``*_segments.csv`` says that they are AudioSet's.
     split : str | None
         Its name; several, joined by "+", follow each other. None: all audio files of
-        a folder, unlabelled, a clip's id being its name from there on.
+        a folder, unlabelled.
     streaming : bool
         Rows in passing, for what does not fit the disk: an ``IterableDataset``.
     config : str | None
@@ -295,14 +296,18 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
             f"{folder} is no folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
             "name one, or the split of a data set"
         )
-    parts = (name.rpartition("/") for name in names)
-    ids = pa.array([below + slash + youtube_id(file) for below, slash, file in parts])
+    ids: Sequence[str] = []
+    if any(folder.glob("*_segments.csv")):  # AudioSet's, whose files are named by id
+        parts = (name.rpartition("/") for name in names)
+        ids = [below + slash + youtube_id(file) for below, slash, file in parts]
+    if len(set(ids)) < len(names):
+        ids = ids_of_files(names)
     # In Arrow from the start: a dictionary for each of millions of files is much.
     paths = pa.array([os.path.join(folder, name) for name in names])
     nothing = pa.nulls(len(names), pa.binary())
     audio = pa.StructArray.from_arrays([nothing, paths], ["bytes", "path"])
     labels = pa.array([[]] * len(names), pa.list_(pa.string()))
-    table = pa.table({"video_id": ids, "audio": audio, "labels": labels})
+    table = pa.table({"video_id": pa.array(ids), "audio": audio, "labels": labels})
     return datasets.Dataset(datasets.table.InMemoryTable(table))
 
 

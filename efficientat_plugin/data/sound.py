@@ -1,18 +1,32 @@
 """From a table to rows: what each clip is called, and where its sound is."""
 
+import itertools
 import logging
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
-from efficientat_plugin.data.columns import AUDIO_NAMES, choose_column
+from efficientat_plugin.data.clip_ids import (
+    AUDIO_SUFFIXES,
+    ids_of_files,
+    is_audio,
+    unique_ids,
+    without_suffix,
+)
+from efficientat_plugin.data.columns import (
+    AUDIO_NAMES,
+    cell_text,
+    choose_column,
+    find_column,
+)
 from efficientat_plugin.data.folders import walk_sounds
+from efficientat_plugin.data.segments import are_cut_already, merge_rows
 from efficientat_plugin.data.sources import Source
 from efficientat_plugin.plain_text import shown, some_of
 
@@ -28,67 +42,46 @@ FEATURES = {
     "split": datasets.Value("string"),
     "device": datasets.Value("string"),
     "judged": datasets.List(datasets.Value("string")),
+    "start": datasets.Value("float64"),  # s; the clip is this segment of its file
+    "end": datasets.Value("float64"),
 }
 
 
-def find_files(
-    names: Sequence[Any], folders: Sequence[Path]
-) -> tuple[list[str | None], list[str]]:
-    """Where each file is, and the names of those that are nowhere.
+def find_file(name: str, folders: Sequence[Path]) -> str | None:
+    """Where a file is, or None.
 
-    A name may lack its suffix, as in FSD50K's tables.
+    A name may lack its suffix, as in FSD50K's tables; or be of another format, if the
+    files were converted; or come from another system, as ``audio\\a.wav`` or the
+    absolute path of a folder that was copied.
 
     Arguments
     ---------
-    names : Sequence
+    name : str
         Relative to one of the folders, or absolute.
     folders : Sequence[Path]
         Tried in this order.
     """
-    found: list[str | None] = []
-    absent = []
-    for name in names:
-        text = "" if name is None else str(name)
-        suffix = os.path.splitext(text)[1].lower()
-        endings = ("",) if suffix in AUDIO_SUFFIXES else ("", *AUDIO_SUFFIXES)
-        places = [folder / (text + end) for folder in folders for end in endings]
-        file = next((str(place) for place in places if place.is_file()), None)
-        found.append(file)
-        if file is None:
-            absent.append(text)
-    return found, absent
+    suffix = os.path.splitext(name)[1] if is_audio(name) else ""
+    as_said = ("",) if suffix else ("", *AUDIO_SUFFIXES)
+    for cut, endings in (("", as_said), (suffix, AUDIO_SUFFIXES)):
+        for spelling, folder in itertools.product(_spellings(name), folders):
+            stem = str(folder / spelling.removesuffix(cut))
+            for ending in endings:
+                if os.path.isfile(stem + ending):
+                    return stem + ending
+    return None
 
 
-def without_suffix(name: Any) -> str:
-    """A file's name as the id of its clip: alike for copies in another format.
-
-    Example
-    -------
-    >>> without_suffix("a/1-100032-A-0.wav"), without_suffix(64760)
-    ('a/1-100032-A-0', '64760')
-    """
-    stem, suffix = os.path.splitext(str(name))
-    return stem if suffix.lower() in AUDIO_SUFFIXES else str(name)
-
-
-def unique_ids(choices: Iterable[Sequence[str]], source: str) -> list[str]:
-    """The first of several ways to name clips that names no two alike.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    twice: Mapping[str, int] = {}
-    for ids in choices:
-        if len(set(ids)) == len(ids) and all(ids):
-            return list(ids)
-        twice = twice or {name: n for name, n in Counter(ids).items() if n > 1}
-    some = some_of(f"{name} ({n})" for name, n in twice.items())
-    raise ValueError(
-        f"{source} names clips more than once, or not at all: {some}; give a clip one "
-        "row, with its labels joined, or name a column of ids with id_column"
-    )
+def _spellings(name: str) -> Iterator[str]:
+    """A name as it stands, and as this system would write it."""
+    yield name
+    plain = name.strip().replace("\\", "/")
+    found = {unicodedata.normalize(form, plain): None for form in ("NFC", "NFD")}
+    if re.match(r"[A-Za-z]:|/|~", plain):
+        # Of a copied folder, the end of the path is still right.
+        parts = re.sub(r"^([A-Za-z]:|~)", "", plain).strip("/").split("/")
+        found |= {"/".join(parts[place:]): None for place in range(len(parts))}
+    yield from (spelling for spelling in found if spelling != name)
 
 
 def embedded_sound(rows: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -135,23 +128,42 @@ def _pack(table: pa.Table) -> pa.Table:
 def _ids(
     source: Source,
     table: Mapping[str, Sequence[Any]],
+    kept: Sequence[int],
     id_column: str | None,
-    files: Sequence[Any] | None,
+    files: Sequence[str] | None,
 ) -> list[str]:
+    """Ids of the kept rows; ``files`` are their names from the data's folder on."""
     names = source.columns
-    column = id_column or next((name for name in ID_NAMES if name in names), None)
+    choices: list[list[str]] = []
+    column = id_column or find_column(names, ID_NAMES)
     if column is not None:
         column = choose_column(names, column, (), "id_column", source.name)
-        texts = [str(name) for name in names[column]]
-        return unique_ids([[without_suffix(i) for i in texts], texts], source.name)
-    if files is not None:
-        texts = [str(name) for name in files]
-        return unique_ids([[without_suffix(i) for i in texts], texts], source.name)
-    usual = [name for name in AUDIO_NAMES if name in names]
-    choices = [[without_suffix(i) for i in names[name]] for name in usual]
-    split_of = table.get("split", ["row"] * len(table["labels"]))
-    choices.append([f"{split}-{row:06d}" for row, split in enumerate(split_of)])
+        values = names[column]
+        texts = [cell_text(values[row]) or "" for row in kept]
+        choices += [[without_suffix(text) for text in texts], texts]
+    if files is not None and id_column is None:
+        choices.append(ids_of_files(files))
+    if "start" in table and choices:
+        times = [_times(table["start"][row], table["end"][row]) for row in kept]
+        choices += [
+            [name + time for name, time in zip(ids, times, strict=True)]
+            for ids in choices
+        ]
+    if not choices:
+        usual = [
+            name for name in (find_column(names, [n]) for n in AUDIO_NAMES) if name
+        ]
+        choices = [[without_suffix(names[name][row]) for row in kept] for name in usual]
+        split_of = table.get("split", ["row"] * len(table["labels"]))
+        choices.append([f"{split_of[row]}-{row:06d}" for row in kept])
     return unique_ids(choices, source.name)
+
+
+def _times(start: float | None, end: float | None) -> str:
+    """A segment as a part of its clip's id."""
+    if start is None and end is None:
+        return ""
+    return f":{start or 0:.10g}-" + ("" if end is None else f"{end:.10g}")
 
 
 def _dataset(
@@ -169,18 +181,36 @@ def _dataset(
 
 
 def _say_where(
-    source: str, absent: Sequence[str], folders: Sequence[Path], base: Path
+    source: str,
+    column: str,
+    absent: Sequence[str],
+    folders: Sequence[Path],
+    base: Path,
 ) -> str:
     looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
     text = (
         f"none of the {len(absent)} files of {source} exists in {looked}, the first "
         f"one being {absent[0]!r}; "
     )
-    wanted = without_suffix(Path(absent[0]).name)
+    wanted = without_suffix(absent[0].replace("\\", "/"))
+    alike = ""
     for name in walk_sounds(base).sounds:
-        if without_suffix(Path(name).name) == wanted:
-            return text + f"set audio_folder, since {shown(name)} is there"
+        stem = without_suffix(name)
+        if stem.endswith("/" + wanted):
+            folder = shown(stem.removesuffix("/" + wanted))
+            return text + f"set audio_folder={folder}, since {shown(name)} is there"
+        if Path(stem).name == Path(wanted).name:
+            alike = alike or shown(name)
+    if alike:
+        return text + f"{alike} is there: write such names in column {column}"
     return text + "pass audio_folder, or another audio_column"
+
+
+def embedded_column(source: Source, audio_column: str | None) -> str | None:
+    """The column of a source that holds its sound; None: it names files."""
+    column = audio_column or next(iter(source.embedded), "")
+    is_embedded = source.rows is not None and column in source.embedded
+    return column if is_embedded else None
 
 
 def rows_with_sound(
@@ -190,7 +220,7 @@ def rows_with_sound(
     audio_column: str | None = None,
     id_column: str | None = None,
     audio_folder: str | None = None,
-) -> tuple[datasets.Dataset, list[int]]:
+) -> datasets.Dataset:
     """Rows of a source, with their sound undecoded.
 
     Arguments
@@ -198,18 +228,17 @@ def rows_with_sound(
     source : Source
         Where the sound is.
     table : dict[str, list]
-        Columns of the rows, but for ids and sound; one value a clip of the source.
+        Columns of the rows, but for ids and sound; one value a row of the source.
     kept : Sequence[int]
-        Clips whose files matter.
+        Rows that matter.
     audio_column, id_column, audio_folder : str | None
         See ``read_table``.
 
     Returns
     -------
-    rows : datasets.Dataset
-        Every clip of the source.
-    kept : list[int]
-        Those of ``kept`` whose file exists.
+    datasets.Dataset
+        A row for each clip; several rows of one become one: see ``merge_rows``. A clip
+        whose file does not exist is there, too, and is unreadable.
 
     Raises
     ------
@@ -218,40 +247,84 @@ def rows_with_sound(
     ValueError
         If a column is missing, or two clips have one name.
     """
-    embedded = audio_column or next(iter(source.embedded), "")
-    if source.rows is not None and embedded in source.embedded:
-        table = {**table, "video_id": _ids(source, table, id_column, None)}
+    embedded = embedded_column(source, audio_column)
+    if embedded is not None and source.rows is not None:
+        every = range(len(table["labels"]))
+        table = {**table, "video_id": _ids(source, table, every, id_column, None)}
         # Side by side, so that the sound stays where it is on the disk.
         parts = [_dataset(table), embedded_sound(source.rows, embedded)]
-        return datasets.concatenate_datasets(parts, axis=1), list(kept)
+        rows = datasets.concatenate_datasets(parts, axis=1)
+        return rows if len(kept) == len(rows) else rows.select(kept)
     column = choose_column(
         source.columns, audio_column, AUDIO_NAMES, "audio_column", source.name
     )
-    names = source.columns[column]
-    table = {**table, "video_id": _ids(source, table, id_column, names)}
-    files = _existing_files(source, names, kept, audio_folder)
-    sound = [{"bytes": None, "path": files.get(row)} for row in range(len(names))]
-    return _dataset(table, sound), list(files)
+    # As they stand: a walker of folders tells them in the form of the disk.
+    names = [cell_text(n) and str(n) for n in source.columns[column]]
+    files = _files(source, column, names, kept, audio_folder)
+    if "start" in table and are_cut_already(files, table, kept):
+        logger.warning(
+            "%s: most files end before their segments begin or end, so that the files "
+            "are taken to be segments already, and are read whole",
+            source.name,
+        )
+        del table["start"], table["end"]
+    kept = merge_rows(table, files, kept, source.name, source.columns)
+    base = source.folder or Path()
+    inside = [_from_folder(files[row], base) or f"row-{row:06d}" for row in kept]
+    ids = _ids(source, table, kept, id_column, inside)
+    table = {name: [values[row] for row in kept] for name, values in table.items()}
+    sound = [{"bytes": None, "path": files[row]} for row in kept]
+    return _dataset({**table, "video_id": ids}, sound)
 
 
-def _existing_files(
-    source: Source, names: Sequence[Any], kept: Sequence[int], audio_folder: str | None
-) -> dict[int, str]:
-    """Path of each kept clip that has a file."""
+def _files(
+    source: Source,
+    column: str,
+    names: Sequence[str | None],
+    kept: Sequence[int],
+    audio_folder: str | None,
+) -> list[str | None]:
+    """Where the file of each row is, or would be."""
     base = source.folder or Path()
     folders = [base, source.table_folder or base]
     if audio_folder is not None:
         folders.insert(0, base / Path(audio_folder).expanduser())
-    files, absent = find_files([names[row] for row in kept], folders)
+    files: list[str | None] = [None] * len(names)
+    absent, others = [], []
+    for row in kept:
+        name = names[row]
+        if name is None:
+            absent.append("(no name)")
+            continue
+        found = find_file(name, folders)
+        if found is None:
+            absent.append(name)
+        elif is_audio(name) and not found.endswith(os.path.splitext(name)[1]):
+            others.append(name)
+        files[row] = found or str(folders[0] / name)
     if len(absent) == len(kept):
-        raise FileNotFoundError(_say_where(source.name, absent, folders, base))
+        raise FileNotFoundError(_say_where(source.name, column, absent, folders, base))
     if absent:
         logger.warning(
-            "%d of %d files of %s do not exist and are left out: %s",
+            "%d of %d files of %s do not exist and count as unreadable clips: %s",
             len(absent),
             len(kept),
             source.name,
             some_of(absent),
         )
-    paired = zip(kept, files, strict=True)
-    return {row: file for row, file in paired if file is not None}
+    if others:
+        logger.warning(
+            "%d files of %s are there in another format than it says: %s",
+            len(others),
+            source.name,
+            some_of(others),
+        )
+    return files
+
+
+def _from_folder(file: str | None, base: Path) -> str | None:
+    """A file's name from the folder of the data on, if it lies there."""
+    if file is None:
+        return None
+    inside = os.path.relpath(file, base)
+    return (file if inside.startswith("..") else inside).replace(os.sep, "/")

@@ -25,7 +25,7 @@ from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 HIDDEN_README = ".huggingface.yaml"
 PATHS = ("data_files", "data_dir")  # in a README's configs
 ROOTS = ("/", "\\", "~")
@@ -84,16 +84,24 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
         return len(self.names)
 
 
-def read_table_file(path: Path, folder: Path, cache_dir: str | None) -> Source:
-    """A CSV, TSV, JSONL or Parquet file whose file names are relative to ``folder``."""
+def read_table_file(
+    path: Path, folder: Path, cache_dir: str | None, numbered: bool = False
+) -> Source:
+    """A CSV, TSV, JSON or Parquet file whose file names are relative to ``folder``.
+
+    ``numbered`` says that its columns are called by number: it may have no header.
+    """
     if path.suffix.lower() != ".parquet":
-        return Source(path.name, read_text_table(path), folder, path.parent)
+        return Source(path.name, read_text_table(path, numbered), folder, path.parent)
     splits = _load_parquet({"train": [path]}, cache_dir)
     return _of_splits(splits, path.name, folder, path.parent)
 
 
 def find_tables(folder: Path) -> list[Path]:
-    """Tables in a folder, or else in those within, or else Parquet yet deeper."""
+    """Tables in a folder, or else in those within, or else Parquet yet deeper.
+
+    JSON counts where nothing else does: beside a table it is about something else.
+    """
     for pattern in ("*", "*/*", "*/*/*.parquet"):
         found = [
             path
@@ -102,7 +110,7 @@ def find_tables(folder: Path) -> list[Path]:
             and not any(is_hidden(part) for part in path.relative_to(folder).parts)
         ]
         if found:
-            return found
+            return [p for p in found if p.suffix.lower() != ".json"] or found
     return []
 
 

@@ -152,8 +152,8 @@ def given_split(rows: datasets.Dataset) -> Split:
     """The split that the ``split`` column gives.
 
     Its names are "train", "valid" and "test", or "training", "validation", "val" and
-    "testing". Beside "train", and where no other is, "dev" is to validate and "eval"
-    to test; elsewhere what they are differs from one data set to the next.
+    "testing", in any case. Beside "train", and where no other is, "dev" is to validate
+    and "eval" to test; elsewhere what they are differs from one data set to the next.
 
     Raises
     ------
@@ -169,17 +169,17 @@ def given_split(rows: datasets.Dataset) -> Split:
     names = [str(name) for name in _column(rows, "split")]
     found = sorted(set(names))
     sides_of = dict(SIDES)
-    known = {SIDES[name] for name in found if name in SIDES}
+    known = {SIDES[name.lower()] for name in found if name.lower() in SIDES}
     if "train" in known:
         sides_of |= {k: v for k, v in BESIDE_TRAIN.items() if v not in known}
-    other = [name for name in found if name not in sides_of]
+    other = [name for name in found if name.lower() not in sides_of]
     if other:
-        sides = ", ".join(f"{name}: {SIDES.get(name, '...')}" for name in found)
+        sides = ", ".join(f"{n}: {SIDES.get(n.lower(), '...')}" for n in found)
         raise ValueError(
             f"column split holds {', '.join(other)}, which may be any side; say which "
             f"(train, valid, test) each is, as splits={{{sides}}}"
         )
-    return _by_name(rows, [sides_of[name] for name in names])
+    return _by_name(rows, [sides_of[name.lower()] for name in names])
 
 
 def with_validation(

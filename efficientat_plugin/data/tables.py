@@ -12,7 +12,11 @@ import pyarrow as pa
 
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
+    cell_text,
     choose_column,
+    class_names,
+    find_column,
+    in_order,
     read_labels,
 )
 from efficientat_plugin.data.folders import walk_sounds
@@ -26,7 +30,8 @@ from efficientat_plugin.data.schemas import (
     read_tau2020_folder,
     read_urbansound8k_folder,
 )
-from efficientat_plugin.data.sound import rows_with_sound
+from efficientat_plugin.data.segments import find_times, read_times
+from efficientat_plugin.data.sound import embedded_column, rows_with_sound
 from efficientat_plugin.data.sources import (
     Source,
     find_tables,
@@ -68,8 +73,9 @@ def read_table(
     device_column: str | None = None,
     judged_column: str | None = None,
     separator: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | str | None = None,
     min_probability: float = 0.5,
+    segments: bool = True,
     splits: Mapping[str, str] | None = None,
     audio_folder: str | None = None,
     config: str | None = None,
@@ -80,28 +86,33 @@ def read_table(
 ) -> datasets.Dataset:
     """Labelled clips, undecoded, of whatever form.
 
-    No sound is read to find labels. Files that do not exist are left out, with a
-    warning; whether the others can be decoded shows when they are.
+    No sound is read to find labels. Clips whose files do not exist are unreadable, and
+    a warning names them; whether the others can be decoded shows when they are. Several
+    rows of one file are one clip with all of their labels, as of events, unless columns
+    say which segment of the file a row is: ``start`` and ``end`` or ``duration``, or
+    ``offset`` and ``duration``, in seconds. All segments of a file are in one group.
 
     Arguments
     ---------
     dataset : str | Path
         A folder of class folders, which may lie in folders of splits (``train``) or
-        folds (``fold1``); a CSV, TSV, JSONL or Parquet file, or a folder with audio and
-        one of them, or one for each split; a ``save_to_disk`` folder or one of Parquet
-        files; or a hub id.
+        folds (``fold1``); a CSV, TSV, JSON, JSONL or Parquet file, or a folder with
+        audio and one of them, or one for each split; a ``save_to_disk`` folder or one
+        of Parquet files; or a hub id.
     form : str
         "auto" finds it out; "class_folders", "sounds" (without labels, as files or in
         Parquet), "fsd50k_folder", "tau2020_folder" or "urbansound8k_folder" say what
         the folder is.
     audio_column : str | None
         File names or the sound itself; None: sound if there is any, or else a usual
-        name such as ``filename``.
+        name such as ``filename``. Names of columns count in any case, and a number
+        is the place of a column, from 0, in a table without a header.
     label_column : str | None
         Class names or numbers; several joined by ``separator`` or as a list; or a
         probability for each of ``classes``. None: a usual name such as ``category``.
     id_column : str | None
-        Unique names of clips, from which an audio suffix is taken; None: file names.
+        Unique names of clips, from which an audio suffix is taken; None: a column
+        ``video_id`` or ``clip_id``, or else the paths of files from ``dataset`` on.
     group_column, fold_column, split_column, device_column : str | None
         Source of a recording (kept on one side of a split), fold, split, device;
         None: a column named "group", "fold", "split" or "device", if there is one.
@@ -110,10 +121,13 @@ def read_table(
         names in a column "judged" of lists, if there is one.
     separator : str | None
         Between labels; "": none; None: see ``columns.read_labels``.
-    classes : Sequence[str] | None
-        All classes in their order; a label beyond them is refused. None: any.
+    classes : Sequence[str] | str | None
+        All classes in their order, as a list or apart by commas; a label beyond them
+        is refused. None: any.
     min_probability : float
         A class is there above it, where labels are probabilities.
+    segments : bool
+        False: files are read whole, whatever columns of times say.
     splits : Mapping[str, str] | None
         New names of the source's splits, such as ``{"dev": "valid"}``; rows of other
         splits are left out. None: all, as they are named.
@@ -136,7 +150,7 @@ def read_table(
     datasets.Dataset
         Columns ``video_id``, ``audio`` (``{bytes, path}``), ``labels`` (class names)
         and, where the source has them, ``group``, ``fold``, ``split``, ``device``
-        (strings) and ``judged`` (class names).
+        (strings), ``judged`` (class names), ``start`` and ``end`` (s).
 
     Raises
     ------
@@ -158,6 +172,9 @@ def read_table(
     >>> rows["video_id"][:], rows["labels"][:]
     (['cat/1', 'dog/1'], [['cat'], ['dog']])
     """
+    if not isinstance(segments, bool):
+        raise ValueError(f"segments={segments!r} must be True or False")
+    classes = class_names(classes)
     source = _find_source(
         str(dataset),
         form,
@@ -184,27 +201,26 @@ def read_table(
         ("split", split_column),
         ("device", device_column),
     ):
-        if given is not None or role in source.columns:
+        if given is not None or find_column(source.columns, [role]):
             name = choose_column(
                 source.columns, given, [role], f"{role}_column", source.name
             )
-            table[role] = [_text(value) for value in source.columns[name]]
+            table[role] = [cell_text(value) for value in source.columns[name]]
+    times = find_times(source.columns) if segments else None
+    if times is not None and embedded_column(source, audio_column) is None:
+        table |= read_times(source.columns, times, source.name)
     _say_if_incomplete(source.name, len(table["labels"]), num_clips)
     kept = list(range(len(table["labels"])))
     if splits is not None:
         kept = _rename_splits(table, splits, source.name)
-    rows, kept = rows_with_sound(
-        source, table, kept, audio_column, id_column, audio_folder
-    )
+    rows = rows_with_sound(source, table, kept, audio_column, id_column, audio_folder)
     if form != "sounds" and not any(table["labels"][row] for row in kept):
         raise ValueError(
             f"no clip of {source.name} has a label in column {labels}; name another "
             "one with label_column"
         )
-    if len(kept) < len(rows):
-        rows = rows.select(kept)
     rows.info.license = licence or ""
-    unlabelled = sum(not table["labels"][row] for row in kept)
+    unlabelled = sum(not labels for labels in rows["labels"])
     logger.info("%s: %d clips, %d unlabelled", source.name, len(rows), unlabelled)
     return rows
 
@@ -213,6 +229,8 @@ def label_table(
     rows: datasets.Dataset, classes: Sequence[str] | None = None
 ) -> LabelTable:
     """What K means: fixed classes in their order, or those of the rows, sorted.
+
+    Labels that are numbers are sorted as such, so that those from 0 on are the index.
 
     Arguments
     ---------
@@ -232,7 +250,7 @@ def label_table(
         found: set[str] = set()
         for batch in column.iter(batch_size=10_000):
             found.update(name for names in batch["labels"] for name in names or ())
-        classes = sorted(found)
+        classes = in_order(found)
     return LabelTable(classes, classes)
 
 
@@ -247,6 +265,8 @@ def _find_source(
 ) -> Source:
     if form not in FORMS:
         raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
+    numbered = any(str(name).isdecimal() for name in (audio_column, label_column))
+    read = partial(read_table_file, cache_dir=cache_dir, numbered=numbered)
     path = Path(dataset).expanduser()
     if not path.is_dir():
         refuse_special(path)
@@ -259,10 +279,9 @@ def _find_source(
             raise FileNotFoundError(f"form={form} needs a folder, but {path} is none")
         return NAMED_FOLDERS[form](path)
     if path.is_file():
-        return read_table_file(path, path.parent, cache_dir)
+        return read(path, path.parent)
     if not path.exists() or any((path / name).is_file() for name in SAVED):
         return read_rows(dataset, split_names, config, cache_dir)
-    read = partial(read_table_file, cache_dir=cache_dir)
     source = find_layout(path, read, FORMS[1:], audio_column, label_column)
     return source or read_rows(dataset, split_names, config, cache_dir)
 
@@ -293,10 +312,6 @@ def _has_names(source: Source, column: str) -> bool:
         return False
     kind = source.rows.data.schema.field(column).type
     return pa.types.is_list(kind) and pa.types.is_string(kind.value_type)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None or value == "" else str(value)
 
 
 def _say_if_incomplete(name: str, found: int, num_clips: int | None) -> None:

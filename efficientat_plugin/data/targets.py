@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
@@ -82,7 +83,7 @@ class LabelTable:
             If it is no such table.
         """
         try:
-            text = read_text(path, MAX_SETTINGS_BYTES)
+            text = read_text(path, MAX_SETTINGS_BYTES, "utf-8-sig")
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
             rows.sort(key=lambda row: int(row["index"]))
             columns = [[row[name] for row in rows] for name in ("mid", "display_name")]
@@ -217,7 +218,8 @@ def listed(labels: Labels) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """A name in any case, with any space around its commas."""
+    """A name in any case and Unicode form, with any space around its commas."""
+    name = unicodedata.normalize("NFC", name)
     return ",".join(part.strip() for part in name.casefold().split(","))
 
 

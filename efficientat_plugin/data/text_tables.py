@@ -1,4 +1,4 @@
-"""Tables of text: columns of CSV, TSV and JSONL files."""
+"""Tables of text: columns of CSV, TSV, JSON and JSONL files."""
 
 import csv
 import io
@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from efficientat_plugin.data.clip_ids import is_audio
+from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, find_column
 from efficientat_plugin.files import CHUNK_BYTES, open_file
 from efficientat_plugin.limits import (
     MAX_CELLS,
@@ -17,14 +19,18 @@ from efficientat_plugin.limits import (
 from efficientat_plugin.plain_text import shown
 
 
-def read_text_table(path: Path) -> dict[str, list[Any]]:
-    """Columns of a CSV, TSV or JSONL file.
+def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
+    """Columns of a CSV, TSV, JSON or JSONL file.
 
     Arguments
     ---------
     path : Path
-        ``.jsonl``: an object a line. Else text with a header, its fields apart by
-        tabs, semicolons or commas, whichever the header has most of.
+        ``.jsonl``: an object a line. ``.json``: see ``_read_json``. Else text with a
+        header, its fields apart by tabs, semicolons or commas, whichever the header has
+        most of. A first line that names a sound file is no header.
+    numbered : bool
+        Columns are called by number, so that a first line without any usual name is no
+        header, either.
 
     Raises
     ------
@@ -38,10 +44,12 @@ def read_text_table(path: Path) -> dict[str, list[Any]]:
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it "
             "as UTF-8"
         ) from error
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
         columns = _read_json_lines(path, text)
+    elif path.suffix.lower() == ".json":
+        columns = _read_json(path, text)
     else:
-        columns = _read_fields(path, text)
+        columns = _read_fields(path, text, numbered)
     if not columns or not len(next(iter(columns.values()))):
         raise ValueError(f"{path} has no rows; it needs a header and a row a clip")
     return columns
@@ -76,7 +84,7 @@ def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
         )
 
 
-def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
+def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
     header = text.partition("\n")[0]
     delimiter = max("\t;,", key=header.count)
     _refuse_too_large(path, text.count("\n"), 1 + header.count(delimiter))
@@ -90,11 +98,16 @@ def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
             "quote left open?"
         ) from error
     names = [name.strip() for name in lines[0][1]] if lines else []
+    first = 1
+    is_unusual = not find_column(names, (*AUDIO_NAMES, *LABEL_NAMES))
+    has_numbers = {str(place) for place in range(len(names))} & {*names}
+    if any(map(is_audio, names)) or (numbered and is_unusual and not has_numbers):
+        names, first = _invented_names(names), 0
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the header of {path} has {twice[0]!r} twice; rename one")
     rows = []
-    for number, fields in lines[1:]:
+    for number, fields in lines[first:]:
         if fields and len(fields) != len(names):
             raise ValueError(
                 f"line {number} of {path} has {len(fields)} fields, but its "
@@ -104,6 +117,54 @@ def _read_fields(path: Path, text: str) -> dict[str, list[Any]]:
         if fields:
             rows.append(fields)
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
+
+
+def _invented_names(fields: list[str]) -> list[str]:
+    """Of a table without a header: numbers, but for what its first line tells."""
+    names = [str(place) for place in range(len(fields))]
+    files = [place for place, field in enumerate(fields) if is_audio(field)]
+    if len(files) == 1:
+        if len(fields) == 2:
+            names = ["label", "label"]
+        names[files[0]] = "filename"
+    return names
+
+
+def _read_json(path: Path, text: str) -> dict[str, list[Any]]:
+    """Columns of a JSON file.
+
+    It is a list of objects; an object with one such list, as ``{"data": [...]}``; an
+    object with a list for each column; or one that tells by file names what the labels
+    are, or the columns. A file of JSON lines is taken for what it is.
+    """
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return _read_json_lines(path, text)
+    values = [*content.values()] if isinstance(content, dict) else []
+    of_rows = [each for each in (content, *values) if _is_list_of(each, dict)]
+    if len(of_rows) == 1:
+        return _columns_of_rows(path, of_rows[0])
+    if any(map(is_audio, content if values else ())):
+        rows = [
+            {"filename": name}
+            | (value if isinstance(value, dict) else {"label": value})
+            for name, value in content.items()
+        ]
+        return _columns_of_rows(path, rows)
+    if values and all(isinstance(each, dict) for each in values):  # pandas' to_json
+        values = [[*each.values()] for each in values]
+    if _is_list_of(values, list) and len({len(each) for each in values}) == 1:
+        return dict(zip(content, values, strict=True))
+    raise ValueError(
+        f"{path} is JSON, but no table; write a list of objects, such as "
+        '[{"file": "a.wav", "label": "dog"}]'
+    )
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    is_list = isinstance(value, list) and len(value) > 0
+    return is_list and all(isinstance(each, kind) for each in value)
 
 
 def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
@@ -127,4 +188,10 @@ def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
         rows.append(row)
         names |= dict.fromkeys(row)
         _refuse_too_large(path, len(rows), len(names))
+    return _columns_of_rows(path, rows)
+
+
+def _columns_of_rows(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = dict.fromkeys(name for row in rows for name in row)
+    _refuse_too_large(path, len(rows), len(names))
     return {name: [row.get(name) for row in rows] for name in names}

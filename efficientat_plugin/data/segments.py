@@ -1,0 +1,225 @@
+"""What rows of one file are: segments of it, or events in it, or the same clip."""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from efficientat_plugin.data.columns import cell_text, find_column
+from efficientat_plugin.data.opened import UnreadableClip, open_sound
+from efficientat_plugin.plain_text import shown
+
+logger = logging.getLogger(__name__)
+
+# As `columns.plain_name` has them; in seconds, as everywhere here.
+START_NAMES = ("start", "start_time", "begin", "begin_time", "start_s", "start_sec") + (
+    "start_seconds",
+)
+END_NAMES = ("end", "end_time", "stop", "stop_time", "end_s", "end_sec", "end_seconds")
+LENGTH_NAMES = ("duration", "duration_s", "duration_sec", "duration_seconds", "length")
+# Of events within a clip, as DCASE's tables have them; there, offset is an end.
+EVENT_NAMES = ("onset", "offset", "event_onset", "event_offset")
+LOOKED_AT = 50  # headers, to see whether files are longer than their segments say
+
+
+class Times(NamedTuple):
+    """Columns that say which part of a file a row is."""
+
+    start: str
+    end: str | None
+    length: str | None  # where there is no end
+
+
+def find_times(columns: Mapping[str, Any]) -> Times | None:
+    """The columns that cut segments: start and end, or offset and duration.
+
+    Example
+    -------
+    >>> find_times({"File": [], "Begin Time (s)": [], "End Time (s)": []})
+    Times(start='Begin Time (s)', end='End Time (s)', length=None)
+    >>> find_times({"file": [], "onset": [], "offset": [], "event_label": []})
+    """
+    start = find_column(columns, START_NAMES)
+    end = find_column(columns, END_NAMES)
+    length = find_column(columns, LENGTH_NAMES)
+    if start is None and find_column(columns, ("onset",)) is None:
+        start = find_column(columns, ("offset",))
+        end = None
+    if start is None or (end is None and length is None):
+        if start is not None:
+            logger.warning(
+                "Column %s cuts no segments, since there is none of ends or durations",
+                start,
+            )
+        return None
+    return Times(start, end, length if end is None else None)
+
+
+def read_times(
+    columns: Mapping[str, Sequence[Any]], times: Times, source: str
+) -> dict[str, list[float | None]]:
+    """When each row's segment starts and ends, s; None where nothing is said.
+
+    Raises
+    ------
+    ValueError
+        For what is no time, or a segment without length.
+    """
+    starts = _seconds(columns[times.start], times.start, source)
+    name = times.end or times.length or ""
+    ends = _seconds(columns[name], name, source)
+    if times.length:
+        ends = [
+            None if length is None else (start or 0.0) + length
+            for start, length in zip(starts, ends, strict=True)
+        ]
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        if end is not None and end <= (start or 0.0):
+            raise ValueError(
+                f"row {row + 1} of {source} has a segment from {start or 0.0:g} to "
+                f"{end:g} s ({times.start}, {name}), which is empty; mend it, or pass "
+                "segments=False to read whole files"
+            )
+    return {"start": starts, "end": ends}
+
+
+def _seconds(values: Sequence[Any], column: str, source: str) -> list[float | None]:
+    found: list[float | None] = []
+    for row, value in enumerate(values):
+        text = cell_text(value)
+        try:
+            seconds = None if text is None else float(text)
+        except ValueError:
+            seconds = math.nan
+        if seconds is not None and not 0 <= seconds < math.inf:
+            raise ValueError(
+                f"row {row + 1} of {source} has {shown(str(value))[:40]!r} in column "
+                f"{column}, which is no time in seconds; write seconds, or pass "
+                "segments=False to read whole files"
+            )
+        found.append(seconds)
+    return found
+
+
+def merge_rows(
+    table: dict[str, list[Any]],
+    files: Sequence[str | None],
+    kept: Sequence[int],
+    source: str,
+    columns: Mapping[str, Any],
+) -> list[int]:
+    """One row for each file, or each segment of it, with all of its labels.
+
+    Arguments
+    ---------
+    table : dict[str, list]
+        Gets the labels of rows that are merged in the first of them; and, where files
+        have several segments, a group for each file.
+    files : Sequence[str | None]
+        Of each row; None: nobody says.
+    kept : Sequence[int]
+        Rows that matter.
+    source : str
+        For messages.
+    columns : Mapping
+        Of the source, to find out what rows of one file may be.
+
+    Returns
+    -------
+    list[int]
+        Those of ``kept`` that stand for their file or segment.
+
+    Raises
+    ------
+    ValueError
+        If rows of one clip are in two splits, folds or groups.
+    """
+    nothing = [None] * len(files)
+    starts, ends = table.get("start", nothing), table.get("end", nothing)
+    first: dict[Any, int] = {}
+    for row in kept:
+        name = (row,) if files[row] is None else (files[row], starts[row], ends[row])
+        place = first.setdefault(name, row)
+        if place != row:
+            _merge(table, place, row, files[row], source)
+    merged = list(first.values())
+    if len(merged) < len(kept):
+        events = [name for name in columns if find_column([name], EVENT_NAMES)]
+        unused = f" The times ({', '.join(events)}) are not used." if events else ""
+        logger.warning(
+            "%s: %d rows are of %d clips. Rows of the same clip are taken for events "
+            "in it, so that the clip gets the labels of all of them.%s",
+            source,
+            len(kept),
+            len(merged),
+            unused,
+        )
+    if "start" in table:
+        num_files = len({files[row] for row in merged})
+        logger.warning("%s: %d segments of %d files", source, len(merged), num_files)
+        if num_files < len(merged):
+            _group_by_file(table, files, merged)
+    return merged
+
+
+def _merge(
+    table: dict[str, list[Any]], place: int, row: int, file: Any, source: str
+) -> None:
+    for name in ("labels", "judged"):
+        if name in table:
+            both = [*(table[name][place] or ()), *(table[name][row] or ())]
+            table[name][place] = list(dict.fromkeys(both))
+    for name in ("split", "fold", "group", "device"):
+        if name in table and table[name][place] != table[name][row]:
+            raise ValueError(
+                f"{source} has {shown(str(file))} in {name} {table[name][place]} and "
+                f"in {name} {table[name][row]}; put all rows of a file into one"
+            )
+
+
+def _group_by_file(
+    table: dict[str, list[Any]], files: Sequence[str | None], kept: Sequence[int]
+) -> None:
+    """Makes groups of files, and of files that share a group."""
+    own = table.get("group", [None] * len(files))
+    parent: dict[Any, Any] = {}
+
+    def root(name: Any) -> Any:
+        while parent.setdefault(name, name) != name:
+            name = parent[name]
+        return name
+
+    for row in kept:
+        file = ("file", files[row])
+        if own[row] is not None:
+            parent[root(file)] = root(("group", own[row]))
+    groups: list[Any] = [None] * len(files)
+    for row in kept:
+        kind, name = root(("file", files[row]))
+        groups[row] = None if name is None else name if kind == "group" else str(name)
+    table["group"] = groups
+
+
+def are_cut_already(
+    files: Sequence[str | None], table: Mapping[str, Sequence[Any]], kept: Sequence[int]
+) -> bool:
+    """Whether each file is a segment, cut from a recording that is not there.
+
+    So it is where no file has two rows, and most of some files that are looked at end
+    before their segments do: the times are those in the recording, as in UrbanSound8K.
+    """
+    if max(Counter(files[row] for row in kept).values(), default=0) > 1:
+        return False
+    step = max(1, len(kept) // LOOKED_AT)
+    beyond = known = 0
+    for row in kept[::step]:
+        try:
+            with open_sound(files[row] or "") as sound:
+                length = sound.count_frames() / sound.samplerate
+        except UnreadableClip:
+            continue
+        start, end = table["start"][row], table["end"][row]
+        beyond += max(start or 0.0, end or 0.0) > length + 1.0
+        known += 1
+    return 2 * beyond > known

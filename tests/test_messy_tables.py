@@ -1,0 +1,470 @@
+"""Tables as people have them, read as they mean them."""
+
+import csv
+import json
+import unicodedata
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+import soundfile
+
+from efficientat_plugin.data.columns import read_labels
+from efficientat_plugin.data.labelled import open_labelled, runs_of
+from efficientat_plugin.data.rows import load_rows
+from efficientat_plugin.data.splits import given_split
+from efficientat_plugin.data.tables import label_table, read_table
+from efficientat_plugin.data.targets import LabelTable
+
+RATE = 8000
+NAMES = ("a", "b", "c", "d")
+CLASSES = ("dog", "cat", "dog", "cat")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four short files, in a folder ``audio``."""
+    for number, name in enumerate(NAMES):
+        write_sound(tmp_path / "audio" / f"{name}.wav", number)
+    return tmp_path
+
+
+def write_sound(path, seed=0, seconds=0.1):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE))
+    soundfile.write(path, noise, RATE)
+
+
+def write_csv(path, header, lines, delimiter=","):
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        rows = [header, *lines] if header else lines
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+
+
+def files(pattern="audio/{}.wav"):
+    return [pattern.format(name) for name in NAMES]
+
+
+def write_table(folder, header, columns, name="clips.csv"):
+    write_csv(folder / name, header, zip(*columns, strict=True))
+    return folder / name
+
+
+# --- Columns ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spell", [str.lower, str.title, str.upper])
+def test_columns_are_found_in_any_case(folder, spell):
+    roles = ["filename", "label", "split", "fold", "group", "device"]
+    sides = ["train", "test", "train", "test"]
+    columns = [files(), CLASSES, sides, list("1212"), list("xyxy"), ["p"] * 4]
+    path = write_table(folder, [spell(role) for role in roles], columns)
+    found = read_table(path)
+    assert found["labels"][:] == [[name] for name in CLASSES]
+    for role, column in zip(roles[2:], columns[2:], strict=True):
+        assert found[role][:] == column
+    assert read_table(path, label_column="label", fold_column="Group")["fold"][:] == (
+        list("xyxy")
+    )
+
+
+@pytest.mark.parametrize("spell", [str.lower, str.title, str.upper])
+def test_sides_are_known_in_any_case(spell):
+    sides = [spell(name) for name in ("train", "validation", "test")]
+    split = given_split(datasets.Dataset.from_dict({"split": sides}))
+    assert split == ([0], [1], [2])
+
+
+HEADERLESS = {
+    "known by the file": (files(), CLASSES, {}),
+    "by number": (files(), CLASSES, {"audio_column": 0, "label_column": "1"}),
+    "no suffix": (files("audio/{}"), CLASSES, {"audio_column": 0, "label_column": 1}),
+    "the other way": (CLASSES, files(), {"audio_column": "1", "label_column": 0}),
+    "the other way, by itself": (CLASSES, files(), {}),
+}
+
+
+@pytest.mark.parametrize("case", HEADERLESS)
+def test_a_table_without_a_header_is_read_by_numbers(case, folder):
+    *columns, given = HEADERLESS[case]
+    found = read_table(write_table(folder, None, columns), **given)
+    assert found["video_id"][:] == files("audio/{}")
+    assert found["labels"][:] == [[name] for name in CLASSES]
+
+
+@pytest.mark.parametrize("header", [["0", "1"], ["file", "label"], ["where", "what"]])
+def test_numbers_name_columns_below_a_header_too(header, folder):
+    # The last of them is taken for a row, and its file is missing.
+    path = write_table(folder, header, [files(), CLASSES])
+    found = read_table(path, audio_column=0, label_column=1)
+    assert found["labels"][-4:] == [[name] for name in CLASSES]
+    assert len(found) == 4 + (header == ["where", "what"])
+
+
+def _json_forms():
+    table = pandas.DataFrame({"file": files(), "label": CLASSES})
+    records = table.to_dict("records")
+    return {
+        "list": records,
+        "data": {"data": records},
+        "and more": {"version": 1, "classes": ["dog"], "clips": records},
+        "columns": table.to_dict("list"),
+        "pandas": json.loads(table.to_json()),
+        "by file": dict(zip(files(), CLASSES, strict=True)),
+        "by file, several": {f: [c] for f, c in zip(files(), CLASSES, strict=True)},
+        "by file, columns": {
+            file: {"label": name} for file, name in zip(files(), CLASSES, strict=True)
+        },
+    }
+
+
+@pytest.mark.parametrize("form", _json_forms())
+def test_every_form_of_json_is_the_same_table(form, folder):
+    (folder / "clips.json").write_text(json.dumps(_json_forms()[form]))
+    found = read_table(folder / "clips.json")
+    assert found["video_id"][:] == files("audio/{}")
+    assert found["labels"][:] == [[name] for name in CLASSES]
+
+
+@pytest.mark.parametrize("text", ["3", "[]", "{}", '{"a": 1}', "[1, 2]", '["a", {}]'])
+def test_json_that_is_no_table_is_refused(text, folder):
+    (folder / "clips.json").write_text(text)
+    with pytest.raises(ValueError, match=r"is JSON, but no table; write a list of obj"):
+        read_table(folder / "clips.json")
+
+
+# --- Labels ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['dog' 'indoor']",
+        "['dog'\n 'indoor']",
+        "['dog', 'indoor']",
+        '["dog", "indoor"]',
+        "('dog', 'indoor')",
+        "[dog, indoor]",
+        '["dog", "indoor", null]',
+        ' ["dog","indoor"] ',
+    ],
+)
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_text_that_looks_like_a_list_is_one(text, column):
+    assert read_labels([text], column) == [["dog", "indoor"]]
+
+
+@pytest.mark.parametrize("text", ["[dog]", "(dog)", "dog [a, b]", "church 'bells'"])
+def test_text_that_is_no_list_is_a_name(text):
+    assert read_labels([text], "label") == [[text]]
+
+
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), "", " ", "nan", "NaN", "None", "NA", "<NA>"]
+)
+@pytest.mark.parametrize("column", ["label", "labels"])
+def test_what_is_missing_is_no_class(value, column, caplog):
+    values = ["dog", value, ["cat", value], f"[{value}]"]
+    assert read_labels(values, column) == [["dog"], [], ["cat"], []]
+    if isinstance(value, str) and value.strip():
+        assert f"labels in column {column} are taken for missing" in caplog.text
+
+
+def test_a_class_called_none_is_one_where_it_is_told():
+    found = read_labels(["None", "dog", None], "label", classes=["dog", "None"])
+    assert found == [["None"], ["dog"], []]
+
+
+MULTI_HOT = {
+    "lists": [[1, 0, 0], [0, 1, 1]],
+    "text": ["[1, 0, 0]", "[0, 1, 1]"],
+    "numpy": ["[1 0 0]", "[0 1 1]"],
+    "numpy floats": ["[1. 0. 0.]", "[0. 1. 1.]"],
+    "booleans": [[True, False, False], [False, True, True]],
+    "floats": [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]],
+}
+
+
+@pytest.mark.parametrize("form", MULTI_HOT)
+def test_zeros_and_ones_are_of_named_classes_or_refused(form):
+    values = MULTI_HOT[form]
+    found = read_labels(values, "labels", classes=["dog", "cat", "rain"])
+    assert found == [["dog"], ["cat", "rain"]]
+    with pytest.raises(ValueError, match="a number for each class, but not their name"):
+        read_labels(values, "labels")
+
+
+def test_classes_may_be_named_in_a_line(folder):
+    rows = [{"file": f, "y": [i % 2, 1]} for i, f in enumerate(files())]
+    (folder / "clips.json").write_text(json.dumps(rows))
+    given = {"label_column": "y", "classes": "dog, cat"}
+    clips = open_labelled(folder / "clips.json", {}, **given)
+    assert clips.labels.names == ("dog", "cat")
+    assert clips.rows["labels"][:] == [["cat"], ["dog", "cat"]] * 2
+
+
+def test_numbers_of_classes_are_not_zeros_and_ones():
+    assert read_labels([[3, 1], [0, 1]], "labels") == [["3", "1"], ["0", "1"]]
+
+
+@pytest.mark.parametrize("kind", [int, str, float])
+def test_labels_that_are_numbers_are_their_own_index(kind):
+    labels = read_labels([kind(n) for n in (10, 2, 0, 1, *range(3, 10))], "label")
+    if kind is str:
+        assert labels[0] == ["10"]
+    names = label_table(datasets.Dataset.from_dict({"labels": labels})).names
+    assert names == tuple(str(number) for number in range(11))
+
+
+def test_folds_are_in_the_order_of_their_numbers():
+    columns = {"video_id": list("abcdef"), "labels": [["x"], ["y"]] * 3}
+    columns |= {"fold": ["10", "10", "9", "9", "1", "1"]}
+    rows = datasets.Dataset.from_dict(columns)
+    assert [*runs_of(rows, valid_share=0.0)] == ["fold1", "fold9", "fold10"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+def test_unicode_forms_are_alike(form, on_disk, tmp_path):
+    name, label = "fl\u00fcte.wav", "caf\u00e9"
+    write_sound(tmp_path / unicodedata.normalize(on_disk, name))
+    write_csv(
+        tmp_path / "clips.csv",
+        ["file", "label"],
+        [[unicodedata.normalize(form, name), unicodedata.normalize(form, label)]],
+    )
+    found = read_table(tmp_path)
+    assert found["labels"][:] == [[label]]
+    assert found["video_id"][:] == ["fl\u00fcte"]
+    assert found["audio"][0]["path"].endswith(unicodedata.normalize(on_disk, name))
+    write_sound(tmp_path / "folders" / unicodedata.normalize(form, label) / name)
+    assert read_table(tmp_path / "folders")["labels"][:] == [[label]]
+    table = LabelTable(["/m/x"], [unicodedata.normalize(on_disk, label)]).with_names()
+    assert table.indices([unicodedata.normalize(form, label)]) == ([0], [])
+
+
+def test_a_label_table_may_begin_with_a_mark(tmp_path):
+    text = "index,mid,display_name\n0,/m/a,Dog\n"
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8-sig")
+    assert LabelTable.from_csv(tmp_path / "labels.csv").names == ("Dog",)
+
+
+# --- Files -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "audio/{}.wav",
+        "./audio/{}.wav",
+        "audio\\{}.wav",
+        "C:\\Users\\me\\set\\audio\\{}.wav",
+        "/home/somebody/set/audio/{}.wav",
+        "audio/{}.flac",
+        "audio/{}.WAV",
+        "audio/{}",
+    ],
+)
+def test_a_file_has_one_id_however_it_is_named(pattern, folder):
+    found = read_table(
+        write_table(folder, ["file", "label"], [files(pattern), CLASSES])
+    )
+    assert found["video_id"][:] == files("audio/{}")
+    paths = [audio["path"] for audio in found["audio"]]
+    assert paths == [str(folder / name) for name in files()]
+
+
+def test_a_file_has_one_id_wherever_it_is_named_from(folder):
+    path = write_table(folder, ["file", "label"], [files("{}.wav"), CLASSES])
+    found = read_table(path, audio_folder="audio")
+    assert found["video_id"][:] == files("audio/{}")
+
+
+def test_files_of_another_format_are_named(folder, caplog):
+    columns = [[*files()[:3], "audio/d.mp3"], CLASSES]
+    read_table(write_table(folder, ["file", "label"], columns))
+    message = "1 files of clips.csv are there in another format than it says: audio/d"
+    assert message in caplog.text
+
+
+HINTS = {
+    "x.wav": "set audio_folder=audio, since audio/x.wav is there",
+    "audio/x.wav": "set audio_folder=deep/er, since deep/er/audio/x.wav is there",
+    "sounds/x.wav": "audio/x.wav is there: write such names in column file",
+    "other.wav": "pass audio_folder, or another audio_column",
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_hint_helps_or_is_not_given(name, tmp_path):
+    place = "deep/er/audio/x.wav" if name == "audio/x.wav" else "audio/x.wav"
+    write_sound(tmp_path / place)
+    write_csv(tmp_path / "clips.csv", ["file", "label"], [[name, "dog"]])
+    with pytest.raises(FileNotFoundError, match=HINTS[name]):
+        read_table(tmp_path)
+    if "set audio_folder=" in HINTS[name]:
+        hint = HINTS[name].partition("=")[2].partition(",")[0]
+        assert len(read_table(tmp_path, audio_folder=hint)) == 1
+
+
+NAMED_LIKE_YOUTUBE = (
+    "kitchen_mic_0",
+    "kitchen_mic_1",
+    "Yellowhammer_1",
+    "Y--PJHxphWEs",
+)
+
+
+def test_every_reader_gives_a_file_the_same_id(tmp_path):
+    names = [f"{c}/{name}" for c in ("cat", "dog") for name in NAMED_LIKE_YOUTUBE]
+    names = sorted([*names, "dog/caf\u00e9", "dog/twice.flac", "dog/twice.wav"])
+    for name in names:
+        suffix = "" if "." in name else ".wav"
+        write_sound(tmp_path / unicodedata.normalize("NFD", name + suffix))
+    lines = [[name, name[:3]] for name in names]
+    (tmp_path / "tables").mkdir()
+    write_csv(tmp_path / "tables" / "clips.csv", ["file", "label"], lines)
+    found = {
+        "class folders": read_table(tmp_path, form="class_folders"),
+        "sounds": read_table(tmp_path, form="sounds"),
+        "table": read_table(tmp_path),
+        "no labels": load_rows(str(tmp_path), None),
+    }
+    for form, rows in found.items():
+        assert sorted(rows["video_id"]) == names, form
+
+
+def test_ids_of_audioset_are_those_of_youtube(tmp_path):
+    write_sound(tmp_path / "Y--PJHxphWEs_30000.wav")
+    assert load_rows(str(tmp_path), None)["video_id"][:] == ["Y--PJHxphWEs_30000"]
+    (tmp_path / "eval_segments.csv").write_text("--PJHxphWEs, 30, 40, /m/09x0r\n")
+    assert load_rows(str(tmp_path), None)["video_id"][:] == ["--PJHxphWEs"]
+
+
+# --- Several rows of a file --------------------------------------------------------
+
+
+def test_rows_of_a_file_are_events_in_it(folder, caplog):
+    lines = [
+        ["audio/a.wav", "0.0", "0.02", "dog"],
+        ["audio/a.wav", "0.03", "0.05", "cat"],
+        ["audio/b.wav", "0.0", "0.01", "dog"],
+        ["audio/a.wav", "0.06", "0.08", "dog"],
+        ["audio/c.wav", "", "", ""],
+    ]
+    header = ["filename", "onset", "offset", "event_label"]
+    write_csv(folder / "strong.tsv", header, lines, "\t")
+    found = read_table(folder / "strong.tsv")
+    assert found["video_id"][:] == ["audio/a", "audio/b", "audio/c"]
+    assert found["labels"][:] == [["dog", "cat"], ["dog"], []]
+    assert "start" not in found.column_names
+    assert "5 rows are of 3 clips. Rows of the same clip are taken for" in caplog.text
+    assert "The times (onset, offset) are not used" in caplog.text
+
+
+def test_a_file_on_two_sides_is_refused(folder):
+    lines = [["audio/a.wav", "dog", "train"], ["audio\\a.wav", "cat", "test"]]
+    write_csv(folder / "clips.csv", ["file", "label", "split"], lines)
+    with pytest.raises(
+        ValueError, match=r"a.wav in split train and in split test; put"
+    ):
+        read_table(folder / "clips.csv")
+
+
+SEGMENTS = {
+    "start, end": (["start", "end"], [["0", "0.05"], ["0.05", "0.1"]]),
+    "units": (["Begin Time (s)", "End Time (s)"], [["0", "0.05"], ["0.05", "0.1"]]),
+    "lengths": (["offset", "duration"], [["0", "0.05"], ["0.05", "0.05"]]),
+    "start, length": (["Start", "Duration"], [["0", "0.05"], ["0.05", "0.05"]]),
+    "all three": (
+        ["start", "end", "duration"],
+        [["0", "0.05", "9"], ["0.05", "0.1", "9"]],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEGMENTS)
+def test_times_cut_segments(case, folder):
+    header, times = SEGMENTS[case]
+    lines = [[f, *t, c] for f in files() for t, c in zip(times, "xy", strict=True)]
+    write_csv(folder / "clips.csv", ["file", *header, "label"], lines)
+    found = read_table(folder / "clips.csv")
+    assert found["start"][:] == [0.0, 0.05] * 4
+    assert found["end"][:] == pytest.approx([0.05, 0.1] * 4)
+    assert found["labels"][:] == [["x"], ["y"]] * 4
+    assert found["video_id"][:2] == ["audio/a:0-0.05", "audio/a:0.05-0.1"]
+    whole = read_table(folder / "clips.csv", segments=False)
+    assert whole["video_id"][:] == files("audio/{}")
+    assert whole["labels"][:] == [["x", "y"]] * 4
+
+
+@pytest.mark.parametrize("groups", [None, "1234", "1122"])
+def test_segments_of_a_file_are_never_on_two_sides(groups, folder):
+    lines, header = [], ["file", "start", "end", "label", "group"]
+    for place, file in enumerate(files()):
+        for n, label in enumerate("xyxy"):
+            group = groups[place] if groups and n else ""  # the first is of no group
+            lines.append([file, n / 50, (n + 1) / 50, label, group])
+    header, cut = (header, 5) if groups else (header[:4], 4)
+    write_csv(folder / "clips.csv", header, [line[:cut] for line in lines])
+    found = read_table(folder / "clips.csv")
+    paths = np.array([audio["path"] for audio in found["audio"]])
+    for seed in range(5):
+        valid = 0.0 if groups == "1122" else 0.25
+        (split,) = runs_of(found, "random", None, valid, 0.25, seed).values()
+        sides = [set(paths[rows]) for rows in split if rows]
+        assert sum(map(len, sides)) == len(set(paths))
+        if groups == "1122":  # files of one group stay together, too
+            together = {str(folder / name) for name in files()[:2]}
+            assert all(len(side & together) != 1 for side in sides)
+
+
+def test_files_that_are_cut_already_are_read_whole(folder, caplog):
+    pairs = zip(files(), CLASSES, strict=True)
+    lines = [[f, 60 + n, 64 + n, c] for n, (f, c) in enumerate(pairs)]
+    write_csv(folder / "clips.csv", ["file", "start", "end", "label"], lines)
+    assert "start" not in read_table(folder / "clips.csv").column_names
+    assert "taken to be segments already, and are read whole" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["2", "1"], "row 1 of clips.csv has a segment from 2 to 1 s .* is empty"),
+        (["1:30", "1:40"], "has '1:30' in column start, which is no time in seconds"),
+        (["-1", "1"], "has '-1' in column start, which is no time in seconds"),
+        (["0", "inf"], "has 'inf' in column end, which is no time in seconds"),
+    ],
+)
+def test_times_that_are_none_are_refused(times, message, folder):
+    line = [files()[0], *times, "dog"]
+    write_csv(folder / "clips.csv", ["file", "start", "end", "label"], [line])
+    with pytest.raises(ValueError, match=message):
+        read_table(folder / "clips.csv")
+    assert len(read_table(folder / "clips.csv", segments=False)) == 1
+
+
+# --- Splits ----------------------------------------------------------------------
+
+
+def test_a_fold_without_folds_is_refused():
+    columns = {"video_id": list("abcd"), "labels": [["x"], ["y"]] * 2}
+    rows = datasets.Dataset.from_dict(columns)
+    with pytest.raises(ValueError, match="fold=3 needs a column of folds.*fold_column"):
+        runs_of(rows, fold=3)
+    rows = rows.add_column("fold", list("1122"))
+    rows = rows.add_column("split", ["train"] * 4)
+    assert [*runs_of(rows, fold=1, valid_share=0.0)] == ["fold1"]
+    with pytest.raises(ValueError, match="fold=1 was given, but split=random uses no"):
+        runs_of(rows, "random", fold=1)
+
+
+def test_validation_without_a_test_is_a_split():
+    columns = {"video_id": list("abcd"), "labels": [["x"], ["y"]] * 2}
+    rows = datasets.Dataset.from_dict(
+        columns | {"split": ["train", "train"] + ["val"] * 2}
+    )
+    assert runs_of(rows)["given"] == ([0, 1], [2, 3], [])
+    split = runs_of(rows.remove_columns("split"), "random", None, 0.25, 0.0)["random"]
+    assert (len(split.valid), split.test) == (1, [])
