@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from efficientat_plugin.cli.inputs import decoded_ahead
 from efficientat_plugin.data import opened
-from efficientat_plugin.data.decoding import UnreadableClip, decode, decode_blocks
+from efficientat_plugin.data.decoding import (
+    ClipReader,
+    UnreadableClip,
+    decode,
+    decode_blocks,
+)
+from efficientat_plugin.data.encoding import ClipEncoder
 from efficientat_plugin.data.opened import open_sound
+from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.streams import blocks_of
 
 RATE = 16000
 NUM_FRAMES = 150_000  # more than two blocks
@@ -40,6 +49,12 @@ def recording(num_frames: int = NUM_FRAMES, rate: int = RATE) -> np.ndarray:
 def written(kind: str, subtype: str | None = None, rate: int = RATE) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, recording(rate=rate), rate, subtype, format=kind)
+    return file.getvalue()
+
+
+def mp3(num_frames: int) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, recording(num_frames), RATE, format="MP3")
     return file.getvalue()
 
 
@@ -182,6 +197,52 @@ def test_joined_mp3s_are_read_to_the_end_of_the_last():
     # Without a count the decoder goes on from one to the next.
     found = joined(uncounted + uncounted)
     assert len(found) == pytest.approx(2 * len(joined(uncounted)), abs=1200)
+
+
+@pytest.mark.parametrize(("subtype", "rate"), [("VORBIS", RATE), ("OPUS", 48000)])
+def test_joined_oggs_are_read_to_the_end_of_the_last(subtype, rate):
+    content = written("OGG", subtype, rate)
+    expected = np.tile(joined(content, rate), 3)
+    np.testing.assert_array_equal(joined(content * 3, rate), expected)
+
+
+def by_tagger(path):
+    return np.concatenate(list(blocks_of(path, None, RATE)))
+
+
+def by_command(path):
+    (found,) = decoded_ahead([path], RATE, workers=1)
+    return found.samples
+
+
+def by_reader(path):
+    table = LabelTable(["a"], ["A"])
+    reader = ClipReader(table, clip_seconds=NUM_FRAMES / RATE, sample_rate=RATE)
+    row = {"video_id": "a", "labels": [], "audio": {"bytes": None, "path": path}}
+    return reader.read(row).waveform.numpy()
+
+
+def by_preparation(path):
+    clip = ClipEncoder("int16", sample_rate=RATE).encode({"path": path})
+    return joined(clip.content)
+
+
+WAYS = [by_tagger, by_command, by_reader, by_preparation]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("how", ["uncounted", "joined"])
+def test_every_way_in_reads_an_mp3_whole(tmp_path, way, how):
+    path = tmp_path / "sound.mp3"
+    half = NUM_FRAMES // 2
+    pieces = {"uncounted": [uncounted_mp3()], "joined": [mp3(half), mp3(half)]}[how]
+    path.write_bytes(b"".join(pieces))
+    expected = np.concatenate([joined(piece) for piece in pieces])
+    found = way(path)
+    assert len(expected) >= NUM_FRAMES
+    length = min(len(found), len(expected))
+    assert length >= NUM_FRAMES
+    np.testing.assert_allclose(found[:length], expected[:length], atol=1e-4)
 
 
 def test_joined_mp3s_of_two_rates_are_refused():

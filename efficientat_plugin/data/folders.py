@@ -38,11 +38,13 @@ class FolderContent(NamedTuple):
             files = "1 file that is" if count == 1 else f"{count} files that are"
             parts.append(f"{files} no sound: {some_of(kinds, NAMED)}")
         if self.hidden:
-            parts.append(f"{self.hidden} hidden")
+            kind = "file or folder" if self.hidden == 1 else "files and folders"
+            parts.append(f"{self.hidden} hidden {kind}")
         if self.not_text:
+            whose = "whose name is" if len(self.not_text) == 1 else "whose names are"
             parts.append(
-                f"{len(self.not_text)} of names that are not UTF-8, as they must be in "
-                f"a table: {some_of(self.not_text)}; rename them"
+                f"{len(self.not_text)} {whose} not UTF-8, as those in tables are: "
+                f"{some_of(self.not_text)}; rename them to use them"
             )
         return "; ".join(parts)
 
@@ -78,7 +80,7 @@ def walk_sounds(
     ...     (folder / name).touch()
     >>> content = walk_sounds(folder)
     >>> content.sounds, content.passed_over()
-    (['a.MP3'], '1 file that is no sound: .txt (1); 1 hidden')
+    (['a.MP3'], '1 file that is no sound: .txt (1); 1 hidden file or folder')
     """
     sounds, not_text, others, hidden = [], [], Counter[str](), 0
     for place, folders, files in _places(str(folder), onerror or refuse_folder):

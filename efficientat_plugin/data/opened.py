@@ -142,7 +142,9 @@ def _open_kind(file: BinaryIO) -> OpenSound:
             return _Container(file, kind)
     pieces = _mp3_pieces(file)
     if first := next(pieces, None):
-        return _Mp3(file, chain([first], pieces))
+        return _Joined(file, chain([first], pieces), ID3_TAG)
+    if len(links := list(_ogg_links(file))) > 1:
+        return _Joined(file, links)
     name = getattr(file, "name", None)
     if name is None:
         sound = _Forwards(_Piece(file, 0, file.seek(0, os.SEEK_END)))
@@ -151,7 +153,7 @@ def _open_kind(file: BinaryIO) -> OpenSound:
     if sound.format != "MP3":
         return sound
     sound.close()  # an MP3 behind something else
-    return _Mp3(file, [(0, ENDLESS)])
+    return _Joined(file, [(0, ENDLESS)], ID3_TAG)
 
 
 class _Piece:
@@ -257,18 +259,22 @@ class _Forwards(soundfile.SoundFile, _Skipping):
         return self.frames if is_counted else _Skipping.count_frames(self)
 
 
-class _Mp3(_Skipping):
-    """An MP3, or several that were joined, each read to its end.
+class _Joined(_Skipping):
+    """Sounds that were joined to one file, each read to its end; or one MP3.
 
     Arguments
     ---------
     file : BinaryIO
     pieces : iterable of (int, int)
         Where each begins, and its length, bytes.
+    head : bytes
+        To go before each.
     """
 
-    def __init__(self, file: BinaryIO, pieces: Iterable[tuple[int, int]]) -> None:
-        self._sounds = (_Forwards(_Piece(file, *piece, ID3_TAG)) for piece in pieces)
+    def __init__(
+        self, file: BinaryIO, pieces: Iterable[tuple[int, int]], head: bytes = b""
+    ) -> None:
+        self._sounds = (_Forwards(_Piece(file, *piece, head)) for piece in pieces)
         self._sound = next(self._sounds)
         self.samplerate = self._sound.samplerate
 
@@ -404,6 +410,25 @@ def _mp3_pieces(file: BinaryIO) -> Iterator[tuple[int, int]]:
             length = size - start if frames else ENDLESS
         yield start, length
         start += length
+
+
+def _ogg_links(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Start and length of each Ogg stream that follows another in a file, bytes.
+
+    libsndfile reads the first. Streams at once, as of pictures and sound, begin with
+    one page each, before any other page.
+    """
+    start = place = 0
+    is_begun = False
+    while (head := _bytes_at(file, place, 27)).startswith(b"OggS") and len(head) == 27:
+        is_first = bool(head[5] & 2)  # page of its stream
+        if is_first and is_begun:
+            yield start, place - start
+            start = place
+        is_begun = not is_first
+        place += 27 + head[26] + sum(file.read(head[26]))
+    if place:
+        yield start, file.seek(0, os.SEEK_END) - start
 
 
 def _begins_mp3(head: bytes) -> bool:
