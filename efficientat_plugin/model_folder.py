@@ -36,6 +36,7 @@ from efficientat_plugin.described import (
     states_front_end,
 )
 from efficientat_plugin.model_card import Provenance, TrainedModel, model_card
+from efficientat_plugin.plain_text import cell
 from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.teachers.passt import PaSST
@@ -349,5 +350,5 @@ def _write_labels(path: Path, labels: LabelTable) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["index", "mid", "display_name"])
-        pairs = zip(labels.mids, labels.names, strict=True)
+        pairs = zip(map(cell, labels.mids), map(cell, labels.names), strict=True)
         table.writerows([index, *pair] for index, pair in enumerate(pairs))

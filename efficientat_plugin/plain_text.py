@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+FORMULA = ("=", "+", "-", "@")  # what one begins with in a spreadsheet
+
 
 def shown(text: object) -> str:
     r"""A name that neither breaks a line nor a column, nor commands a terminal.
@@ -43,4 +45,15 @@ def cell(text: object) -> str:
     ("'=HYPERLINK(A1)", 'Dog')
     """
     name = shown(text)
-    return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
+    return f"'{name}" if name.startswith(FORMULA) else name
+
+
+def of_cell(text: str) -> str:
+    """What ``cell`` was given, but for characters that it escaped.
+
+    Example
+    -------
+    >>> of_cell("'=HYPERLINK(A1)"), of_cell("Dog"), of_cell("'quoted'")
+    ('=HYPERLINK(A1)', 'Dog', "'quoted'")
+    """
+    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text

@@ -1,5 +1,7 @@
 """Files that somebody else made, to ask for what they are not meant to give."""
 
+import csv
+import io
 import os
 import resource
 import signal
@@ -10,6 +12,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -18,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from efficientat_plugin import AudioTagger
 from efficientat_plugin.cli import main
+from efficientat_plugin.data import packed
 from efficientat_plugin.data.decoding import UnreadableClip, decode
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.summary import _read_headers
@@ -335,6 +340,173 @@ def test_a_model_folder_that_takes_no_room_is_not_read_whole(name, folder, most_
     for load in (load_trained_model, AudioTagger.from_hparams):
         with most_memory(SPARSE_BYTES // 4), pytest.raises(ValueError, match=name):
             load(str(folder))
+
+
+# ---------------------------------------------------------------- tables that swell
+
+LONG = "y" * 10**6
+
+
+def repeated(value, count):
+    """A column of one value; in a file it takes a few bytes."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), [value])
+
+
+def _in_lists(column):
+    places = pa.array(range(len(column) + 1), pa.int32())
+    return pa.ListArray.from_arrays(places, column)
+
+
+def _as_audio(column):
+    names = pa.array([f"{k}.wav" for k in range(len(column))])
+    return pa.StructArray.from_arrays([column, names], ["bytes", "path"])
+
+
+PACKED = {
+    "text": lambda: {"labels": repeated(LONG, 2000)},
+    "lists of text": lambda: {"labels": _in_lists(repeated(LONG, 2000))},
+    "sound": lambda: {"audio": _as_audio(repeated(LONG.encode(), 2000))},
+    "many columns": lambda: {f"c{k}": repeated(LONG[:-k], 200) for k in range(1, 11)},
+    "few rows": lambda: {"labels": repeated(LONG * 40, 50)},
+}
+
+
+def write_packed(path, columns, **options):
+    table = pa.table(columns)
+    pq.write_table(table, path, compression="zstd", store_schema=False, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize("read", [read_table, lambda path: load_rows(str(path), "x")])
+def test_parquet_that_swells_is_refused_before_it_is_decoded(
+    name, read, tmp_path, monkeypatch, most_memory
+):
+    path = write_packed(tmp_path / "x.parquet", PACKED[name]())
+    assert path.stat().st_size < 10**5
+
+    def load_dataset(*_, **__):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    said = r"x\.parquet takes more than 1000000000 bytes of memory"
+    with most_memory(5 * 10**8), pytest.raises(ValueError, match=said):
+        read(path)
+
+
+def test_a_folder_of_parquet_that_swells_is_refused(tmp_path, most_memory):
+    """Each file by itself would do."""
+    for split in ("train", "test", "more"):
+        write_packed(tmp_path / f"{split}.parquet", {"labels": repeated(LONG, 500)})
+    with most_memory(5 * 10**8), pytest.raises(ValueError, match="takes more than"):
+        read_table(tmp_path)
+
+
+def test_parquet_of_more_rows_than_any_table_is_refused(tmp_path):
+    nothing = pa.nulls(2 * 10**7 + 1)
+    path = write_packed(tmp_path / "x.parquet", {"n": nothing})
+    with pytest.raises(ValueError, match="has 20000001 rows .* at most 20000000 rows"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_parquet_as_people_have_it_is_not_refused(
+    compression, use_dictionary, tmp_path, monkeypatch
+):
+    """Nor would it be if the limit were a thousandth, for a table of a thousandth."""
+    monkeypatch.setattr(packed, "MAX_TABLE_BYTES", 10**6)
+    random = np.random.default_rng(0)
+    table = {
+        "video_id": [f"Y{number:011d}" for number in range(2000)],
+        "audio": [{"bytes": random.bytes(9000 + k), "path": "a"} for k in range(2000)],
+        "labels": [["Speech", "Music"]] * 2000,
+        "zero": [0] * 2000,
+    }
+    path = tmp_path / "x.parquet"
+    options = {"compression": compression, "use_dictionary": use_dictionary}
+    pq.write_table(pa.table(table), path, **options)
+    packed.refuse_packed([path])
+    del table["audio"]
+    packed.refuse_packed([write_packed(path, table, use_dictionary=use_dictionary)])
+
+
+def test_a_new_key_a_line_does_not_take_memory_with_the_square(tmp_path, most_memory):
+    path = tmp_path / "x.jsonl"
+    lines = [f'{{"file": "a", "k{number}": 1}}\n' for number in range(20_000)]
+    path.write_text("".join(lines))
+    said = r"x\.jsonl has \d+ rows and 10001 columns; a table has at most"
+    with most_memory(3 * 10**8), pytest.raises(ValueError, match=said):
+        read_text_table(path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_more_cells_than_any_table_has_are_refused(suffix, tmp_path, monkeypatch):
+    monkeypatch.setattr("efficientat_plugin.data.text_tables.MAX_CELLS", 102)
+    rows = pa.table({"file": [f"{k}.wav" for k in range(52)], "label": ["a"] * 52})
+    for count, is_taken in ((50, True), (52, False)):
+        some, path = rows.slice(0, count).to_pandas(), tmp_path / f"x{suffix}"
+        if suffix == ".csv":
+            some.to_csv(path, index=False)
+        else:
+            some.to_json(path, orient="records", lines=True)
+        if is_taken:
+            assert len(read_text_table(path)["file"]) == count
+        else:
+            with pytest.raises(ValueError, match="and 102 cells"):
+                read_text_table(path)
+
+
+# ---------------------------------------------------------------- names of classes
+
+HOSTILE = ["=cmd|' /C calc'!A0", "@SUM(1)", "+1", "-1", "\x1b[2Jdog", "a\tb\r\nc"]
+
+
+@pytest.fixture
+def hostile_folder(tmp_path):
+    """A model folder whose classes command a spreadsheet or a terminal."""
+    torch.manual_seed(0)
+    options = {"num_classes": len(HOSTILE), "width": 0.1}
+    student = MN(**options).eval()
+    student.options, student.front_end = options, {"sample_rate": RATE}
+    model = TrainedModel(student, LabelTable(HOSTILE, HOSTILE), "multilabel", 0.5)
+    provenance = Provenance("m", None, "", "", {})
+    return write_model_folder(tmp_path / "model", model, provenance)
+
+
+def plain_cells(text):
+    """Every cell of a CSV, of which none commands anything."""
+    cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
+    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert all(cell.isprintable() for cell in cells)
+    return cells
+
+
+def test_labels_of_a_model_folder_are_no_formulas_and_commands(hostile_folder):
+    text = (hostile_folder / "labels.csv").read_text()
+    assert len(plain_cells(text)) == 3 * (len(HOSTILE) + 1)
+    labels = LabelTable.from_csv(hostile_folder / "labels.csv")
+    assert labels.names[:4] == (*HOSTILE[:4],)
+    assert load_trained_model(hostile_folder).labels.names == (*HOSTILE,)
+
+
+@pytest.mark.parametrize(
+    ("command", "form"),
+    [("tag", form) for form in ("table", "csv", "jsonl")]
+    + [("scan", form) for form in ("table", "csv", "jsonl", "audacity")],
+)
+def test_what_commands_print_of_hostile_names_is_plain(
+    hostile_folder, command, form, tmp_path, capsys
+):
+    sound = tmp_path / "=1+1.wav"
+    soundfile.write(sound, np.zeros(RATE), RATE)
+    arguments = [command, str(sound), "--model", str(hostile_folder)]
+    assert main([*arguments, "--format", form, "--threshold", "0"]) == 0
+    text = capsys.readouterr().out
+    assert all(line.replace("\t", "").isprintable() for line in text.split("\n"))
+    assert "cmd|" in text
+    if form == "csv":
+        plain_cells(text)
 
 
 # ---------------------------------------------------------------- links

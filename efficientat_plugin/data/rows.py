@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, ids_of_files, youtube_id
 from efficientat_plugin.data.folders import find_sounds_below
+from efficientat_plugin.data.packed import Packed, refuse_packed
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
-from efficientat_plugin.files import read_text, refuse_special
+from efficientat_plugin.files import read_text
 from efficientat_plugin.hub import name_on_hub
 from efficientat_plugin.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.plain_text import shown
@@ -237,15 +238,16 @@ def _load_parquet(
     files: Mapping[str, Sequence[Path]], cache_dir: str | None, streaming: bool = False
 ) -> Any:
     """Splits of Parquet files; ``ValueError`` names one that is damaged."""
-    for file in (file for part in files.values() for file in part):
-        refuse_special(file)
     named = {
         split: [str(file.absolute()) for file in part] for split, part in files.items()
     }
     try:
+        refuse_packed([file for part in files.values() for file in part])
         return datasets.load_dataset(
             "parquet", data_files=named, streaming=streaming, cache_dir=cache_dir
         )
+    except (FileNotFoundError, Packed):
+        raise
     except Exception as error:  # `datasets` raises errors of many kinds
         for part in files.values():
             _refuse_damaged(part, error)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from datasets.utils.metadata import MetadataConfigs
 
 from efficientat_plugin.data.folders import is_hidden
+from efficientat_plugin.data.packed import Packed, refuse_packed
 from efficientat_plugin.data.rows import (
     _class_names,
     _load_hub,
@@ -145,10 +146,13 @@ def _load_parquet_folder(
     try:  # splits by `datasets`' own reading of the names, or of the README
         elsewhere = _named_elsewhere(path)
         if not elsewhere:
+            refuse_packed(sorted(path.rglob("*.parquet")))
             # By a whole path: a folder named "parquet" or "csv" would be taken for
             # the loader of that name, which reads the current folder.
             whole = str(path.absolute())
             return datasets.load_dataset(whole, config, cache_dir=cache_dir)
+    except Packed:
+        raise
     except Exception as error:  # `datasets` raises errors of many kinds
         _refuse_damaged(find_tables(path), error)
         reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from efficientat_plugin.files import read_text
 from efficientat_plugin.limits import MAX_SETTINGS_BYTES
-from efficientat_plugin.plain_text import shown, some_of
+from efficientat_plugin.plain_text import of_cell, shown, some_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +86,9 @@ class LabelTable:
             text = read_text(path, MAX_SETTINGS_BYTES, "utf-8-sig")
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
             rows.sort(key=lambda row: int(row["index"]))
-            columns = [[row[name] for row in rows] for name in ("mid", "display_name")]
+            columns = [
+                [of_cell(row[name]) for row in rows] for name in ("mid", "display_name")
+            ]
             if not rows:
                 raise ValueError("it has no rows")
             return cls(*columns)

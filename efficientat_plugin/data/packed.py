@@ -1,0 +1,154 @@
+"""Parquet files that take far more memory than room on the disk, found before decoding.
+
+A few bytes may say "this text, four thousand times", or "a hundred million zeros". How
+much there is to come stands in a file's metadata, but for text that is kept once and
+repeated: of that, the numbers of the repeated values are read, and not the text itself.
+
+Source: https://parquet.apache.org/docs/file-format
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from efficientat_plugin.files import open_file
+from efficientat_plugin.limits import (
+    MAX_COLUMNS,
+    MAX_PACKED,
+    MAX_ROWS,
+    MAX_TABLE_BYTES,
+)
+
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+# Of values that repeat nothing but what is packed; of others some stand for many.
+AS_THEY_ARE = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
+ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 14, 1 << 26
+# A page begins with its kind and its length, unpacked, each a number of Thrift's.
+DICTIONARY_PAGE, NUMBER = 2, 0x15
+
+
+class Packed(ValueError):
+    """Says of a file that it takes far more memory than room on the disk."""
+
+
+def refuse_packed(files: Sequence[Path]) -> None:
+    """Refuses Parquet files that nobody would unpack.
+
+    Arguments
+    ---------
+    files : sequence of Path
+
+    Raises
+    ------
+    Packed
+        For more rows or columns than any table has, and for values that take more than
+        20 times the room of the files and more than 1 GB.
+    OSError, ValueError
+        For a file that cannot be read.
+    """
+    most = max(MAX_TABLE_BYTES, MAX_PACKED * sum(file.stat().st_size for file in files))
+    num_rows, known = 0, 0
+    doubtful: list[tuple[int, Path, int]] = []  # bytes at most, of a column
+    for path in files:
+        with open_file(path) as file, pq.ParquetFile(file) as content:
+            metadata = content.metadata
+            num_rows += metadata.num_rows
+            if metadata.num_columns > MAX_COLUMNS or num_rows > MAX_ROWS:
+                raise Packed(
+                    f"{path} has {metadata.num_rows} rows and {metadata.num_columns} "
+                    f"columns; a table has at most {MAX_ROWS} rows and {MAX_COLUMNS} "
+                    "columns, so leave out columns, or split it"
+                )
+            for column in range(metadata.num_columns):
+                groups = map(metadata.row_group, range(metadata.num_row_groups))
+                chunks = [group.column(column) for group in groups]
+                if all(map(_is_plain, chunks)):
+                    known += sum(map(_plain_bytes, chunks))
+                else:
+                    at_most = sum(_most_bytes(chunk, file) for chunk in chunks)
+                    doubtful.append((at_most, path, column))
+    for at_most, path, column in sorted(doubtful):
+        if known + at_most > most:
+            at_most = _counted_bytes(path, column, most - known)
+        known += at_most
+        if known > most:
+            break
+    if known > most:
+        raise Packed(
+            f"{path} takes more than {most} bytes of memory, of {path.stat().st_size} "
+            "on the disk: few values are repeated in it; write it again without the "
+            "column that is so long"
+        )
+
+
+def _is_plain(chunk: Any) -> bool:
+    """Whether each value of a column, in a group of rows, takes as much as it is."""
+    is_plain = {*chunk.encodings} <= AS_THEY_ARE and not chunk.has_dictionary_page
+    return is_plain or chunk.physical_type in WIDTHS
+
+
+def _plain_bytes(chunk: Any) -> int:
+    width = WIDTHS.get(chunk.physical_type, 0)
+    return chunk.num_values * width or max(chunk.total_uncompressed_size, 0)
+
+
+def _most_bytes(chunk: Any, file: BinaryIO) -> int:
+    """What repeated values may take: no one is longer than all that are kept."""
+    longest = packed = max(chunk.total_uncompressed_size, 0)
+    if chunk.has_dictionary_page:
+        longest = _dictionary_bytes(file, chunk.dictionary_page_offset) or packed
+    return packed + longest * chunk.num_values
+
+
+def _dictionary_bytes(file: BinaryIO, start: int) -> int:
+    """Length of a page of dictionary, unpacked; 0: it is none."""
+    file.seek(start)
+    header, numbers, place = file.read(32), [], 0
+    for _ in range(2):
+        if header[place : place + 1] != bytes([NUMBER]):
+            return 0
+        number, shift, byte = 0, 0, 0x80
+        while byte >= 0x80:
+            place += 1
+            byte = header[place] if place < len(header) else 0
+            number |= (byte & 0x7F) << shift
+            shift += 7
+        place += 1
+        numbers.append(number >> 1)  # positive ones are even there
+    return numbers[1] if numbers[0] == DICTIONARY_PAGE else 0
+
+
+def _counted_bytes(path: Path, column: int, most: int) -> int:
+    """What the values of a column take, counted until that is too much."""
+    with open_file(path) as file, pq.ParquetFile(file) as content:
+        metadata = content.metadata
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        packed = sum(group.column(column).total_uncompressed_size for group in groups)
+        name = metadata.schema.column(column).path
+        at_once = BYTES_AT_ONCE * metadata.num_rows // (packed + 1)
+    num_bytes = 0
+    with (
+        open_file(path) as file,
+        pq.ParquetFile(file, read_dictionary=[name]) as content,
+    ):
+        rows = min(max(at_once, 1), ROWS_AT_ONCE)
+        for batch in content.iter_batches(rows, columns=[name]):
+            values = batch.column(0)
+            while pa.types.is_nested(values.type):
+                if pa.types.is_struct(values.type):
+                    values = values.field(0)
+                else:
+                    values = values.flatten()
+            if pa.types.is_dictionary(values.type):
+                lengths = pc.binary_length(values.dictionary)
+                taken = pc.sum(lengths.take(values.indices)).as_py() or 0
+                num_bytes += taken
+            else:
+                num_bytes += values.nbytes
+            if num_bytes > most:
+                break
+    return num_bytes
