@@ -4,6 +4,7 @@ SpeechBrain sets logging up together with the folder of a run. By then the data 
 read, and what there was to say about it had reached nobody.
 """
 
+import io
 import logging
 import sys
 from collections import deque
@@ -97,6 +98,17 @@ def logging_to_console(stream: str, prefix: str = "") -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
         _early.clear()
+
+
+def escape_what_stdout_lacks() -> None:
+    """Lets stdout show as an escape what its encoding has no character for.
+
+    Example
+    -------
+    >>> escape_what_stdout_lacks()  # from here on an é is \\xe9 on an ASCII terminal
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def keep_log() -> None:

@@ -2,8 +2,12 @@
 
 import logging
 import re
+from typing import Any
 
+import huggingface_hub
 from huggingface_hub import constants
+
+from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -48,3 +52,47 @@ def name_on_hub(source: str) -> str:
             source,
         )
     return source
+
+
+def look_up(source: str, file: str, config: Any = None) -> None:
+    """Refuses at once what neither the cache nor the hub has.
+
+    The hub's own client asks a server that is not there again and again, for half a
+    minute.
+
+    Arguments
+    ---------
+    source : str
+        As it was given, of which nothing is here.
+    file : str
+        What is wanted of it.
+    config : FetchConfig or None
+        SpeechBrain's.
+
+    Raises
+    ------
+    FileNotFoundError
+        Saying whether the hub was asked.
+    """
+    name_on_hub(source)
+    absent = f"there is no file or folder {source}"
+    revision = getattr(config, "revision", None)
+    folder = getattr(config, "huggingface_cache_dir", None)
+    found = huggingface_hub.try_to_load_from_cache(source, file, folder, revision)
+    if isinstance(found, str):
+        return
+    if constants.HF_HUB_OFFLINE or not getattr(config, "allow_network", True):
+        raise FileNotFoundError(
+            f"{absent}, and the hub was not asked for it, since that is forbidden "
+            "(HF_HUB_OFFLINE or allow_network); check the path"
+        )
+    try:
+        address = huggingface_hub.hf_hub_url(source, file, revision=revision)
+        token = getattr(config, "token", None)
+        huggingface_hub.get_hf_file_metadata(address, token=token)
+    except Exception as error:  # of the hub, and of whatever client it has
+        why = shown(" ".join(str(error).split())[:200])
+        raise FileNotFoundError(
+            f"{absent}, and the hub ({constants.ENDPOINT}) was asked for it in vain: "
+            f"{why}"
+        ) from error

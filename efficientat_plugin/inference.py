@@ -22,13 +22,13 @@ from efficientat_plugin.described import (
 from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.hearing import Hearing
-from efficientat_plugin.hub import name_on_hub
+from efficientat_plugin.hub import look_up
 from efficientat_plugin.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.losses import TARGETS
 from efficientat_plugin.model_card import TrainedModel
 from efficientat_plugin.model_folder import load_trained_model
 from efficientat_plugin.model_yaml import load_model_yaml, told_of
-from efficientat_plugin.streams import Sound
+from efficientat_plugin.streams import Sound, clips_of
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.weights import front_end_of
 from efficientat_plugin.tagging import SoundTagger
@@ -166,7 +166,7 @@ class AudioTagger(SoundTagger, Pretrained):
                 found = find_model_folder(source)
             source = source if found is None else str(found)
             if not (os.path.isdir(source) or str(source).startswith("https://")):
-                name_on_hub(str(source))
+                look_up(str(source), hparams_file, options.get("fetch_config"))
         if trust:
             return super().from_hparams(source, hparams_file, **options)
         return cls._from_stranger(source, hparams_file, **options)
@@ -296,7 +296,7 @@ class AudioTagger(SoundTagger, Pretrained):
 
         Arguments
         ---------
-        sound : str, Path, bytes, NDArray or Tensor
+        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
             As ``tag`` takes it; longer ones are heard in windows and averaged.
         sample_rate : int or None
             Of samples, Hz.
@@ -360,9 +360,9 @@ class AudioTagger(SoundTagger, Pretrained):
         """Probabilities of clips of one length: [B, N] -> [B, K]"""
         return self._probable(self.hearing(waveform))
 
-    def score(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``forward``, of arrays."""
-        return self._computed(self, waveforms)
+    def score(self, waveforms: NDArray | Tensor) -> NDArray[np.float32]:
+        """``forward``, of arrays and tensors: [B, N] -> [B, K]"""
+        return self._computed(self, clips_of(waveforms))
 
     def _probable(self, logits: Tensor) -> Tensor:
         if self.hparams.target == "multilabel":

@@ -16,7 +16,8 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
-from efficientat_plugin.console import logging_to_console
+from efficientat_plugin.console import escape_what_stdout_lacks, logging_to_console
+from efficientat_plugin.devices import check_device
 from efficientat_plugin.interruptions import Interruptions
 from efficientat_plugin.memory import keep_freed_memory
 from efficientat_plugin.options import (
@@ -47,6 +48,12 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+NO_SHARED_MEMORY = (
+    "the workers that read clips leave them in shared memory (/dev/shm), which is too "
+    "small here; pass --num_workers 0, or a smaller --batch_size, or start the "
+    "container with a larger --shm-size"
+)
+
 
 def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
@@ -64,6 +71,7 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
         again.
     """
     logging.raiseExceptions = False  # a full disk is told once, not by each log line
+    escape_what_stdout_lacks()
     # Other processes of a run would say the same again.
     console = logging_to_console("stdout") if if_main_process() else nullcontext()
     with Interruptions() as interruptions, console:
@@ -78,6 +86,9 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
                     "Another process of this run has ended, which says why, or was "
                     f"killed; the same command {again}."
                 )
+            if not told and _lacks_shared_memory(error):
+                logger.debug("Where it was lacking:", exc_info=True)
+                sys.exit(NO_SHARED_MEMORY)
             if not told and not isinstance(error, KeyboardInterrupt):
                 if isinstance(error, SystemExit) and isinstance(error.code, str):
                     error.code = "\n".join(map(shown, error.code.split("\n")))
@@ -90,6 +101,11 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
             if if_main_process():
                 print(f"\n{what}; the same command {again}.", file=sys.stderr)
             sys.exit(128 + number)
+
+
+def _lacks_shared_memory(error: BaseException) -> bool:
+    """Whether torch says that workers have no place to leave their batches in."""
+    return isinstance(error, RuntimeError) and "shared memory" in str(error)
 
 
 def _lost_another_process(error: BaseException) -> bool:
@@ -121,6 +137,10 @@ def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
     {'width': 0.4}
     """
     hparams_file, run_opts, overrides = read_options(argv)
+    try:
+        check_device(run_opts.device or "cpu")
+    except ValueError as error:
+        sys.exit(f"--device: {error}")
     run_opts = on_available_hardware(run_opts)
     ddp_init_group(run_opts)
     return hparams_file, run_opts, overrides

@@ -37,15 +37,17 @@ def some_of(names: Iterable[object], number: int = 5) -> str:
 def cell(text: object) -> str:
     """``shown``, and no formula to a spreadsheet, which would compute it.
 
+    What begins as one but calls nothing stays as it is: the name "-20dB".
+
     Source: OWASP, "CSV Injection".
 
     Example
     -------
-    >>> cell("=HYPERLINK(A1)"), cell("Dog")
-    ("'=HYPERLINK(A1)", 'Dog')
+    >>> cell("=HYPERLINK(A1)"), cell("@SUM(A1)"), cell("@home")
+    ("'=HYPERLINK(A1)", "'@SUM(A1)", '@home')
     """
     name = shown(text)
-    return f"'{name}" if name.startswith(FORMULA) else name
+    return f"'{name}" if _computes(name) else name
 
 
 def of_cell(text: str) -> str:
@@ -56,4 +58,23 @@ def of_cell(text: str) -> str:
     >>> of_cell("'=HYPERLINK(A1)"), of_cell("Dog"), of_cell("'quoted'")
     ('=HYPERLINK(A1)', 'Dog', "'quoted'")
     """
-    return text[1:] if text.startswith("'") and text[1:].startswith(FORMULA) else text
+    return text[1:] if text.startswith("'") and _computes(text[1:]) else text
+
+
+def path_cell(path: object) -> str:
+    """``shown``, and no formula, but still a path that leads to the file.
+
+    Example
+    -------
+    >>> path_cell("-rock.wav"), path_cell("a/b.wav")
+    ('./-rock.wav', 'a/b.wav')
+    """
+    name = shown(path)
+    return f"./{name}" if name.startswith(FORMULA) else name
+
+
+def _computes(name: str) -> bool:
+    """Whether a spreadsheet would do more than show an error."""
+    if name.startswith("="):
+        return True
+    return name.startswith(FORMULA) and any(mark in name for mark in "(|!")

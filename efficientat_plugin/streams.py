@@ -5,7 +5,7 @@ What is heard of it is the business of ``tagging``, which hands itself in.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from efficientat_plugin.data.decoding import (
     BLOCK_FRAMES,
     Resampler,
     UnreadableClip,
+    as_array,
     decode_blocks,
     mono_samples,
 )
@@ -24,19 +25,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
-Sound: TypeAlias = "str | Path | bytes | dict[str, Any] | NDArray | Tensor"
+Sound: TypeAlias = (
+    "str | Path | bytes | bytearray | BinaryIO | dict[str, Any] | NDArray | Tensor"
+)
 
 
 def blocks_of(
-    sound: Sound, source_rate: int | None, sample_rate: int
+    sound: Any, source_rate: int | None, sample_rate: int
 ) -> Iterator[NDArray[np.float32]]:
     """Any sound as mono blocks at ``sample_rate``.
 
     Arguments
     ---------
-    sound : str, Path, bytes, dict, NDArray or Tensor
-        A file, the bytes of one, ``sound_of`` a row, or samples as ``mono_samples``
-        takes them.
+    sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
+        A file, the bytes of one, an open one, ``sound_of`` a row, a decoded one of
+        `datasets`, or samples as ``mono_samples`` takes them.
     source_rate : int or None
         Of samples, Hz; files tell theirs.
     sample_rate : int
@@ -52,6 +55,7 @@ def blocks_of(
     ValueError
         For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
     """
+    sound, source_rate = _read(sound, source_rate)
     if isinstance(sound, str | Path | bytes | dict):
         yield from decode_blocks(sound, sample_rate)
         return
@@ -66,6 +70,55 @@ def blocks_of(
     for start in range(0, len(samples), BLOCK_FRAMES):
         yield resampler.feed(samples[start : start + BLOCK_FRAMES])
     yield resampler.finish()
+
+
+def _read(sound: Any, source_rate: int | None) -> tuple[Any, int | None]:
+    """What is in a buffer, an open file or a decoded row, and its rate."""
+    if isinstance(sound, bytearray | memoryview):
+        return bytes(sound), source_rate
+    if isinstance(sound, dict) and sound.get("array") is not None:
+        return sound["array"], sound.get("sampling_rate", source_rate)
+    if hasattr(sound, "read"):
+        content = sound.read()
+        if not isinstance(content, bytes) or not content:
+            raise UnreadableClip(
+                "nothing is left to read of the open file, or no bytes; call seek(0), "
+                'or open it with "rb"'
+            )
+        return content, source_rate
+    return sound, source_rate
+
+
+def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
+    """Clips of one length, as a model takes them.
+
+    Arguments
+    ---------
+    waveforms : NDArray or Tensor
+        [B, N], floating point in [-1, 1], on any device.
+
+    Returns
+    -------
+    NDArray
+        [B, N], float32.
+
+    Raises
+    ------
+    ValueError
+        For another shape or type.
+
+    Example
+    -------
+    >>> clips_of(np.zeros((2, 100))).dtype
+    dtype('float32')
+    """
+    clips = as_array(waveforms)
+    if clips.ndim != 2 or not len(clips) or clips.dtype.kind != "f":
+        raise ValueError(
+            f"waveforms of shape {clips.shape} and type {clips.dtype} were given; give "
+            "[B, N] of floating point, one or more"
+        )
+    return clips.astype(np.float32, copy=False)
 
 
 def cut(

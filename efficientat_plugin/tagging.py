@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from efficientat_plugin.streams import (
 )
 from efficientat_plugin.tags import ScanWindow, Tag, likeliest
 from efficientat_plugin.windows import Window, WindowCutter, lengthened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Rows [B, K] of equally long waveforms [B, N]
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -60,7 +63,13 @@ class SoundTagger:
         """Of the clips that the student was trained on."""
         return round(self.clip_seconds * self.sample_rate)
 
-    def score(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__} of {len(self.labels)} classes ({self.target}), "
+            f"clips of {self.clip_seconds:g} s at {self.sample_rate} Hz"
+        )
+
+    def score(self, waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
         """Probabilities of clips of one length: [B, N] -> [B, K]"""
         raise NotImplementedError
 
@@ -94,9 +103,10 @@ class SoundTagger:
 
         Arguments
         ---------
-        sound : str, Path, bytes, NDArray or Tensor
-            A file, the bytes of one, or samples: [N], [N, channels] or [channels, N],
-            floating point in [-1, 1] or integers at full scale.
+        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
+            A file, the bytes of one, an open one, a row of `datasets` (with "array" and
+            "sampling_rate", or "bytes" or "path"), or samples: [N], [N, channels] or
+            [channels, N], floating point in [-1, 1] or integers at full scale.
         sample_rate : int or None
             Of samples, Hz; files tell theirs.
         top_k : int or None
@@ -159,7 +169,7 @@ class SoundTagger:
 
         Arguments
         ---------
-        sound : str, Path, bytes, NDArray or Tensor
+        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
             As ``tag`` takes it.
         sample_rate : int or None
             Of samples, Hz.
@@ -254,6 +264,7 @@ class SoundTagger:
     ) -> list[ScanWindow]:
         """What windows sound like, and when."""
         rate = self.sample_rate
+        rows = [_finite(row) for row in rows]
         return [
             ScanWindow(start / rate, (start + len(samples)) / rate, row)
             for (start, samples), row in zip(windows, rows, strict=True)
@@ -278,7 +289,7 @@ class SoundTagger:
         rows: dict[int, NDArray[np.float32]] = {}
         for numbers in by_length.values():
             stacked = np.stack([waveforms[number] for number in numbers])
-            rows |= zip(numbers, model(stacked), strict=True)
+            rows |= zip(numbers, _finite(model(stacked)), strict=True)
         return [rows[number] for number in range(len(waveforms))]
 
     def _windows(
@@ -317,3 +328,13 @@ class SoundTagger:
         # "as_is" can leave it too short for one frame.
         samples = lengthened(samples, self.min_samples, "zero_pad")
         return window._replace(samples=samples)
+
+
+def _finite(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Refuses what a model computes that is no number, which sorts anyhow."""
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            "the model computes numbers that are not finite, so its weights are "
+            "damaged; export, download or train it again"
+        )
+    return rows

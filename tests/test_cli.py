@@ -401,18 +401,58 @@ def test_names_cannot_break_a_line_or_command_a_terminal(run, tmp_path):
 
 
 def test_no_class_is_a_formula_or_commands_a_terminal(capsys, tmp_path, five):
-    names = ["=HYPERLINK(A1)", "\x1b]0;mine\x07", "+1"]
+    names = ["=HYPERLINK(A1)", "\x1b]0;mine\x07", "+1|x"]
     torch.save(MN(3, width=0.1).state_dict(), tmp_path / "three.pt")
     with open(tmp_path / "labels.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["index", "mid", "display_name"])
-        table.writerows([k, f"@{k}", name] for k, name in enumerate(names))
+        table.writerows([k, f"@{k}()", name] for k, name in enumerate(names))
     options = ["--model", tmp_path / "three.pt", "--labels", tmp_path / "labels.csv"]
     options += ["--device", "cpu", "--format", "csv", *STATED]
     assert main(["tag", *map(str, [five / "0.wav", *options])]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert {row["name"][0] for row in rows} == {"'", "\\"}
-    assert {row["mid"] for row in rows} == {"'@0", "'@1", "'@2"}
+    assert {row["mid"] for row in rows} == {"'@0()", "'@1()", "'@2()"}
+
+
+@pytest.mark.parametrize("start", ["-", "@", "+", "="])
+def test_a_path_in_a_table_leads_to_its_file(
+    capsys, model, tmp_path, monkeypatch, start
+):
+    monkeypatch.chdir(tmp_path)
+    name = f"{start}a(b).wav"
+    _write(tmp_path / name, 0.1)
+    options = ["--model", str(model), "--top", "1", "--format", "csv"]
+    assert main(["tag", *options, "--", name]) == 0
+    (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert row["sound"] == f"./{name}"
+    assert (tmp_path / row["sound"]).is_file()
+
+
+def test_a_name_that_stdout_lacks_is_escaped(run, tmp_path, monkeypatch):
+    for name in ("a", "é", "z"):
+        _write(tmp_path / f"{name}.wav", 0.1)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    code, *_ = run("tag", tmp_path, "--top", 1)
+    sys.stdout.flush()
+    lines = written.getvalue().decode("ascii").split("\n")
+    found = [Path(line).name for line in lines if "wav" in line]
+    assert code == 0 and found == ["a.wav", "z.wav", "\\xe9.wav"]
+
+
+@pytest.mark.parametrize("command", ["tag", "export", "info"])
+def test_weights_that_are_not_finite_are_an_error(capsys, model, tmp_path, command):
+    state = torch.load(model)
+    name = list(state)[0]
+    state[name].view(-1)[0] = float("nan")
+    path = tmp_path / model.name
+    torch.save(state, path)
+    sound = _write(tmp_path / "a.wav", 0.1)
+    argv = {"tag": [sound, "--model", path], "export": [path], "info": [path]}
+    assert main([command, *map(str, argv[command])]) == 2
+    said = capsys.readouterr().err
+    assert f"numbers in {name} that are not finite" in said and said.count("\n") == 1
 
 
 def test_an_error_does_not_command_a_terminal(capsys, tmp_path):

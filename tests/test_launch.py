@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from recipe_runs import run_to_end
+from recipe_runs import launch, run_to_end
 
 from efficientat_plugin.launch import (
     claim_folder,
@@ -39,6 +39,9 @@ def _refusal(*argv):
         ("--kd_weight 1.5", "kd_weight=1.5 must be from 0 (labels) to 1 (teacher)"),
         ("--kd_weight much", "--kd_weight: 'much' is no number"),
         ("clips", "'clips' is no option; give --name value"),
+        ("--device gpu", "--device: the device gpu is not there; give cpu"),
+        ("--device cuda:99", "--device: the device cuda:99 is not there; give cpu"),
+        ("--device meta", "--device: nothing is computed on the device meta"),
     ],
 )
 def test_an_option_that_is_none_is_refused_in_a_sentence(options, message):
@@ -222,3 +225,29 @@ def test_every_value_counts_and_references_are_followed(tmp_path):
     ]:
         with pytest.raises(ValueError, match=rf"holds another run \({name}\); name"):
             claim(**overrides)
+
+
+def test_a_name_that_stdout_lacks_is_escaped(tmp_path):
+    script = "from efficientat_plugin.launch import start\n"
+    script += "start(lambda _: print('caf\\u00e9'))\n"
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    said = launch(path, PYTHONIOENCODING="ascii")
+    assert said == "caf\\xe9\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Caught RuntimeError in DataLoader worker process 0.\nTraceback:\n"
+        "unable to allocate shared memory(shm) for file </torch_1_0>: (11)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible "
+        "that dataloader's workers are out of shared memory.",
+    ],
+)
+def test_too_little_shared_memory_is_told_in_a_sentence(text):
+    def main(_arguments):
+        raise RuntimeError(text)
+
+    with pytest.raises(SystemExit, match=r"--num_workers 0, .* larger --shm-size"):
+        start(main)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
@@ -392,6 +393,36 @@ def hub(tmp_path):
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("no/such_folder", r"the hub \(.*\) was asked for it in vain: no route"),
+        ("no_such_folder", "check the path, or give user/name of the hub"),
+        ("./no/such_folder", "check the path, or give user/name of the hub"),
+        ("/no/such_folder", "check the path, or give user/name of the hub"),
+        ("no/such/folder", "check the path, or give user/name of the hub"),
+    ],
+)
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_folder_that_is_not_there_is_asked_for_once(source, said, trust, monkeypatch):
+    asked = []
+
+    def refused(url, **_options):
+        asked.append(url)
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refused)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
+    with pytest.raises(FileNotFoundError, match=said):
+        AudioTagger.from_hparams(source, trust=trust)
+    assert len(asked) == ("in vain" in said)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="was not asked|user/name"):
+        AudioTagger.from_hparams(source, trust=trust)
+    assert len(asked) == ("in vain" in said)
 
 
 LOADING = """

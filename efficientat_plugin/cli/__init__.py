@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli import embed, evaluate, export, info, listing, scan, tag
-from efficientat_plugin.console import logging_to_console
+from efficientat_plugin.console import escape_what_stdout_lacks, logging_to_console
 from efficientat_plugin.plain_text import shown
 
 __all__ = ["main"]
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parser.parse_args(argv)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
+    escape_what_stdout_lacks()
     try:
         with logging_to_console("stderr", prefix="efficientat: "):
             code: int = arguments.run(arguments)

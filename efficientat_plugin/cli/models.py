@@ -173,17 +173,7 @@ def read_labels(path: Path) -> "LabelTable":
 
 def _usable(device: str) -> str:
     """A device that is there, by the name that SpeechBrain understands."""
-    import torch
+    from efficientat_plugin.devices import check_device
 
-    device = "cuda:0" if device == "cuda" else device  # else it warns of no number
-    try:
-        torch.zeros(1, device=device)
-    # torch says it in its own ways: one without CUDA asserts
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"the device {device} is not there; give cpu, or cuda:0 where there is "
-            "a GPU"
-        ) from error
-    if torch.device(device).type == "meta":
-        raise ValueError("nothing is computed on the device meta; give cpu or cuda:0")
-    return device
+    check_device(device)
+    return "cuda:0" if device == "cuda" else device  # else it warns of no number

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.files import written_aside
-from efficientat_plugin.plain_text import cell, shown
+from efficientat_plugin.plain_text import cell, path_cell, shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.tags import Tag
@@ -111,7 +111,7 @@ class CsvWriter:
         for tag in finding.tags:
             chance = f"{tag.probability:.{DECIMALS}f}"
             name, mid = cell(tag.name), cell(tag.mid)
-            self._rows.writerow([cell(finding.path), *where, name, mid, chance])
+            self._rows.writerow([path_cell(finding.path), *where, name, mid, chance])
 
 
 FORMATS: dict[str, type[TableWriter] | type[JsonLinesWriter] | type[CsvWriter]] = {

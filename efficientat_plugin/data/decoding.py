@@ -24,6 +24,7 @@ BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
 # Of samples: 32-bit integers that were taken for floating point reach as far. The
 # squares of much louder ones are infinite, and so is what a student hears.
 LOUDEST = 2.0**31
+LOUDEST_GIVEN = 64.0  # of floating point in memory: 16-bit integers reach 32768
 SAME_LENGTH = tuple(how for how in SHORT_CLIPS if how != "as_is")
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
 
@@ -214,14 +215,30 @@ def _mono_blocks(sound: OpenSound, max_frames: float) -> Iterator[NDArray[np.flo
         remaining -= len(block)
 
 
-def _fault_of(samples: NDArray) -> str | None:
+def _fault_of(samples: NDArray, loudest: float = LOUDEST) -> str | None:
     """What makes samples no sound, if anything does."""
     lowest, highest = float(samples.min()), float(samples.max())
-    if -LOUDEST <= lowest and highest <= LOUDEST:  # so that none of them is NaN
+    if -loudest <= lowest and highest <= loudest:  # so that none of them is NaN
         return None
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         return "samples that are not finite"
     return f"samples of up to {max(-lowest, highest):.0e}, and full scale is 1"
+
+
+def as_array(samples: "NDArray | Tensor") -> NDArray:
+    """Numbers of an array, a list or a tensor on any device.
+
+    Example
+    -------
+    >>> as_array([0.5, 1.0])
+    array([0.5, 1. ])
+    """
+    if not isinstance(samples, np.ndarray) and hasattr(samples, "detach"):  # a tensor
+        samples = samples.detach().cpu()
+        # numpy has no bfloat16.
+        is_float = samples.is_floating_point()
+        samples = (samples.float() if is_float else samples).numpy()
+    return np.asarray(samples)
 
 
 def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
@@ -230,8 +247,8 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
     Arguments
     ---------
     sound : NDArray or Tensor
-        [N], [N, channels] or [channels, N]; floating point, or integers, whose full
-        scale becomes 1.
+        [N], [N, channels] or [channels, N]; floating point in [-1, 1], or integers of
+        8 to 32 bits, whose full scale becomes 1.
 
     Returns
     -------
@@ -241,19 +258,20 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
     Raises
     ------
     ValueError
-        For other shapes and types, and for samples that are not finite or beyond any
-        sound.
+        For other shapes and types, and for samples that are not finite or far beyond
+        full scale.
 
     Example
     -------
     >>> mono_samples(np.array([[16384, 0], [-32768, 0], [0, 0]], np.int16))
     array([ 0.25, -0.5 ,  0.  ], dtype=float32)
     """
-    if not isinstance(sound, np.ndarray) and hasattr(sound, "detach"):  # a tensor
-        sound = sound.detach().cpu()
-        # numpy has no bfloat16.
-        sound = (sound.float() if sound.is_floating_point() else sound).numpy()
-    samples = np.asarray(sound)
+    samples = as_array(sound)
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:
+        raise ValueError(
+            f"samples of type {samples.dtype} do not tell their full scale; give int16 "
+            "or int32, or floating point in [-1, 1]"
+        )
     if samples.dtype.kind in "iu":
         scale = 2.0 ** (8 * samples.dtype.itemsize - 1)
         offset = scale if samples.dtype.kind == "u" else 0.0
@@ -265,8 +283,11 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
         )
     if not samples.size:  # whatever its shape
         return np.zeros(0, np.float32)
-    if fault := _fault_of(samples):
-        raise ValueError(f"the sound has {fault}; replace them, or leave them out")
+    if fault := _fault_of(samples, LOUDEST_GIVEN):
+        raise ValueError(
+            f"the sound has {fault}; give numbers in [-1, 1], or integers as they are "
+            "(what was int16 is divided by 32768)"
+        )
     if samples.ndim == 2:
         # Sound has more samples than channels, whichever comes first.
         channels = int(np.argmin(samples.shape))

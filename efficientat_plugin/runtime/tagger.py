@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +20,13 @@ from efficientat_plugin.runtime.model_file import (
     read_facts,
 )
 from efficientat_plugin.runtime.sessions import Session, open_session
-from efficientat_plugin.streams import Sound
+from efficientat_plugin.streams import Sound, clips_of
 from efficientat_plugin.tagging import HearWindows, SoundTagger
 from efficientat_plugin.tags import ScanWindow
 from efficientat_plugin.windows import Window, lengthened
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = NDArray[np.float32]
 
@@ -80,18 +83,13 @@ class Tagger(SoundTagger):
         self.min_samples = self.facts.front_end.min_samples
         self._log_mel = LogMel(self.facts.front_end)
 
-    def score(self, waveforms: Array) -> Array:
+    def score(self, waveforms: "NDArray | Tensor") -> Array:
         """Probabilities of clips of one length: [B, N] -> [B, K]"""
         return self.outputs(waveforms)[PROBABILITIES]
 
-    def outputs(self, waveforms: Array) -> dict[str, Array]:
+    def outputs(self, waveforms: "NDArray | Tensor") -> dict[str, Array]:
         """Probabilities, logits and embeddings, by these names, of [B, N]."""
-        waveforms = np.asarray(waveforms, dtype=np.float32)
-        if waveforms.ndim != 2 or not len(waveforms):
-            raise ValueError(
-                f"waveforms of shape {waveforms.shape} were given; give [B, N], one or "
-                "more"
-            )
+        waveforms = clips_of(waveforms)
         self._check_length(waveforms.shape[1])
         if self.facts.has_front_end:
             return self._session.run(waveforms)
@@ -107,7 +105,7 @@ class Tagger(SoundTagger):
 
         Arguments
         ---------
-        sound : str, Path, bytes or NDArray
+        sound : str, Path, bytes, bytearray, BinaryIO, dict or NDArray
             As ``tag`` takes it; longer ones are heard in windows and averaged.
         sample_rate : int or None
             Of samples, Hz.

@@ -113,6 +113,11 @@ def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
                 f"{path} has an entry {_described(name)} that is no plain array of "
                 "numbers; save student.state_dict() as it is"
             )
+        if not _is_finite(value):
+            raise ValueError(
+                f"{path} has numbers in {_described(name)} that are not finite, as "
+                "training that diverged leaves; give weights of before"
+            )
     size, wanted = path.stat().st_size, _storage_bytes(content.values())
     if wanted > size:  # what no file fills has whatever was in memory before
         raise ValueError(
@@ -244,6 +249,11 @@ def _is_plain(value: Tensor) -> bool:
         return False
     size = value.numel() * value.element_size()
     return not value.is_complex() and size <= value.untyped_storage().nbytes()
+
+
+def _is_finite(value: Tensor) -> bool:
+    small = value.float() if value.element_size() == 1 else value  # of 8 bits
+    return bool(torch.isfinite(small).all())
 
 
 def _storage_bytes(values: Iterable[Tensor]) -> int:

@@ -92,11 +92,17 @@ def _fill(
         prefixes = tuple(f"classifier.{layer}." for layer in layers)
         kept = [name for name in own if name.startswith(prefixes) and name in state]
     merged |= {name: own[name] for name in kept}
+    theirs, ours = _described(state), student.describe()
+    families = [theirs.removeprefix("of ").split()[0], ours.split()[0]]
+    if sorted(families) == ["DyMN", "MN"]:  # of which no entry would fit
+        raise ValueError(
+            f"{origin} is {theirs}, and the student {ours}; give {families[1]} "
+            f"weights, or build that {families[0]}"
+        )
     if differences := differences_of(own, merged):
         raise ValueError(
-            f"{origin} does not fit the student: it is {_described(state)}, the "
-            f"student a {student.describe()} ({'; '.join(differences)}); build the "
-            "student with the same options"
+            f"{origin} does not fit the student: it is {theirs}, the student a {ours} "
+            f"({'; '.join(differences)}); build the student with the same options"
         )
     student.load_state_dict(merged, strict=True)
     if kept:

@@ -1,0 +1,155 @@
+"""Every method of every tagger takes a sound in every way that it comes in."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from exported_models import content_of, random_weights, source_of
+
+from efficientat_plugin.data.decoding import UnreadableClip
+from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.runtime import Tagger
+from efficientat_plugin.students.mn import MN
+
+RATE = 16000
+SOUND = (0.1 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)
+
+
+def _wav():
+    file = io.BytesIO()
+    soundfile.write(file, SOUND, RATE, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sound") / "a.wav"
+    path.write_bytes(_wav())
+    return path
+
+
+@pytest.fixture(scope="module")
+def source():
+    return source_of(random_weights(MN(7, width=0.1)), clip_seconds=1.0)
+
+
+@pytest.fixture(scope="module", params=["torch", "exported"])
+def tagger(request, source):
+    if request.param == "exported":
+        return Tagger(content_of(source), "onnxruntime", threads=1)
+    model = source.model
+    settings = {"labels": model.labels, "sample_rate": 32000, "clip_seconds": 1.0}
+    settings |= {"target": "multilabel", "short_clips": "repeat"}
+    parts = {"student": model.student, "log_mel": source.log_mel}
+    return AudioTagger(parts, settings, {"device": "cpu"})
+
+
+WAYS = {
+    "name": str,
+    "path": lambda path: path,
+    "bytes": lambda path: path.read_bytes(),
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "memoryview": lambda path: memoryview(path.read_bytes()),
+    "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
+    "open file": lambda path: io.BufferedReader(io.BytesIO(path.read_bytes())),
+    "undecoded row": lambda path: {"bytes": path.read_bytes(), "path": None},
+    "row of a path": lambda path: {"bytes": None, "path": str(path)},
+    "decoded row": lambda _: {"array": SOUND, "sampling_rate": RATE, "path": None},
+    "decoded row of a list": lambda _: {
+        "array": SOUND.tolist(),
+        "sampling_rate": RATE,
+    },
+}
+WITH_RATE = {
+    "array": lambda: SOUND,
+    "list": SOUND.tolist,
+    "tensor": lambda: torch.from_numpy(SOUND),
+    "tensor with a gradient": lambda: torch.from_numpy(SOUND).requires_grad_(),
+    "two channels": lambda: np.stack([SOUND, SOUND]),
+    "decoded row": lambda: {"array": SOUND, "path": None},
+}
+METHODS = {
+    "tag": lambda tagger, *sound: [tag.probability for tag in tagger.tag(*sound)],
+    "scan": lambda tagger, *sound: [row.probabilities for row in tagger.scan(*sound)],
+    "embed": lambda tagger, *sound: tagger.embed(*sound),
+    "probabilities": lambda tagger, sound, rate=None: tagger.probabilities(
+        [sound], rate
+    ),
+}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+@every_method
+def test_a_sound_is_the_same_in_every_way_that_it_comes(tagger, path, method):
+    expected = np.array(method(tagger, path))
+    for name, way in WAYS.items():
+        found = np.array(method(tagger, way(path)))
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+    for name, make in WITH_RATE.items():
+        found = np.array(method(tagger, make(), RATE))
+        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+
+
+NO_SOUNDS = {
+    "int16-sized floats": (32768 * SOUND, "full scale is 1; give numbers in"),
+    "in a row": ({"array": 32768 * SOUND, "sampling_rate": RATE}, "full scale is 1"),
+    "64-bit integers": ((32768 * SOUND).astype(int), "do not tell their full scale"),
+    "a file read to its end": (io.BytesIO(), r"call seek\(0\)"),
+    "a file of text": (io.StringIO("RIFF"), 'or open it with "rb"'),
+}
+
+
+@every_method
+@pytest.mark.parametrize("name", NO_SOUNDS)
+def test_what_is_no_sound_is_refused_in_every_method(tagger, method, name):
+    sound, message = NO_SOUNDS[name]
+    with pytest.raises(ValueError, match=message):
+        method(tagger, sound, RATE)
+
+
+def test_streams_refuse_them_too(tagger):
+    for name in ("int16-sized floats", "64-bit integers"):
+        sound, message = NO_SOUNDS[name]
+        with pytest.raises(ValueError, match=message):
+            tagger.stream(RATE).feed(sound)
+
+
+def test_loud_sound_is_none_of_them(tagger):
+    tagger.tag(10 * SOUND / np.abs(SOUND).max(), RATE)
+
+
+def test_arrays_and_tensors_are_scored_alike(tagger):
+    clips = np.stack([SOUND, SOUND[::-1]])
+    expected = tagger.score(clips)
+    assert expected.shape == (2, 7)
+    for same in (torch.from_numpy(clips), clips.astype(np.float64), clips.tolist()):
+        np.testing.assert_allclose(tagger.score(same), expected, atol=1e-6)
+    for other in (SOUND, clips[:0], clips.astype(int)):
+        with pytest.raises(ValueError, match=r"give \[B, N\] of floating point"):
+            tagger.score(other)
+
+
+def test_a_tagger_is_told_in_a_line(tagger):
+    assert repr(tagger) == (
+        f"{type(tagger).__name__} of 7 classes (multilabel), clips of 1 s at 32000 Hz"
+    )
+
+
+@every_method
+def test_numbers_that_are_not_finite_are_an_error(source, method, monkeypatch):
+    tagger = Tagger(content_of(source), "onnxruntime", threads=1)
+    computed = tagger._session.run
+    monkeypatch.setattr(
+        tagger._session,
+        "run",
+        lambda inputs: {k: np.nan * v for k, v in computed(inputs).items()},
+    )
+    with pytest.raises(ValueError, match="its weights are damaged"):
+        method(tagger, SOUND, RATE)
+
+
+def test_a_sound_that_cannot_be_read_is_one(tagger):
+    with pytest.raises(UnreadableClip, match="not decodable"):
+        tagger.tag(bytearray(b"no sound"))
