@@ -98,7 +98,7 @@ def check(
         if summary.unknown:
             print(f"The data's labels: {summary}")
         clips = zip(summary.clip_ids, summary.indices, strict=True)
-    report = verify(store, clips, labels_sha256=labels.sha256)
+    report = verify(store, clips, labels_sha256=labels.sha256, num_classes=len(labels))
     print(report)
     report.raise_if_bad()
 

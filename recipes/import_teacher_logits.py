@@ -8,6 +8,7 @@ Both files are at https://github.com/fschmid56/EfficientAT/releases/tag/v0.0.1
 """
 
 import argparse
+import sys
 
 from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.launch import start
@@ -23,12 +24,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("index", help="the .pkl file, YouTube id to row")
     parser.add_argument("store", help="folder to make")
     arguments = parser.parse_args(argv)
-    store = import_published(
-        arguments.logits,
-        arguments.index,
-        arguments.store,
-        labels_sha256=audioset_labels().sha256,
-    )
+    labels = audioset_labels()
+    try:
+        store = import_published(
+            arguments.logits,
+            arguments.index,
+            arguments.store,
+            labels_sha256=labels.sha256,
+            num_classes=len(labels),
+        )
+    except (OSError, ValueError) as error:
+        sys.exit(str(error))
     print(f"{arguments.store}: {len(store)} clips")
 
 

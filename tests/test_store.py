@@ -7,8 +7,10 @@ import os
 import pickle
 import random
 import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -617,6 +619,38 @@ def test_label_tables_that_differ_are_refused(tmp_path):
     assert str(report).startswith("bad: ") and "tables different" in str(report)
 
 
+def test_another_number_of_classes_is_refused(tmp_path):
+    clips = labelled_clips(200)
+    store = store_of(tmp_path / "s", clips, teacher_logits(clips))
+    verify(store, clips, num_classes=20).raise_if_bad()
+    with pytest.raises(ValueError, match="has another number of classes than"):
+        verify(store, clips, num_classes=21).raise_if_bad()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_probabilities_are_refused(tmp_path, labelled):
+    clips = labelled_clips(200)
+    probabilities = 1 / (1 + np.exp(-teacher_logits(clips)))
+    store = store_of(tmp_path / "s", clips, probabilities)
+    clips = clips if labelled else [(name, []) for name, _ in clips]
+    with pytest.raises(ValueError, match="numbers are all from 0 to 1, so they are"):
+        verify(store, clips).raise_if_bad()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.34, 0.6])
+def test_scattered_rows_of_other_clips_are_not_plainly_ok(tmp_path, share):
+    clips = labelled_clips(2000, num_classes=100)
+    logits = teacher_logits(clips, num_classes=100)
+    report = verify(store_of(tmp_path / "good", clips, logits), clips)
+    assert str(report).startswith("ok: ") and report.pairs_right > 0.97
+    draw = np.random.default_rng(5)
+    wrong = np.flatnonzero(draw.random(len(clips)) < share)
+    logits[wrong] = logits[draw.permutation(wrong)]
+    report = verify(store_of(tmp_path / "bad", clips, logits), clips)
+    assert abs(2 * (1 - report.pairs_right) - share) < 0.06
+    assert str(report).startswith(("doubtful: ", "bad: "))
+
+
 def test_low_coverage_is_refused(tmp_path):
     clips = labelled_clips(1000)
     store = store_of(tmp_path / "s", clips[:850], teacher_logits(clips[:850]))
@@ -913,6 +947,37 @@ def test_logits_that_are_none_are_refused(tmp_path, logits, text, capsys):
     with pytest.raises(ValueError, match=text):
         import_published(*files, labels_sha256="l")
     assert sorted(os.listdir(tmp_path)) == ["i.pkl", "l.npy"]
+
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes/import_teacher_logits.py"
+CLASSES = 527
+
+
+@pytest.mark.parametrize(
+    "logits, text",
+    [
+        (
+            np.zeros((30, CLASSES - 1), "f4"),
+            r"\[30, 526\], and the label table",
+        ),
+        (np.zeros((CLASSES, 30), "f4") - 1, "it is transposed, so save it again as"),
+        (
+            np.full((30, CLASSES), 0.3, "f4"),
+            "numbers from 0 to 1 alone, which",
+        ),
+        (np.full((30, CLASSES), np.nan, "f4"), "not finite"),
+        (None, "no file .*; download the published logits"),
+    ],
+    ids=["columns", "transposed", "probabilities", "NaN", "none"],
+)
+def test_the_recipe_refuses_other_logits_in_a_sentence(tmp_path, logits, text, capsys):
+    files = publish(tmp_path, np.zeros(1) if logits is None else logits, {NAMES[0]: 0})
+    if logits is None:
+        files[0].unlink()
+    main = runpy.run_path(str(RECIPE))["main"]
+    with pytest.raises(SystemExit, match=text) as stop:
+        main([str(path) for path in files])
+    assert "\n" not in stop.value.code and not files[2].exists()
 
 
 def test_import_refuses_paths_that_are_taken_or_missing(tmp_path):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from efficientat_plugin.data.clip_ids import youtube_id
 from efficientat_plugin.pickles import check_pickle
 from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.verify import LOOKED_AT, look_like_probabilities
 from efficientat_plugin.teachers.writer import StoreWriter
 
 MAX_INDEX_BYTES = 1 << 29  # the published index of 2 million clips has 40 MB
@@ -25,6 +26,7 @@ def import_published(
     path: str | os.PathLike,
     *,
     labels_sha256: str,
+    num_classes: int | None = None,
     teacher: str = "passt_ensemble_mAP_495",
     teacher_sha256: str | None = None,
     sample_rate: int = 32000,
@@ -49,6 +51,8 @@ def import_published(
         a killed import leaves is beside it, with ``.partial`` in the name.
     labels_sha256 : str
         Digest of the table of the K class names.
+    num_classes : int or None
+        How many there are; None does not compare.
     teacher : str
         Name of the teacher.
     teacher_sha256 : str or None
@@ -69,7 +73,8 @@ def import_published(
     FileNotFoundError
         When either file is missing.
     ValueError
-        When ``path`` exists, or either file is not what is published.
+        When ``path`` exists, or either file is not what is published: for another
+        number of classes, and for probabilities in place of logits.
     """
     if rows_per_append < 1:
         raise ValueError(f"rows_per_append={rows_per_append} must be 1 or more")
@@ -77,6 +82,7 @@ def import_published(
     if path.exists():
         raise ValueError(f"{path} exists; name a folder that does not, or remove it")
     logits = _open_logits(Path(logits_npy))
+    _refuse_unlike(Path(logits_npy), logits, num_classes)
     rows, clip_ids = _read_index(Path(index_pickle), len(logits))
     partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
@@ -126,6 +132,26 @@ def _open_logits(path: Path) -> np.ndarray:
             f"{list(getattr(logits, 'shape', []))}; is it the published file?"
         )
     return logits
+
+
+def _refuse_unlike(path: Path, logits: np.ndarray, num_classes: int | None) -> None:
+    """Refuses what has the form of logits, and cannot be those of the classes."""
+    rows, columns = logits.shape
+    if num_classes not in (None, columns):
+        raise ValueError(
+            f"{path} holds [{rows}, {columns}], and the label table has {num_classes} "
+            "classes; "
+            + (
+                "it is transposed, so save it again as [rows, classes]"
+                if rows == num_classes
+                else "give logits of all of them, in the order of the table"
+            )
+        )
+    if look_like_probabilities(logits[:: max(1, rows // LOOKED_AT)]):
+        raise ValueError(
+            f"{path} holds numbers from 0 to 1 alone, which are probabilities; save "
+            "the logits, log(p / (1 - p)) of each"
+        )
 
 
 def _read_index(path: Path, count: int) -> tuple[np.ndarray, list[str]]:

@@ -99,6 +99,7 @@ class StoredTeacher:
             clips,
             labels_sha256=labels.sha256,
             minimum_coverage=minimum_coverage,
+            num_classes=len(labels),
         )
         verdict.raise_if_bad()
         return str(verdict)

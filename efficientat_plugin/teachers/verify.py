@@ -23,6 +23,10 @@ BLOCK_SIGMAS = 4.0  # above shuffled, for a block
 EXPECTED_BLOCK_SIGMAS = 9.0
 MIN_BLOCK, MAX_BLOCKS = 100, 100  # clips; blocks
 MAX_SAMPLE = 20000  # clips whose logits are read
+LOOKED_AT = 500  # rows, to tell probabilities from logits
+MIN_NUMBERS = 20  # fewer could be logits from 0 to 1 by chance
+MIN_PAIRS_RIGHT = 0.9  # teachers have more; 0.5 by chance
+DRAWS = 16  # other clips that each clip is compared with
 MIN_DEVIATION = 1e-2  # of a sum of scores; less is rounding
 Z_LIMIT = 5.0  # keeps one row of a rare class from deciding over a block
 
@@ -49,6 +53,9 @@ class StoreReport(NamedTuple):
     aligned: bool | None  # None when there are too few labels for a verdict
     blocks: int  # judged one by one, in the order of the data set and of the store
     bad_stretch: Stretch | None  # the first misaligned block
+    classes_match: bool = True  # as many as the data set's label table has
+    are_probabilities: bool = False  # its numbers, in place of logits
+    pairs_right: float = 1.0  # of two clips' labels, its own fit its logits better
 
     @property
     def fault(self) -> str | None:
@@ -57,6 +64,17 @@ class StoreReport(NamedTuple):
             return (
                 "the store's label table is not the data set's: their digests differ; "
                 "use the label table that the teacher was trained with"
+            )
+        if not self.classes_match:
+            return (
+                "the store has another number of classes than the data set's label "
+                "table; make it anew with the table that the teacher was trained with"
+            )
+        if self.are_probabilities:
+            return (
+                "its numbers are all from 0 to 1, so they are probabilities, which "
+                "teach otherwise than logits do; make the store anew of "
+                "log(p / (1 - p)), or of what the teacher computes before its sigmoid"
             )
         if self.coverage < self.minimum_coverage:
             return (
@@ -107,6 +125,13 @@ class StoreReport(NamedTuple):
                 f"tell them apart, and it takes {MIN_LABELLED} to tell whether the "
                 "logits are of the right clips"
             )
+        if self.pairs_right < MIN_PAIRS_RIGHT:
+            return (
+                f"doubtful: {known}in {self.pairs_right:.0%} of pairs alone a clip's "
+                "logits fit its own labels better than another clip's; the teacher is "
+                f"weak at these classes, or up to {2 * (1 - self.pairs_right):.0%} of "
+                "the rows are of other clips"
+            )
         return (
             f"ok: {known}scores on the labels of {self.labelled} clips "
             f"{self.sigmas:.1f} standard deviations above shuffled, "
@@ -119,6 +144,7 @@ def verify(
     clips: Iterable[tuple[str, Iterable[int]]],
     labels_sha256: str | None = None,
     minimum_coverage: float = 0.9,
+    num_classes: int | None = None,
 ) -> StoreReport:
     """Hold a store against the labels of a data set.
 
@@ -144,6 +170,8 @@ def verify(
         Digest of the data set's label table; None does not compare.
     minimum_coverage : float
         Least share of the clips that the store must know, 0 to 1.
+    num_classes : int or None
+        Of the data set's label table; None does not compare.
 
     Returns
     -------
@@ -173,6 +201,8 @@ def verify(
         aligned=None,
         blocks=0,
         bad_stretch=None,
+        classes_match=num_classes in (None, store.manifest.num_classes),
+        are_probabilities=_are_probabilities(store),
     )
     if len(rows) < MIN_LABELLED:
         return report
@@ -191,7 +221,26 @@ def verify(
         aligned=sigmas >= enough and bad is None,
         blocks=blocks,
         bad_stretch=bad if sigmas >= enough else None,
+        pairs_right=shuffled.pairs_right(),
     )
+
+
+def look_like_probabilities(numbers: np.ndarray) -> bool:
+    """Whether all are from 0 to 1, which many logits never are.
+
+    Example
+    -------
+    >>> look_like_probabilities(np.full((4, 10), 0.5))
+    True
+    """
+    if numbers.size < MIN_NUMBERS:
+        return False
+    return bool(numbers.min() >= 0 and numbers.max() <= 1)
+
+
+def _are_probabilities(store: LogitsStore) -> bool:
+    rows = np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int))
+    return len(store) > 0 and look_like_probabilities(store.logits(rows))
 
 
 class _Shuffled:
@@ -218,6 +267,23 @@ class _Shuffled:
         score = float(self.clip_scores[chosen].sum(dtype=np.float64))
         deviation = self.deviation(chosen)
         return score / deviation if deviation > MIN_DEVIATION else 0.0
+
+    def pairs_right(self) -> float:
+        """How often a clip's own labels score higher than those of another one.
+
+        Of pairs without a label in common; 1 where there are none.
+        """
+        draws = np.random.default_rng(0)
+        shares = self.marks / self.marks.sum(axis=1, keepdims=True)
+        own = (shares * self.scores).sum(axis=1)
+        right = total = 0.0
+        for _ in range(DRAWS):
+            other = draws.permutation(len(own))
+            apart = ~(self.marks * self.marks[other]).any(axis=1)
+            margin = (own - (shares[other] * self.scores).sum(axis=1))[apart]
+            right += float((margin > 0).sum() + 0.5 * (margin == 0).sum())
+            total += len(margin)
+        return right / total if total else 1.0
 
     def sigmas_within(self, chosen: np.ndarray) -> float:
         """Of the chosen clips above their own rows shuffled: nothing for clips of one
