@@ -240,49 +240,58 @@ def split_clips(
         )
 
     epochs, share = hparams["number_of_epochs"], hparams["valid_share"]
-    few_clips = len(clips.rows) < FEW_CLIPS_PER_CLASS * len(clips.labels)
-    auto_share = FEW_VALID_SHARE if few_clips else VALID_SHARE
+    split = min(runs(0.0).values(), key=lambda split: len(split.train))
+    few = len(split.train) < FEW_CLIPS_PER_CLASS * len(clips.labels)
+    auto_share = FEW_VALID_SHARE if few else VALID_SHARE
     if epochs == "auto":
-        split = min(runs(0.0).values(), key=lambda split: len(split.train))
         run = Run(clips, split, hparams, device)
-        epochs, why = choose_epochs(run)
+        epochs, needs_all, why = plan_epochs(run, few)
+        auto_share = 0.0 if needs_all else auto_share
         if if_main_process():
             print(f"number_of_epochs: {epochs}, {why}")
-        if may_stay_a_probe(run):
-            auto_share = 0.0  # each of them is needed to learn from
     if share == "auto":
         share = auto_share
     # Without epochs to choose from, no clips are spent on choosing.
     return runs(share if epochs else 0.0), epochs
 
 
-def may_stay_a_probe(run: Run) -> bool:
-    """Whether there are so few clips that training may not be worth it."""
-    hparams, fewest = run.hparams, FEWEST_CLIPS_PER_CLASS * len(run.clips.labels)
+def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
+    """How many epochs the clips of a run call for, and why.
+
+    Of few clips, a probe that gets clips right which it was not fitted to is hard to
+    beat. Where it does not, the network has to learn new features, and needs every
+    clip for that: there is nothing to choose that clips should be kept back for.
+
+    Arguments
+    ---------
+    run : Run
+        Without validation clips.
+    few : bool
+        Whether it has few clips a class.
+
+    Returns
+    -------
+    int, bool, str
+        Epochs; whether all clips are needed to learn from; why, in words.
+    """
+    hparams, num_clips = run.hparams, len(run.split.train)
+    num_classes = len(run.clips.labels)
+    why = f"for {num_clips} clips of {num_classes} classes"
+    epochs = epochs_for(num_clips, hparams["batch_size"])
     has_probe = hparams["probe_ridge"] is not None and not goes_on(hparams)
     # A probe alone would not ask a teacher.
-    has_teacher = hparams["teacher"] is not None
-    return has_probe and not has_teacher and len(run.split.train) < fewest
-
-
-def choose_epochs(run: Run) -> tuple[int, str]:
-    """How many epochs the clips of a run call for, and why, in words.
-
-    With a few clips a class a probe is best where it gets clips right that it was not
-    fitted to. Where it does not, the network has to learn new features.
-    """
-    num_clips, num_classes = len(run.split.train), len(run.clips.labels)
-    why = f"for {num_clips} clips of {num_classes} classes"
-    epochs = epochs_for(num_clips, run.hparams["batch_size"])
-    if not may_stay_a_probe(run):
-        return epochs, why
-    run = run._replace(hparams=dict(run.hparams))
+    if not few or not has_probe or hparams["teacher"] is not None:
+        return epochs, False, why
+    run = run._replace(hparams=dict(hparams))
     add_student(run, make_student(run))
     share_right = start_from_probe(run).share_right
-    if share_right is None:
-        return 0, f"the probe alone, {why}"
-    why += f": on clips left out of it, a probe is right on {share_right:.0%}"
-    return (0 if share_right >= SHARE_RIGHT else epochs), why
+    if share_right is not None:
+        why += f": on clips left out of it, a probe is right on {share_right:.0%}"
+        if share_right < SHARE_RIGHT:
+            return epochs, True, f"{why}, so all clips are to be learnt from"
+    if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
+        return 0, True, f"{why}, and stays alone"
+    return epochs, False, why
 
 
 def refuse_another_run(

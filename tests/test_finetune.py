@@ -409,20 +409,30 @@ def test_test_clips_do_not_depend_on_how_many_choose(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("share_right", "epochs"), [(0.9, 0), (0.5, 0), (0.49, 80), (None, 0)]
+    ("clips_per_class", "share_right", "epochs", "has_valid"),
+    [
+        (4, 0.9, 0, False),
+        (4, 0.5, 0, False),
+        (4, 0.49, 80, False),  # each clip is needed to learn from
+        (4, None, 0, False),
+        (12, 0.9, 80, True),
+        (12, 0.49, 80, False),
+        (12, None, 80, True),
+        (40, 0.1, 80, True),
+    ],
 )
 def test_with_few_clips_the_network_learns_what_no_probe_knows(
-    share_right, epochs, tmp_path, monkeypatch
+    clips_per_class, share_right, epochs, has_valid, tmp_path, monkeypatch
 ):
     recipe = _recipe()
     for name in ("make_student", "add_student"):
         monkeypatch.setattr(recipe, name, lambda *_: None)
     known = Probe(10.0, share_right)
     monkeypatch.setattr(recipe, "start_from_probe", lambda _: known)
-    clips = _clips([["a"], ["b"]] * 4)
+    clips = _clips([["a"], ["b"]] * clips_per_class)
     splits, found = recipe.split_clips(clips, _tuning(tmp_path), "cpu")
     assert found == epochs
-    assert not splits["random"].valid  # each clip is needed to learn from
+    assert bool(splits["random"].valid) == has_valid
 
 
 def test_epochs_follow_from_clips_and_teachers(tmp_path):
