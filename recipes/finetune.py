@@ -101,6 +101,7 @@ logger = logging.getLogger(__name__)
 
 # Share of the clips to choose the epoch on ("auto"), and what it is with few of them
 VALID_SHARE, FEW_VALID_SHARE, FEW_CLIPS_PER_CLASS = 0.15, 0.25, 30
+FEW_GROUPS = 7  # of fewer, one alone is more than that share
 # In the folder of a run
 START = "start.json"  # the validation score before training
 KEPT_EPOCH = "kept_epoch.json"
@@ -242,6 +243,9 @@ def split_clips(
     epochs, share = hparams["number_of_epochs"], hparams["valid_share"]
     split = min(runs(0.0).values(), key=lambda split: len(split.train))
     few = len(split.train) < FEW_CLIPS_PER_CLASS * len(clips.labels)
+    if "group" in clips.rows.column_names:
+        groups = clips.rows.select(split.train)["group"]
+        few = few or len(set(groups)) < FEW_GROUPS
     auto_share = FEW_VALID_SHARE if few else VALID_SHARE
     if epochs == "auto":
         run = Run(clips, split, hparams, device)
@@ -267,7 +271,8 @@ def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
     run : Run
         Without validation clips.
     few : bool
-        Whether it has few clips a class.
+        Whether it has few clips a class, or so few groups that keeping one back for
+        validation costs much.
 
     Returns
     -------

@@ -435,6 +435,19 @@ def test_with_few_clips_the_network_learns_what_no_probe_knows(
     assert bool(splits["random"].valid) == has_valid
 
 
+@pytest.mark.parametrize(("num_groups", "has_valid"), [(4, False), (20, True)])
+def test_of_few_groups_none_is_kept_back(num_groups, has_valid, tmp_path, monkeypatch):
+    recipe = _recipe()
+    for name in ("make_student", "add_student"):
+        monkeypatch.setattr(recipe, name, lambda *_: None)
+    monkeypatch.setattr(recipe, "start_from_probe", lambda _: Probe(10.0, 0.2))
+    groups = [f"speaker {number % num_groups}" for number in range(200)]
+    clips = _clips([["a"], ["a"], ["b"], ["b"]] * 50, group=groups)
+    splits, epochs = recipe.split_clips(clips, _tuning(tmp_path), "cpu")
+    assert epochs == 80 and splits["random"].test
+    assert bool(splits["random"].valid) == has_valid
+
+
 def test_epochs_follow_from_clips_and_teachers(tmp_path):
     few, many = (_clips([["a"], ["b"]] * n) for n in (4, 40))
     for clips, teacher in ((few, "mn04_as"), (many, None)):
