@@ -6,7 +6,9 @@ A file is a stage, a folder is a slot whose members are interchangeable::
      clip_id            [B, N]               [B, 1, F, T]               |    \\
        \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
 
-``data.preparation`` writes rows of any source anew, as shards that read quickly.
+``data.folders`` finds sounds, ``data.layouts`` what their folders and tables mean, and
+``data.opened`` opens them. ``data.preparation`` writes rows of any source anew, as
+shards that read quickly.
 ``launch`` starts a recipe, ``interruptions`` end it; ``run_folder`` refuses the folder
 of another run, and ``differences`` names its settings. ``console`` lets people see
 what is logged; ``train_log`` and ``report`` are what a run leaves to read.

@@ -21,6 +21,7 @@ from small_rows import (
     write_parquet,
 )
 
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.parquet import SCHEMA
 from efficientat_plugin.data.rows import COLUMNS, load_rows, summarize_rows
@@ -187,6 +188,16 @@ def test_segments_of_absent_files_are_left_out_and_counted(tmp_path, caplog):
     dataset = _audio_files(tmp_path, "eval", rows_of(EVAL_IDS))
     assert len(load_rows(str(dataset), "eval")) == 2
     assert "eval_segments.csv: 2 clips, 1 without a file" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", AUDIO_SUFFIXES)
+def test_sounds_of_any_suffix_are_found_beside_segments(suffix, tmp_path):
+    lines = '# YTID\nabcdefghijk, 0.0, 10.0, "/m/a"\n'
+    (tmp_path / "eval_segments.csv").write_text(lines)
+    path = tmp_path / "audio" / f"Yabcdefghijk_0.0{suffix}"
+    path.parent.mkdir()
+    path.touch()
+    assert load_rows(str(tmp_path), "eval")[0]["audio"]["path"] == str(path)
 
 
 def test_segments_without_any_file_are_refused(tmp_path):

@@ -35,6 +35,7 @@ LONGEST_COUNTED = 2**32  # frames, and fewer than are estimated from that
 # Padding to go before an MP3, which libsndfile may take for another format without it.
 ID3_TAG = b"ID3\3\0\0\0\0\0\x22" + bytes(0x22)
 ID3V1_BYTES = 128  # at the end of a file
+HELD_BYTES = 65536  # of a file, to be read bit by bit
 MAX_TAGS = 16  # in a row, before sound
 SKIPPED_FRAMES = 65536  # at once
 
@@ -182,6 +183,7 @@ class _Piece:
         self._length = length + len(head)
         self._head = head
         self._place = 0
+        self._held, self._held_from = b"", 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         place = offset + (0, self._place, self._length)[whence]
@@ -202,11 +204,19 @@ class _Piece:
             content = self._head[self._place :][:size]
             # A read that ended here would be taken for the end of the file.
             more = size - len(content)
-            content += _bytes_at(self._file, self._start + len(self._head), more)
+            content += self._bytes_at(self._start + len(self._head), more)
         else:
-            content = _bytes_at(self._file, self._start + self._place, size)
+            content = self._bytes_at(self._start + self._place, size)
         self._place += len(content)
         return content
+
+    def _bytes_at(self, place: int, size: int) -> bytes:
+        """Out of a chunk that is held: libsndfile reads an MP3 in hundreds of bytes."""
+        begin = place - self._held_from
+        if not 0 <= begin <= len(self._held) - size:
+            begin, self._held_from = 0, place
+            self._held = _bytes_at(self._file, place, max(size, HELD_BYTES))
+        return self._held[begin : begin + size]
 
     def write(self, _content: bytes) -> int:  # which soundfile asks of any file
         raise io.UnsupportedOperation("write")
