@@ -57,7 +57,9 @@ def open_file(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
 def read_text(path: str | Path, max_bytes: int, encoding: str = "utf-8") -> str:
     """All of a text file; errors as ``open_file``, and ``UnicodeDecodeError``."""
     with open_file(path, max_bytes) as file:
-        return file.read(max_bytes).decode(encoding)
+        # Python makes room for all that it is asked for.
+        size = min(max_bytes, os.fstat(file.fileno()).st_size)
+        return file.read(size).decode(encoding)
 
 
 def refuse_special(path: str | Path) -> None:
