@@ -157,10 +157,6 @@ def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
         hparams["test_share"],
         hparams["seed"],
     ).values()
-    if not split.test:
-        raise ValueError(
-            f"test_share={hparams['test_share']} leaves no clip to test on; give more"
-        )
     return split
 
 
@@ -206,7 +202,7 @@ def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
         for name, rows in split._asdict().items()
     }
     for name in ("train", "test"):
-        if not sides[name]:
+        if not sides[name] and getattr(split, name):
             raise ValueError(
                 f"none of the {len(getattr(split, name))} clips to {name} on can be "
                 "read; mend them, or pass another --seed"
@@ -227,7 +223,7 @@ def distil(run: Run, run_opts: Any) -> None:
     )
     test_set, loader = as_they_are(run, split.test), hparams["eval_loader"]
     draws = Draws(len(split.train), hparams["clips_per_epoch"], None, hparams["seed"])
-    if not hparams["checkpointer"].list_checkpoints():
+    if split.test and not hparams["checkpointer"].list_checkpoints():
         brain.evaluate(test_set, test_loader_kwargs=dict(loader))
         if if_main_process():
             print(f"Before: {brain.scores}")
@@ -245,11 +241,11 @@ def distil(run: Run, run_opts: Any) -> None:
         train_loader_kwargs=hparams["train_loader"] | {"sampler": draws},
         valid_loader_kwargs=dict(loader),
     )
-    brain.evaluate(
-        test_set,
-        max_key="explained" if split.valid else None,
-        test_loader_kwargs=dict(loader),
-    )
+    best = "explained" if split.valid else None
+    if split.test:
+        brain.evaluate(test_set, max_key=best, test_loader_kwargs=dict(loader))
+    else:
+        brain.on_evaluate_start(max_key=best)
     run_on_main(finish, kwargs={"brain": brain, "run": run})
 
 
@@ -316,22 +312,27 @@ def finish(brain: Any, run: Run) -> None:
     folder, agreement = Path(hparams["output_folder"]), brain.scores
     model = model_of(run)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
-    seconds = f"{hparams['clip_seconds']:g} s"
-    cut = f"the first {seconds} of {len(split.test)} clips"
-    scores = {f"agreement with the teacher, {cut}": agreement}
-    labelled = label_scores(run, str(brain.device))
-    if labelled is not None:
-        scores[f"labels, {labelled.num_clips} clips"] = labelled
-    others = {} if labelled is None else {"labels": labelled}
-    write_scores(folder, agreement, clips.labels, others)
+    scores: dict[str, Any] = {}
+    if split.test:
+        seconds = f"{hparams['clip_seconds']:g} s"
+        cut = f"the first {seconds} of {len(split.test)} clips"
+        scores[f"agreement with the teacher, {cut}"] = agreement
+        labelled = label_scores(run, str(brain.device))
+        if labelled is not None:
+            scores[f"labels, {labelled.num_clips} clips"] = labelled
+        others = {} if labelled is None else {"labels": labelled}
+        write_scores(folder, agreement, clips.labels, others)
     epochs = hparams["history"].epochs
     chosen_on = "validation" if split.valid else "training"
     lines = [RunResult("each epoch", agreement, None, epochs, chosen_on)]
-    lines.append(RunResult("the one kept", agreement, clips="test"))
+    if split.test:
+        lines.append(RunResult("the one kept", agreement, clips="test"))
     plot_curves(folder / "curves.png", lines)
     write_model_folder(folder / "model", model, describe_origin(run, scores))
     for name, found in scores.items():
         print(f"{name}: {found}")
+    if not split.test:
+        print("No clips were set aside to test on: this model itself has no score.")
     print(f"The model is in {folder / 'model'}")
 
 

@@ -118,10 +118,9 @@ REFUSALS = {
     "form=sounds needs a folder, but nowhere is none": {"dataset": "nowhere"},
     "the teacher ear:nobody cannot be imported": {"teacher": "ear:nobody"},
     "0.5 s are too short; I hear 10 s": {"teacher": "ear:too_long"},
-    "test_share=0 leaves no clip to test on": {"test_share": 0},
     "number_of_epochs=0 trains nothing; give 1 or more": {"number_of_epochs": 0},
     "--test_only is audioset_kd.py's; every run here ends": {"test_only": True},
-    "prior=2 must be between 0 and 1": {"prior": 2},
+    "prior=2.0 must be between 0 and 1": {"prior": 2},
 }
 
 
@@ -158,6 +157,24 @@ def test_labels_take_part_where_there_are_any(place):
         "holds another run (kd_temperature 1.0 there, 2.0 here); name another"
         in printed
     )
+
+
+@pytest.mark.slow
+def test_without_test_clips_a_student_is_trained_and_has_no_score(place):
+    lines = [
+        f"sounds/{n}.wav,low,{('train', 'Validation')[n % 4 == 0]}" for n in range(9)
+    ]
+    (place / "sides.csv").write_text("\n".join(["File,Label,Split", *lines]))
+    table = {"dataset": "sides.csv", "form": "auto", "number_of_epochs": 1}
+    calls = [
+        _call(place, place / "sides", **table),
+        _call(place, place / "untested", test_share=0, number_of_epochs=1, seed=25),
+    ]
+    printed = run_recipe("distil", calls, place)
+    assert printed.count("No clips were set aside to test on: this model") == 2
+    for output in ("sides", "untested"):
+        assert len(read_model_folder(place / output / "model").labels) == 3
+        assert not (place / output / "scores.json").exists()
 
 
 def test_the_oracle_tells_tones_apart():

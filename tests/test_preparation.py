@@ -448,7 +448,7 @@ def test_clips_without_labels_and_judgements_open_again_too(tmp_path):
     done = prepare({"all": sounds}, ClipEncoder(), tmp_path / "unlabelled")
     again = open_labelled(done.folder, {}, form="sounds").rows
     assert list(again["video_id"]) == list(sounds["video_id"])
-    assert sorted(again["video_id"]) == ["a.flac", "a.wav", "b.wav"]
+    assert sorted(again["video_id"]) == ["a.flac", "a.wav", "b"]
 
     rows = rows_of(["c", "d"])
     judged = [row | {"judged": ["/m/a", "/m/b"], "split": "test"} for row in rows]
