@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, ids_of_files, youtube_id
-from efficientat_plugin.data.folders import find_sounds_below
+from efficientat_plugin.data.folders import find_sounds_below, is_hidden
 from efficientat_plugin.data.packed import Packed, refuse_packed
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
 from efficientat_plugin.files import read_text
@@ -29,6 +29,9 @@ from efficientat_plugin.plain_text import shown
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("video_id", "audio", "labels")
+# As AudioSet's own files of segments call its splits
+OFFICIAL = {"bal_train": "balanced_train", "unbal_train": "unbalanced_train"}
+ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 HUB_TIMEOUT_SECONDS = 10
 
 
@@ -73,6 +76,7 @@ def load_rows(
     """
     parts = []
     path = Path(dataset).expanduser()
+    refuse_archives(path)
     if split is None:
         rows = _read_audio_folder(path)
         return rows.to_iterable_dataset() if streaming else rows
@@ -90,12 +94,66 @@ def load_rows(
                 f"{dataset} ({name}) has no column {', '.join(missing)}; the AudioSet "
                 f"schema is {', '.join(COLUMNS)}, and found were {', '.join(found)}"
             )
+        refuse_decoded(rows, f"{dataset} ({name})")
         kept = [column for column in more_columns if column in found]
         rows = rows.select_columns([*COLUMNS, *kept])
         # Parquet remembers an Audio column, which would decode by torchcodec.
         rows = rows.cast_column("audio", datasets.Audio(decode=False))
         parts.append(_with_named_labels(rows))
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def refuse_archives(path: Path) -> None:
+    """Refuses shards of WebDataset and other archives, which nothing here unpacks.
+
+    Arguments
+    ---------
+    path : Path
+        A file, or a folder of which each entry is looked at.
+
+    Raises
+    ------
+    ValueError
+        Where it is an archive, or holds nothing else.
+
+    Example
+    -------
+    >>> refuse_archives(Path("shard-000.tar"))  # it is not there
+    """
+    entries = list(path.iterdir()) if path.is_dir() else [path]
+    entries = [entry for entry in entries if not is_hidden(entry.name)]
+    if entries and all(
+        entry.suffix.lower() in ARCHIVES and entry.is_file() for entry in entries
+    ):
+        raise ValueError(
+            f"{shown(path)} holds archives, as of WebDataset, which are not read; "
+            f"unpack them (tar xf {shown(entries[0].name)}), write the labels into a "
+            "CSV with the columns filename and label beside the sounds, and name that "
+            "folder"
+        )
+
+
+def refuse_decoded(rows: Any, source: str) -> None:
+    """Refuses sound that `datasets` has decoded, which is neither bytes nor a path.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset or datasets.IterableDataset
+    source : str
+        For the message.
+
+    Raises
+    ------
+    ValueError
+        Where a column has "array" and "sampling_rate".
+    """
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature):
+            raise ValueError(
+                f"{source} holds decoded sound (its column {name} has array and "
+                "sampling_rate), and files are read: write each with soundfile.write, "
+                "and a column of their paths in its place"
+            )
 
 
 def _with_named_labels(
@@ -159,8 +217,12 @@ def _load_split(
     if saved is not None:
         rows = load_saved(saved)
         return rows.to_iterable_dataset() if streaming else rows
-    segments = path / f"{split}_segments.csv"
-    if segments.is_file():
+    names = [split, *([OFFICIAL[split]] if split in OFFICIAL else [])]
+    segments = next(
+        (file for name in names if (file := path / f"{name}_segments.csv").is_file()),
+        None,
+    )
+    if segments is not None:
         rows = _read_segments(segments)
         return rows.to_iterable_dataset() if streaming else rows
     files = _parquet_files(path, split)

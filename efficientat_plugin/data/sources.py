@@ -20,6 +20,7 @@ from efficientat_plugin.data.rows import (
     _parquet_files,
     _refuse_damaged,
     load_saved,
+    refuse_decoded,
 )
 from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.plain_text import shown
@@ -205,6 +206,7 @@ def _of_splits(
         repeated = ([split] * len(rows) for split, rows in parts.items())
         more["split"] = [split for splits in repeated for split in splits]
     rows = datasets.concatenate_datasets(list(parts.values()))
+    refuse_decoded(rows, name)
     heard = defaultdict(list)
     for field in rows.data.schema:
         heard[_how_audio_stands(rows, field)].append(field.name)

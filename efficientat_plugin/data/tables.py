@@ -25,6 +25,7 @@ from efficientat_plugin.data.layouts import (
     read_class_folders,
     read_sounds,
 )
+from efficientat_plugin.data.rows import refuse_archives
 from efficientat_plugin.data.schemas import (
     read_fsd50k_folder,
     read_tau2020_folder,
@@ -268,6 +269,7 @@ def _find_source(
     numbered = any(str(name).isdecimal() for name in (audio_column, label_column))
     read = partial(read_table_file, cache_dir=cache_dir, numbered=numbered)
     path = Path(dataset).expanduser()
+    refuse_archives(path)
     if not path.is_dir():
         refuse_special(path)
     if form == "auto":
