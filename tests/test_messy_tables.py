@@ -420,6 +420,22 @@ def test_segments_of_a_file_are_never_on_two_sides(groups, folder):
             assert all(len(side & together) != 1 for side in sides)
 
 
+def test_segments_of_one_file_alone_are_split_by_a_column_or_not_at_all(folder):
+    lines = [["audio/a.wav", n / 50, (n + 1) / 50, "xyxy"[n]] for n in range(4)]
+    write_csv(folder / "clips.csv", ["file", "start", "end", "label"], lines)
+    found = read_table(folder / "clips.csv")
+    with pytest.raises(ValueError, match="segments of one file, stay together unless"):
+        runs_of(found, test_share=0.5)
+    assert len(runs_of(found, "random", None, 0.0, 0.0)["random"].train) == 4
+    sides = [*zip(lines, ["train", "train", "test", "test"], strict=True)]
+    header = ["file", "start", "end", "label", "split"]
+    write_csv(folder / "clips.csv", header, [[*line, side] for line, side in sides])
+    assert (
+        len(runs_of(read_table(folder / "clips.csv"), valid_share=0.0)["given"].test)
+        == 2
+    )
+
+
 def test_files_that_are_cut_already_are_read_whole(folder, caplog):
     pairs = zip(files(), CLASSES, strict=True)
     lines = [[f, 60 + n, 64 + n, c] for n, (f, c) in enumerate(pairs)]

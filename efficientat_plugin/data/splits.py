@@ -320,10 +320,16 @@ def _refuse_too_few(
             "by class takes clips of two or more"
         )
     if len(units) < len(names):
-        kind = "clips" if len(units) == num_rows else f"groups (of {num_rows} clips)"
+        kind, why = "clips", ""
+        if len(units) < num_rows:
+            kind = f"groups (of {num_rows} clips)"
+            why = (
+                "; clips of one group, and segments of one file, stay together unless "
+                "a column split says where each clip belongs"
+            )
         raise ValueError(
             f"{len(units)} {kind} cannot be split into {len(names)} "
-            f"({', '.join(names)}); that takes one for each at least"
+            f"({', '.join(names)}); that takes one for each at least{why}"
         )
     share, name = min(zip(shares, names, strict=True))
     if share * num_rows < 0.5:
