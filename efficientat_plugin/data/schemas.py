@@ -179,12 +179,9 @@ def read_urbansound8k_folder(folder: Path) -> Source:
     table = _columns_of(path, ["slice_file_name", "fsID", "fold", "class"])
     audio = "audio/" if (folder / "audio").is_dir() else ""
     pairs = zip(table["fold"], table["slice_file_name"], strict=True)
-    columns: dict[str, Sequence[Any]] = {
-        "file": [f"{audio}fold{fold}/{name}" for fold, name in pairs],
-        "label": table["class"],
-        "fold": table["fold"],
-        "group": table["fsID"],
-    }
+    files = [f"{audio}fold{fold}/{name}" for fold, name in pairs]
+    columns = {name: table[name] for name in table if name not in ("start", "end")}
+    columns |= {"file": files, "slice_file_name": files, "group": table["fsID"]}
     return Source("UrbanSound8K", columns, folder)
 
 
