@@ -64,7 +64,7 @@ def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
     said = _refusal(path, "--dataset", "clips")
     assert f"{path} is no YAML of a run (" in said and message in said
     said = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
-    assert "Is a directory" in said and "the first argument is one, as" in said
+    assert "is a folder; give a file); the first argument is one, as" in said
 
 
 @pytest.mark.parametrize(

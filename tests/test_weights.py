@@ -324,7 +324,6 @@ def test_filling_takes_the_published_temperature(tmp_path):
             lambda: MN(width=0.2),
             r"of MN of width 0.1, the student a MN of width 0.2 .*differ in shape",
         ),
-        (lambda: DyMN(width=0.1), "of MN .*a DyMN .*missing, .*unexpected"),
         (
             lambda: MN(width=0.1, head="fully_convolutional"),
             "missing, as classifier.0.weight; .*unexpected, as classifier.2.weight",
@@ -696,3 +695,15 @@ def test_front_ends_that_differ_are_told_apart():
     jitter = {name for name in FRONT_END if name not in others}
     assert jitter == {"f_min_jitter", "f_max_jitter"}
     assert front_end_of(LogMel(f_min_jitter=1)) == front_end_of(LogMel())
+
+
+@pytest.mark.parametrize(("given", "built"), [(MN, DyMN), (DyMN, MN)])
+def test_weights_of_the_other_family_are_told_in_a_sentence(tmp_path, given, built):
+    path = tmp_path / "other.pt"
+    torch.save(given(3, width=0.1).state_dict(), path)
+    with pytest.raises(ValueError, match=f"of {given.__name__} of width 0.1") as error:
+        load_published_state(built(3, width=0.1), path)
+    assert str(error.value).endswith(
+        f"and the student {built.__name__} of width 0.1; give {built.__name__} "
+        f"weights, or build that {given.__name__}"
+    )
