@@ -157,7 +157,7 @@ def merge_rows(
         )
     if "start" in table:
         num_files = len({files[row] for row in merged})
-        logger.warning("%s: %d segments of %d files", source, len(merged), num_files)
+        logger.info("%s: %d segments of %d files", source, len(merged), num_files)
         if num_files < len(merged):
             _group_by_file(table, files, merged)
     return merged
