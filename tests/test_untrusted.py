@@ -431,6 +431,92 @@ def test_parquet_as_people_have_it_is_not_refused(
     packed.refuse_packed([write_packed(path, table, use_dictionary=use_dictionary)])
 
 
+SAVED = {
+    "video_id": [f"{number}" for number in range(100)],
+    "audio": [{"bytes": b"1", "path": None}] * 100,
+    "labels": [["dog"], ["cat"]] * 50,
+}
+
+
+def _beyond_its_end(count):
+    """Text whose places in its own memory lead out of it, and back."""
+    places = np.array([0] + [10**6, 0] * (count // 2), np.int32)
+    buffers = [None, pa.py_buffer(places.tobytes()), pa.py_buffer(b"y")]
+    return pa.Array.from_buffers(pa.string(), count, buffers)
+
+
+ODD = {
+    "compressed": (lambda text: text, {"compression": "zstd"}, "it is compressed"),
+    "dictionary": (lambda text: text.dictionary_encode(), {}, "it has a dictionary"),
+    "views": (lambda text: text.cast(pa.string_view()), {}, "column of string_view"),
+    "beyond": (lambda text: _beyond_its_end(len(text)), {}, "[Oo]ffset"),
+    "cut": (None, {}, "Expected to be able to read"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("read", [read_table, lambda path: load_rows(str(path), "x")])
+def test_a_saved_folder_that_was_made_otherwise_is_refused(name, read, tmp_path):
+    change, options, said = ODD[name]
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_dict(SAVED).save_to_disk(folder)
+    assert len(read(folder)) == 100
+    [path] = folder.glob("*.arrow")
+    if change is None:
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        text = pa.array(["y" * 100] * 100)
+        table = pa.table(SAVED).set_column(0, "video_id", change(text))
+        how = pa.ipc.IpcWriteOptions(**options)
+        with pa.ipc.new_stream(path, table.schema, options=how) as writer:
+            writer.write_table(table)
+    with pytest.raises(ValueError, match=rf"arrow is damaged, or not .*{said}"):
+        read(folder)
+
+
+BESIDE = {  # what other files a data folder may have, and who reads it
+    "train_segments.csv": lambda folder: load_rows(str(folder), "train"),
+    "testing_list.txt": read_table,
+    "README.md": read_table,
+    "labels/vocabulary.csv": lambda folder: read_table(folder, form="fsd50k_folder"),
+    "saved/state.json": lambda folder: read_table(folder / "saved"),
+    "saved/data.arrow": lambda folder: read_table(folder / "saved"),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+@pytest.mark.parametrize("kind", ["pipe", "sparse"])
+def test_files_of_a_data_folder_are_neither_waited_for_nor_read_whole(
+    name, kind, tmp_path, most_memory
+):
+    for label in ("dog", "cat"):
+        (tmp_path / label).mkdir()
+        soundfile.write(tmp_path / label / "1.wav", np.zeros(100), RATE)
+    for folder in ("labels", "saved"):
+        (tmp_path / folder).mkdir()
+    for part in ("dev", "eval"):
+        table = "fname,labels,split\na,dog,train\n"
+        (tmp_path / "labels" / f"{part}.csv").write_text(table)
+    if name == "README.md":
+        for split in ("train", "test"):
+            pq.write_table(pa.table(SAVED), tmp_path / f"{split}.parquet")
+    if name == "saved/data.arrow":
+        state = '{"_data_files": [{"filename": "data.arrow"}]}'
+        (tmp_path / "saved" / "state.json").write_text(state)
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        sparse(tmp_path / name)
+    try:
+        with most_memory(SPARSE_BYTES // 2):
+            found = BESIDE[name](tmp_path)
+    except TOLD as told:
+        assert len(str(told).splitlines()) == 1
+    else:  # a pipe that is passed over
+        assert kind == "pipe"
+        assert len(found)
+
+
 def test_a_new_key_a_line_does_not_take_memory_with_the_square(tmp_path, most_memory):
     path = tmp_path / "x.jsonl"
     lines = [f'{{"file": "a", "k{number}": 1}}\n' for number in range(20_000)]

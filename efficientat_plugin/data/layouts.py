@@ -11,6 +11,7 @@ from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
 from efficientat_plugin.data.folders import find_sounds_below, is_hidden, walk_sounds
 from efficientat_plugin.data.sources import TABLE_SUFFIXES, Source, find_tables
+from efficientat_plugin.data.text_tables import text_of
 from efficientat_plugin.plain_text import some_of
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def read_class_folders(folder: Path) -> Source:
         side_of = {
             line.strip(): LISTS[name]
             for name in lists
-            for line in (folder / name).read_text(encoding="utf-8").splitlines()
+            for line in text_of(folder / name).splitlines()
         }
         columns["split"] = [side_of.get(name, "train") for name in inside]
     outside = len(names) - len(inside) + columns["label"].count(None)

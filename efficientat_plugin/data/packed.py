@@ -1,12 +1,13 @@
-"""Parquet files that take far more memory than room on the disk, found before decoding.
+"""Files that take far more memory than room on the disk, found before decoding.
 
-A few bytes may say "this text, four thousand times", or "a hundred million zeros". How
-much there is to come stands in a file's metadata, but for text that is kept once and
-repeated: of that, the numbers of the repeated values are read, and not the text itself.
+A few bytes of Parquet may say "this text, four thousand times", or "a hundred million
+zeros". How much there is to come stands in a file's metadata, but for text that is kept
+once and repeated: of that, the numbers of the repeated values are read, not the text.
 
 Source: https://parquet.apache.org/docs/file-format
 """
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,18 +16,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from efficientat_plugin.files import open_file
+from efficientat_plugin.files import open_file, refuse_special
 from efficientat_plugin.limits import (
     MAX_COLUMNS,
     MAX_PACKED,
     MAX_ROWS,
     MAX_TABLE_BYTES,
 )
+from efficientat_plugin.plain_text import shown
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # Of values that repeat nothing but what is packed; of others some stand for many.
 AS_THEY_ARE = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 14, 1 << 26
+REPEATING = (
+    *("dictionary", "run_end_encoded", "string_view", "binary_view"),
+    *("list_view", "large_list_view"),
+)
 # A page begins with its kind and its length, unpacked, each a number of Thrift's.
 DICTIONARY_PAGE, NUMBER = 2, 0x15
 
@@ -83,6 +89,81 @@ def refuse_packed(files: Sequence[Path]) -> None:
             "on the disk: few values are repeated in it; write it again without the "
             "column that is so long"
         )
+
+
+def refuse_odd_arrow(path: Path) -> None:
+    """Refuses what ``save_to_disk`` never writes, and would be believed when mapped.
+
+    That is batches that are compressed, values that are repeated, and places of text
+    beyond its end, where other things of the process are in memory.
+
+    Arguments
+    ---------
+    path : Path
+        A stream of Arrow.
+
+    Raises
+    ------
+    Packed
+    FileNotFoundError
+        Where it is no file.
+    """
+    refuse_special(path)
+    try:
+        with pa.memory_map(str(path)) as stream:
+            for message in pa.ipc.MessageReader.open_stream(stream):
+                is_batch = message.type == "record batch"
+                if is_batch and _is_compressed(message.metadata.to_pybytes()):
+                    raise ValueError("it is compressed")
+                if not is_batch and message.type != "schema":
+                    raise ValueError(f"it has a {message.type}")
+        num_rows = 0
+        with pa.memory_map(str(path)) as stream, pa.ipc.open_stream(stream) as reader:
+            for kind in reader.schema.types:
+                _refuse_repeating(kind)
+            for batch in reader:
+                num_rows += batch.num_rows
+                batch.validate(full=True)
+                if num_rows > MAX_ROWS:
+                    raise ValueError(f"it has more than {MAX_ROWS} rows")
+    except (OSError, ValueError, struct.error, pa.ArrowException) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        what = shown(" ".join(str(error).split()))[:200]
+        raise Packed(
+            f"{path} is damaged, or not as save_to_disk writes it ({what}); write the "
+            "folder again"
+        ) from error
+
+
+def _refuse_repeating(kind: pa.DataType) -> None:
+    """Refuses types of which a few bytes stand for any many values."""
+    if any(getattr(pa.types, f"is_{name}")(kind) for name in REPEATING):
+        raise ValueError(f"it has a column of {kind}")
+    for place in range(kind.num_fields):
+        _refuse_repeating(kind.field(place).type)
+
+
+def _is_compressed(message: bytes) -> bool:
+    """Whether the batch of a message has the field that names a compression.
+
+    Source: Message.fbs of Apache Arrow; https://flatbuffers.dev/internals
+    """
+
+    def field(table: int, number: int) -> int:
+        """Where it is; 0: it is not there."""
+        (back,) = struct.unpack_from("<i", message, table)
+        (length,) = struct.unpack_from("<H", message, table - back)
+        place = 4 + 2 * number
+        if place >= length:
+            return 0
+        (offset,) = struct.unpack_from("<H", message, table - back + place)
+        return table + offset if offset else 0
+
+    (root,) = struct.unpack_from("<I", message, 0)
+    header = field(root, 2)
+    (offset,) = struct.unpack_from("<I", message, header)
+    return field(header + offset, 3) != 0
 
 
 def _is_plain(chunk: Any) -> bool:

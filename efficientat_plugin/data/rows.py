@@ -5,6 +5,7 @@ and `datasets` never decodes their sound.
 """
 
 import csv
+import io
 import json
 import logging
 import os
@@ -19,8 +20,13 @@ import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, ids_of_files, youtube_id
 from efficientat_plugin.data.folders import find_sounds_below, is_hidden
-from efficientat_plugin.data.packed import Packed, refuse_packed
+from efficientat_plugin.data.packed import (
+    Packed,
+    refuse_odd_arrow,
+    refuse_packed,
+)
 from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
+from efficientat_plugin.data.text_tables import text_of
 from efficientat_plugin.files import read_text
 from efficientat_plugin.hub import name_on_hub
 from efficientat_plugin.limits import MAX_SETTINGS_BYTES
@@ -254,7 +260,8 @@ def load_saved(folder: Path) -> Any:
         folders += [folder / name for name in _names_in(folder / "dataset_dict.json")]
     for each in folders:
         if (each / "state.json").is_file():
-            _names_in(each / "state.json")
+            for name in _names_in(each / "state.json"):
+                refuse_odd_arrow(each / name)
     return datasets.load_from_disk(str(folder.absolute()))
 
 
@@ -380,16 +387,16 @@ def _read_segments(segments: Path) -> datasets.Dataset:
     names = find_sounds_below(segments.parent)
     files = {youtube_id(Path(name).name): str(segments.parent / name) for name in names}
     ids, labels, absent = [], [], 0
-    with open(segments, encoding="utf-8", newline="") as file:
-        lines = (line for line in file if not line.startswith("#"))
-        for row in csv.reader(lines, skipinitialspace=True):
-            if len(row) < 4:
-                continue
-            if row[0] not in files:
-                absent += 1
-                continue
-            ids.append(row[0])
-            labels.append(row[3].split(","))
+    text = io.StringIO(text_of(segments), newline="")
+    lines = (line for line in text if not line.startswith("#"))
+    for row in csv.reader(lines, skipinitialspace=True):
+        if len(row) < 4:
+            continue
+        if row[0] not in files:
+            absent += 1
+            continue
+        ids.append(row[0])
+        labels.append(row[3].split(","))
     if not ids:
         raise FileNotFoundError(
             f"none of the {absent} clips in {segments} has an audio file below "

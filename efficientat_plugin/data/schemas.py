@@ -1,12 +1,13 @@
 """Official folders of named data sets, which several tables describe."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from efficientat_plugin.data.sources import Source
-from efficientat_plugin.data.text_tables import read_text_table
+from efficientat_plugin.data.text_tables import read_text_table, text_of
 from efficientat_plugin.plain_text import some_of
 
 
@@ -72,8 +73,8 @@ def read_vocabulary(path: Path) -> list[str]:
     ValueError
         If no column holds machine ids.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+    text = io.StringIO(text_of(path), newline="")
+    rows = [row for row in csv.reader(text) if row]
     if rows and all(len(row) == 3 for row in rows):
         for ids, names in ((2, 1), (1, 2)):
             # Not of every row: a header may stand above them after all.

@@ -23,6 +23,8 @@ from efficientat_plugin.data.rows import (
     refuse_decoded,
 )
 from efficientat_plugin.data.text_tables import read_text_table
+from efficientat_plugin.files import read_text
+from efficientat_plugin.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.plain_text import shown
 
 logger = logging.getLogger(__name__)
@@ -174,7 +176,8 @@ def _named_elsewhere(folder: Path) -> list[str]:
     if not (folder / "README.md").is_file():
         return []
     # As `datasets` does, so that both find the same.
-    card = huggingface_hub.DatasetCard.load(folder / "README.md")
+    text = read_text(folder / "README.md", MAX_SETTINGS_BYTES, "utf-8-sig")
+    card = huggingface_hub.DatasetCard(text)
     configs = MetadataConfigs.from_dataset_card_data(card.data).values()
     named = [_texts(config.get(key)) for config in configs for key in PATHS]
     return [text for texts in named for text in texts if not _is_inside(text)]

@@ -37,13 +37,7 @@ def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
     ValueError
         If it is not UTF-8, not a table, or empty.
     """
-    try:
-        text = _content(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it "
-            "as UTF-8"
-        ) from error
+    text = text_of(path)
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         columns = _read_json_lines(path, text)
     elif path.suffix.lower() == ".json":
@@ -55,19 +49,32 @@ def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
     return columns
 
 
-def _content(path: Path) -> bytes:
-    """All of it; a NUL, of which a file that takes no room may have a billion, ends it.
+def text_of(path: Path) -> str:
+    """A table as one text, without a mark of byte order.
 
-    Text has none, but for UTF-16.
+    Raises
+    ------
+    FileNotFoundError
+        If it is no file.
+    ValueError
+        If it is larger than any table, or not UTF-8.
     """
     content = bytearray()
     with open_file(path, MAX_TABLE_BYTES) as file:
         while chunk := file.read(CHUNK_BYTES):
             content += chunk
-            if b"\0" in chunk:
-                place = content.index(b"\0")
-                raise UnicodeDecodeError("utf-8", b"\0", place, place + 1, "a NUL")
-    return bytes(content)
+            if b"\0" in chunk:  # of which a file that takes no room may have a billion
+                break
+    try:
+        if b"\0" in content:
+            place = content.index(b"\0")
+            raise UnicodeDecodeError("utf-8", b"\0", place, place + 1, "a NUL")
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it "
+            "as UTF-8"
+        ) from error
 
 
 def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
