@@ -1,11 +1,14 @@
 """Options of recipes: text stays text, numbers are numbers, and help tells them."""
 
+import ast
 import functools
+import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin import options
 from efficientat_plugin.launch import load_hparams
@@ -222,3 +225,31 @@ def test_help_lists_the_keys_of_the_yaml(recipe, gives_yaml, monkeypatch, capsys
             assert f"default {value.strip()}" in said or not value.strip()
             assert " ".join(comment.split()) in said
     assert "--device TEXT" in said and "SpeechBrain's own" in said
+
+
+def _options_in_messages():
+    """Options that sentences of the package and its recipes name, and where."""
+    for folder in ("efficientat_plugin", "recipes"):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    for name in re.findall(r"(?<![\w-])--([a-z][\w-]*\w)", node.value):
+                        yield name, path.name
+
+
+def test_messages_name_options_that_exist():
+    known = set(RunOptions().as_dict())
+    for path in YAMLS:
+        known |= set(read_yaml(path))
+    known |= set(re.findall(r'"--([\w-]+)"', _text_of("efficientat_plugin/cli")))
+    known |= set(re.findall(r'"--([\w-]+)"', _text_of("efficientat_plugin/runtime")))
+    known |= {"help", "nproc_per_node", "shm-size"}  # of others
+    known |= {"name", "devcie", "features", "students"}  # examples, and a drawing
+    unknown = [found for found in _options_in_messages() if found[0] not in known]
+    assert not unknown
+
+
+def _text_of(folder):
+    files = sorted((REPOSITORY / folder).rglob("*.py"))
+    return "\n".join(path.read_text() for path in files)
