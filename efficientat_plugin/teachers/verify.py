@@ -228,14 +228,19 @@ def verify(
 def look_like_probabilities(numbers: np.ndarray) -> bool:
     """Whether all are from 0 to 1, which many logits never are.
 
+    Numbers that are all the same, such as an untrained network's, are neither.
+
     Example
     -------
-    >>> look_like_probabilities(np.full((4, 10), 0.5))
+    >>> look_like_probabilities(np.linspace(0.0, 1.0, 20))
     True
+    >>> look_like_probabilities(np.zeros(20))
+    False
     """
     if numbers.size < MIN_NUMBERS:
         return False
-    return bool(numbers.min() >= 0 and numbers.max() <= 1)
+    lowest, highest = numbers.min(), numbers.max()
+    return bool(0 <= lowest < highest <= 1)
 
 
 def _are_probabilities(store: LogitsStore) -> bool:
