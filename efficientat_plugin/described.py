@@ -302,7 +302,12 @@ def refuse_links_out(folder: Path, names: Iterable[str]) -> None:
         if place.parent.name == "snapshots":
             roots.append(place.parents[1] / "blobs")
     for name in names:
-        leads_to = (whole / name).resolve()
+        try:
+            leads_to = (whole / name).resolve()
+        except (OSError, RuntimeError) as error:  # which of them depends on Python
+            raise Refused(
+                f"{folder / name} is a link to itself; give a file"
+            ) from error
         if not any(leads_to.is_relative_to(root) for root in roots):
             raise Refused(
                 f"{folder / name} is a link that leads out of its folder, to "

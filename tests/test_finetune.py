@@ -666,7 +666,8 @@ def test_a_card_says_what_a_model_is_and_no_markup_gets_in(tmp_path):
     assert "<script>" not in card and "a\nb" not in card and "[x](" not in card
     assert read_model_folder(folder).labels.names == names
     with open(folder / "labels.csv", newline="") as file:
-        assert [row["display_name"] for row in csv.DictReader(file)] == list(names)
+        found = [row["display_name"] for row in csv.DictReader(file)]
+    assert found == [names[0], r"a\nb # `c`"]  # on a line of its own
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

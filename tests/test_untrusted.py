@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import resource
 import signal
 import sys
@@ -563,7 +564,8 @@ def hostile_folder(tmp_path):
 def plain_cells(text):
     """Every cell of a CSV, of which none commands anything."""
     cells = [cell for row in csv.reader(io.StringIO(text)) for cell in row]
-    assert not [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    commands = [cell for cell in cells if cell.startswith(("=", "+", "-", "@"))]
+    assert all(re.fullmatch(r"[+-]\d+", cell) for cell in commands)  # numbers
     assert all(cell.isprintable() for cell in cells)
     return cells
 
@@ -711,9 +713,9 @@ def test_the_hub_is_not_asked_without_a_word(monkeypatch, tmp_path, caplog):
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    monkeypatch.setattr("efficientat_plugin.inference.fetch", unreachable)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
     with pytest.raises(FileNotFoundError):
         read_table("data/clients")
     caplog.clear()
-    with pytest.raises(ConnectionError):
+    with pytest.raises(FileNotFoundError, match="asked for it in vain: no network"):
         AudioTagger.from_hparams("models/mine")

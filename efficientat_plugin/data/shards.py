@@ -86,6 +86,8 @@ def write_shard(
     encoded = _encoded_rows(rows, encoder, schema, record, say_read)
     path.parent.mkdir(parents=True, exist_ok=True)
     record_path.parent.mkdir(parents=True, exist_ok=True)
+    for left in record_path.parent.glob(f".{aside.name}-*.part"):
+        left.unlink(missing_ok=True)  # by a process that was killed
     try:
         with written_aside(aside) as unfinished, open(unfinished, "wb") as file:
             # Sound has its codec: compressed again it takes time, and as much room.

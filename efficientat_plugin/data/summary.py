@@ -65,6 +65,7 @@ def describe(
 
     Example
     -------
+    >>> import io, soundfile
     >>> sound = io.BytesIO()
     >>> soundfile.write(sound, np.zeros(16000), 32000, format="WAV")
     >>> rows = datasets.Dataset.from_list(

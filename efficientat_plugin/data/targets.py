@@ -86,6 +86,8 @@ class LabelTable:
             text = read_text(path, MAX_SETTINGS_BYTES, "utf-8-sig")
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
             rows.sort(key=lambda row: int(row["index"]))
+            if any(None in row.values() for row in rows):
+                raise ValueError("a row of it is cut short")
             columns = [
                 [of_cell(row[name]) for row in rows] for name in ("mid", "display_name")
             ]
