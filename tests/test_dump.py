@@ -188,7 +188,9 @@ class Answers(Ear):
 
 
 @pytest.mark.parametrize("top_k", [None, 1])
-def test_a_teacher_that_says_something_else_does_not_go_on(rows, tmp_path, top_k):
+def test_a_teacher_that_says_something_else_does_not_go_on(
+    rows, tmp_path, top_k, caplog
+):
     def fill(scale, some=rows):
         clips_heard = []
         teacher = Ensemble([Answers(scale, clips_heard)]).eval()
@@ -201,8 +203,13 @@ def test_a_teacher_that_says_something_else_does_not_go_on(rows, tmp_path, top_k
     for scale in (50.0, np.nan):
         with pytest.raises(ValueError, match="are not what the teacher says now, as"):
             fill(scale)
-    changed = [row | {"audio": rows[7]["audio"]} for row in rows]
-    assert fill(50.0, datasets.Dataset.from_list(changed)) == 0  # the sound changed
+    others = [row | {"audio": rows[7]["audio"]} for row in rows]
+    with pytest.raises(ValueError, match="so of 7 of the 8 clips .*name another store"):
+        fill(1.0, datasets.Dataset.from_list(others))
+    one = datasets.Dataset.from_list([others[0], *list(rows)[1:]])
+    caplog.clear()
+    assert fill(1.0, one) == 2
+    assert "so of 1 of the 8 clips" in caplog.text
 
 
 # Streams

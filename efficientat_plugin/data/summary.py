@@ -82,7 +82,7 @@ def describe(
     2 clips of 2 classes: 1 (dog) to 1 (cat) clips each
     0.0 hours; clips last 0.5 to 0.5 s, half of them 0.5 s or less
     32000 Hz (1 clips), 1 channel (1 clips)
-    1 of 2 clips could not be opened: b (Format not recognised.)
+    1 of 2 clips could not be opened: b (not decodable: Format not recognised.)
     """
     if not len(rows) or max_headers < 1:
         raise ValueError(
