@@ -962,7 +962,7 @@ CLASSES = 527
         ),
         (np.zeros((CLASSES, 30), "f4") - 1, "it is transposed, so save it again as"),
         (
-            np.full((30, CLASSES), 0.3, "f4"),
+            np.linspace(0, 1, 30 * CLASSES, dtype="f4").reshape(30, CLASSES),
             "numbers from 0 to 1 alone, which",
         ),
         (np.full((30, CLASSES), np.nan, "f4"), "not finite"),
