@@ -93,6 +93,5 @@ def look_up(source: str, file: str, config: Any = None) -> None:
     except Exception as error:  # of the hub, and of whatever client it has
         why = shown(" ".join(str(error).split())[:200])
         raise FileNotFoundError(
-            f"{absent}, and the hub ({constants.ENDPOINT}) was asked for it in vain: "
-            f"{why}"
+            f"{absent}, and it was not found on the hub ({constants.ENDPOINT}): {why}"
         ) from error

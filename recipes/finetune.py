@@ -291,11 +291,11 @@ def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
     add_student(run, make_student(run))
     share_right = start_from_probe(run).share_right
     if share_right is not None:
-        why += f": on clips left out of it, a probe is right on {share_right:.0%}"
+        why += f"; a probe gets {share_right:.0%} of left-out clips right"
         if share_right < SHARE_RIGHT:
-            return epochs, True, f"{why}, so all clips are to be learnt from"
+            return epochs, True, f"{why}, so every clip is trained on"
     if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
-        return 0, True, f"{why}, and stays alone"
+        return 0, True, f"{why}: only a probe is fitted"
     return epochs, False, why
 
 

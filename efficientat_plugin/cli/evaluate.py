@@ -151,10 +151,17 @@ def run(arguments: argparse.Namespace) -> int:
         stated_of(arguments),
     )
     choice = arguments.split, arguments.fold, arguments.test_share
-    run = run_of(arguments.model) if choice == (None, None, None) else None
+    known = run_of(arguments.model)
+    run = known if choice == (None, None, None) else None
     clips = None if run is None else clips_of_run(arguments, tagger, run)
     if clips is None:
-        if not is_published(arguments.model, tagger):
+        if known is not None and run is None:
+            say(
+                f"The clips chosen may include some that {arguments.model} was trained "
+                "on, which makes its score too high; leave out --split, --fold and "
+                "--test-share to score only the clips that its run set aside to test on"
+            )
+        elif not is_published(arguments.model, tagger):
             say(
                 f"Nothing tells here whether {arguments.model} was trained on some of "
                 "these clips; if it was, its score on them is too high"

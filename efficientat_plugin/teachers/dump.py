@@ -294,17 +294,17 @@ def _sounds_as_stored(clip: Clip, stored: LogitsStore) -> bool:
 def _tell_of_other_sound(
     stored: LogitsStore, compared: Sequence[Clip], same: Sequence[Clip]
 ) -> None:
-    """Warns of clips whose sound is not what was heard; refuses a store of others."""
+    """Warns of clips whose sound has changed; refuses a store where most have."""
     num_other = len(compared) - len(same)
     if not num_other:
         return
     told = (
-        f"{stored.path} has logits of other sound under the same ids: that is so of "
-        f"{num_other} of the {len(compared)} clips that were compared"
+        f"{stored.path} holds logits of different sound under the same clip ids: "
+        f"{num_other} of the {len(compared)} clips compared have changed"
     )
     if 2 * num_other > len(compared):
-        raise ValueError(f"{told}; name another store, or remove this one")
-    logger.warning("%s; remove the store to ask the teacher anew", told)
+        raise ValueError(f"{told}; use another store, or delete this one")
+    logger.warning("%s; delete the store to ask the teacher again", told)
 
 
 def _say_what_is_there(num_rows: int, batches: Batches, rank: int) -> None:
