@@ -26,6 +26,7 @@ from efficientat_plugin.cli import main
 from efficientat_plugin.data import packed
 from efficientat_plugin.data.decoding import UnreadableClip, decode
 from efficientat_plugin.data.rows import load_rows
+from efficientat_plugin.data.sample import write_sample
 from efficientat_plugin.data.summary import _read_headers
 from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.targets import LabelTable
@@ -412,8 +413,9 @@ def test_parquet_of_more_rows_than_any_table_is_refused(tmp_path):
 
 @pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
 @pytest.mark.parametrize("use_dictionary", [True, False])
+@pytest.mark.parametrize("row_group_size", [2000, 64])
 def test_parquet_as_people_have_it_is_not_refused(
-    compression, use_dictionary, tmp_path, monkeypatch
+    compression, use_dictionary, row_group_size, tmp_path, monkeypatch
 ):
     """Nor would it be if the limit were a thousandth, for a table of a thousandth."""
     monkeypatch.setattr(packed, "MAX_TABLE_BYTES", 10**6)
@@ -425,11 +427,36 @@ def test_parquet_as_people_have_it_is_not_refused(
         "zero": [0] * 2000,
     }
     path = tmp_path / "x.parquet"
-    options = {"compression": compression, "use_dictionary": use_dictionary}
-    pq.write_table(pa.table(table), path, **options)
+    options = {"use_dictionary": use_dictionary, "row_group_size": row_group_size}
+    pq.write_table(pa.table(table), path, compression=compression, **options)
+    packed.refuse_packed([path])
+    monkeypatch.setattr(packed, "MOST_COUNTED", 10**6)  # or the sound is not read
     packed.refuse_packed([path])
     del table["audio"]
-    packed.refuse_packed([write_packed(path, table, use_dictionary=use_dictionary)])
+    packed.refuse_packed([write_packed(path, table, **options)])
+
+
+def test_what_is_partly_encoded_by_a_dictionary_is_counted(tmp_path, monkeypatch):
+    """As pyarrow writes many different values: in lists, in a struct, by themselves."""
+    monkeypatch.setattr(packed, "MAX_TABLE_BYTES", 10**6)
+    names = [f"number {row} {'y' * 20}" for row in range(100_000)]
+    columns = {
+        "tags": [names[row : row + 5] for row in range(0, len(names), 5)],
+        "audio": [{"bytes": name.encode()} for name in names[:20_000]],
+        "video_id": names[:20_000],
+    }
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table(columns), path, dictionary_pagesize_limit=10**4)
+    packed.refuse_packed([path])
+    counted = [packed._counted_bytes(path, column, 10**9) for column in range(3)]
+    by_hand = [sum(map(len, names)), *[sum(map(len, names[:20_000]))] * 2]
+    assert counted == by_hand
+
+
+def test_the_embedded_sample_is_not_refused(tmp_path):
+    """The demo's: its sounds are all in dictionaries, in three groups of rows."""
+    folder = write_sample(tmp_path, num_labelled=1, num_unlabelled=1, num_eval=150)
+    packed.refuse_packed(sorted(Path(folder).glob("**/*.parquet")))
 
 
 SAVED = {

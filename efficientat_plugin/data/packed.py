@@ -29,6 +29,7 @@ WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE
 # Of values that repeat nothing but what is packed; of others some stand for many.
 AS_THEY_ARE = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 14, 1 << 26
+MOST_COUNTED = 1 << 28  # bytes on the disk of a column that is read to be counted
 REPEATING = (
     *("dictionary", "run_end_encoded", "string_view", "binary_view"),
     *("list_view", "large_list_view"),
@@ -174,12 +175,17 @@ def _is_plain(chunk: Any) -> bool:
 
 def _plain_bytes(chunk: Any) -> int:
     width = WIDTHS.get(chunk.physical_type, 0)
-    return chunk.num_values * width or max(chunk.total_uncompressed_size, 0)
+    return chunk.num_values * width or _unpacked_bytes(chunk)
+
+
+def _unpacked_bytes(chunk: Any) -> int:
+    """What its pages take, in which a repeated value may stand once."""
+    return max(chunk.total_uncompressed_size, 0)
 
 
 def _most_bytes(chunk: Any, file: BinaryIO) -> int:
     """What repeated values may take: no one is longer than all that are kept."""
-    longest = packed = max(chunk.total_uncompressed_size, 0)
+    longest = packed = _unpacked_bytes(chunk)
     if chunk.has_dictionary_page:
         longest = _dictionary_bytes(file, chunk.dictionary_page_offset) or packed
     return packed + longest * chunk.num_values
@@ -204,32 +210,49 @@ def _dictionary_bytes(file: BinaryIO, start: int) -> int:
 
 
 def _counted_bytes(path: Path, column: int, most: int) -> int:
-    """What the values of a column take, counted until that is too much."""
+    """Counts what the values of a column take in memory, until that is too much.
+
+    A column that takes more than ``MOST_COUNTED`` on the disk is not read: that would
+    take long, and what is so large does not come unnoticed.
+    """
     with open_file(path) as file, pq.ParquetFile(file) as content:
         metadata = content.metadata
-        groups = map(metadata.row_group, range(metadata.num_row_groups))
-        packed = sum(group.column(column).total_uncompressed_size for group in groups)
         name = metadata.schema.column(column).path
-        at_once = BYTES_AT_ONCE * metadata.num_rows // (packed + 1)
+        groups = map(metadata.row_group, range(metadata.num_row_groups))
+        rows, chunks = zip(
+            *((group.num_rows, group.column(column)) for group in groups), strict=True
+        )
+    if sum(chunk.total_compressed_size for chunk in chunks) > MOST_COUNTED:
+        return sum(map(_unpacked_bytes, chunks))
     num_bytes = 0
-    with (
-        open_file(path) as file,
-        pq.ParquetFile(file, read_dictionary=[name]) as content,
-    ):
-        rows = min(max(at_once, 1), ROWS_AT_ONCE)
-        for batch in content.iter_batches(rows, columns=[name]):
-            values = batch.column(0)
-            while pa.types.is_nested(values.type):
-                if pa.types.is_struct(values.type):
-                    values = values.field(0)
-                else:
-                    values = values.flatten()
-            if pa.types.is_dictionary(values.type):
-                lengths = pc.binary_length(values.dictionary)
-                taken = pc.sum(lengths.take(values.indices)).as_py() or 0
-                num_bytes += taken
-            else:
-                num_bytes += values.nbytes
-            if num_bytes > most:
-                break
+    for group, chunk in enumerate(chunks):
+        packed = _unpacked_bytes(chunk)
+        at_once = max(BYTES_AT_ONCE * rows[group] // (packed + 1), 1)
+        if num_bytes + packed > most:
+            return num_bytes + packed
+        # A group by itself: each has its own dictionary, and pyarrow cannot join two
+        # within a struct, such as a sound's.
+        with (
+            open_file(path) as file,
+            pq.ParquetFile(file, read_dictionary=[name]) as content,
+        ):
+            for batch in content.iter_batches(
+                min(at_once, ROWS_AT_ONCE), row_groups=[group], columns=[name]
+            ):
+                num_bytes += _decoded_bytes(batch.column(0))
+                if num_bytes > most:
+                    return num_bytes
     return num_bytes
+
+
+def _decoded_bytes(values: pa.Array) -> int:
+    """What values take that are kept as their numbers in a dictionary."""
+    while pa.types.is_nested(values.type):
+        if pa.types.is_struct(values.type):
+            values = values.field(0)
+        else:
+            values = values.flatten()
+    if not pa.types.is_dictionary(values.type):
+        return values.nbytes
+    lengths = pc.binary_length(values.dictionary)
+    return pc.sum(lengths.take(values.indices)).as_py() or 0
