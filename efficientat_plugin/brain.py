@@ -100,7 +100,8 @@ class DistillationBrain(sb.Brain):
       checkpointed;
     - ``mixup``: a ``Mixup`` or None;
     - ``make_stats``: gives what an evaluation is summed up by, a ``TaggingStats``;
-    - ``lr_schedule`` and ``temperature_schedule`` (or None): functions of the epoch;
+    - ``lr_schedule``, a function of the epoch, or None for the optimizer's own rate;
+    - ``temperature_schedule``, a function of the epoch, or None;
     - ``history``, ``train_logger``, ``seed`` and ``max_unreadable_share``. Any of
       SpeechBrain's loggers will do, as it is given numbers alone;
     - ``output_folder``, in which ``history.csv`` has the numbers of every epoch, if
@@ -228,7 +229,9 @@ class DistillationBrain(sb.Brain):
         self.epoch = epoch
         if self.place.draws is not None:
             self.place.draws.start = self.place.clips_before
-        rate = self.hparams.lr_schedule(epoch - 1)
+        rate = self.optimizer.defaults["lr"]
+        if self.hparams.lr_schedule is not None:
+            rate = self.hparams.lr_schedule(epoch - 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
         if self.hparams.temperature_schedule is not None:

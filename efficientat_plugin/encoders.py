@@ -201,14 +201,19 @@ def trunk_of(student: Student) -> Student:
 class StudentEncoder(nn.Module):
     """A student for the slot ``embedding_model``: ECAPA-TDNN's and Cnn14's.
 
-    Padding is told by ``lengths``. In evaluation every clip goes through the network
-    to its own end, so it is encoded as it would be alone; clips of one length go
-    together, and many lengths take many passes. Merely to leave padding out of the
-    average would not do: the gates (squeeze-excite, the context of DyMN) average over
-    time too. In training, where batch normalisation needs the batch as a whole, that
-    is what remains: padded features become ``padding_value``, and the average is over
-    the first ``ceil(length * T')`` of the student's T' frames, at least one. In either
-    mode what stood in the padded features never matters.
+    Padding is told by ``lengths``. In evaluation the features of every clip go through
+    the network to their own end, as they would alone; clips of one length go together,
+    and many lengths take many passes. Merely to leave padding out of the average would
+    not do: the gates (squeeze-excite, the context of DyMN) average over time too. In
+    training, where batch normalisation needs the batch as a whole, that is what
+    remains: padded features become ``padding_value``, and the average is over the first
+    ``ceil(length * T')`` of the student's T' frames, at least one. In either mode what
+    stood in the padded features never matters.
+
+    `LogMel` mirrors the end of a waveform, and of a padded one it does not know the
+    end, so that the last frame of its features differs from that of the clip alone.
+    This changes the embedding of a clip of 0.3 s by 2% and of 3 s by 0.1% (medians of
+    20 clips; 15% at most). `StudentWaveformEncoder` is exact.
 
     Arguments
     ---------

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
 from efficientat_plugin.data.decoding import UnreadableClip, sound_of
+from efficientat_plugin.data.digests import digest_of_clips, sounds_of
+from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.splits import (
     Split,
@@ -21,7 +23,7 @@ from efficientat_plugin.data.splits import (
     split_digest,
     split_rows,
 )
-from efficientat_plugin.data.targets import most_frequent
+from efficientat_plugin.data.targets import audioset_vocabulary, most_frequent
 from efficientat_plugin.metrics import ClassificationStats, Scores, TaggingStats
 from efficientat_plugin.tagging import SoundTagger
 
@@ -263,6 +265,7 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
     -------
     list of int or None
         None: these rows are not the data of the run, or were read in another way.
+        Of a run of ``recipes/audioset_kd.py``, the clips of its ``eval_split``.
 
     Example
     -------
@@ -270,6 +273,8 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
     >>> clips_tested_by(split_digest(rows, Split([0], [], [1])), rows)
     [1]
     """
+    if "eval" in run:
+        return _evaluated_by(run["eval"], rows)
     splits: list[Callable[[], Split]] = []
     if "split" in rows.column_names:
         splits.append(partial(given_split, rows))
@@ -286,6 +291,21 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
         alone = Split([], [], split.test)
         if split_digest(rows, alone)["test"] == run.get("test"):
             return split.test
+    return None
+
+
+def _evaluated_by(digest: str, rows: datasets.Dataset) -> list[int] | None:
+    """Places of the split that a run on AudioSet's schema evaluates on."""
+    names = ["all"] * len(rows)
+    if "split" in rows.column_names:
+        names = [str(each) for each in rows["split"][:]]
+    for name in dict.fromkeys(names):
+        places = [place for place, each in enumerate(names) if each == name]
+        some = rows.select(places)
+        summary = summarize_rows(some, audioset_vocabulary())
+        sounds = sounds_of(some)
+        if digest_of_clips(summary.clip_ids, summary.indices, sounds) == digest:
+            return places
     return None
 
 

@@ -19,6 +19,7 @@ IntArray = NDArray[np.int64]
 
 FEW_CLIPS = 5  # of a class: with fewer, its scores say little
 FEW_CLASSES = 0.25  # of the classes: with as many of those, the average says little
+ALIKE = 1e-5  # of a score: clips that differ by less are ranked by rounding alone
 
 
 class TaggingScores(NamedTuple):
@@ -34,6 +35,7 @@ class TaggingScores(NamedTuple):
     hits: IntArray  # [K], clips of the class that score at least the threshold
     predicted: IntArray  # [K], clips that score at least the threshold
     positives: IntArray  # [K], clips of the class
+    alike: bool = False  # whether each class scores the same on every clip
 
     @property
     def main(self) -> str:
@@ -73,6 +75,7 @@ class ClassificationScores(NamedTuple):
     confusion: IntArray  # [K, K], clips of the row's class told as column's
     average_precision: FloatArray  # [K], each class against the rest
     area_under_curve: FloatArray  # [K]
+    alike: bool = False  # whether each class scores the same on every clip
 
     @property
     def main(self) -> str:
@@ -124,10 +127,11 @@ def _decided(
 
 
 def caution(scores: Any) -> str | None:
-    """A sentence where scores rest on too few clips to rely on; None where they do not.
+    """A sentence where scores are not to be relied on; None where they are.
 
     A quarter of the classes with fewer than 5 clips is too few: one clip more or less
-    then moves the average.
+    then moves the average. A model that has collapsed gives every clip the same score,
+    and the average then depends on rounding.
 
     Arguments
     ---------
@@ -139,6 +143,11 @@ def caution(scores: Any) -> str | None:
     >>> caution(tagging_scores(np.eye(2), np.eye(2)))
     'all 2 classes have fewer than 5 clips, so other clips may score very differently'
     """
+    if getattr(scores, "alike", False):
+        return (
+            "the model gives every clip the same scores, so it has learnt nothing that "
+            "tells clips apart, and this number is chance"
+        )
     so = "so other clips may score very differently"
     positives = getattr(scores, "positives", None)
     if positives is None:
@@ -327,7 +336,14 @@ def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationSco
         confusion=confusion,
         average_precision=precision,
         area_under_curve=area,
+        alike=_alike(scores),
     )
+
+
+def _alike(scores: NDArray) -> bool:
+    """Whether scores [N, K] differ between clips by no more than rounding."""
+    spread = scores.max(axis=0) - scores.min(axis=0)
+    return len(scores) > 1 and bool((spread <= ALIKE * abs(scores).max(axis=0)).all())
 
 
 def _refuse_infinite(scores: NDArray) -> None:
@@ -378,6 +394,7 @@ def tagging_scores(
         hits=(decided & labels).sum(axis=0),
         predicted=decided.sum(axis=0),
         positives=(labels & judged).sum(axis=0),
+        alike=_alike(np.asarray(scores)),
     )
 
 

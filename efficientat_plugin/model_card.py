@@ -254,7 +254,7 @@ def class_table(model: TrainedModel, provenance: Provenance) -> str:
     order = sorted(range(len(names)), key=lambda k: (names[k].casefold(), k))
     found = scores_of_classes(provenance)
     if found is None:
-        return ", ".join(names[index] for index in order)
+        return _bullets([names[index] for index in order])
     what, scores = found
     numbers = scores.per_class()
     decided = "the likeliest class" if model.target == "multiclass" else "0.5 and more"

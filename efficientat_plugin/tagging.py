@@ -3,7 +3,8 @@
 ``inference`` computes with torch, ``runtime`` without it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -296,6 +297,12 @@ class SoundTagger:
         self, sounds: Iterable[Sound], sample_rate: int | None
     ) -> Iterator[tuple[int, Window]]:
         """Windows of clip length, half overlapping, with the number of their sound."""
+        is_one = isinstance(sounds, str | Path | bytes | bytearray | Mapping)
+        if is_one or hasattr(sounds, "read") or getattr(sounds, "ndim", 2) < 2:
+            raise ValueError(
+                f"a {type(sounds).__name__} is one sound, where several are expected; "
+                "give a list of it, or use tag"
+            )
         hop = max(1, self.clip_samples // 2)
         for number, sound in enumerate(sounds):
             cutter = WindowCutter(self.clip_samples, hop)

@@ -45,6 +45,7 @@ from efficientat_plugin.launch import (
     world_size,
 )
 from efficientat_plugin.metrics import Scores
+from efficientat_plugin.model_card import name_of
 from efficientat_plugin.model_folder import (
     Provenance,
     TrainedModel,
@@ -313,18 +314,36 @@ def write_models(
     """Leaves a model folder of each that was trained, and says where."""
     hparams = run.hparams
     dataset, split = Path(str(hparams["dataset"])), hparams["eval_split"]
+    data = dataset.name if dataset.exists() else str(dataset)
     for (name, model), result in zip(models.items(), results, strict=True):
         provenance = Provenance(
             name=f"{dataset.name}, {result.name}",
             started_from=hparams["pretrained"],
-            data=f"{dataset.name if dataset.exists() else dataset}: "
-            f"{hparams['train_split']}",
+            data=f"{data}: {trained_on(run)}",
             data_licence=run.inputs.train_rows.info.license or "",
             scores={cut_clips(split, result.scores, hparams): result.scores},
         )
         folder = Path(hparams["output_folder"]) / FOLDERS_OF_MODELS[name]
         write_model_folder(folder, model, provenance)
         print(f"The model of {result.name} is in {folder}")
+
+
+def trained_on(run: Run) -> str:
+    """Which clips a run's models learnt from, and from whom."""
+    hparams, teacher = run.hparams, run.inputs.teacher
+    count = f"{len(run.summary.clip_ids)} clips"
+    if hparams["labelled_only"]:
+        count += " with labels"
+    if hparams["streaming"]:
+        count = "the clips"  # nobody has counted them
+    what = f"{count} of {hparams['train_split']}"
+    if hparams["transfer_set"] is not None:
+        what += f" and {name_of(hparams['transfer_set'])}"
+    if "peer" in hparams:
+        return what  # the model's name says who taught it
+    if teacher is None or not hparams["kd_weight"]:
+        return f"{what}, without a teacher"
+    return f"{what}, taught by {name_of(teacher.name)}"
 
 
 def cut_clips(split: str, scores: Scores, hparams: dict[str, Any]) -> str:

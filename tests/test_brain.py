@@ -140,6 +140,12 @@ def test_every_epoch_draws_anew():
     assert sorted(draw.row for draw in first) == list(range(16))
 
 
+def test_without_a_schedule_the_rate_is_that_of_the_optimizer():
+    brain, epochs = _brain(lr_schedule=None, epochs=1)
+    _fit(brain, epochs)
+    assert [group["lr"] for group in brain.optimizer.param_groups] == [0.003]
+
+
 def test_learning_rate_and_temperature_follow_the_epoch(monkeypatch):
     seen = []
     brain, epochs = _brain(

@@ -2,6 +2,7 @@
 
 import io
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,16 @@ def test_what_is_no_sound_is_refused(tagger):
         tagger.tag(np.zeros((1, 1, 9)), RATE)
     with pytest.raises(ValueError, match="of type complex128"):
         tagger.tag(np.zeros(9, complex), RATE)
+
+
+@pytest.mark.parametrize(
+    "sound", ["a.wav", Path("a.wav"), b"RIFF", {"array": [0.0]}, io.BytesIO(), "noise"]
+)
+def test_one_sound_in_the_place_of_several_is_refused(tagger, sound):
+    sound = _noise(1.0) if sound == "noise" else sound
+    for take in (tagger.probabilities, tagger.tag_batch):
+        with pytest.raises(ValueError, match="is one sound, where several .* a list"):
+            take(sound, RATE)
 
 
 @pytest.mark.parametrize("rate", [0, -1, 1, 10**7, float("nan"), float("inf")])

@@ -7,6 +7,8 @@ import unicodedata
 import datasets
 import numpy as np
 import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 
@@ -132,6 +134,18 @@ def test_json_that_is_no_table_is_refused(text, folder):
     (folder / "clips.json").write_text(text)
     with pytest.raises(ValueError, match=r"is JSON, but no table; write a list of obj"):
         read_table(folder / "clips.json")
+
+
+@pytest.mark.parametrize("depth", ["data", "data/train"])
+def test_json_above_parquet_is_about_it(depth, folder):
+    """As the sample of the quickstart, and many a data set on the hub, has it."""
+    frame = {"audio": [{"bytes": bytes(2), "path": f} for f in files()]}
+    table = pa.table(frame | {"labels": [[name] for name in CLASSES]})
+    place = folder / "set" / depth
+    place.mkdir(parents=True)
+    pq.write_table(table, place / "0.parquet")
+    (folder / "set" / "facts.json").write_text('{"num_clips": 4}')
+    assert read_table(folder / "set")["labels"][:] == [[name] for name in CLASSES]
 
 
 # --- Labels ----------------------------------------------------------------------

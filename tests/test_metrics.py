@@ -235,6 +235,23 @@ def test_a_score_of_few_clips_is_accompanied_by_a_sentence(tmp_path, clips, sent
     )
 
 
+@pytest.mark.parametrize("stats", [TaggingStats, ClassificationStats])
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_model_that_has_collapsed_is_told_from_one_that_has_learnt(stats, logits):
+    labels = torch.eye(3).repeat(20, 1)
+    ids = [str(number) for number in range(60)]
+    noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for size in (1e-7, 1.0):
+        collected = stats(logits=logits)
+        scores = torch.tensor([-3.0, 1.0, 0.5]) * (1 + size * noise)
+        scores = scores if logits else scores.sigmoid()
+        collected.append(ids, scores, labels)
+        found[size] = caution(collected.summarize())
+    assert found[1.0] is None
+    assert "same scores" in found[1e-7] and "number is chance" in found[1e-7]
+
+
 def test_agreement_on_a_handful_of_clips_is_accompanied_by_a_sentence():
     def agreement(count):
         said = torch.randn(count, 3)

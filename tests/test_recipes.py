@@ -26,6 +26,7 @@ from recipe_runs import (
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin import hear
+from efficientat_plugin.cli import main
 from efficientat_plugin.cli.models import load_tagger
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
@@ -163,6 +164,31 @@ def _scored(tagger, data: Path) -> float:
     probabilities = tagger.probabilities([clip.waveform for clip in clips], 32000)
     known = np.stack([np.asarray(clip.labels) for clip in clips])
     return tagging_scores(probabilities, known).mAP
+
+
+@pytest.mark.slow
+def test_the_card_says_whose_clips_and_whose_logits_it_learnt_from(left_alone):
+    card = (left_alone / "model" / "README.md").read_text()
+    assert ": 48 clips of bal\\_train, taught by an oracle\n" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [[], ["--split", "all"]])
+def test_evaluate_knows_the_clips_that_a_run_evaluated_on(
+    left_alone, data, tmp_path, capsys, chosen
+):
+    command = ["evaluate", str(left_alone), str(data / "data")]
+    command += ["--output", str(tmp_path / "e")]
+    assert main([*command, *chosen]) == 0
+    said = capsys.readouterr().err
+    if chosen:
+        assert "may include some that" in said and "scoring all 72 clips" in said
+        return
+    assert "scoring the 24 of 72 clips that the run of this model was tested" in said
+    assert "trained on" not in said
+    reported = json.loads((left_alone / "scores.json").read_text())["mAP"]
+    found = json.loads((tmp_path / "e" / "scores.json").read_text())["mAP"]
+    assert found == pytest.approx(reported, abs=1e-4)
 
 
 @pytest.mark.slow

@@ -281,7 +281,7 @@ def run_of(model: str) -> dict[str, Any] | None:
     for folder in (path, *path.absolute().parents[:3]):
         run = read_run(folder)
         if run is not None:
-            return run if "test" in run else None  # others have no clips to test on
+            return run if "test" in run or "eval" in run else None
     return None
 
 

@@ -104,8 +104,10 @@ def read_table_file(
 def find_tables(folder: Path) -> list[Path]:
     """Tables in a folder, or else in those within, or else Parquet yet deeper.
 
-    JSON counts where nothing else does: beside a table it is about something else.
+    JSON counts where nothing else does: beside a table, or above one, it is about
+    something else.
     """
+    of_json: list[Path] = []
     for pattern in ("*", "*/*", "*/*/*.parquet"):
         found = [
             path
@@ -113,9 +115,10 @@ def find_tables(folder: Path) -> list[Path]:
             if path.suffix.lower() in TABLE_SUFFIXES
             and not any(is_hidden(part) for part in path.relative_to(folder).parts)
         ]
-        if found:
-            return [p for p in found if p.suffix.lower() != ".json"] or found
-    return []
+        if others := [path for path in found if path.suffix.lower() != ".json"]:
+            return others
+        of_json = of_json or found
+    return of_json
 
 
 def read_rows(

@@ -79,7 +79,7 @@ def describe(
     ...     ]
     ... )
     >>> print(describe(rows))
-    2 clips of 2 classes: 1 (dog) to 1 (cat) clips each
+    2 clips of 2 classes: 1 each
     0.0 hours; clips last 0.5 to 0.5 s, half of them 0.5 s or less
     32000 Hz (1 clips), 1 channel (1 clips)
     1 of 2 clips could not be opened: b (not decodable: Format not recognised.)
@@ -195,10 +195,12 @@ def _label_lines(summary: RowsSummary) -> list[str]:
     text = f"{summary.num_clips} clips, without labels"
     if counts:
         text = f"{summary.num_clips} clips of {len(counts)} classes"
-        # Sorted by name where alike, so that two classes are named, not one twice.
         rare, common = list(counts)[-1], list(counts)[0]
         fewest, most = (f"{counts[name]} ({shown(name)})" for name in (rare, common))
-        text += f": {fewest} to {most} clips each"
+        each = f"{fewest} to {most} clips"
+        if counts[rare] == counts[common]:
+            each = str(counts[rare])
+        text += f": {each} each"
     if summary.num_unlabelled and counts:
         text += f"; {summary.num_unlabelled} unlabelled"
     if summary.num_groups:

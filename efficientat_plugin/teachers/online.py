@@ -164,6 +164,13 @@ class OnlineTeacher:
         heard = "log-mel" if self.shares_log_mel else "waveforms"
         return f"it hears the student's {heard}, {len(summary.clip_ids)} clips of them"
 
+    @property
+    def name(self) -> str:
+        """What kind of model it is; of several, each."""
+        own = [getattr(member, "member", member) for member, _ in self._members]
+        kinds = [type(getattr(each, "student", each)).__name__ for each in own]
+        return ", ".join(kinds)
+
     def identity(self, clip_ids: Sequence[str]) -> str:
         """What tells it from another teacher, wherever its weights lie."""
         del clip_ids  # it hears them all alike
@@ -171,8 +178,7 @@ class OnlineTeacher:
         own = [getattr(member, "member", member) for member, _ in self._members]
         weights = getattr(self.model, "weights", None)
         digest.update(repr(([_front_end(each) for each in own], weights)).encode())
-        kinds = [type(getattr(each, "student", each)).__name__ for each in own]
-        return f"{', '.join(kinds)} (digest {digest.hexdigest()[:8]})"
+        return f"{self.name} (digest {digest.hexdigest()[:8]})"
 
     @torch.no_grad()
     def scores(

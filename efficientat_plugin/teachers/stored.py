@@ -50,6 +50,11 @@ class StoredTeacher:
     def __init__(self, store: LogitsStore | str | Path) -> None:
         self.store = store if isinstance(store, LogitsStore) else LogitsStore(store)
 
+    @property
+    def name(self) -> str:
+        """Whose logits they are."""
+        return self.store.manifest.teacher
+
     def __call__(
         self, heard: Heard, soften: Callable[[TeacherTarget], SoftTarget]
     ) -> SoftTarget:
