@@ -27,6 +27,7 @@ lint: tools
 	$(BIN)/ruff format --check .
 	$(BIN)/yamllint --strict .
 	$(BIN)/codespell
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: tools

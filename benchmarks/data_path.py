@@ -30,10 +30,10 @@ from tqdm import tqdm
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.decoding import ClipReader, Resampler, decode
-from efficientat_plugin.data.encoding import CODECS, ClipEncoder
-from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.labels import audioset_labels
+from efficientat_plugin.data.prepare.encoding import CODECS, ClipEncoder
+from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.targets import audioset_labels
 
 try:
     import av

@@ -15,14 +15,14 @@ import datasets
 import torch
 
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.targets import audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
-from efficientat_plugin.teachers.dump import store_logits
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.weights import load_teacher
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.teachers.load import load_teacher
+from efficientat_plugin.teachers.store.dump import store_logits
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 
 def main() -> None:

@@ -26,23 +26,23 @@ import torch
 from torch import sigmoid
 from tqdm import tqdm
 
-from efficientat_plugin.export.clips import synthesised
-from efficientat_plugin.export.models import OLDEST_OPSET, build_model
+from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
 from efficientat_plugin.export.onnx_file import FRONT_ENDS, PRECISIONS
 from efficientat_plugin.export.parity import Parity, compared, torch_says, worst_of
 from efficientat_plugin.export.quantize import observe
-from efficientat_plugin.export.sources import Source, find_source
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.export.source import Source, find_source
+from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     write_model_folder,
 )
+from efficientat_plugin.pretrained.published import PUBLISHED, PublishedStudent
+from efficientat_plugin.pretrained.weights import FAMILIES
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.sessions import SESSIONS
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import PUBLISHED, PublishedStudent
-from efficientat_plugin.students.weights import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 

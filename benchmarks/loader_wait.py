@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from efficientat_plugin.brain import DistillationBrain
 from efficientat_plugin.contracts import ClipBatch
-from efficientat_plugin.launch import load_hparams, parse_and_join
+from efficientat_plugin.support.launch import load_hparams, parse_and_join
+from efficientat_plugin.training.brain import DistillationBrain
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 import audioset_kd  # noqa: E402

@@ -22,9 +22,9 @@ import torch
 from tqdm import trange
 
 from efficientat_plugin.data.decoding import decode
-from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.sessions import SESSIONS
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 RATE = 32000  # Hz
 START = """

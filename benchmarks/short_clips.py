@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from efficientat_plugin.data.decoding import decode
+from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.rows import load_rows, summarize_rows
-from efficientat_plugin.data.targets import audioset_labels
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.metrics import tagging_scores
-from efficientat_plugin.windows import lengthened
+from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.evaluation.metrics import tagging_scores
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 LENGTHS = (0.5, 1.0, 2.0, 5.0)  # s
 RATE = 32000  # Hz

@@ -92,7 +92,7 @@ class Ours:
 
     def exported(self, folder: Path, front_end: str) -> Path:
         """A file as `efficientat export` writes it."""
-        from efficientat_plugin.data.targets import audioset_labels
+        from efficientat_plugin.data.labels import audioset_labels
         from efficientat_plugin.export.onnx_file import export_onnx
 
         torch.save(self.student().state_dict(), folder / "student.pt")
@@ -134,7 +134,7 @@ class Ours:
     def scan(self, folder: Path) -> Work:
         """A long file to probabilities of its windows."""
         from efficientat_plugin import AudioTagger
-        from efficientat_plugin.data.targets import audioset_labels
+        from efficientat_plugin.data.labels import audioset_labels
 
         path = long_file(folder)
         student = self.student()
@@ -151,7 +151,7 @@ class Ours:
     def brain(self, folder: Path, **overrides: Any) -> tuple[Any, Any]:
         """The Brain of a recipe, and a batch for it."""
         from efficientat_plugin.contracts import ClipBatch, TeacherTarget
-        from efficientat_plugin.launch import load_hparams
+        from efficientat_plugin.support.launch import load_hparams
 
         labels, logits = targets(self.batch)
 

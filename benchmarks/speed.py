@@ -27,7 +27,7 @@ import torch
 from sides import SAMPLE_RATE, WIDTHS
 
 from efficientat_plugin import MN, DyMN, LogMel
-from efficientat_plugin.export.clips import synthesised
+from efficientat_plugin.export.test_clips import synthesised
 
 HERE = Path(__file__).parent
 MODELS = list(WIDTHS)

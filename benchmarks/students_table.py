@@ -12,7 +12,7 @@ import argparse
 import torch
 from tqdm import tqdm
 
-from efficientat_plugin.complexity import (
+from efficientat_plugin.cost.complexity import (
     count_macs,
     count_parameters,
     count_state,
@@ -21,11 +21,15 @@ from efficientat_plugin.complexity import (
     receptive_field,
 )
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.published import PUBLISHED, PublishedStudent, published
+from efficientat_plugin.pretrained.published import (
+    PUBLISHED,
+    PublishedStudent,
+    published,
+)
+from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
+from efficientat_plugin.pretrained.weights import FAMILIES
+from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.students.weights import FAMILIES
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.published_passt import TEACHERS, PublishedTeacher
 
 CLIP_SECONDS = 10
 COLUMNS = {

@@ -16,16 +16,16 @@ import torch
 
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.targets import audioset_labels
-from efficientat_plugin.metrics import tagging_scores
+from efficientat_plugin.evaluation.metrics import tagging_scores
 from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.teachers.dump import hear
-from efficientat_plugin.teachers.manifest import LOGITS
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.weights import load_teacher
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.teachers.load import load_teacher
+from efficientat_plugin.teachers.store.dump import hear
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.manifest import LOGITS
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 TOP_K = (10, 20, 50, 100, None)
 

@@ -1,41 +1,46 @@
 """Small, fast audio-tagging CNNs for SpeechBrain, and the distillation behind them.
 
-A file is a stage, a folder is a slot whose members are interchangeable::
+A folder is a stage or a slot. This is the path of the signal through the package::
 
-    row -----data----> waveform --features--> log-mel --students--> StudentOutput
-     clip_id            [B, N]               [B, 1, F, T]               |    \\
-       \\--teachers--> TeacherTarget(logits, known) --> losses --> brain --> metrics
+    row --data--> waveform --features--> log-mel --students--> StudentOutput
+     |             [B, N]               [B, 1, F, T]             |        \\
+     \\--teachers--> TeacherTarget ----> training (loss, Brain) <-/     evaluation
+                                              |
+                      pretrained (weights and model folders by name)
+                     /                |                   \\
+              tagging (files,    interfaces (SpeechBrain,  export --> runtime
+              streams, scans)    HEAR)                     (no torch)
 
-``data.folders`` finds sounds, ``data.layouts`` what their folders and tables mean, and
-``data.opened`` opens them. ``data.preparation`` writes rows of any source anew, as
-shards that read quickly.
-``launch`` starts a recipe, ``interruptions`` end it; ``run_folder`` refuses the folder
-of another run, and ``differences`` names its settings. ``console`` lets people see
-what is logged; ``train_log`` and ``report`` are what a run leaves to read.
+==================  ================================================================
+``contracts``       the named tuples that travel between the others
+``support``         locks, files, limits, checkpoints, how a recipe starts: machinery
+                    that knows nothing about sound
+``features``        `LogMel`, and `SpecMask` for training
+``data``            folders, tables and hub data sets become batches; ``data.prepare``
+                    writes them as shards, ``data.sample`` is the embedded sample
+``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them
+``cost``            parameters, MACs, memory, receptive field
+``evaluation``      metrics, agreement with a teacher, tables and figures
+``pretrained``      published names, downloads, strict import, the model folder
+``teachers``        any of these networks, an AST or a function; ``teachers.store``
+                    keeps logits that were computed beforehand
+``tagging``         sound in, tags out: files, long recordings and streams
+``training``        losses, schedules, the probe and the Brains
+``interfaces``      what other people's pipelines plug in
+``runtime``         runs exported models without torch
+``export``          ONNX and LiteRT
+``cli``             the command ``efficientat``
+==================  ================================================================
 
-What is trained is used by ``inference`` (files and ``streams``, of which it says
-``tags``, by ``hearing``; ``cli`` on the command line), ``encoders`` and
-``classifiers`` (SpeechBrain's slots), ``embeddings`` and ``hear``; ``finetuning`` and
-``probe`` go on from weights, ``mutual`` trains two students at once, ``model_folder``
-keeps the result with its ``model_card``, ``evaluation`` and ``agreement`` judge it,
-``complexity`` tells what it costs. ``described`` finds out what weights are: by name,
-model folder or checkpoint; ``model_yaml`` reads the folder of a stranger,
-``pickles`` looks through what is then unpickled, ``limits`` says what nobody has, and
-``plain_text`` shows names that strangers gave.
+Each imports only from those above it (`make lint` checks this).
 
-``export`` writes it as a file that runs in ``runtime`` without torch; ``tagging`` is
-what both taggers share.
+Axes: **B** batch, **N** samples, **F** mel bins, **T** mel frames, **T'** student
+frames, **C** channels, **K** classes, **D** embedding. SpeechBrain's features are
+``[B, T, F]``; a student takes ``[B, 1, F, T]``.
 
-Whatever ``load_teacher`` loads can teach: a PaSST, which is a student as well, any
-other student, an AST of the hub; each hears waveforms through its own front end.
-
-Between stages travel the named tuples of ``contracts``. Axes: **B** batch,
-**N** samples, **F** mel bins, **T** mel frames, **C** channels, **K** classes,
-**D** embedding. SpeechBrain's features are ``[B, T, F]``; a student takes
-``[B, 1, F, T]``.
-
-Names below are imported when they are first used, so importing the package loads
-neither torch nor datasets.
+The names below are the public ones. They stay when files move, so YAMLs and model
+folders use them, as ``!new:efficientat_plugin.MN``. Each is imported when it is first
+used: importing the package loads neither torch nor datasets.
 """
 
 from importlib import import_module
@@ -44,36 +49,103 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "AudioTagger": "inference",
+    "AtomicCheckpointer": "support.checkpoints",
+    "AudioTagger": "tagging.torch_tagger",
+    "ClipEncoder": "data.prepare.encoding",
     "Clips": "data.clips",
-    "DistillationBrain": "brain",
-    "DistillationLoss": "losses",
+    "DistillationBrain": "training.brain",
+    "DistillationLoss": "training.losses",
     "DyMN": "students.dymn",
-    "LayerEmbedding": "embeddings",
+    "FineTuningBrain": "training.finetuning",
+    "History": "training.brain",
+    "KeepFeatures": "interfaces.encoders",
+    "LabelTable": "data.labels",
+    "LayerEmbedding": "students.embeddings",
     "LogMel": "features",
-    "LogitsStore": "teachers.store",
+    "LogMelFbank": "interfaces.encoders",
+    "LogMelFeatures": "interfaces.encoders",
+    "LogMelSTFT": "interfaces.encoders",
+    "LogitsStore": "teachers.store.logits_store",
     "MN": "students.mn",
+    "Mixup": "data.mixing",
+    "MutualBrain": "training.mutual",
+    "OnlineTeacher": "teachers.online",
+    "PaSST": "students.passt",
+    "PlainTrainLogger": "training.train_log",
+    "SoxrNormalizer": "interfaces.classifiers",
     "SpecMask": "features",
-    "StudentEncoder": "encoders",
+    "StudentClassifier": "interfaces.classifiers",
+    "StudentEncoder": "interfaces.encoders",
     "StudentOutput": "contracts",
-    "TaggingStats": "metrics",
+    "StudentWaveformEncoder": "interfaces.encoders",
+    "TaggingStats": "evaluation.metrics",
+    "TemperatureRampDown": "training.schedules",
+    "WarmupCosine": "training.schedules",
+    "WarmupRampDown": "training.schedules",
+    "WaveformAugment": "data.mixing",
+    "WaveformMix": "data.mixing",
+    "audioset_labels": "data.labels",
     "inference_form": "students.inference_form",
-    "list_students": "students.published",
-    "list_teachers": "teachers.published_passt",
-    "load_encoder": "encoders",
+    "label_encoder": "interfaces.classifiers",
+    "list_students": "pretrained.published",
+    "list_teachers": "pretrained.published_passt",
+    "load_encoder": "interfaces.encoders",
+    "load_published_state": "pretrained.weights",
     "load_rows": "data.rows",
-    "load_student": "students.weights",
-    "load_teacher": "teachers.weights",
+    "load_student": "pretrained.weights",
+    "load_teacher": "teachers.load",
+    "prepare_for_short_run": "training.short_runs",
     "read_table": "data.tables",
+    "sample_teacher": "data.sample.sample_set",
+    "write_sample": "data.sample.sample_set",
+}
+
+# Modules by the names that older model folders have for them
+_MOVED = {
+    "classifiers": "interfaces.classifiers",
+    "data.targets": "data.labels",
+    "encoders": "interfaces.encoders",
+    "students.weights": "pretrained.weights",
+    "teachers.passt": "students.passt",
 }
 
 __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return moved_module(__name__, name)
+
+
+def moved_module(package: str, name: str) -> Any:
+    """A module by the name that it had before it moved.
+
+    Arguments
+    ---------
+    package : str
+        The package that it was in.
+    name : str
+        Its name there.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    AttributeError
+        For any other name, as a module's ``__getattr__`` must.
+
+    Example
+    -------
+    >>> moved_module("efficientat_plugin.data", "targets").__name__
+    'efficientat_plugin.data.labels'
+    """
+    old = f"{package}.{name}".removeprefix(f"{__name__}.")
+    if old not in _MOVED:
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{_MOVED[old]}")
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # what reads sound is used without torch, too
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
+
+
+TARGETS = ("multilabel", "multiclass")  # how many classes a clip has
+# What is done with clips that are shorter than a model is used to
+SHORT_CLIPS = ("repeat", "zero_pad", "as_is")
 
 
 class Skipped(NamedTuple):
@@ -71,3 +78,45 @@ class StudentOutput(NamedTuple):
 
     logits: Tensor  # [B, K], before sigmoid or softmax
     embedding: Tensor  # [B, D], what the head pools: the average over F and T
+
+
+class SoftTarget(NamedTuple):
+    """What a student should say of each clip, and how much of that is known.
+
+    ``scores`` are times ``weight`` already: a clip of which nothing is known has a
+    row of zeros and weight 0, and a mix of clips is the mix of both fields.
+    """
+
+    scores: Tensor  # [B, K]
+    weight: Tensor  # [B], or [B, K] where classes differ in it; from 0 to 1
+
+    def mixed(self, partner: SoftTarget, share: Tensor) -> SoftTarget:
+        """``share`` [B] of this target and the rest of ``partner``."""
+        scores = share[:, None] * self.scores + (1 - share)[:, None] * partner.scores
+        if self.weight.ndim == 2:
+            share = share[:, None]
+        return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
+
+    def followed(self, mix: Mix | None) -> SoftTarget:
+        """The target of a batch that was mixed; None: that was not."""
+        if mix is None:
+            return self
+        # The losses are linear in the target: that of a mix is that of mixed targets.
+        partner = SoftTarget(self.scores[mix.partner], self.weight[mix.partner])
+        return self.mixed(partner, mix.weight)
+
+
+class Tag(NamedTuple):
+    """A class that a sound may have."""
+
+    name: str
+    mid: str  # AudioSet's id of it; of other classes the name again
+    probability: float
+
+
+class ScanWindow(NamedTuple):
+    """What a window of a long sound sounds like."""
+
+    start_seconds: float
+    end_seconds: float
+    probabilities: NDArray[np.float32]  # [K]

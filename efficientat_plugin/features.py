@@ -10,7 +10,7 @@ import torchaudio
 from speechbrain.utils.autocast import fwd_default_precision
 from torch import Tensor
 
-from efficientat_plugin.limits import MAX_BANK, SAMPLE_RATES
+from efficientat_plugin.support.limits import MAX_BANK, SAMPLE_RATES
 
 PRE_EMPHASIS = 0.97
 # The log-mel of AudioSet is roughly centred and scaled by these.

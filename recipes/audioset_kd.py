@@ -19,24 +19,42 @@ import datasets
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from efficientat_plugin.complexity import measure
-from efficientat_plugin.console import keep_log
+from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
-from efficientat_plugin.data.rows import load_rows, summarize_rows
-from efficientat_plugin.data.sampling import Draws, class_balanced_weights
-from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.data.targets import (
+from efficientat_plugin.data.labels import (
     LabelSummary,
     audioset_labels,
     audioset_vocabulary,
     refuse_other_labels,
 )
-from efficientat_plugin.described import describe
+from efficientat_plugin.data.rows import load_rows, summarize_rows
+from efficientat_plugin.data.sampling import Draws, class_balanced_weights
+from efficientat_plugin.data.skipped import TooManyUnreadable
+from efficientat_plugin.evaluation.metrics import Scores
+from efficientat_plugin.evaluation.report import (
+    RunResult,
+    comparison_table,
+    plot_curves,
+    write_comparison,
+    write_scores,
+)
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.files import told_if_not_writable
-from efficientat_plugin.launch import (
+from efficientat_plugin.pretrained.card import name_of
+from efficientat_plugin.pretrained.described import describe, identity_of_weights
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    describe_checkpoints,
+    write_model_folder,
+)
+from efficientat_plugin.pretrained.passt_weights import load_network, load_start
+from efficientat_plugin.pretrained.weights import front_end_arguments
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.support.console import keep_log
+from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.launch import (
     claim_folder,
     load_hparams,
     parse_and_join,
@@ -44,30 +62,8 @@ from efficientat_plugin.launch import (
     start,
     world_size,
 )
-from efficientat_plugin.metrics import Scores
-from efficientat_plugin.model_card import name_of
-from efficientat_plugin.model_folder import (
-    Provenance,
-    TrainedModel,
-    describe_checkpoints,
-    write_model_folder,
-)
-from efficientat_plugin.report import (
-    RunResult,
-    comparison_table,
-    plot_curves,
-    write_comparison,
-    write_scores,
-)
-from efficientat_plugin.run_folder import (
-    identity_of_weights,
-    read_run,
-    refuse_other_settings,
-)
-from efficientat_plugin.students.weights import front_end_arguments
-from efficientat_plugin.teachers.passt import PaSST
+from efficientat_plugin.support.run_folder import read_run, refuse_other_settings
 from efficientat_plugin.teachers.stored import as_teacher, warn_of_other_clips
-from efficientat_plugin.teachers.weights import load_network, load_start
 
 logger = logging.getLogger(__name__)
 

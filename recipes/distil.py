@@ -17,9 +17,6 @@ from typing import Any, NamedTuple
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from efficientat_plugin.agreement import AgreementStats
-from efficientat_plugin.checkpoints import AtomicCheckpointer
-from efficientat_plugin.console import keep_log
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import (
@@ -33,32 +30,35 @@ from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
-from efficientat_plugin.evaluation import whole_clip_stats
-from efficientat_plugin.files import told_if_not_writable
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.launch import (
+from efficientat_plugin.evaluation.agreement import AgreementStats
+from efficientat_plugin.evaluation.metrics import Scores
+from efficientat_plugin.evaluation.report import RunResult, plot_curves, write_scores
+from efficientat_plugin.pretrained.card import name_of
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    describe_checkpoints,
+    write_model_folder,
+)
+from efficientat_plugin.pretrained.weights import front_end_arguments
+from efficientat_plugin.students.ensemble import Ensemble
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
+from efficientat_plugin.support.console import keep_log
+from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.launch import (
     claim_folder,
     load_hparams,
     parse_and_join,
     settings_of,
     start,
 )
-from efficientat_plugin.metrics import Scores
-from efficientat_plugin.model_card import name_of
-from efficientat_plugin.model_folder import (
-    Provenance,
-    TrainedModel,
-    describe_checkpoints,
-    write_model_folder,
-)
-from efficientat_plugin.report import RunResult, plot_curves, write_scores
-from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.students.short_runs import prepare_for_short_run
-from efficientat_plugin.students.weights import front_end_arguments
-from efficientat_plugin.teachers.filling import fill_store
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.tagging.whole_clips import whole_clip_stats
 from efficientat_plugin.teachers.members import OpenedTeachers, open_teachers
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
+from efficientat_plugin.training.short_runs import prepare_for_short_run
 
 logger = logging.getLogger(__name__)
 

@@ -15,15 +15,15 @@ from typing import Any
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 
+from efficientat_plugin.data.labels import LabelTable, vocabulary_of
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.data.targets import LabelTable, vocabulary_of
-from efficientat_plugin.launch import load_hparams, parse_and_join, start
 from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.teachers.filling import fill_store
+from efficientat_plugin.support.launch import load_hparams, parse_and_join, start
 from efficientat_plugin.teachers.members import open_teachers
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.verify import verify
+from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.verify import verify
 
 
 def main(argv: list[str]) -> None:

@@ -23,9 +23,6 @@ import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 
-from efficientat_plugin.brain import History
-from efficientat_plugin.checkpoints import AtomicCheckpointer
-from efficientat_plugin.console import keep_log
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import (
@@ -34,26 +31,44 @@ from efficientat_plugin.data.labelled import (
     open_labelled,
     runs_of,
 )
+from efficientat_plugin.data.labels import LabelSummary
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest
 from efficientat_plugin.data.summary import describe
-from efficientat_plugin.data.targets import LabelSummary
-from efficientat_plugin.described import Unstated, find_model_folder
-from efficientat_plugin.evaluation import whole_clip_stats
-from efficientat_plugin.files import told_if_not_writable
-from efficientat_plugin.finetuning import (
-    FEWEST_CLIPS_PER_CLASS,
-    SHARE_RIGHT,
-    FineTuningBrain,
-    epochs_for,
-    seconds_per_step,
-    standard_error,
+from efficientat_plugin.evaluation.metrics import (
+    ClassificationScores,
+    ClassificationStats,
+    Scores,
+    TaggingStats,
 )
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.launch import (
+from efficientat_plugin.evaluation.report import (
+    RunResult,
+    plot_confusion,
+    plot_curves,
+    write_scores,
+)
+from efficientat_plugin.pretrained.card import name_of
+from efficientat_plugin.pretrained.described import (
+    Unstated,
+    find_model_folder,
+    identity_of_weights,
+)
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    describe_checkpoints,
+    read_model_folder,
+    write_model_folder,
+)
+from efficientat_plugin.pretrained.weights import front_end_arguments, load_student
+from efficientat_plugin.students.student import Student
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
+from efficientat_plugin.support.console import keep_log
+from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.launch import (
     check_folder,
     claim_folder,
     load_hparams,
@@ -62,40 +77,28 @@ from efficientat_plugin.launch import (
     start,
     world_size,
 )
-from efficientat_plugin.losses import DistillationLoss, balanced_class_weights
-from efficientat_plugin.metrics import (
-    ClassificationScores,
-    ClassificationStats,
-    Scores,
-    TaggingStats,
-)
-from efficientat_plugin.model_card import name_of
-from efficientat_plugin.model_folder import (
-    Provenance,
-    TrainedModel,
-    describe_checkpoints,
-    read_model_folder,
-    write_model_folder,
-)
-from efficientat_plugin.plain_text import shown
-from efficientat_plugin.probe import Probe, class_layer, fit_probe
-from efficientat_plugin.report import (
-    RunResult,
-    plot_confusion,
-    plot_curves,
-    write_scores,
-)
-from efficientat_plugin.run_folder import identity_of_weights
-from efficientat_plugin.students.student import Student
-from efficientat_plugin.students.weights import front_end_arguments, load_student
-from efficientat_plugin.teachers.filling import fill_store
+from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.tagging.whole_clips import whole_clip_stats
 from efficientat_plugin.teachers.members import open_teachers, refuse_others
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import (
     StoredTeacher,
     is_store,
     warn_of_other_clips,
 )
+from efficientat_plugin.training.brain import History
+from efficientat_plugin.training.finetuning import (
+    FEWEST_CLIPS_PER_CLASS,
+    SHARE_RIGHT,
+    FineTuningBrain,
+    epochs_for,
+    seconds_per_step,
+    standard_error,
+)
+from efficientat_plugin.training.losses import DistillationLoss, balanced_class_weights
+from efficientat_plugin.training.probe import Probe, class_layer, fit_probe
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ Both files are at https://github.com/fschmid56/EfficientAT/releases/tag/v0.0.1
 import argparse
 import sys
 
-from efficientat_plugin.data.targets import audioset_labels
-from efficientat_plugin.launch import start
-from efficientat_plugin.teachers.published import import_published
+from efficientat_plugin.data.labels import audioset_labels
+from efficientat_plugin.support.launch import start
+from efficientat_plugin.teachers.store.import_published import import_published
 
 
 def main(argv: list[str]) -> None:

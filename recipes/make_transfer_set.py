@@ -10,9 +10,9 @@ teacher says of them, and `audioset_kd.py` takes them as `--transfer_set FOLDER`
 import sys
 
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.transfer import write_transfer_set
-from efficientat_plugin.launch import load_hparams, parse_and_join, start
+from efficientat_plugin.support.launch import load_hparams, parse_and_join, start
 
 
 def main(argv: list[str]) -> None:

@@ -11,12 +11,12 @@ import sys
 from typing import Any
 
 from efficientat_plugin.data.labelled import TABLE_OPTIONS, open_labelled
-from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.prepare.preparation import prepare
+from efficientat_plugin.data.prepare.shards import MORE_COLUMNS
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.shards import MORE_COLUMNS
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.launch import load_hparams, parse_and_join, start
-from efficientat_plugin.plain_text import some_of
+from efficientat_plugin.support.launch import load_hparams, parse_and_join, start
+from efficientat_plugin.support.plain_text import some_of
 
 TABLE_SPLIT = "all"
 

@@ -12,8 +12,8 @@ from threading import Barrier, RLock
 from huggingface_hub import constants as hub
 from tqdm import tqdm
 
-from efficientat_plugin.launch import occupy_folder
-from efficientat_plugin.students import download, http_file
+from efficientat_plugin.pretrained import download, http_file
+from efficientat_plugin.support.launch import occupy_folder
 
 REFUSED, INTERRUPTED = 3, 130
 # Each is forked from one that has imported torch.

@@ -5,12 +5,12 @@ from functools import cache
 import numpy as np
 import torch
 
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.export.clips import synthesised
-from efficientat_plugin.export.models import OLDEST_OPSET, build_model
-from efficientat_plugin.export.sources import Source
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
+from efficientat_plugin.export.source import Source
+from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.model_card import TrainedModel
+from efficientat_plugin.pretrained.card import TrainedModel
 
 CLIP_SECONDS = 0.7
 

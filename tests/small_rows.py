@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.parquet import SCHEMA, audioset_row
-from efficientat_plugin.data.targets import LabelTable
 
 SAMPLE_RATE = 32000
 CLIP_SECONDS = 0.5

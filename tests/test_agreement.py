@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from efficientat_plugin.agreement import AgreementStats
 from efficientat_plugin.contracts import TeacherTarget
+from efficientat_plugin.evaluation.agreement import AgreementStats
 
 IDS = ["a", "b", "c", "d"]
 

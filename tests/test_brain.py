@@ -7,21 +7,21 @@ import pytest
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from efficientat_plugin.brain import TRAIN, DistillationBrain, History
-from efficientat_plugin.checkpoints import AtomicCheckpointer
 from efficientat_plugin.contracts import Clip, Heard, StudentOutput, TeacherTarget
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.sampling import Draws
+from efficientat_plugin.evaluation.metrics import TaggingStats
 from efficientat_plugin.features import LogMel, SpecMask
-from efficientat_plugin.losses import DistillationLoss, RunningLoss
-from efficientat_plugin.metrics import TaggingStats
-from efficientat_plugin.schedules import TemperatureRampDown, WarmupRampDown
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.short_runs import prepare_for_short_run
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.teachers.stored import StoredTeacher
-from efficientat_plugin.train_log import PlainTrainLogger
+from efficientat_plugin.training.brain import TRAIN, DistillationBrain, History
+from efficientat_plugin.training.losses import DistillationLoss, RunningLoss
+from efficientat_plugin.training.schedules import TemperatureRampDown, WarmupRampDown
+from efficientat_plugin.training.short_runs import prepare_for_short_run
+from efficientat_plugin.training.train_log import PlainTrainLogger
 
 CLASSES = 4
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from efficientat_plugin import checkpoints
-from efficientat_plugin.checkpoints import AtomicCheckpointer
+from efficientat_plugin.support import checkpoints
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 
 RECOVERABLES = ("student", "average")
 

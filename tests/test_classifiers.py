@@ -7,18 +7,18 @@ import pytest
 import soundfile
 import torch
 
-from efficientat_plugin.classifiers import (
+from efficientat_plugin.data.decoding import decode_blocks
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.interfaces.classifiers import (
     SoxrNormalizer,
     StudentClassifier,
     label_encoder,
 )
-from efficientat_plugin.data.decoding import decode_blocks
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.encoders import StudentEncoder
-from efficientat_plugin.finetuning import batch_norms
+from efficientat_plugin.interfaces.encoders import StudentEncoder
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.heads import HEADS
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.training.finetuning import batch_norms
 
 FRAMES = "multihead_attention_pooling"
 

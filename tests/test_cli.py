@@ -19,24 +19,25 @@ from exported_models import content_of, random_weights, source_of
 from pyarrow import parquet
 
 from efficientat_plugin import __version__, list_students
-from efficientat_plugin.cli import inputs, main, parts
+from efficientat_plugin.cli import inputs, main
+from efficientat_plugin.cli import resumed_output as parts
 from efficientat_plugin.cli.figure import PairedColumns
 from efficientat_plugin.cli.label_track import LabelMerger
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
-from efficientat_plugin.export.sources import find_source
-from efficientat_plugin.files import written_aside
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.export.source import find_source
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     write_model_folder,
 )
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.teachers.load import load_teacher
 from efficientat_plugin.teachers.members import open_teachers
-from efficientat_plugin.teachers.weights import load_teacher
 
 RATE = 32000
 # What no file of weights tells
@@ -281,13 +282,13 @@ def test_a_folder_of_hyperparams_is_a_model(capsys, tmp_path, five):
     torch.save(student.state_dict(), tmp_path / "student.ckpt")
     (tmp_path / "hyperparams.yaml").write_text(
         """
-student: !new:efficientat_plugin.students.mn.MN
+student: !new:efficientat_plugin.MN
     num_classes: 2
     width: 0.1
 modules:
     student: !ref <student>
-    log_mel: !new:efficientat_plugin.features.LogMel
-labels: !new:efficientat_plugin.data.targets.LabelTable
+    log_mel: !new:efficientat_plugin.LogMel
+labels: !new:efficientat_plugin.LabelTable
     mids: [a, b]
     names: [Ay, Bee]
 sample_rate: 32000

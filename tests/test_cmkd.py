@@ -11,21 +11,21 @@ from small_rows import EVAL_IDS, TRAIN_IDS, rows_of, write_parquet
 from speechbrain.utils.epoch_loop import EpochCounter
 from test_brain import CLASSES, Tones, _fit
 
-from efficientat_plugin.brain import History
-from efficientat_plugin.checkpoints import AtomicCheckpointer
-from efficientat_plugin.cli.models import load_tagger
-from efficientat_plugin.complexity import count_parameters
+from efficientat_plugin.cli.load_model import load_tagger
+from efficientat_plugin.cost.complexity import count_parameters
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
+from efficientat_plugin.evaluation.metrics import TaggingStats
 from efficientat_plugin.features import LogMel, SpecMask
-from efficientat_plugin.losses import DistillationLoss
-from efficientat_plugin.metrics import TaggingStats
-from efficientat_plugin.mutual import MutualBrain
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.short_runs import prepare_for_short_run
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.teachers.members import open_teachers
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.train_log import PlainTrainLogger
+from efficientat_plugin.training.brain import History
+from efficientat_plugin.training.losses import DistillationLoss
+from efficientat_plugin.training.mutual import MutualBrain
+from efficientat_plugin.training.short_runs import prepare_for_short_run
+from efficientat_plugin.training.train_log import PlainTrainLogger
 
 SMALL = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_frames": 51}
 SMALL |= {"frequency_stride": 16, "time_stride": 16}

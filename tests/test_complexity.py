@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from efficientat_plugin.complexity import (
+from efficientat_plugin.cost.complexity import (
     Complexity,
     count_macs,
     count_parameters,
@@ -20,13 +20,13 @@ from efficientat_plugin.complexity import (
     receptive_field,
 )
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.pretrained.published import published
+from efficientat_plugin.pretrained.published_passt import TEACHERS
+from efficientat_plugin.pretrained.weights import FAMILIES
 from efficientat_plugin.students.blocks import SqueezeExcite
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.dynamic import ContextGenerator
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import published
-from efficientat_plugin.students.weights import FAMILIES
-from efficientat_plugin.teachers.published_passt import TEACHERS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

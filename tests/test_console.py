@@ -10,8 +10,8 @@ from recipe_runs import arguments_of, run_recipe
 from test_distil import SMALL, TEACHER
 
 from efficientat_plugin.cli import main
-from efficientat_plugin.console import keep_log, logging_to_console
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.support.console import keep_log, logging_to_console
 
 ABSENT = "clips_segments.csv: 18 clips, 1 without a file"
 OUTSIDE = "1 clips of sounds are in no class folder"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from efficientat_plugin.students import depthwise
-from efficientat_plugin.students.batch_norm import BatchNorm, BatchNormOfFewChannels
-from efficientat_plugin.students.depthwise import (
+from efficientat_plugin.students.cpu import depthwise
+from efficientat_plugin.students.cpu.batch_norm import BatchNorm, BatchNormOfFewChannels
+from efficientat_plugin.students.cpu.depthwise import (
     DepthwiseConv2d,
     DepthwiseConvolution,
     learns_faster,

@@ -8,8 +8,8 @@ import soundfile
 import torch
 from recipe_runs import arguments_of, run_recipe
 
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.model_folder import read_model_folder
+from efficientat_plugin.pretrained.folder import read_model_folder
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 RATE = 16000
 TEACHER = '''

@@ -16,16 +16,16 @@ from at_once import INTERRUPTED, fetch_weights, in_threads, start
 from bad_server import LOGIN, bad_server
 from huggingface_hub import constants as hub
 
-from efficientat_plugin.students import download, http_file
-from efficientat_plugin.students.download import BASE_URL, fetch, read_state
-from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import PUBLISHED, published
-from efficientat_plugin.students.weights import load_student
-from efficientat_plugin.teachers.published_passt import (
+from efficientat_plugin.pretrained import download, http_file
+from efficientat_plugin.pretrained.download import BASE_URL, fetch, read_state
+from efficientat_plugin.pretrained.published import PUBLISHED, published
+from efficientat_plugin.pretrained.published_passt import (
     RELEASES,
     TEACHERS,
     fetch_teacher,
 )
+from efficientat_plugin.pretrained.weights import load_student
+from efficientat_plugin.students.mn import MN
 
 TINY = {"width": 0.1, "num_classes": 527}
 NAME, FILE = "mn01_as", "mn01_as_mAP_298.pt"

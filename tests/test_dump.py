@@ -19,12 +19,12 @@ from torch import nn
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.evaluation.metrics import tagging_scores
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.metrics import tagging_scores
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     write_model_folder,
@@ -32,12 +32,12 @@ from efficientat_plugin.model_folder import (
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import OwnTeacher, Resampled, load_own
-from efficientat_plugin.teachers.dump import Batches, store_logits
-from efficientat_plugin.teachers.filling import fill_store
-from efficientat_plugin.teachers.merge import merge_parts, part_path, parts_folder
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.store.dump import Batches, store_logits
+from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.merge import merge_parts, part_path, parts_folder
+from efficientat_plugin.teachers.store.writer import StoreWriter
 from efficientat_plugin.teachers.stored import StoredTeacher
-from efficientat_plugin.teachers.writer import StoreWriter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ABOUT = {

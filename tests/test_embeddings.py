@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from efficientat_plugin.embeddings import POOLINGS, LayerEmbedding, known_sources
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.pretrained.published import PUBLISHED
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.embeddings import (
+    POOLINGS,
+    LayerEmbedding,
+    known_sources,
+)
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import PUBLISHED
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.students.weights import load_student
 
 STUDENTS = {
     "mn": lambda: MN(num_classes=3, width=0.1),

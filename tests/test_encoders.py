@@ -15,7 +15,7 @@ from speechbrain.utils.parameter_transfer import Pretrainer
 from torchaudio.functional import resample
 
 from efficientat_plugin import MN, DyMN, LogMel
-from efficientat_plugin.encoders import (
+from efficientat_plugin.interfaces.encoders import (
     KeepFeatures,
     LogMelFbank,
     LogMelFeatures,
@@ -359,9 +359,9 @@ def test_yaml_fills_the_slots_of_its_script(name, family, width, tmp_path, wavef
 
 SHARED_YAML = """
 sample_rate: 32000  # Hz
-log_mel: !new:efficientat_plugin.features.LogMel
+log_mel: !new:efficientat_plugin.LogMel
   sample_rate: !ref <sample_rate>
-embedding_model: !apply:efficientat_plugin.encoders.load_encoder
+embedding_model: !apply:efficientat_plugin.load_encoder
   width: 0.1
   log_mel: !ref <log_mel>
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
@@ -380,9 +380,9 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 """
 ENCODER_CLASSIFIER_YAML = """
 modules:
-  compute_features: !new:efficientat_plugin.encoders.LogMelFeatures
+  compute_features: !new:efficientat_plugin.LogMelFeatures
     log_mel: !ref <log_mel>
-  mean_var_norm: !new:efficientat_plugin.encoders.KeepFeatures
+  mean_var_norm: !new:efficientat_plugin.KeepFeatures
   embedding_model: !ref <embedding_model>
   classifier: !ref <classifier>
 """
@@ -390,16 +390,16 @@ AUDIO_CLASSIFIER_YAML = """
 spec_mag_power: 1
 use_melspectra: True
 modules:
-  compute_stft: !new:efficientat_plugin.encoders.LogMelSTFT
+  compute_stft: !new:efficientat_plugin.LogMelSTFT
     log_mel: !ref <log_mel>
-  compute_fbank: !new:efficientat_plugin.encoders.LogMelFbank
+  compute_fbank: !new:efficientat_plugin.LogMelFbank
     log_mel: !ref <log_mel>
   embedding_model: !ref <embedding_model>
   classifier: !ref <classifier>
 """
 WAVEFORM_ENCODER_YAML = """
 modules:
-  encoder: !new:efficientat_plugin.encoders.StudentWaveformEncoder
+  encoder: !new:efficientat_plugin.StudentWaveformEncoder
     log_mel: !ref <log_mel>
     encoder: !ref <embedding_model>
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer

@@ -16,6 +16,7 @@ from exported_models import random_weights
 from sklearn.metrics import average_precision_score
 
 from efficientat_plugin.cli import main
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.splits import (
     given_split,
     split_by_fold,
@@ -23,14 +24,17 @@ from efficientat_plugin.data.splits import (
     split_rows,
 )
 from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.evaluation import choose_clips, whole_clip_scores
+from efficientat_plugin.evaluation.metrics import ClassificationScores, tagging_scores
 from efficientat_plugin.export.onnx_file import export_onnx
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.metrics import ClassificationScores, tagging_scores
-from efficientat_plugin.model_folder import Provenance, TrainedModel, write_model_folder
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.tagging.whole_clips import choose_clips, whole_clip_scores
 
 RATE = 32000
 CLIP_SECONDS = 0.5

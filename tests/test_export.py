@@ -15,30 +15,30 @@ from exported_models import content_of, random_weights, source_of
 
 from efficientat_plugin.cli import export, main
 from efficientat_plugin.data.decoding import decode
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.export import litert_file, onnx_file, parity
-from efficientat_plugin.export.clips import read_clips, synthesised
-from efficientat_plugin.export.front_end import factors
+from efficientat_plugin.export.assembly import build_model
 from efficientat_plugin.export.golden import front_end_constants, golden_vectors, header
 from efficientat_plugin.export.graph import Graph, Range
 from efficientat_plugin.export.litert_file import export_litert
-from efficientat_plugin.export.models import build_model
+from efficientat_plugin.export.log_mel import factors
 from efficientat_plugin.export.networks import add_head, add_maps, add_module
 from efficientat_plugin.export.onnx_file import export_onnx
 from efficientat_plugin.export.parity import check_parity
 from efficientat_plugin.export.quantize import Recipe, may_be_int8, observe
-from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.export.source import find_source
+from efficientat_plugin.export.test_clips import read_clips, synthesised
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     write_model_folder,
 )
+from efficientat_plugin.pretrained.published import PUBLISHED
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.model_file import LOGITS, PROBABILITIES
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import PUBLISHED
 from efficientat_plugin.students.student import Student
 
 BACKENDS = ("onnxruntime", "openvino")

@@ -20,29 +20,29 @@ from speechbrain.inference.interfaces import Pretrained
 
 from efficientat_plugin.cli import main
 from efficientat_plugin.data.labelled import LabelledClips
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.splits import Split
 from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.described import describe
+from efficientat_plugin.evaluation.metrics import classification_scores
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.finetuning import (
-    batch_norms,
-    layerwise_groups,
-)
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.launch import load_hparams, settings_of
-from efficientat_plugin.metrics import classification_scores
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     read_model_folder,
     write_model_folder,
 )
-from efficientat_plugin.probe import Probe
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.weights import load_student
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.support.launch import load_hparams, settings_of
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.training.finetuning import (
+    batch_norms,
+    layerwise_groups,
+)
+from efficientat_plugin.training.probe import Probe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "recipes" / "finetune.py"

@@ -13,7 +13,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from recipe_runs import REPOSITORY, arguments_of, run_recipe
 
-from efficientat_plugin.model_folder import read_model_folder
+from efficientat_plugin.pretrained.folder import read_model_folder
 from efficientat_plugin.students.mn import MN
 
 HPARAMS = REPOSITORY / "hparams"

@@ -13,15 +13,15 @@ import soundfile
 import torch
 import torchaudio
 
-from efficientat_plugin import hear
-from efficientat_plugin.embeddings import LayerEmbedding
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.hear import (
+from efficientat_plugin.interfaces import hear
+from efficientat_plugin.interfaces.hear import (
     HearModel,
     get_scene_embeddings,
     get_timestamp_embeddings,
     load_model,
 )
+from efficientat_plugin.students.embeddings import LayerEmbedding
 from efficientat_plugin.students.mn import MN
 
 SAMPLE_RATE = 4000  # a small front end, so that long sounds are cheap

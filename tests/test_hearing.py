@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.hearing import Hearing, can_share, shared_log_mels
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.windows import WindowCutter, runs_of
+from efficientat_plugin.tagging.overlap import Hearing, can_share, shared_log_mels
+from efficientat_plugin.tagging.windows import WindowCutter, runs_of
 
 FRONT_ENDS = {
     "published": {},

@@ -11,11 +11,11 @@ import torch
 from at_once import in_threads
 
 from efficientat_plugin.data.decoding import UnreadableClip, mono_samples
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 RATE = 32000
 LABELS = LabelTable(["/m/a", "/m/b", "/m/c"], ["A", "B", "C"])
@@ -290,7 +290,7 @@ def test_a_scan_tells_what_it_heard_before_a_fault(tagger):
 
     heard = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("efficientat_plugin.tagging.blocks_of", broken)
+        patch.setattr("efficientat_plugin.tagging.base.blocks_of", broken)
         with pytest.raises(UnreadableClip, match="ends there"):
             for window in tagger.scan(sound, RATE):
                 heard.append(window.start_seconds)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.inference_form import (
     CLIPS_AT_ONCE,
@@ -11,8 +12,7 @@ from efficientat_plugin.students.inference_form import (
     inference_form,
 )
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.weights import load_student
-from efficientat_plugin.teachers.passt import PaSST
+from efficientat_plugin.students.passt import PaSST
 
 
 def trained(student):

@@ -6,8 +6,8 @@ import soundfile
 
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import open_labelled, runs_of
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.rows import summarize_rows
-from efficientat_plugin.data.targets import LabelTable
 
 
 def rows_of(labels, **columns):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from recipe_runs import launch, run_to_end
 
-from efficientat_plugin.launch import (
+from efficientat_plugin.support.launch import (
     claim_folder,
     load_hparams,
     parse_and_join,
@@ -106,7 +106,7 @@ def test_a_sentence_commands_no_terminal():
 
 INTERRUPTED = """
 import os, signal, sys, threading, time
-from efficientat_plugin.launch import start
+from efficientat_plugin.support.launch import start
 
 
 def lose_a_worker():  # as threads of multiprocessing do
@@ -137,7 +137,7 @@ start(main)
 READING = """
 import io, os, signal, sys, time
 import numpy as np, soundfile
-from efficientat_plugin.launch import start
+from efficientat_plugin.support.launch import start
 
 sound = io.BytesIO()
 soundfile.write(sound, np.ones(9999), 8000, format="FLAC")
@@ -180,7 +180,7 @@ def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then, tmp
 
 FORKING = """
 import os, sys
-from efficientat_plugin.launch import start
+from efficientat_plugin.support.launch import start
 
 def main(arguments):
     worker = os.fork()
@@ -228,7 +228,7 @@ def test_every_value_counts_and_references_are_followed(tmp_path):
 
 
 def test_a_name_that_stdout_lacks_is_escaped(tmp_path):
-    script = "from efficientat_plugin.launch import start\n"
+    script = "from efficientat_plugin.support.launch import start\n"
     script += "start(lambda _: print('caf\\u00e9'))\n"
     path = tmp_path / "script.py"
     path.write_text(script)

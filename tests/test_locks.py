@@ -8,10 +8,10 @@ import time
 import pytest
 from at_once import hold, start
 
-from efficientat_plugin import locks
-from efficientat_plugin.launch import occupy_folder
-from efficientat_plugin.locks import FolderLock, lock
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.support import locks
+from efficientat_plugin.support.launch import occupy_folder
+from efficientat_plugin.support.locks import FolderLock, lock
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 pytestmark = pytest.mark.skipif(locks.fcntl is None, reason="this system has no locks")
 ABOUT = {"teacher": "t", "labels_sha256": "0" * 64, "num_classes": 2}

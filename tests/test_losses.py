@@ -5,12 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from efficientat_plugin.contracts import Mix, TeacherTarget
-from efficientat_plugin.losses import (
-    DistillationLoss,
-    SoftTarget,
-    balanced_class_weights,
-)
+from efficientat_plugin.contracts import Mix, SoftTarget, TeacherTarget
+from efficientat_plugin.training.losses import DistillationLoss, balanced_class_weights
 
 
 @pytest.fixture

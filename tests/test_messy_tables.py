@@ -14,10 +14,10 @@ import soundfile
 
 from efficientat_plugin.data.columns import read_labels
 from efficientat_plugin.data.labelled import open_labelled, runs_of
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.splits import given_split
 from efficientat_plugin.data.tables import label_table, read_table
-from efficientat_plugin.data.targets import LabelTable
 
 RATE = 8000
 NAMES = ("a", "b", "c", "d")

@@ -12,10 +12,10 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from efficientat_plugin.agreement import AgreementStats
 from efficientat_plugin.contracts import TeacherTarget
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.metrics import (
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.evaluation.agreement import AgreementStats
+from efficientat_plugin.evaluation.metrics import (
     ClassificationStats,
     TaggingStats,
     caution,
@@ -23,7 +23,7 @@ from efficientat_plugin.metrics import (
     d_prime,
     tagging_scores,
 )
-from efficientat_plugin.report import (
+from efficientat_plugin.evaluation.report import (
     RunResult,
     comparison_table,
     plot_confusion,

@@ -4,6 +4,7 @@ import functools
 import http.server
 import json
 import os
+import pydoc
 import re
 import subprocess
 import sys
@@ -17,28 +18,31 @@ import torch
 from huggingface_hub import ModelCard
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from efficientat_plugin import hear, model_card
-from efficientat_plugin.cli.models import load_tagger
-from efficientat_plugin.complexity import measure
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.encoders import load_encoder
-from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.cli.load_model import load_tagger
+from efficientat_plugin.cost.complexity import measure
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.evaluation.metrics import classification_scores, tagging_scores
+from efficientat_plugin.export.source import find_source
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.finetuning import batch_norms
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.metrics import classification_scores, tagging_scores
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.interfaces import hear
+from efficientat_plugin.interfaces.encoders import load_encoder
+from efficientat_plugin.pretrained import card as model_card
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     read_model_folder,
     write_model_folder,
 )
+from efficientat_plugin.pretrained.passt_weights import load_network, load_start
+from efficientat_plugin.pretrained.safe_yaml import LEGAL_TAGS
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.weights import load_student
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.teachers.load import load_teacher
 from efficientat_plugin.teachers.members import open_teachers
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.weights import load_start, load_teacher
+from efficientat_plugin.training.finetuning import batch_norms
 
 ON_CPU = {"device": "cpu"}
 NAMES = ("Dog, <big>", "cat's => 'C'", "bird: é")
@@ -52,16 +56,16 @@ short_clips: repeat  # what is done with shorter sound
 audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
   sample_rate: !ref <sample_rate>
 
-labels: !new:efficientat_plugin.data.targets.LabelTable
+labels: !new:efficientat_plugin.LabelTable
   mids: ["/m/0", "/m/1", "/m/2"]
   names: ["dog", "cat", "bird"]
 
-log_mel: !new:efficientat_plugin.features.LogMel
+log_mel: !new:efficientat_plugin.LogMel
   sample_rate: 32000
   n_mels: 128
   hop_length: 640
 
-student: !new:efficientat_plugin.students.mn.MN
+student: !new:efficientat_plugin.MN
   num_classes: 3
   width: 0.1
 
@@ -73,7 +77,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
   loadables:
     student: !ref <student>
   custom_hooks:  # all of the weights or none: SpeechBrain's own takes what fits
-    student: !name:efficientat_plugin.students.weights.load_published_state
+    student: !name:efficientat_plugin.load_published_state
 """
 
 
@@ -107,6 +111,66 @@ def _write(folder, model, scores=None):
         scores = {"test, 3 clips": classification_scores(np.eye(3), np.eye(3))}
     provenance = Provenance("my pets/2024", "mn10_as", "3 clips", "CC0", scores)
     return write_model_folder(folder, model, provenance)
+
+
+# --- Names that last -----------------------------------------------------------------
+
+# Where public names were when folders named files of the package
+OLD_HOMES = {
+    "SoxrNormalizer": "classifiers",
+    "StudentClassifier": "classifiers",
+    "label_encoder": "classifiers",
+    "LabelTable": "data.targets",
+    "KeepFeatures": "encoders",
+    "LogMelFeatures": "encoders",
+    "StudentEncoder": "encoders",
+    "LogMel": "features",
+    "DyMN": "students.dymn",
+    "MN": "students.mn",
+    "load_published_state": "students.weights",
+    "PaSST": "teachers.passt",
+}
+
+
+@pytest.mark.parametrize("tag", sorted(LEGAL_TAGS))
+def test_what_a_model_folder_may_name_is_there(tag):
+    assert pydoc.locate(tag.partition(":")[2]) is not None
+
+
+@pytest.mark.parametrize("kind", ["MN", "DyMN", "PaSST"])
+def test_a_folder_names_no_file_of_the_package_and_older_ones_load(kind, tmp_path):
+    model = _model(family=DyMN if kind == "DyMN" else MN)
+    if kind == "PaSST":
+        options = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
+        options |= {"n_mels": 128, "num_frames": 50}
+        student = PaSST(**options).eval()
+        student.options, student.front_end = options, model.student.front_end
+        model = model._replace(student=student)
+    yaml = _write(tmp_path / "model", model) / "hyperparams.yaml"
+    waveform = 0.1 * torch.randn(1, 32000)
+    tagger = AudioTagger.from_hparams(str(tmp_path / "model"), run_opts=ON_CPU)
+    expected = tagger.probabilities(waveform.numpy(), 32000)
+    names = re.findall(r"efficientat_plugin\.([\w.]+)", yaml.read_text())
+    assert kind in names and not any("." in name for name in names)
+    old = re.sub(
+        r"(:efficientat_plugin)\.(\w+)",
+        lambda found: f"{found[1]}.{OLD_HOMES[found[2]]}.{found[2]}",
+        yaml.read_text(),
+    )
+    yaml.write_text(old)
+    assert "efficientat_plugin.classifiers.SoxrNormalizer" in old
+    tagger = AudioTagger.from_hparams(str(tmp_path / "model"), run_opts=ON_CPU)
+    np.testing.assert_array_equal(
+        tagger.probabilities(waveform.numpy(), 32000), expected
+    )
+    assert load_network(tmp_path / "model").num_classes == 3
+    if kind == "PaSST":
+        return  # for which SpeechBrain has no slot
+    classifier = EncoderClassifier.from_hparams(
+        source=str(tmp_path / "model"), run_opts=ON_CPU
+    )
+    given = classifier.classify_batch(waveform)[0].exp().numpy()
+    np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-6)
 
 
 # --- SpeechBrain alone ---------------------------------------------------------------

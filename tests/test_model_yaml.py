@@ -12,20 +12,20 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML, resolver
 from speechbrain.inference.interfaces import Pretrained
 
-from efficientat_plugin import (
-    load_encoder,
-    load_student,
-    load_teacher,
-    model_yaml,
+from efficientat_plugin import load_encoder, load_student, load_teacher
+from efficientat_plugin.cli.load_model import load_tagger
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.export.source import find_source
+from efficientat_plugin.pretrained import safe_yaml as model_yaml
+from efficientat_plugin.pretrained.folder import (
+    TrainedModel,
+    hyperparams,
+    read_model_folder,
 )
-from efficientat_plugin.cli.models import load_tagger
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.export.sources import find_source
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.model_folder import TrainedModel, hyperparams, read_model_folder
-from efficientat_plugin.model_yaml import load_model_yaml
+from efficientat_plugin.pretrained.safe_yaml import load_model_yaml
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.teachers.members import open_teachers
 
 ON_CPU = {"device": "cpu"}
@@ -97,11 +97,12 @@ ATTACKS = {
         "x: !apply:torch.hub.load {repo_or_dir: FOLDER, model: run, source: local}"
     ),
     "through a listed module": (
-        "x: !apply:efficientat_plugin.students.weights.Path.mkdir "
-        "[!new:efficientat_plugin.students.weights.Path [MARK]]"
+        "x: !apply:efficientat_plugin.pretrained.weights.Path.mkdir "
+        "[!new:efficientat_plugin.pretrained.weights.Path [MARK]]"
     ),
     "a class of our own": (
-        f"x: !new:efficientat_plugin.teachers.writer.StoreWriter {STORE}, path: MARK}}"
+        "x: !new:efficientat_plugin.teachers.store.writer.StoreWriter "
+        f"{STORE}, path: MARK}}"
     ),
     "a class that opens": "x: !new:zipfile.ZipFile [MARK, w]",
     "a module": "x: !module:module_of_a_stranger",
@@ -115,7 +116,7 @@ ATTACKS = {
     "behind an anchor": "x: {y: &run !apply:os.mkdir [MARK]}\n\nz: *run",
     "a merged mapping": "x:\n  <<: {y: !apply:os.mkdir [MARK]}",
     "in an argument": (
-        "x: !new:efficientat_plugin.data.targets.LabelTable\n"
+        "x: !new:efficientat_plugin.LabelTable\n"
         "  mids: []\n  names: !apply:os.listdir [!apply:os.mkdir [MARK]]"
     ),
     "in a list": "x: [[1, {y: [!apply:os.mkdir [MARK]]}]]",
@@ -428,11 +429,11 @@ BOMBS = {
     "angles without end": (f"x: '{'<' * 3 * 10**5}'", "more than 2000 characters"),
     "megabytes": ("# " + "x" * 2 * 10**6, "is longer than 2000000 bytes"),
     "a rate beyond all sound": (
-        f"again: !new:efficientat_plugin.features.LogMel {{sample_rate: {10**30}}}",
+        f"again: !new:efficientat_plugin.LogMel {{sample_rate: {10**30}}}",
         "none of sound",
     ),
     "a mel bank that fills the memory": (
-        "again: !new:efficientat_plugin.features.LogMel {n_mels: 65536, n_fft: 65536}",
+        "again: !new:efficientat_plugin.LogMel {n_mels: 65536, n_fft: 65536}",
         "their product is at most",
     ),
     "a width that fills the memory": (
@@ -448,7 +449,7 @@ BOMBS = {
         "makes no tagger",
     ),
     "wide blocks": (
-        "again: !new:efficientat_plugin.teachers.passt.PaSST {embed_dim: 12000}",
+        "again: !new:efficientat_plugin.PaSST {embed_dim: 12000}",
         "more than 1000000000 parameters",
     ),
     "kernels without end": (
@@ -460,7 +461,7 @@ BOMBS = {
         "dyrelu_k=1000000000 is illegal; give an integer from 1 to 64",
     ),
     "blocks without end": (
-        f"again: !new:efficientat_plugin.teachers.passt.PaSST {{depth: {10**9}}}",
+        f"again: !new:efficientat_plugin.PaSST {{depth: {10**9}}}",
         "depth=1000000000 is illegal; give an integer from 1 to 100",
     ),
 }
@@ -505,7 +506,7 @@ def test_a_bomb_is_no_start_for_training(folder, place):
 @pytest.mark.parametrize("labels", ["[a, b, c]", "abc", "!ref <label_encoder>"])
 def test_labels_that_are_no_table_are_refused(folder, labels):
     path = folder / "hyperparams.yaml"
-    table = "labels: !new:efficientat_plugin.data.targets.LabelTable"
+    table = "labels: !new:efficientat_plugin.LabelTable"
     text = path.read_text()
     assert table in text
     text = text.replace(f"\n{table}", f"\ntable: {table[8:]}")
@@ -538,12 +539,12 @@ def test_what_is_no_settings_is_refused(folder, text):
          "has paths or conditions"),
         (("load_published_state\n", "load_published_state {base_url: 'http://x'}\n"),
          "has arguments"),
-        (("    student: !name:efficientat_plugin.students.weights.load_published_state",
+        (("    student: !name:efficientat_plugin.load_published_state",
           "    student: !name:torch.save"), r"'!name:torch\.save'"),
         (("  loadables:\n", "  loadables:\n    other: !ref <log_mel>\n"),
          "fills other, a LogMel, and no student"),
         (("pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer",
-          "pretrainer: !new:efficientat_plugin.encoders.KeepFeatures {}\n\nx:"),
+          "pretrainer: !new:efficientat_plugin.KeepFeatures {}\n\nx:"),
          "has no pretrainer"),
         (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and how"),
         (("width: 0.1", "wide: 0.1"), "makes no tagger .TypeError"),

@@ -15,10 +15,10 @@ from efficientat_plugin.data.decoding import (
     decode,
     decode_blocks,
 )
-from efficientat_plugin.data.encoding import ClipEncoder
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.opened import open_sound
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.streams import blocks_of
+from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.tagging.streams import blocks_of
 
 RATE = 16000
 NUM_FRAMES = 150_000  # more than two blocks

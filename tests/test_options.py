@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from speechbrain.utils.run_opts import RunOptions
 
-from efficientat_plugin import options
-from efficientat_plugin.launch import load_hparams
-from efficientat_plugin.options import (
+from efficientat_plugin.support import options
+from efficientat_plugin.support.launch import load_hparams
+from efficientat_plugin.support.options import (
     OBJECTS,
     REAL,
     SWITCH,

@@ -85,7 +85,8 @@ def test_other_names_do_not():
 def test_what_only_reports_need_is_imported_for_them():
     """matplotlib where a figure is drawn, Triton where a student's work is counted."""
     code = (
-        "import sys, efficientat_plugin.report, efficientat_plugin.complexity;"
+        "import sys, efficientat_plugin.evaluation.report;"
+        "import efficientat_plugin.cost.complexity;"
         "print([name for name in ('matplotlib', 'triton') if name in sys.modules])"
     )
     done = subprocess.run(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from efficientat_plugin.complexity import count_macs, measure, receptive_field
 from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.cost.complexity import count_macs, measure, receptive_field
+from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
-from efficientat_plugin.teachers.passt import PaSST
 
 # 2 rows of 9 columns of patches
 SMALL = {

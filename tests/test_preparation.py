@@ -26,16 +26,17 @@ from small_rows import (
     write_parquet,
 )
 
-from efficientat_plugin import locks
-from efficientat_plugin.data import parts, prepared_folder, shards
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
-from efficientat_plugin.data.encoding import CODECS, ClipEncoder
 from efficientat_plugin.data.labelled import open_labelled
 from efficientat_plugin.data.parquet import to_pcm
-from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.prepare import parts_of_rows as parts
+from efficientat_plugin.data.prepare import prepared_folder, shards
+from efficientat_plugin.data.prepare.encoding import CODECS, ClipEncoder
+from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
+from efficientat_plugin.support import locks
 
 # --- A clip ---------------------------------------------------------------------
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from efficientat_plugin.probe import (
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.training.probe import (
     NEVER,
     balanced_ridge,
     cross_validate,
     fit_probe,
     probe_features,
 )
-from efficientat_plugin.students.mn import MN
 
 
 def _clusters(num_clips, width, num_classes=3, seed=0):

@@ -25,25 +25,29 @@ from recipe_runs import (
 )
 from speechbrain.utils.run_opts import RunOptions
 
-from efficientat_plugin import hear
 from efficientat_plugin.cli import main
-from efficientat_plugin.cli.models import load_tagger
+from efficientat_plugin.cli.load_model import load_tagger
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labels import audioset_labels, audioset_vocabulary
 from efficientat_plugin.data.parquet import audioset_row, waveform_digest, write_rows
 from efficientat_plugin.data.rows import load_rows, summarize_rows
-from efficientat_plugin.data.sample import sample_clip, sample_teacher
-from efficientat_plugin.data.targets import audioset_labels, audioset_vocabulary
-from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.data.sample.sample_set import sample_clip, sample_teacher
+from efficientat_plugin.evaluation.metrics import tagging_scores
+from efficientat_plugin.export.source import find_source
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.locks import FolderLock
-from efficientat_plugin.metrics import tagging_scores
-from efficientat_plugin.model_folder import Provenance, TrainedModel, write_model_folder
+from efficientat_plugin.interfaces import hear
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.weights import load_student
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.weights import load_teacher
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.teachers.load import load_teacher
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "recipes" / "audioset_kd.py"
@@ -426,7 +430,7 @@ def test_two_processes_share_a_run(data, tmp_path):
 
 COUNTED = """
 import os, runpy, sys
-from efficientat_plugin.brain import DistillationBrain
+from efficientat_plugin.training.brain import DistillationBrain
 
 train = DistillationBrain.fit_batch
 

@@ -23,10 +23,10 @@ from small_rows import (
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.parquet import SCHEMA
 from efficientat_plugin.data.rows import COLUMNS, load_rows, summarize_rows
 from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.data.targets import audioset_labels
 
 
 def _one_file(folder, split, rows):

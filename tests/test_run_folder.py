@@ -7,11 +7,11 @@ from ruamel.yaml import YAML
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
-from efficientat_plugin.differences import differences_of
-from efficientat_plugin.run_folder import (
+from efficientat_plugin.pretrained.described import identity_of_weights
+from efficientat_plugin.support.differences import differences_of
+from efficientat_plugin.support.run_folder import (
     SAME_RESULT,
     claim_folder,
-    identity_of_weights,
     read_run,
     settings_of,
 )

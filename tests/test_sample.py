@@ -9,16 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from efficientat_plugin.data import parquet, sample
+from efficientat_plugin.data import parquet
+from efficientat_plugin.data.labels import AUDIOSET_LABELS
 from efficientat_plugin.data.parquet import waveform_digest
-from efficientat_plugin.data.sample import (
+from efficientat_plugin.data.sample import sample_set as sample
+from efficientat_plugin.data.sample.sample_set import (
     SPLITS,
     sample_classes,
     sample_clip,
     write_sample,
 )
-from efficientat_plugin.data.synthesis import DTMF_COLUMNS, DTMF_ROWS, SOUNDS
-from efficientat_plugin.data.targets import AUDIOSET_LABELS
+from efficientat_plugin.data.sample.synthesis import DTMF_COLUMNS, DTMF_ROWS, SOUNDS
 
 SAMPLE_RATE = 32000
 COUNTS = {"bal_train": 3, "unlabelled": 2, "eval": 3}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from efficientat_plugin.schedules import TemperatureRampDown, WarmupRampDown
+from efficientat_plugin.training.schedules import TemperatureRampDown, WarmupRampDown
 
 
 @pytest.mark.parametrize("name", ["audioset_kd", "fine_tune"])

@@ -12,21 +12,25 @@ from small_rows import assert_equal
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.encoding import ClipEncoder
-from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.evaluation import whole_clip_stats
-from efficientat_plugin.inference import AudioTagger
-from efficientat_plugin.metrics import tagging_scores
-from efficientat_plugin.model_folder import Provenance, TrainedModel, write_model_folder
+from efficientat_plugin.evaluation.metrics import tagging_scores
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.teachers.dump import store_logits
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.tagging.whole_clips import whole_clip_stats
+from efficientat_plugin.teachers.store.dump import store_logits
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 RATE = 32000
 LABELS = LabelTable(["cat", "dog"], ["cat", "dog"])

@@ -7,11 +7,11 @@ import pytest
 import soundfile
 
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.teachers.manifest import Manifest, read_manifest
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.teachers.store.manifest import Manifest, read_manifest
+from efficientat_plugin.teachers.store.writer import StoreWriter
 from efficientat_plugin.teachers.stored import StoredTeacher, warn_of_other_clips
-from efficientat_plugin.teachers.writer import StoreWriter
-from efficientat_plugin.windows import lengthened
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HPARAMS = [

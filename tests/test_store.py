@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from efficientat_plugin.data.clip_ids import youtube_id
-from efficientat_plugin.teachers.published import import_published
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.store.import_published import import_published
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.verify import verify
+from efficientat_plugin.teachers.store.writer import StoreWriter
 from efficientat_plugin.teachers.stored import as_teacher
-from efficientat_plugin.teachers.verify import verify
-from efficientat_plugin.teachers.writer import StoreWriter
 
 ABOUT = {
     "teacher": "passt",
@@ -216,8 +216,8 @@ def test_store_killed_before_its_first_commit_can_be_written(tmp_path):
 APPEND_AND_BE_KILLED = """
 import os, random, signal, sys, time
 import numpy as np
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 def append_for_ever():
     writer = StoreWriter(sys.argv[1], teacher="t", labels_sha256="l", num_classes=500,
@@ -258,7 +258,7 @@ def test_sigkilled_writer_leaves_a_store(tmp_path):
 
 
 def test_a_long_append_does_not_hold_its_ids_as_strings(tmp_path, monkeypatch):
-    monkeypatch.setattr("efficientat_plugin.teachers.writer.MAX_RECENT", 3)
+    monkeypatch.setattr("efficientat_plugin.teachers.store.writer.MAX_RECENT", 3)
     clip_ids = list("hgfedcba")
     with StoreWriter(tmp_path / "s", **ABOUT) as writer:
         for number, clip_id in enumerate(clip_ids):

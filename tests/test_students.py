@@ -16,8 +16,8 @@ from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.dynamic import DynamicConv, DynamicReLU
 from efficientat_plugin.students.heads import HEADS, HeadOptions
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.short_runs import prepare_for_short_run
 from efficientat_plugin.students.student import Student
+from efficientat_plugin.training.short_runs import prepare_for_short_run
 
 # Published names of options to ours; a "no" switch is the opposite of ours.
 RENAMED = {

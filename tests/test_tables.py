@@ -17,7 +17,9 @@ import pytest
 import soundfile
 from hyperpyyaml import load_hyperpyyaml
 
-from efficientat_plugin.data import columns, rows, sound, sources
+from efficientat_plugin.data import audio_column as sound
+from efficientat_plugin.data import columns, rows
+from efficientat_plugin.data import table_sources as sources
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
 from efficientat_plugin.data.schemas import read_vocabulary

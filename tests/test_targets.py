@@ -5,12 +5,12 @@ import re
 import numpy as np
 import pytest
 
-from efficientat_plugin.data.targets import (
+from efficientat_plugin.data.labels import (
     LabelTable,
     audioset_labels,
     summarize_labels,
 )
-from efficientat_plugin.plain_text import some_of
+from efficientat_plugin.support.plain_text import some_of
 
 TABLE = LabelTable(["/m/a", "/m/b", "/m/c"], ["A", "B", "C"])
 

@@ -15,27 +15,27 @@ from efficientat_plugin.contracts import Heard
 from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import LabelledClips
+from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.splits import Split
-from efficientat_plugin.data.targets import audioset_labels
+from efficientat_plugin.evaluation.metrics import tagging_scores
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.launch import load_hparams
-from efficientat_plugin.metrics import tagging_scores
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     read_model_folder,
     write_model_folder,
 )
+from efficientat_plugin.pretrained.published import PUBLISHED, PublishedStudent
+from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
 from efficientat_plugin.students.ensemble import HeardStudent
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import PUBLISHED, PublishedStudent
-from efficientat_plugin.teachers.ast import load_ast
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.support.launch import load_hparams
+from efficientat_plugin.teachers.ast_hub import load_ast
 from efficientat_plugin.teachers.bring_your_own import Resampled
 from efficientat_plugin.teachers.members import names_of, open_teachers
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.published_passt import TEACHERS, PublishedTeacher
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 
 CLASSES = 527

@@ -14,20 +14,21 @@ import torch
 import torchaudio
 from huggingface_hub import constants as hub
 
-from efficientat_plugin.complexity import count_parameters
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
+from efficientat_plugin.cost.complexity import count_parameters
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
-from efficientat_plugin.students.mn import MN
-from efficientat_plugin.teachers import published_passt
-from efficientat_plugin.teachers.ast import ASTFeatures, load_ast, order_of
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.published_passt import (
+from efficientat_plugin.pretrained import published_passt
+from efficientat_plugin.pretrained.passt_weights import load_start
+from efficientat_plugin.pretrained.published_passt import (
     TEACHERS,
     PublishedTeacher,
     list_teachers,
 )
-from efficientat_plugin.teachers.weights import load_start, load_teacher
+from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.teachers.ast_hub import ASTFeatures, load_ast, order_of
+from efficientat_plugin.teachers.load import load_teacher
 
 SMALL = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SECOND = 32000  # samples

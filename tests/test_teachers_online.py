@@ -7,14 +7,14 @@ from test_brain import CLASSES, Tones, _brain, _fit
 
 from efficientat_plugin.contracts import Heard
 from efficientat_plugin.data.clips import collate
+from efficientat_plugin.data.labels import LabelTable, summarize_labels
 from efficientat_plugin.data.mixing import Mixup
-from efficientat_plugin.data.targets import LabelTable, summarize_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.losses import DistillationLoss
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import RESAMPLING
 from efficientat_plugin.teachers.online import OnlineTeacher
+from efficientat_plugin.training.losses import DistillationLoss
 
 LABELS = LabelTable("abcd", "abcd")
 SOFTEN = DistillationLoss().soft_target

@@ -17,10 +17,10 @@ from test_cmkd import PATCHOUT
 from test_cmkd import SMALL as SMALL_TRANSFORMER
 from test_distil import SMALL, TEACHER
 
-from efficientat_plugin import report
-from efficientat_plugin.brain import History
-from efficientat_plugin.metrics import TaggingStats, tagging_scores
+from efficientat_plugin.evaluation import report
+from efficientat_plugin.evaluation.metrics import TaggingStats, tagging_scores
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.training.brain import History
 
 LOGGERS = {
     "tensorboard": "!new:strict_loggers.TensorboardLogger\n"

@@ -6,9 +6,9 @@ import pytest
 
 from efficientat_plugin.data import parquet, transfer
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.parquet import audioset_row
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.data.transfer import write_transfer_set
 
 READER = ClipReader(LabelTable(["/m/a"], ["A"]), clip_seconds=0.5)

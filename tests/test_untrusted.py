@@ -25,16 +25,15 @@ from efficientat_plugin import AudioTagger
 from efficientat_plugin.cli import main
 from efficientat_plugin.data import packed
 from efficientat_plugin.data.decoding import UnreadableClip, decode
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.sample import write_sample
+from efficientat_plugin.data.sample.sample_set import write_sample
 from efficientat_plugin.data.summary import _read_headers
 from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.data.text_tables import read_text_table
-from efficientat_plugin.described import describe
-from efficientat_plugin.files import write_aside, written_aside
-from efficientat_plugin.launch import load_hparams
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.download import read_state
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     load_trained_model,
@@ -42,9 +41,10 @@ from efficientat_plugin.model_folder import (
 )
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.onnx_content import FIELDS, check_content
-from efficientat_plugin.students.download import read_state
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.yaml_text import Refused
+from efficientat_plugin.support.files import write_aside, written_aside
+from efficientat_plugin.support.launch import load_hparams
+from efficientat_plugin.support.yaml_text import Refused
 
 RATE = 32000
 SPARSE_BYTES = 10**9  # of files that take no room
@@ -722,7 +722,7 @@ def test_only_user_and_name_are_asked_of_the_hub(name, monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", asked)
     monkeypatch.setattr("datasets.load_dataset", asked)
-    monkeypatch.setattr("efficientat_plugin.inference.fetch", asked)
+    monkeypatch.setattr("efficientat_plugin.tagging.torch_tagger.fetch", asked)
     for load in (read_table, lambda name: load_rows(name, "train")):
         with pytest.raises(FileNotFoundError, match=f"no file or folder {name}"):
             load(name)
@@ -732,7 +732,9 @@ def test_only_user_and_name_are_asked_of_the_hub(name, monkeypatch, tmp_path):
 
 def test_the_hub_is_not_asked_without_a_word(monkeypatch, tmp_path, caplog):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("efficientat_plugin.hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        "efficientat_plugin.support.hub.constants.HF_HUB_OFFLINE", False
+    )
 
     def unreachable(*_, **__):
         assert "the Hugging Face hub is asked" in caplog.text

@@ -9,9 +9,9 @@ import torch
 from exported_models import content_of, random_weights, source_of
 
 from efficientat_plugin.data.decoding import UnreadableClip
-from efficientat_plugin.inference import AudioTagger
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 RATE = 16000
 SOUND = (0.1 * np.random.default_rng(0).standard_normal(RATE)).astype(np.float32)

@@ -15,18 +15,16 @@ import soundfile
 import torch
 import torchaudio
 
-from efficientat_plugin import hear
-from efficientat_plugin.encoders import StudentEncoder
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.download import read_state
-from efficientat_plugin.students.dymn import DyMN
-from efficientat_plugin.students.mn import MN
-from efficientat_plugin.students.published import (
+from efficientat_plugin.interfaces import hear
+from efficientat_plugin.interfaces.encoders import StudentEncoder
+from efficientat_plugin.pretrained.download import read_state
+from efficientat_plugin.pretrained.published import (
     PUBLISHED,
     PublishedStudent,
     published,
 )
-from efficientat_plugin.students.weights import (
+from efficientat_plugin.pretrained.weights import (
     FAMILIES,
     FRONT_END,
     front_end_of,
@@ -34,8 +32,10 @@ from efficientat_plugin.students.weights import (
     load_published_state,
     load_student,
 )
-from efficientat_plugin.teachers.passt import PaSST
-from efficientat_plugin.teachers.weights import load_teacher
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.teachers.load import load_teacher
 
 STATED = {"n_mels": 128, "hop_length": 320}  # which no file of one's own tells
 PUBLISHED_FRONT_END = STATED | {"sample_rate": 32000}

@@ -5,7 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from efficientat_plugin.windows import SHORT_CLIPS, WindowCutter, lengthened
+from efficientat_plugin.contracts import SHORT_CLIPS
+from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.tagging.windows import WindowCutter
 
 
 def _cut(sound, window, hop, chunk):

@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from efficientat_plugin.data import workers
-from efficientat_plugin.data.workers import Workers
+from efficientat_plugin.data.prepare import workers
+from efficientat_plugin.data.prepare.workers import Workers
 
 
 def _die_while_counting(argument, say_done):

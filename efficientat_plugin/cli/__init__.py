@@ -21,8 +21,11 @@ from collections.abc import Sequence
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli import embed, evaluate, export, info, listing, scan, tag
-from efficientat_plugin.console import escape_what_stdout_lacks, logging_to_console
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.console import (
+    escape_what_stdout_lacks,
+    logging_to_console,
+)
+from efficientat_plugin.support.plain_text import shown
 
 __all__ = ["main"]
 

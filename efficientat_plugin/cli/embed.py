@@ -15,14 +15,14 @@ from efficientat_plugin.cli.arguments import (
 )
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
 from efficientat_plugin.cli.outputs import check_target, hides_progress
-from efficientat_plugin.files import written_aside
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from efficientat_plugin.cli.parts import ResultParts, SoundFile
+    from efficientat_plugin.cli.resumed_output import ResultParts, SoundFile
 
     Embed = Callable[..., NDArray[np.float32]]  # of a sound, and of its rate
 
@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from efficientat_plugin.cli.models import load_tagger
-    from efficientat_plugin.cli.parts import parts_beside, settings_of
+    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.resumed_output import parts_beside, settings_of
 
     options = embedding_options(arguments)
     tagger = load_tagger(
@@ -119,7 +119,7 @@ def _hear(
     """Adds to ``parts`` what they lack; gives the sounds that they have then."""
     from tqdm import tqdm
 
-    from efficientat_plugin.cli.parts import sound_files
+    from efficientat_plugin.cli.resumed_output import sound_files
     from efficientat_plugin.data.decoding import UnreadableClip
 
     files = sound_files(paths, failures)
@@ -147,7 +147,7 @@ def _hear(
 
 def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Arguments of ``LayerEmbedding``; an exported file has no layers to choose."""
-    from efficientat_plugin.cli.models import is_exported
+    from efficientat_plugin.cli.load_model import is_exported
 
     if is_exported(arguments.model):
         given = {"--sources": arguments.sources, "--pooling": arguments.pooling}
@@ -160,7 +160,7 @@ def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:
                 )
         return {}
 
-    from efficientat_plugin.embeddings import DEFAULT_SOURCES
+    from efficientat_plugin.students.embeddings import DEFAULT_SOURCES
 
     names = DEFAULT_SOURCES
     if arguments.sources is not None:

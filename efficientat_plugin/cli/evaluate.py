@@ -15,12 +15,12 @@ from efficientat_plugin.cli.arguments import (
     probability,
     stated_of,
 )
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.data.labelled import LabelledClips
-    from efficientat_plugin.metrics import Scores, TaggingStats
-    from efficientat_plugin.tagging import SoundTagger
+    from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
+    from efficientat_plugin.tagging.base import SoundTagger
 
 EXAMPLES = """\
 examples:
@@ -127,7 +127,7 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def is_published(model: str, tagger: "SoundTagger") -> bool:
     """Whether that is known, by its name, to be trained on AudioSet alone."""
-    from efficientat_plugin.students.published import find_published
+    from efficientat_plugin.pretrained.published import find_published
 
     facts = getattr(tagger, "facts", None)  # of an exported file
     names = model.split(",") if facts is None else [facts.source]
@@ -138,10 +138,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Scores what can be read, names what cannot."""
     check_folder(arguments.output)
 
-    from efficientat_plugin.cli.models import load_tagger
+    from efficientat_plugin.cli.load_model import load_tagger
     from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
     from efficientat_plugin.data.summary import describe
-    from efficientat_plugin.evaluation import choose_clips, whole_clip_stats
+    from efficientat_plugin.tagging.whole_clips import choose_clips, whole_clip_stats
 
     tagger = load_tagger(
         arguments.model,
@@ -250,7 +250,7 @@ def clips_of_run(
     What the command line does not say of them, the run does.
     """
     from efficientat_plugin.data.labelled import TABLE_OPTIONS
-    from efficientat_plugin.evaluation import clips_tested_by
+    from efficientat_plugin.tagging.whole_clips import clips_tested_by
 
     options = table_options(arguments)
     for name in ("facts", *TABLE_OPTIONS):
@@ -272,7 +272,7 @@ def _as_options(text: str, names: Iterable[str]) -> str:
 
 def run_of(model: str) -> dict[str, Any] | None:
     """What is known of the run that trained and tested a model; None: nothing."""
-    from efficientat_plugin.run_folder import read_run
+    from efficientat_plugin.support.run_folder import read_run
 
     path = Path(model)
     if not os.path.exists(path):
@@ -287,8 +287,8 @@ def run_of(model: str) -> dict[str, Any] | None:
 
 def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> None:
     """Says which labels are left out; refuses what cannot be scored."""
+    from efficientat_plugin.data.labels import refuse_other_labels
     from efficientat_plugin.data.rows import summarize_rows
-    from efficientat_plugin.data.targets import refuse_other_labels
 
     summary = summarize_rows(clips.rows, clips.labels)
     refuse_other_labels(what, summary, clips.labels)
@@ -308,9 +308,9 @@ def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> No
 
 def write(folder: Path, tagger: "SoundTagger", scores: "Scores") -> None:
     """The files that a run leaves, too."""
-    from efficientat_plugin.files import told_if_not_writable
-    from efficientat_plugin.metrics import ClassificationScores
-    from efficientat_plugin.report import plot_confusion, write_scores
+    from efficientat_plugin.evaluation.metrics import ClassificationScores
+    from efficientat_plugin.evaluation.report import plot_confusion, write_scores
+    from efficientat_plugin.support.files import told_if_not_writable
 
     with told_if_not_writable(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.calibration and not sounds:
         return failures.conclude(0)
 
-    from efficientat_plugin.cli.models import asked_for_options, read_labels
+    from efficientat_plugin.cli.load_model import asked_for_options, read_labels
 
     model, output = arguments.model, arguments.output
     output = output or default_output(

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
-from efficientat_plugin.files import written_aside
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
-    from efficientat_plugin.tagging import SoundTagger
-    from efficientat_plugin.tags import ScanWindow
+    from efficientat_plugin.contracts import ScanWindow
+    from efficientat_plugin.tagging.base import SoundTagger
 
 MAX_COLUMNS = 2000  # twice what the picture has pixels for; even
 NUM_CLASSES = 10

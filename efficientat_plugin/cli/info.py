@@ -9,14 +9,14 @@ from efficientat_plugin.cli.arguments import (
     add_model_details,
     stated_of,
 )
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.features import LogMel
-    from efficientat_plugin.inference import AudioTagger
     from efficientat_plugin.runtime import Tagger
     from efficientat_plugin.runtime.front_end import FrontEndSettings
     from efficientat_plugin.students.ensemble import HeardStudent
+    from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints it, for each member of an ensemble."""
-    from efficientat_plugin.cli.models import is_exported, load_tagger
+    from efficientat_plugin.cli.load_model import is_exported, load_tagger
 
     tagger = load_tagger(
         arguments.model,
@@ -74,7 +74,7 @@ def _aligned(facts: dict[str, str]) -> list[str]:
 
 
 def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
-    from efficientat_plugin.complexity import measure
+    from efficientat_plugin.cost.complexity import measure
 
     student, log_mel = member.student, member.log_mel
     # A tagger's parameters are frozen, and those that training changes are counted.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.folders import walk_sounds
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
-    from efficientat_plugin.data.targets import LabelTable
-    from efficientat_plugin.tags import ScanWindow
+    from efficientat_plugin.contracts import ScanWindow
+    from efficientat_plugin.data.labels import LabelTable
 
 
 class TimeLabel(NamedTuple):

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from efficientat_plugin.cli.arguments import Commands
-from efficientat_plugin.students.published import PUBLISHED, PublishedStudent
+from efficientat_plugin.pretrained.published import PUBLISHED, PublishedStudent
 
 COLUMNS = ("name", "width", "mAP", "front end", "trained on")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
-from efficientat_plugin.files import written_aside
-from efficientat_plugin.plain_text import cell, path_cell, shown
+from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.plain_text import cell, path_cell, shown
 
 if TYPE_CHECKING:
-    from efficientat_plugin.tags import Tag
+    from efficientat_plugin.contracts import Tag
 
 DECIMALS = 6  # of probabilities and seconds, in what programs read
 

@@ -23,13 +23,13 @@ from efficientat_plugin.cli.outputs import (
     hides_progress,
     text_output,
 )
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.cli.figure import ScanFigure
-    from efficientat_plugin.data.targets import LabelTable
-    from efficientat_plugin.tagging import SoundTagger
-    from efficientat_plugin.tags import ScanWindow
+    from efficientat_plugin.contracts import ScanWindow
+    from efficientat_plugin.data.labels import LabelTable
+    from efficientat_plugin.tagging.base import SoundTagger
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "itself"
             )
 
-    from efficientat_plugin.cli.models import load_tagger
+    from efficientat_plugin.cli.load_model import load_tagger
 
     tagger = load_tagger(
         arguments.model,
@@ -206,7 +206,7 @@ class WindowWriter:
         self, path: Path, window: "ScanWindow", top: int, threshold: float
     ) -> None:
         """One more."""
-        from efficientat_plugin.tags import likeliest
+        from efficientat_plugin.data.labels import likeliest
 
         tags = likeliest(self._labels, window.probabilities, top, threshold)
         where = (window.start_seconds, window.end_seconds)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from efficientat_plugin.tagging import SoundTagger
+    from efficientat_plugin.tagging.base import SoundTagger
 
     Heard = tuple[Path, NDArray[np.float32]]  # [K], how probable each class is
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not paths:
         return failures.conclude(0)
 
-    from efficientat_plugin.cli.models import load_tagger
+    from efficientat_plugin.cli.load_model import load_tagger
 
     tagger = load_tagger(
         arguments.model,
@@ -128,7 +128,11 @@ def _write(
     """Writes a file when all is heard, and keeps what is until then; as ``_print``."""
     import numpy as np
 
-    from efficientat_plugin.cli.parts import parts_beside, settings_of, sound_files
+    from efficientat_plugin.cli.resumed_output import (
+        parts_beside,
+        settings_of,
+        sound_files,
+    )
 
     settings = settings_of(tagger, target=tagger.target)
     with parts_beside(arguments.output, settings) as parts:
@@ -157,7 +161,7 @@ def _finding(
     probabilities: "NDArray[np.float32]",
     arguments: argparse.Namespace,
 ) -> Finding:
-    from efficientat_plugin.tags import likeliest
+    from efficientat_plugin.data.labels import likeliest
 
     top, threshold = arguments.top, arguments.threshold
     return Finding(path, likeliest(tagger.labels, probabilities, top, threshold))

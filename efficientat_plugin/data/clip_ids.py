@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from efficientat_plugin.plain_text import some_of
+from efficientat_plugin.support.plain_text import some_of
 
 # What PyAV reads, and libsndfile does not.
 CONTAINER_SUFFIXES = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma")

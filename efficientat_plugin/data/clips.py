@@ -40,7 +40,7 @@ class Clips(torch.utils.data.Dataset):
 
     Example
     -------
-    >>> from efficientat_plugin.data.targets import LabelTable
+    >>> from efficientat_plugin.data.labels import LabelTable
     >>> rows = datasets.Dataset.from_dict(
     ...     {"video_id": ["a"], "audio": [{"bytes": b"?"}], "labels": [["x"]]}
     ... )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from efficientat_plugin.data.targets import most_frequent
+from efficientat_plugin.data.labels import most_frequent
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from efficientat_plugin.contracts import Clip
+from efficientat_plugin.contracts import SHORT_CLIPS, Clip
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.opened import Audio, OpenSound, UnreadableClip, open_sound
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.limits import SAMPLE_RATES
-from efficientat_plugin.windows import SHORT_CLIPS, lengthened
+from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.support.limits import SAMPLE_RATES
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
-from efficientat_plugin.plain_text import shown, some_of
+from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import datasets
 from ruamel.yaml import YAML
 
 from efficientat_plugin.data.columns import class_names, in_order
+from efficientat_plugin.data.labels import LabelTable, most_frequent
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.splits import (
     Split,
@@ -17,7 +18,6 @@ from efficientat_plugin.data.splits import (
     with_validation,
 )
 from efficientat_plugin.data.tables import label_table, read_table
-from efficientat_plugin.data.targets import LabelTable, most_frequent
 
 # Arguments of `read_table` that are options of a recipe
 TABLE_OPTIONS = (

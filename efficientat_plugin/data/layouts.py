@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
 from efficientat_plugin.data.folders import find_sounds_below, is_hidden, walk_sounds
-from efficientat_plugin.data.sources import TABLE_SUFFIXES, Source, find_tables
+from efficientat_plugin.data.table_sources import TABLE_SUFFIXES, Source, find_tables
 from efficientat_plugin.data.text_tables import text_of
-from efficientat_plugin.plain_text import some_of
+from efficientat_plugin.support.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 

@@ -50,7 +50,7 @@ def read_batches(
     -------
     >>> import io, datasets, soundfile
     >>> from efficientat_plugin.data.decoding import ClipReader
-    >>> from efficientat_plugin.data.targets import LabelTable
+    >>> from efficientat_plugin.data.labels import LabelTable
     >>> file = io.BytesIO()
     >>> soundfile.write(file, [0.0, 0.1], 32000, format="WAV")
     >>> row = {"video_id": "a", "audio": {"bytes": file.getvalue()}, "labels": ["x"]}

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from efficientat_plugin.files import open_file, refuse_special
-from efficientat_plugin.limits import (
+from efficientat_plugin.support.files import open_file, refuse_special
+from efficientat_plugin.support.limits import (
     MAX_COLUMNS,
     MAX_PACKED,
     MAX_ROWS,
     MAX_TABLE_BYTES,
 )
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # Of values that repeat nothing but what is packed; of others some stand for many.

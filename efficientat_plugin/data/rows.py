@@ -20,17 +20,17 @@ import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, ids_of_files, youtube_id
 from efficientat_plugin.data.folders import find_sounds_below, is_hidden
+from efficientat_plugin.data.labels import LabelSummary, LabelTable, summarize_labels
 from efficientat_plugin.data.packed import (
     Packed,
     refuse_odd_arrow,
     refuse_packed,
 )
-from efficientat_plugin.data.targets import LabelSummary, LabelTable, summarize_labels
 from efficientat_plugin.data.text_tables import text_of
-from efficientat_plugin.files import read_text
-from efficientat_plugin.hub import name_on_hub
-from efficientat_plugin.limits import MAX_SETTINGS_BYTES
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.files import read_text
+from efficientat_plugin.support.hub import name_on_hub
+from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
+from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from efficientat_plugin.data.sources import Source
+from efficientat_plugin.data.table_sources import Source
 from efficientat_plugin.data.text_tables import read_text_table, text_of
-from efficientat_plugin.plain_text import some_of
+from efficientat_plugin.support.plain_text import some_of
 
 
 def read_fsd50k_folder(folder: Path) -> Source:

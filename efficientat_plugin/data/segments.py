@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from efficientat_plugin.data.columns import cell_text, find_column
 from efficientat_plugin.data.opened import UnreadableClip, open_sound
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from efficientat_plugin.contracts import Skipped
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.stratify import Unit, stratify, total_counts
-from efficientat_plugin.plain_text import some_of
+from efficientat_plugin.support.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 

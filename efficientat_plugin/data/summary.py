@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
 from efficientat_plugin.data.opened import UnreadableClip, open_sound
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 NAMED = 5  # of what could not be opened
 # How long clips are where the sounds decide it ("auto"): see `fitting_seconds`

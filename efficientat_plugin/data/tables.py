@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from efficientat_plugin.data.audio_column import embedded_column, rows_with_sound
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
     cell_text,
@@ -20,6 +21,7 @@ from efficientat_plugin.data.columns import (
     read_labels,
 )
 from efficientat_plugin.data.folders import walk_sounds
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.layouts import (
     find_layout,
     read_class_folders,
@@ -32,15 +34,13 @@ from efficientat_plugin.data.schemas import (
     read_urbansound8k_folder,
 )
 from efficientat_plugin.data.segments import find_times, read_times
-from efficientat_plugin.data.sound import embedded_column, rows_with_sound
-from efficientat_plugin.data.sources import (
+from efficientat_plugin.data.table_sources import (
     Source,
     find_tables,
     read_rows,
     read_table_file,
 )
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.files import refuse_special
+from efficientat_plugin.support.files import refuse_special
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from efficientat_plugin.data.clip_ids import is_audio
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, find_column
-from efficientat_plugin.files import CHUNK_BYTES, open_file
-from efficientat_plugin.limits import (
+from efficientat_plugin.support.files import CHUNK_BYTES, open_file
+from efficientat_plugin.support.limits import (
     MAX_CELLS,
     MAX_COLUMNS,
     MAX_ROWS,
     MAX_TABLE_BYTES,
 )
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.plain_text import shown
 
 
 def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:

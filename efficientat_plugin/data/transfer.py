@@ -20,7 +20,7 @@ from efficientat_plugin.data.clips import MAX_REPLACEMENTS
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.parquet import audioset_row, write_rows
-from efficientat_plugin.differences import differences_of
+from efficientat_plugin.support.differences import differences_of
 
 MAX_GAIN_DB = 15.0  # of a source below the loudest one
 PEAK_DB = (-18.0, -1.0)  # of a mix, below full scale

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from efficientat_plugin.export.clips import synthesised
-from efficientat_plugin.export.front_end import front_end_settings
-from efficientat_plugin.export.sources import Source
+from efficientat_plugin.export.log_mel import front_end_settings
+from efficientat_plugin.export.source import Source
+from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.features import LogMel
 
 GOLDEN_SECONDS = 2.0

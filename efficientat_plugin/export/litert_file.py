@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.export.clips import synthesised
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.export.assembly import facts_of
 from efficientat_plugin.export.golden import write_golden
-from efficientat_plugin.export.models import facts_of
 from efficientat_plugin.export.onnx_file import Exported
 from efficientat_plugin.export.parity import Parity, compared, judge, torch_says
-from efficientat_plugin.export.sources import Source, find_source
+from efficientat_plugin.export.source import Source, find_source
+from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.export.writing import check_path, written_together
 from efficientat_plugin.runtime.model_file import EMBEDDING, LOGITS, PROBABILITIES
 from efficientat_plugin.runtime.tagger import as_probabilities

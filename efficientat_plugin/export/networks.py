@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from efficientat_plugin.embeddings import size_behind
 from efficientat_plugin.export.graph import TO_THE_END, Graph
 from efficientat_plugin.students.blocks import (
     ConcurrentSqueezeExcite,
@@ -27,6 +26,7 @@ from efficientat_plugin.students.dynamic import (
     DynamicReLU,
     StaticConv,
 )
+from efficientat_plugin.students.embeddings import size_behind
 from efficientat_plugin.students.heads import (
     MLP,
     FullyConvolutional,

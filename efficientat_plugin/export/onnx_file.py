@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
 from efficientat_plugin.export.golden import write_golden
-from efficientat_plugin.export.models import OLDEST_OPSET, build_model
 from efficientat_plugin.export.parity import Parity, check_parity
 from efficientat_plugin.export.quantize import observe
-from efficientat_plugin.export.sources import find_source
+from efficientat_plugin.export.source import find_source
 from efficientat_plugin.export.writing import check_path, written_together
 
 PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from efficientat_plugin.export.clips import read_clips, spread, synthesised
-from efficientat_plugin.export.sources import Source
+from efficientat_plugin.export.source import Source
+from efficientat_plugin.export.test_clips import read_clips, spread, synthesised
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
     LOGITS,

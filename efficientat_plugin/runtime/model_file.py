@@ -5,11 +5,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from efficientat_plugin.data.targets import LabelTable
-from efficientat_plugin.limits import MAX_BANK, MAX_WINDOW_SECONDS, SAMPLE_RATES
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.contracts import SHORT_CLIPS
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.runtime.front_end import FrontEndSettings
-from efficientat_plugin.windows import SHORT_CLIPS
+from efficientat_plugin.support.limits import MAX_BANK, MAX_WINDOW_SECONDS, SAMPLE_RATES
+from efficientat_plugin.support.plain_text import shown
 
 FORMAT_VERSION = 1
 MAX_SIZE = 1 << 16  # mel bands, and samples of a frame

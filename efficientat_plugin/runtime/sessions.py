@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.files import open_file
-from efficientat_plugin.limits import MAX_MODEL_BYTES
 from efficientat_plugin.runtime.model_file import INPUTS, LOGITS, OUTPUTS
 from efficientat_plugin.runtime.onnx_content import check_content
+from efficientat_plugin.support.files import open_file
+from efficientat_plugin.support.limits import MAX_MODEL_BYTES
 
 Array = NDArray[np.float32]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.files import sha256_of
+from efficientat_plugin.contracts import ScanWindow
+from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.runtime.front_end import LogMel, OverlappingWindows
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
@@ -20,10 +21,10 @@ from efficientat_plugin.runtime.model_file import (
     read_facts,
 )
 from efficientat_plugin.runtime.sessions import Session, open_session
-from efficientat_plugin.streams import Sound, clips_of
-from efficientat_plugin.tagging import HearWindows, SoundTagger
-from efficientat_plugin.tags import ScanWindow
-from efficientat_plugin.windows import Window, lengthened
+from efficientat_plugin.support.files import sha256_of
+from efficientat_plugin.tagging.base import HearWindows, SoundTagger
+from efficientat_plugin.tagging.streams import Sound, clips_of
+from efficientat_plugin.tagging.windows import Window
 
 if TYPE_CHECKING:
     from torch import Tensor

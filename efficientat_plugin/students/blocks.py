@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.students.batch_norm import BatchNorm
-from efficientat_plugin.students.depthwise import DepthwiseConv2d
+from efficientat_plugin.students.cpu.batch_norm import BatchNorm
+from efficientat_plugin.students.cpu.depthwise import DepthwiseConv2d
 
 DIVISOR = 8  # every number of channels is a multiple of it
 

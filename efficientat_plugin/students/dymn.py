@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.limits import MAX_KERNELS
 from efficientat_plugin.students.blocks import (
     LAST_EXPANSION,
     ConvNormActivation,
@@ -24,6 +23,7 @@ from efficientat_plugin.students.student import (
     check_mobile_options,
     check_positive,
 )
+from efficientat_plugin.support.limits import MAX_KERNELS
 
 DYNAMIC_BLOCKS = ("all", "replace_se")
 DYMN_HEADS = ("mlp", "linear", "fully_convolutional")

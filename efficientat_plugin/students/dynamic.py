@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from efficientat_plugin.students.batch_norm import BatchNorm
 from efficientat_plugin.students.blocks import BlockSpec, round_channels
-from efficientat_plugin.students.depthwise import (
+from efficientat_plugin.students.cpu.batch_norm import BatchNorm
+from efficientat_plugin.students.cpu.depthwise import (
     DepthwiseConv2d,
     DepthwiseConvolution,
     learns_faster,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.student import Student
 

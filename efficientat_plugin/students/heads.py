@@ -168,3 +168,15 @@ HEADS: dict[
     "fully_convolutional": FullyConvolutional,
     "multihead_attention_pooling": MultiheadAttentionPooling,
 }
+
+
+def classifies_embeddings(student: nn.Module) -> bool:
+    """Whether logits follow from the embedding; attention over frames needs frames.
+
+    Example
+    -------
+    >>> from efficientat_plugin import MN
+    >>> classifies_embeddings(MN(width=0.1, head="multihead_attention_pooling"))
+    False
+    """
+    return not isinstance(student.classifier, MultiheadAttentionPooling)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.memory import keep_blocks_of_a_few_clips
 from efficientat_plugin.students.blocks import ConvNormActivation
 from efficientat_plugin.students.dynamic import (
     ContextGenerator,
@@ -22,6 +21,7 @@ from efficientat_plugin.students.dynamic import (
     StaticConv,
 )
 from efficientat_plugin.students.student import Student
+from efficientat_plugin.support.memory import keep_blocks_of_a_few_clips
 
 CLIPS_AT_ONCE = 4  # on a CPU: with more, blocks of memory are mapped again and again
 

@@ -1,1 +1,9 @@
 """Teachers: whatever can say what a clip contains, as a ``TeacherTarget``."""
+
+from typing import Any
+
+from efficientat_plugin import moved_module
+
+
+def __getattr__(name: str) -> Any:
+    return moved_module(__name__, name)

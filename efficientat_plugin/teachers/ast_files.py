@@ -14,10 +14,10 @@ import huggingface_hub
 import torch
 from torch import Tensor
 
-from efficientat_plugin.files import read_text
-from efficientat_plugin.hub import name_on_hub
-from efficientat_plugin.limits import MAX_SETTINGS_BYTES, SAMPLE_RATES
-from efficientat_plugin.plain_text import shown
+from efficientat_plugin.support.files import read_text
+from efficientat_plugin.support.hub import name_on_hub
+from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES, SAMPLE_RATES
+from efficientat_plugin.support.plain_text import shown
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -12,7 +12,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.data.targets import LabelTable
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.students.ensemble import Ensemble
 
 # Kaiser's window with the parameters that resampy calls kaiser_best

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
-from efficientat_plugin.described import Unstated
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.pretrained.described import Unstated
+from efficientat_plugin.pretrained.passt_weights import Untold
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
-from efficientat_plugin.teachers.weights import Untold, load_teacher, names_ast
+from efficientat_plugin.teachers.load import load_teacher, names_ast
 
 IN_OPTIONS = {"front end": "--teacher_options '{n_mels: ..., hop_length: ...}'"}
 OF_A_FUNCTION = ("labels", "sample_rate")  # options of a module of one's own

@@ -8,19 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.contracts import Heard, TeacherTarget
+from efficientat_plugin.contracts import Heard, SoftTarget, TeacherTarget
 from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.data.loading import read_batches
-from efficientat_plugin.data.targets import LabelSummary, LabelTable
+from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.losses import SoftTarget
-from efficientat_plugin.metrics import Scores, TaggingStats
+from efficientat_plugin.pretrained.weights import front_end_of
 from efficientat_plugin.students.ensemble import (
     Ensemble,
     HeardStudent,
     digest_of_state,
 )
-from efficientat_plugin.students.weights import front_end_of
 from efficientat_plugin.teachers.bring_your_own import Resampled, resampled
 from efficientat_plugin.teachers.members import as_table, open_teachers, refuse_others
 

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficientat_plugin.contracts import Heard, TeacherTarget
+from efficientat_plugin.contracts import Heard, SoftTarget, TeacherTarget
 from efficientat_plugin.data.clips import Clips
-from efficientat_plugin.data.targets import LabelSummary, LabelTable
-from efficientat_plugin.losses import SoftTarget
-from efficientat_plugin.metrics import Scores, TaggingStats
-from efficientat_plugin.teachers.manifest import MANIFEST
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.verify import verify
+from efficientat_plugin.data.labels import LabelSummary, LabelTable
+from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.manifest import MANIFEST
+from efficientat_plugin.teachers.store.verify import verify
 
 LOOKED_UP = 500  # logits that tell one store from another
 

@@ -12,8 +12,8 @@ import torch
 from recipe_runs import REPOSITORY, RecipeProcess, arguments_of
 from small_rows import rows_of, write_parquet
 
-from efficientat_plugin.files import sha256_of
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.support.files import sha256_of
 
 RATE = 16000
 TONES = {"high": 3000.0, "low": 300.0, "noise": 0.0}  # Hz

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from efficientat_plugin.data.encoding import _ogg_checksum
-from efficientat_plugin.export.clips import synthesised
+from efficientat_plugin.data.prepare.encoding import _ogg_checksum
+from efficientat_plugin.export.test_clips import synthesised
 
 
 class DamagedFile(NamedTuple):

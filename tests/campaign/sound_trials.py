@@ -21,18 +21,17 @@ import numpy as np
 import torch
 from damaged_sound import FORMS, DamagedFile, damaged_file, whole
 
+from efficientat_plugin.cli import load_model as models_of_cli
 from efficientat_plugin.cli import main
-from efficientat_plugin.cli import models as models_of_cli
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.decoding import ClipReader, UnreadableClip, decode
-from efficientat_plugin.data.encoding import ClipEncoder
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
-from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.targets import LabelTable
 from efficientat_plugin.runtime import Tagger
-from efficientat_plugin.runtime import __main__ as runtime
 
 RATE = 32000
 GOOD = {"good_a": "wav16", "good_b": "flac24", "good_c": "vorbis", "good_d": "mp3"}
@@ -265,7 +264,7 @@ class Trials:
                 self.fault("embeddings are not finite")
 
     def run_all(self, paths, refused) -> None:
-        code, out, err = self.command(runtime.main, self.graph, *paths)
+        code, out, err = self.command(main, "tag", *paths, "--model", self.graph)
         self.told(code, err, paths, refused)
         found = {Path(line).name for line in out.splitlines() if line[0] != " "}
         if found != {path.name for path in paths} - refused:

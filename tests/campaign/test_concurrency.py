@@ -17,12 +17,12 @@ from exported_models import content_of, random_weights, source_of
 from lengths import short_and_full
 from writers import CLIPS, embed, fill_store, values_of
 
-from efficientat_plugin.export.clips import synthesised
-from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.teachers.store import LogitsStore
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
 
 RATE = 32000
 

@@ -17,10 +17,10 @@ from lengths import short_and_full
 from memory_use import Course, alone, here, linux, megabytes
 
 from efficientat_plugin.cli import main, scan
-from efficientat_plugin.export.clips import synthesised
-from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.runtime.tagger import Tagger
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 pytestmark = linux
 

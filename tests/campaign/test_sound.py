@@ -16,22 +16,22 @@ from damaged_sound import damaged_file
 from exported_models import content_of, random_weights, source_of
 from lengths import short_and_full
 
-from efficientat_plugin.export.sources import find_source
-from efficientat_plugin.inference import AudioTagger
+from efficientat_plugin.export.source import find_source
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 STUCK_SECONDS = 120  # of silence; a file takes far less
 ALIKE = 1e-5  # probabilities that only the order of additions moves
 TRIALS = Path(__file__).with_name("sound_trials.py")
 MODEL = """\
-student: !new:efficientat_plugin.students.mn.MN
+student: !new:efficientat_plugin.MN
     num_classes: 3
     width: 0.1
 modules:
     student: !ref <student>
-    log_mel: !new:efficientat_plugin.features.LogMel
-labels: !new:efficientat_plugin.data.targets.LabelTable
+    log_mel: !new:efficientat_plugin.LogMel
+labels: !new:efficientat_plugin.LabelTable
     mids: [/m/a, /m/b, /m/c]
     names: [A, B, C]
 sample_rate: 32000

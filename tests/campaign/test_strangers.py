@@ -127,9 +127,10 @@ class ModelFolder:
     def __init__(self, folder: Path) -> None:
         import torch
 
-        from efficientat_plugin import MN, model_folder
-        from efficientat_plugin.data.targets import LabelTable
-        from efficientat_plugin.model_folder import TrainedModel, hyperparams
+        from efficientat_plugin import MN
+        from efficientat_plugin.data.labels import LabelTable
+        from efficientat_plugin.pretrained import folder as model_folder
+        from efficientat_plugin.pretrained.folder import TrainedModel, hyperparams
 
         torch.manual_seed(0)
         self.folder = folder / "model"
@@ -153,7 +154,7 @@ class ModelFolder:
         return [self.folder / "student.ckpt"], self._read
 
     def labels(self):
-        from efficientat_plugin.data.targets import LabelTable
+        from efficientat_plugin.data.labels import LabelTable
 
         def read():
             table = LabelTable.from_csv(self.folder / "labels.csv")
@@ -164,7 +165,7 @@ class ModelFolder:
     def _read(self):
         """What the tagger says; training on from the folder must not crash either."""
         from efficientat_plugin import AudioTagger
-        from efficientat_plugin.model_folder import read_model_folder
+        from efficientat_plugin.pretrained.folder import read_model_folder
 
         try:
             read_model_folder(self.folder)
@@ -181,7 +182,7 @@ class Stores:
     def __init__(self, folder: Path) -> None:
         import numpy as np
 
-        from efficientat_plugin.teachers.writer import StoreWriter
+        from efficientat_plugin.teachers.store.writer import StoreWriter
 
         self.folder = folder
         about = {"teacher": "t", "labels_sha256": "l", "num_classes": 5}
@@ -196,8 +197,8 @@ class Stores:
         (folder / "index.pkl").write_bytes(pickle.dumps(index))
 
     def store(self, name):
-        from efficientat_plugin.teachers.store import LogitsStore
-        from efficientat_plugin.teachers.verify import verify
+        from efficientat_plugin.teachers.store.logits_store import LogitsStore
+        from efficientat_plugin.teachers.store.verify import verify
 
         def read():
             store = LogitsStore(self.folder / name)
@@ -209,7 +210,7 @@ class Stores:
         return list((self.folder / name).iterdir()), read
 
     def published(self):
-        from efficientat_plugin.teachers.published import import_published
+        from efficientat_plugin.teachers.store.import_published import import_published
 
         logits, index = self.folder / "logits.npy", self.folder / "index.pkl"
 
@@ -228,8 +229,8 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         import numpy as np
 
-        from efficientat_plugin.cli.parts import ResultParts, SoundFile
-        from efficientat_plugin.data.targets import LabelTable
+        from efficientat_plugin.cli.resumed_output import ResultParts, SoundFile
+        from efficientat_plugin.data.labels import LabelTable
         from efficientat_plugin.runtime.front_end import FrontEndSettings
         from efficientat_plugin.runtime.model_file import ModelFacts
 
@@ -251,7 +252,7 @@ class Kept:
         self.facts.write_text("\n".join(lines), encoding="utf-8")
 
     def embeddings(self):
-        from efficientat_plugin.cli.parts import ResultParts
+        from efficientat_plugin.cli.resumed_output import ResultParts
 
         def read():
             with closing(ResultParts(self.parts, {"pooling": "avg"})) as kept:

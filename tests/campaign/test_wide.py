@@ -17,27 +17,28 @@ from exported_models import random_weights
 from lengths import short_and_full
 from memory_use import Course, Section, alone, here, linux, megabytes, traced
 
-from efficientat_plugin.cli import main, outputs, parts
-from efficientat_plugin.data.encoding import ClipEncoder
+from efficientat_plugin.cli import main, outputs
+from efficientat_plugin.cli import resumed_output as parts
 from efficientat_plugin.data.labelled import open_labelled, runs_of
-from efficientat_plugin.data.preparation import prepare
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.summary import describe
-from efficientat_plugin.data.targets import LabelTable, audioset_labels
-from efficientat_plugin.export.clips import synthesised
-from efficientat_plugin.metrics import classification_scores
-from efficientat_plugin.model_folder import (
+from efficientat_plugin.evaluation.metrics import classification_scores
+from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     write_model_folder,
 )
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.teachers import verify as verification
-from efficientat_plugin.teachers.store import LogitsStore
-from efficientat_plugin.teachers.top_k import pack
-from efficientat_plugin.teachers.verify import verify
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.teachers.store import verify as verification
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.top_k import pack
+from efficientat_plugin.teachers.store.verify import verify
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 pytestmark = linux
 

@@ -6,11 +6,11 @@ import sys
 import numpy as np
 from at_once import REFUSED
 
-from efficientat_plugin.cli import parts
+from efficientat_plugin.cli import resumed_output as parts
 from efficientat_plugin.cli.embed import write_embeddings
-from efficientat_plugin.cli.parts import SoundFile, parts_beside
-from efficientat_plugin.teachers.merge import merge_parts, part_path
-from efficientat_plugin.teachers.writer import StoreWriter
+from efficientat_plugin.cli.resumed_output import SoundFile, parts_beside
+from efficientat_plugin.teachers.store.merge import merge_parts, part_path
+from efficientat_plugin.teachers.store.writer import StoreWriter
 
 NUM_CLIPS, NUM_CLASSES, AT_ONCE = 120, 5, 8
 ABOUT = {"teacher": "t", "labels_sha256": "0" * 64, "num_classes": NUM_CLASSES}

@@ -1,0 +1,179 @@
+"""Models as the command line names them."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from efficientat_plugin.support.files import EXPORTED
+
+if TYPE_CHECKING:
+    from efficientat_plugin.data.labels import LabelTable
+    from efficientat_plugin.tagging.base import SoundTagger
+
+
+def load_tagger(
+    model: str,
+    labels_file: Path | None = None,
+    device: str | None = None,
+    trust: bool = False,
+    stated: Mapping[str, Any] | None = None,
+) -> "SoundTagger":
+    """A tagger of a name, a file, several of these joined by commas, or a folder.
+
+    An ONNX file that ``efficientat export`` wrote is computed without torch, which need
+    not be installed for it.
+
+    Arguments
+    ---------
+    model : str
+        A folder is a model folder, or that of the run that left one.
+    labels_file : Path or None
+        Classes of a file of weights that does not tell them; "audioset": AudioSet's.
+    device : str or None
+        As torch names it; None: a GPU where there is one.
+    trust : bool
+        Whether that of a folder may run whatever it names.
+    stated : Mapping or None
+        What else a file of weights does not tell, as ``AudioTagger.from_student``
+        takes it.
+
+    Returns
+    -------
+    SoundTagger
+
+    Raises
+    ------
+    OSError, ValueError
+        For what is no model, no table of labels, or no device that is there.
+    """
+    if is_exported(model):
+        return load_exported(model, labels_file, device, trust, stated)
+
+    from efficientat_plugin.pretrained.described import describe
+    from efficientat_plugin.tagging.torch_tagger import AudioTagger
+
+    run_opts = None if device is None else {"device": _usable(device)}
+    labels = None if labels_file is None else read_labels(labels_file)
+    if os.path.isdir(model):  # unlike Path's, takes names that are too long for a file
+        refuse_stated(model, labels, stated)
+        return AudioTagger.from_hparams(
+            str(model_folder(model).resolve()), trust=trust, run_opts=run_opts
+        )
+    names = [name.strip() for name in model.split(",")]
+    # A file's name may have a comma.
+    sources = [model] if os.path.isfile(model) or len(names) == 1 else names
+    for source in sources:
+        known = describe(source) if os.path.exists(source) else None
+        is_bare = known is not None and known.front_end is None
+        if not is_bare:
+            # Of published weights the classes may be named otherwise.
+            has_yaml = known is not None and known.yaml is not None
+            refuse_stated(source, labels if has_yaml else None, stated)
+    with asked_for_options():
+        return AudioTagger.from_student(
+            sources, labels, run_opts=run_opts, **(stated or {})
+        )
+
+
+def model_folder(folder: str) -> Path:
+    """The model folder that a folder is or has."""
+    from efficientat_plugin.pretrained.described import find_model_folder
+
+    found = find_model_folder(folder)
+    if found is None:
+        raise ValueError(
+            f"the folder {folder} has no hyperparams.yaml; give a folder that training "
+            "left, a file of weights or a name of `efficientat list`"
+        )
+    return found
+
+
+def refuse_stated(
+    model: str, labels: object, stated: Mapping[str, Any] | None = None
+) -> None:
+    """Refuses what is stated of a model that is known, and may be another."""
+    if labels is not None:
+        raise ValueError(f"{model} has its labels; leave out --labels")
+    if stated:
+        raise ValueError(
+            f"{model} tells its front end, clips and target; leave out --front-end, "
+            "--clip-seconds and --target"
+        )
+
+
+@contextmanager
+def asked_for_options() -> Iterator[None]:
+    """What must be stated is stated by options here."""
+    from efficientat_plugin.pretrained.described import ON_COMMAND_LINE, Unstated
+
+    try:
+        yield
+    except Unstated as error:
+        raise ValueError(error.sentence(ON_COMMAND_LINE)) from error
+
+
+def is_exported(model: str) -> bool:
+    """Whether a model, or one of several joined by commas, is an exported file.
+
+    Example
+    -------
+    >>> is_exported("mn04_as,mine.onnx"), is_exported("student.pt")
+    (True, False)
+    """
+    if os.path.isdir(model):
+        return False
+    return any(each.strip().lower().endswith(EXPORTED) for each in model.split(","))
+
+
+def load_exported(
+    model: str,
+    labels_file: Path | None,
+    device: str | None,
+    trust: bool,
+    stated: Mapping[str, Any] | None = None,
+) -> "SoundTagger":
+    """A tagger of an exported file; refuses what such a file leaves no choice of."""
+    if "," in model and not os.path.isfile(model):
+        raise ValueError(
+            f"{model} names several models, and an exported file cannot be part of an "
+            "ensemble; give it alone, or give the models it was exported from"
+        )
+    if not model.lower().endswith(".onnx"):
+        raise ValueError(
+            f"{model} is a file for LiteRT, which this command does not run; export "
+            "the model with --format onnx"
+        )
+    refuse_stated(model, None, stated)
+    for option, is_given, why in (
+        ("--labels", labels_file is not None, "contains its own labels"),
+        ("--trust", trust, "contains no code to be trusted with"),
+        (f"--device {device}", device not in (None, "cpu"), "runs on the CPU"),
+    ):
+        if is_given:
+            raise ValueError(f"the exported file {model} {why}; leave out {option}")
+
+    from efficientat_plugin.runtime import Tagger
+
+    try:
+        return Tagger(model)
+    except ImportError as error:  # no runtime is installed
+        raise ValueError(str(error)) from error
+
+
+def read_labels(path: Path) -> "LabelTable":
+    """A table of classes from a CSV, or AudioSet's; ``ValueError`` where it is none."""
+    from efficientat_plugin.data.labels import LabelTable, audioset_labels
+
+    if str(path) == "audioset" and not path.is_file():
+        return audioset_labels()
+    return LabelTable.from_csv(path)
+
+
+def _usable(device: str) -> str:
+    """A device that is there, by the name that SpeechBrain understands."""
+    from efficientat_plugin.support.devices import check_device
+
+    check_device(device)
+    return "cuda:0" if device == "cuda" else device  # else it warns of no number

@@ -1,0 +1,257 @@
+"""Results on their way to one file, kept in parts so that a killed run goes on."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientat_plugin import __version__
+from efficientat_plugin.cli.inputs import Failures
+from efficientat_plugin.support.files import told_if_not_writable, written_aside
+from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.support.plain_text import shown
+
+if TYPE_CHECKING:
+    from efficientat_plugin.tagging.base import SoundTagger
+
+PART_SOUNDS = 500  # a part is written after so many sounds,
+PART_SECONDS = 60.0  # or after so long, whichever comes first
+SETTINGS, PARTS = "settings.json", "part-*.npz"
+OWN = (SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
+
+
+class SoundFile(NamedTuple):
+    """A file as it was when it was heard; another size or time means another sound."""
+
+    name: str  # with all its folders
+    size: int  # bytes
+    modified_ns: int
+
+
+def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFile]:
+    """What is known of files without reading them.
+
+    Arguments
+    ---------
+    paths : iterable of Path
+    failures : Failures
+        Gets those that are gone.
+    """
+    files = {}
+    for path in paths:
+        try:
+            state = path.stat()
+        except OSError as error:
+            failures.add(path, error.strerror)
+        else:
+            name = os.path.abspath(path)
+            files[path] = SoundFile(name, state.st_size, state.st_mtime_ns)
+    return files
+
+
+def settings_of(tagger: "SoundTagger", **options: Any) -> dict[str, Any]:
+    """All that a result depends on besides the sound.
+
+    Arguments
+    ---------
+    tagger : SoundTagger
+    **options
+        Of the command.
+
+    Returns
+    -------
+    dict
+        What JSON can hold.
+    """
+    return {"version": __version__} | tagger.fingerprint() | options
+
+
+@contextmanager
+def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultParts]":
+    """Parts that are gone when ``output`` is written, and kept when it is not.
+
+    Arguments
+    ---------
+    output : Path
+        The one file, which is written in the block.
+    settings : dict
+        See ``settings_of``.
+
+    Yields
+    ------
+    ResultParts
+    """
+    folder = output.with_name(output.name + ".parts")
+    with closing(ResultParts(folder, settings)) as parts:
+        try:
+            yield parts
+        except BaseException:
+            parts.flush()
+            raise
+        parts.remove()
+
+
+class ResultParts:
+    """A folder of a row for each sound, part by part; each is whole or not there.
+
+    Arguments
+    ---------
+    folder : Path
+        Made where it is not there, else gone on with.
+    settings : dict
+        All that results depend on: kept, and compared when a run goes on.
+
+    Raises
+    ------
+    ValueError
+        For a folder with results of other settings, one that another run fills, and
+        one with files of somebody else.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder = folder
+        self.done: dict[SoundFile, tuple[Path, int]] = {}  # part, row
+        self._new: list[tuple[SoundFile, NDArray[np.float32]]] = []
+        self._begun = time.monotonic()
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{shown(folder)} is no folder; give another --output")
+        with told_if_not_writable(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            self._lock = FolderLock(folder)
+        except BlockingIOError:
+            raise ValueError(
+                f"{shown(folder)} is being filled by another run; wait for it or end "
+                "it, or give another --output"
+            ) from None
+        try:
+            self._refuse_others()
+            for unfinished in folder.glob("*.part"):
+                unfinished.unlink()
+            with told_if_not_writable(folder):
+                self._check_settings(settings)
+            for part in sorted(folder.glob(PARTS)):
+                self._read_names(part)
+        except BaseException:
+            self.close()
+            raise
+
+    def add(self, sounds: Sequence[SoundFile], rows: NDArray[np.float32]) -> None:
+        """More of them, which stay in one part; [sounds, D]."""
+        self._new += zip(sounds, rows, strict=True)
+        is_old = time.monotonic() - self._begun > PART_SECONDS
+        if is_old or len(self._new) >= PART_SOUNDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what was added since the last part."""
+        self._begun = time.monotonic()
+        if not self._new:
+            return
+        sounds = [sound for sound, _ in self._new]
+        part = self._next_part()
+        with (
+            told_if_not_writable(self.folder),
+            written_aside(part) as unfinished,
+            open(unfinished, "wb") as file,
+        ):
+            np.savez(
+                file,
+                names=np.array([sound.name for sound in sounds]),
+                sizes=np.array([sound.size for sound in sounds], np.int64),
+                modified_ns=np.array([sound.modified_ns for sound in sounds], np.int64),
+                results=np.stack([row for _, row in self._new]),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        self.done |= {sound: (part, row) for row, sound in enumerate(sounds)}
+        self._new = []
+
+    def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray[np.float32]]:
+        """[D] of each, in their order; all of them must be done."""
+        self.flush()
+
+        @lru_cache(maxsize=8)  # where sounds of several runs take turns
+        def results_of(part: Path) -> NDArray[np.float32]:
+            with np.load(part) as content:
+                return np.asarray(content["results"])
+
+        for sound in sounds:
+            part, row = self.done[sound]
+            yield results_of(part)[row]
+
+    def remove(self) -> None:
+        """The file is written: the parts are not needed any more."""
+        for part in self.folder.glob(PARTS):
+            part.unlink()
+        (self.folder / SETTINGS).unlink()  # last: parts without it are of nobody
+        self.folder.rmdir()
+
+    def close(self) -> None:
+        """Another run may go on with what is there."""
+        self._lock.release()
+
+    def _refuse_others(self) -> None:
+        for file in self.folder.iterdir():
+            if not any(file.match(pattern) for pattern in OWN):
+                raise ValueError(
+                    f"{shown(self.folder)} holds {shown(file.name)}, which no run has "
+                    "put there; give another --output"
+                )
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        path = self.folder / SETTINGS
+        if not any(self.folder.glob(PARTS)):
+            with written_aside(path) as unfinished:
+                unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            return
+        is_there = path.is_file()
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8")) if is_there else {}
+        except (ValueError, RecursionError):
+            kept = None
+        if not isinstance(kept, dict):
+            raise ValueError(
+                f"{shown(path)} is damaged, so that nobody knows of what settings the "
+                "results are; delete the folder"
+            )
+        # As JSON has it, where a tuple is a list
+        settings = json.loads(json.dumps(settings))
+        differing = [
+            name
+            for name in sorted(kept.keys() | settings)
+            if kept.get(name) != settings.get(name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{shown(self.folder)} holds results that differ in "
+                f"{shown(', '.join(differing))[:200]}; delete the folder, or give the "
+                "options of the run that it is of"
+            )
+
+    def _read_names(self, part: Path) -> None:
+        try:
+            # numpy leaves a file open that it opened and cannot read.
+            with open(part, "rb") as file, np.load(file) as content:
+                columns = [content[name] for name in ("names", "sizes", "modified_ns")]
+                results = content["results"]  # read to see that it is whole
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            numbered = zip(range(len(results)), rows, strict=True)
+            done = {SoundFile(*values): (part, row) for row, values in numbered}
+        except Exception:  # of a damaged archive, nearly anything
+            part.unlink()  # its sounds are heard again
+            return
+        self.done |= done
+
+    def _next_part(self) -> Path:
+        numbers = [
+            int(part.stem.removeprefix("part-")) for part in self.folder.glob(PARTS)
+        ]
+        return self.folder / f"part-{max(numbers, default=-1) + 1:06d}.npz"

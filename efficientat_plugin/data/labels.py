@@ -1,0 +1,421 @@
+"""From labels to tensors: the official AudioSet classes, multi-hot targets, counts."""
+
+import csv
+import hashlib
+import io
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientat_plugin.contracts import Tag
+from efficientat_plugin.support.files import read_text
+from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
+from efficientat_plugin.support.plain_text import of_cell, shown, some_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The official table: http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/
+# class_labels_indices.csv
+AUDIOSET_LABELS = Path(__file__).with_name("audioset_labels.csv")
+
+
+Labels: TypeAlias = Iterable[str | int] | str | int | None  # of a clip
+
+
+class LabelTable:
+    """Classes in a fixed order: what the K of every ``[B, K]`` means.
+
+    Arguments
+    ---------
+    mids : Iterable[str]
+        Identifier of each class, unique; for AudioSet its machine id, /m/09x0r.
+        Labels are mapped by these: names drift between copies of AudioSet. Labels
+        that people wrote may be names, to a table made by ``with_names``.
+    names : Iterable[str]
+        What people call each class.
+
+    Example
+    -------
+    >>> labels = audioset_labels()
+    >>> len(labels), labels.names[0], labels.index["/m/09x0r"]
+    (527, 'Speech', 0)
+    """
+
+    def __init__(self, mids: Iterable[str], names: Iterable[str]) -> None:
+        self.mids = tuple(mids)
+        self.names = tuple(names)
+        if len(self.mids) != len(self.names):
+            raise ValueError(
+                f"{len(self.mids)} class ids but {len(self.names)} names were given; "
+                "give one name for each"
+            )
+        for text in (*self.mids, *self.names):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"class ids and names must be text, but {text!r:.80} is none; "
+                    "write it in quotes"
+                )
+        self.index = {mid: index for index, mid in enumerate(self.mids)}
+        self.index_of_name: dict[str, int] = {}  # see `with_names`
+        self.most_parts = 1  # of a name, between its commas
+        self.has_numbers = False  # see `with_numbers`
+        if len(self.index) != len(self.mids):
+            twice = [mid for mid, n in Counter(self.mids).items() if n > 1]
+            raise ValueError(
+                f"class ids must be unique, but some repeat: {some_of(twice)}"
+            )
+
+    @classmethod
+    def from_csv(cls, path: str | Path) -> "LabelTable":
+        """Reads a table with the columns index, mid, display_name.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is no such table.
+        """
+        try:
+            text = read_text(path, MAX_SETTINGS_BYTES, "utf-8-sig")
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
+            rows.sort(key=lambda row: int(row["index"]))
+            if any(None in row.values() for row in rows):
+                raise ValueError("a row of it is cut short")
+            columns = [
+                [of_cell(row[name]) for row in rows] for name in ("mid", "display_name")
+            ]
+            if not rows:
+                raise ValueError("it has no rows")
+            return cls(*columns)
+        except (csv.Error, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is no table of labels ({type(error).__name__}: {error}); it "
+                "must be a CSV with the columns index, mid and display_name, each mid "
+                "once"
+            ) from error
+
+    def with_names(self) -> "LabelTable":
+        """The same classes, of which a label may also be the name, in any case.
+
+        Ids go before names, and a name that several classes have is of none. A name
+        that has commas is understood when a reader took these for separators, too.
+
+        Example
+        -------
+        >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Child speech, kid speaking"])
+        >>> table.indices(["dog"]), table.with_names().indices(["dog", "/m/b"])
+        (([], ['dog']), ([0, 1], []))
+        >>> table.with_names().indices(["Child speech", "kid speaking", "Dog"])
+        ([1, 0], [])
+        """
+        table = LabelTable(self.mids, self.names)
+        places: defaultdict[str, set[int]] = defaultdict(set)
+        for column in (self.mids, self.names):
+            for index, text in enumerate(column):
+                places[_folded(text)].add(index)
+        alone = {text: at for text, at in places.items() if len(at) == 1}
+        table.index_of_name = {text: min(at) for text, at in alone.items()}
+        table.most_parts = 1 + max((text.count(",") for text in alone), default=0)
+        return table
+
+    def with_numbers(self) -> "LabelTable":
+        """The same classes, of which a label may also be the name or the place.
+
+        Places count from 0, and are numbers or their digits. Only for labels that
+        cannot be meant otherwise: those of a table that has no numbers for ids or
+        names, in data that is known to follow this table.
+
+        Example
+        -------
+        >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Rain"]).with_numbers()
+        >>> table.indices([1, "0", "rain", "/m/a", 2])
+        ([1, 0, 1, 0], ['2'])
+        """
+        table = self.with_names()
+        if not any(text.isdecimal() for text in (*self.mids, *self.names)):
+            table.index_of_name |= {str(place): place for place in range(len(self))}
+            table.has_numbers = True
+        return table
+
+    def __len__(self) -> int:
+        return len(self.mids)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of ids in order: two tables with the same one mean the same K."""
+        return hashlib.sha256("\n".join(self.mids).encode()).hexdigest()
+
+    def indices(self, labels: Labels) -> tuple[list[int], list[str]]:
+        """Class indices of the labels of a clip, and those that the table lacks.
+
+        Arguments
+        ---------
+        labels : iterable of str or int; or str, int or None
+            See ``listed``.
+
+        Returns
+        -------
+        known : list of int
+        unknown : list of str
+        """
+        texts = listed(labels)
+        known, unknown, place = [], [], 0
+        while place < len(texts):
+            index, length = self.index.get(texts[place]), 1
+            if index is None and self.index_of_name:
+                index, length = self._named(texts[place : place + self.most_parts])
+            if index is None:
+                unknown.append(texts[place])
+            else:
+                known.append(index)
+            place += length
+        return known, unknown
+
+    def _named(self, texts: list[str]) -> tuple[int | None, int]:
+        """The class of the longest name that ``texts`` begin with, and its length."""
+        for length in range(len(texts), 0, -1):
+            index = self.index_of_name.get(_folded(",".join(texts[:length])))
+            if index is not None:
+                return index, length
+        return None, 1
+
+    def multi_hot(self, indices: Iterable[int]) -> "Tensor":
+        """[K], 1 at ``indices``.
+
+        Example
+        -------
+        >>> LabelTable(["a", "b", "c"], ["A", "B", "C"]).multi_hot([0, 2])
+        tensor([1., 0., 1.])
+        """
+        import torch  # what else the table does is done without it, too
+
+        target = torch.zeros(len(self))
+        target[list(indices)] = 1.0
+        return target
+
+
+def listed(labels: Labels) -> list[str]:
+    """Labels of a clip, as text, however its row has them.
+
+    Arguments
+    ---------
+    labels : iterable of str or int; or str, int or None
+        One that stands alone is a list of one; None: nobody labelled the clip.
+
+    Example
+    -------
+    >>> listed(["dog", 7]), listed("dog"), listed(0), listed(None)
+    (['dog', '7'], ['dog'], ['0'], [])
+    """
+    if labels is None:
+        return []
+    if isinstance(labels, str | int):
+        return [str(labels)]
+    return [str(label) for label in labels if label is not None]
+
+
+def _folded(name: str) -> str:
+    """A name in any case and Unicode form, with any space around its commas."""
+    name = unicodedata.normalize("NFC", name)
+    return ",".join(part.strip() for part in name.casefold().split(","))
+
+
+@lru_cache
+def audioset_labels() -> LabelTable:
+    """The 527 classes of AudioSet in their official order."""
+    return LabelTable.from_csv(AUDIOSET_LABELS)
+
+
+@lru_cache
+def audioset_vocabulary() -> LabelTable:
+    """``audioset_labels``, by whatever a copy of AudioSet calls a class.
+
+    Example
+    -------
+    >>> audioset_vocabulary().indices(["/m/0bt9lr", "Dog", "74", 74])
+    ([74, 74, 74, 74], [])
+    """
+    return vocabulary_of(audioset_labels())
+
+
+def vocabulary_of(table: LabelTable) -> LabelTable:
+    """The same classes, by whatever data in AudioSet's schema may call them.
+
+    That is an id or a name, and AudioSet's own index, but the place of no other table.
+
+    Example
+    -------
+    >>> vocabulary_of(LabelTable(["/m/a"], ["Dog"])).indices(["dog", 0])
+    ([0], ['0'])
+    """
+    is_audioset = table.sha256 == audioset_labels().sha256
+    return table.with_numbers() if is_audioset else table.with_names()
+
+
+def refuse_other_labels(what: str, summary: "LabelSummary", table: LabelTable) -> None:
+    """Refuses labels none of which is a class of the table.
+
+    Arguments
+    ---------
+    what : str
+        The clips, for the message.
+    summary : LabelSummary
+    table : LabelTable
+        By which they were summed up.
+
+    Raises
+    ------
+    ValueError
+    """
+    if summary.unknown and not summary.num_labelled:
+        raise ValueError(
+            f"{what} have labels ({most_frequent(summary.unknown)}) of which none is "
+            f"an id or a name of the {len(table)} classes, such as {table.mids[0]!r} "
+            f"or {table.names[0]!r}; write labels as these, or none (an empty list) "
+            "for clips that nobody labelled"
+        )
+
+
+class LabelSummary(NamedTuple):
+    """What the label column of a data set says, read without any audio."""
+
+    clip_ids: list[str]
+    indices: list[list[int]]  # classes of each clip; empty where unlabelled
+    counts: NDArray[np.int64]  # [K], clips of each class
+    unknown: Counter  # labels the table does not have
+    numbers: str = ""  # what labels that are numbers were taken for
+
+    @property
+    def num_labelled(self) -> int:
+        """Clips with at least one known label."""
+        return sum(1 for indices in self.indices if indices)
+
+    def __str__(self) -> str:
+        text = (
+            f"{len(self.indices)} clips, {self.num_labelled} labelled with "
+            f"{int((self.counts > 0).sum())} classes"
+        )
+        found = [self.numbers, self.left_out if self.unknown else ""]
+        return "; ".join([text, *filter(None, found)])
+
+    @property
+    def left_out(self) -> str:
+        """How many labels the table does not have, and the most frequent of them.
+
+        Example
+        -------
+        >>> table = LabelTable(["a"], ["A"])
+        >>> summarize_labels(["x"], [["a", "z"]], table).left_out
+        '1 label of 1 kind is not in the label table and is left out: z (1)'
+        """
+        count, kinds = sum(self.unknown.values()), len(self.unknown)
+        some = most_frequent(self.unknown)
+        return (
+            f"{count} label{'s' * (count != 1)} of {kinds} kind{'s' * (kinds != 1)} "
+            + ("is" if count == 1 else "are")
+            + " not in the label table and "
+            + ("is" if count == 1 else "are")
+            + f" left out: {some}"
+        )
+
+
+def most_frequent(counts: Counter, number: int = 5) -> str:
+    """The most frequent of some labels, and how many kinds more there are.
+
+    Example
+    -------
+    >>> most_frequent(Counter(a=3, b=2, c=1), number=2)
+    'a (3), b (2) and 1 kind more'
+    """
+    named = [f"{shown(name)[:80]} ({n})" for name, n in counts.most_common(number)]
+    text, more = ", ".join(named), len(counts) - len(named)
+    return text + (f" and {more} kind{'s' * (more > 1)} more" if more > 0 else "")
+
+
+def summarize_labels(
+    clip_ids: Iterable[str],
+    labels: Iterable[Labels],
+    table: LabelTable,
+) -> LabelSummary:
+    """Maps and counts the labels of a data set.
+
+    Example
+    -------
+    >>> table = LabelTable(["a", "b"], ["A", "B"])
+    >>> print(summarize_labels(["x", "y"], [["a", "z"], []], table))
+    2 clips, 1 labelled with 1 classes; 1 label of 1 kind is not in the label table ...
+    """
+    # Plain numbers: an array takes ten times as long to count a clip.
+    counts = [0] * len(table)
+    unknown: Counter = Counter()
+    indices, num_numbers = [], 0
+    for mids in labels:
+        known, missing = table.indices(mids)
+        known = sorted(set(known))
+        for index in known:
+            counts[index] += 1
+        if missing:
+            unknown.update(missing)
+        indices.append(known)
+        if table.has_numbers and known:
+            num_numbers += _is_number(mids)
+    numbers = ""
+    if num_numbers:
+        last = len(table) - 1
+        numbers = (
+            f"labels of {num_numbers} clips are numbers, of which 0 is taken for "
+            f"{shown(table.names[0])} and {last} for {shown(table.names[last])}"
+        )
+    return LabelSummary(
+        list(clip_ids), indices, np.array(counts, np.int64), unknown, numbers
+    )
+
+
+def _is_number(labels: Labels) -> bool:
+    """Whether the first label of a clip is a number."""
+    return any(text.isdecimal() for text in listed(labels)[:1])
+
+
+def likeliest(
+    labels: LabelTable,
+    probabilities: NDArray[np.float32],
+    top_k: int | None,
+    threshold: float,
+) -> list[Tag]:
+    """Classes of [K] probabilities, the likeliest first.
+
+    Arguments
+    ---------
+    labels : LabelTable
+        What the classes are.
+    probabilities : NDArray
+        [K]
+    top_k : int or None
+        Classes to give, at most; None: all.
+    threshold : float
+        Only those at least as probable.
+
+    Returns
+    -------
+    list of Tag
+
+    Example
+    -------
+    >>> labels = LabelTable(["/m/a", "/m/b"], ["A", "B"])
+    >>> [tag.name for tag in likeliest(labels, np.array([0.25, 0.5]), 2, 0.0)]
+    ['B', 'A']
+    """
+    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [
+        Tag(labels.names[k], labels.mids[k], float(probabilities[k]))
+        for k in order
+        if probabilities[k] >= threshold
+    ]

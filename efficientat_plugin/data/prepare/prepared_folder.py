@@ -1,0 +1,110 @@
+"""The folder of prepared data: whose it is, and who may write it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from efficientat_plugin.data.digests import sounds_of
+from efficientat_plugin.data.prepare.parts_of_rows import (
+    STATE,
+    Preparation,
+    Rows,
+    head_of,
+)
+from efficientat_plugin.data.prepare.shards import write_json
+from efficientat_plugin.support.differences import differences_of
+from efficientat_plugin.support.locks import lock
+
+OPTIONS = "options.json"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Where to work: the folder if it is whole, or else what is there of it."""
+    while True:
+        work = _place_of_work(folder)
+        (work / STATE).mkdir(parents=True, exist_ok=True)
+        # Workers hold on to it, since they may still write.
+        handle = None if os.name == "nt" else os.open(work / STATE, os.O_RDONLY)
+        try:
+            if handle is not None:
+                _lock(handle, folder)
+            if work == _place_of_work(folder):
+                yield work
+                return
+            # Another process made it whole just before: nothing is left in `work`.
+            with suppress(OSError):
+                (work / STATE).rmdir()
+                work.rmdir()
+        finally:
+            if handle is not None:
+                os.close(handle)
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether it says of itself what it is made of."""
+    return (folder / STATE / OPTIONS).is_file()
+
+
+def _place_of_work(folder: Path) -> Path:
+    if is_claimed(folder):
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(
+            f"{folder} is there already and is no prepared data set; delete it or name "
+            "another folder"
+        )
+    return folder.with_name(f"{folder.name}.partial")
+
+
+def _lock(handle: int, folder: Path) -> None:
+    try:
+        lock(handle)
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder} is being prepared by another process; wait for it or end it"
+        ) from None
+
+
+def refuse_another(work: Path, job: Preparation) -> None:
+    """A folder is of one source and one choice of options."""
+    encoder = job.encoder
+    wanted: dict[str, Any] = {
+        "codec": encoder.codec,
+        "sample_rate": encoder.sample_rate,
+        "quality": encoder.quality,
+        "max_seconds": encoder.max_seconds,
+        "clips_per_shard": job.clips_per_shard,
+        "splits": "+".join(job.splits),
+    }
+    for name, rows in job.splits.items():
+        wanted[f"clips of {name}"] = _fingerprint(rows)
+    path = work / STATE / OPTIONS
+    if not path.exists():
+        write_json(path, wanted)
+    other = differences_of(json.loads(path.read_text(encoding="utf-8")), wanted)
+    if other:
+        listed = "; ".join(str(each) for each in other)
+        raise ValueError(
+            f"{work} holds other data ({listed}); give what was given then, or name "
+            "another --folder"
+        )
+
+
+def _fingerprint(rows: Rows) -> str:
+    """Of everything but most of the sound; of a stream, of its number of files."""
+    if not isinstance(rows, datasets.Dataset):
+        first = [row["video_id"] for row in head_of(rows)]
+        return f"{rows.num_shards} files from clip {first} on"
+    heard = hashlib.sha256(b"".join(sounds_of(rows))).hexdigest()[:8]
+    digest = hashlib.sha256()
+    columns = [name for name in rows.column_names if name != "audio"]
+    for batch in rows.select_columns(columns).iter(batch_size=10_000):
+        digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
+    return f"{len(rows)} (digest {digest.hexdigest()[:16]}, sound {heard})"

@@ -1,0 +1,210 @@
+"""A shard of prepared clips: a Parquet file, and the record of what is in it.
+
+The record is written when the file has its name, so that a file without one is of a
+run that was killed, and is written anew.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from efficientat_plugin.data.decoding import UnreadableClip, sound_of
+from efficientat_plugin.data.labels import listed
+from efficientat_plugin.data.parquet import ROWS_PER_GROUP, SCHEMA
+from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.support.files import written_aside
+
+TEXT, TEXTS = pa.string(), pa.list_(pa.string())
+# What rows may have beside the columns of AudioSet's schema, from `read_table`.
+MORE_COLUMNS = {"group": TEXT, "fold": TEXT, "split": TEXT, "device": TEXT}
+MORE_COLUMNS |= {"judged": TEXTS}
+GROUP_BYTES = 32 * 2**20  # of sound: a row group is closed, however few its clips
+LOW_CORRELATION = 0.5  # of a clip and what its codec made of it
+
+
+@dataclass
+class Record:
+    """What a shard came to."""
+
+    num_read: int = 0  # rows
+    num_clips: int = 0  # of them in the shard
+    seconds: float = 0.0  # of sound
+    bytes_in: int = 0  # of the files as they were
+    bytes_out: int = 0  # of the files as they are
+    correlations: float = 0.0  # of all clips with what they were, in sum
+    changed: list[str] = field(default_factory=list)  # by name: of low correlation
+    skipped: list[list[str]] = field(default_factory=list)  # by name, and why
+    sha256: str = ""  # of the rows
+
+
+def schema_of(columns: Iterable[str]) -> pa.Schema:
+    """Of a shard whose rows come with these columns; others are left behind."""
+    found = set(columns)
+    kept = [column for column in SCHEMA if column.name in found]
+    kept += [(name, MORE_COLUMNS[name]) for name in MORE_COLUMNS if name in found]
+    return pa.schema(kept)
+
+
+def write_shard(
+    path: Path,
+    record_path: Path,
+    rows: Iterable[dict[str, Any]],
+    encoder: ClipEncoder,
+    schema: pa.Schema,
+    say_read: Callable[[], None],
+) -> Record:
+    """Writes a shard, and then its record; a shard without clips has no file.
+
+    Arguments
+    ---------
+    path : Path
+        Of the Parquet file.
+    record_path : Path
+        Of the record; the shard is written beside it until it is whole.
+    rows : Iterable of dict
+        As they were; unreadable ones are left out and named in the record.
+    encoder : ClipEncoder
+    schema : pa.Schema
+        From ``schema_of``.
+    say_read : Callable
+        Called after each row.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    record, digest = Record(), hashlib.sha256()
+    aside = record_path.with_suffix(".parquet")
+    encoded = _encoded_rows(rows, encoder, schema, record, say_read)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record_path.parent.mkdir(parents=True, exist_ok=True)
+    for left in record_path.parent.glob(f".{aside.name}-*.part"):
+        left.unlink(missing_ok=True)  # by a process that was killed
+    try:
+        with written_aside(aside) as unfinished, open(unfinished, "wb") as file:
+            # Sound has its codec: compressed again it takes time, and as much room.
+            with pq.ParquetWriter(
+                file, schema, compression="none", use_dictionary=False
+            ) as writer:
+                for group in _groups(encoded):
+                    for row in group:
+                        digest.update(_row_bytes(row))
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+            file.flush()
+            os.fsync(file.fileno())
+        record.sha256 = digest.hexdigest()
+        if record.num_clips:
+            os.replace(aside, path)
+        write_json(record_path, asdict(record))
+    finally:
+        aside.unlink(missing_ok=True)
+    return record
+
+
+def _encoded_rows(
+    rows: Iterable[dict[str, Any]],
+    encoder: ClipEncoder,
+    schema: pa.Schema,
+    record: Record,
+    say_read: Callable[[], None],
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are stored; counts them."""
+    for row in rows:
+        record.num_read += 1
+        clip_id = str(row["video_id"] or "")
+        try:
+            if not clip_id:
+                raise UnreadableClip("its video_id is empty")
+            clip = encoder.encode(sound_of(row))
+        except UnreadableClip as error:
+            record.skipped.append([clip_id, str(error)])
+        else:
+            record.num_clips += 1
+            record.seconds += clip.num_samples / encoder.sample_rate
+            record.bytes_in += _file_bytes(row["audio"])
+            record.bytes_out += len(clip.content)
+            record.correlations += clip.correlation
+            if clip.correlation < LOW_CORRELATION:
+                record.changed.append(clip_id)
+            audio = {"bytes": clip.content, "path": f"{clip_id}{encoder.suffix}"}
+            yield {
+                column.name: _plain(row[column.name], column.type) for column in schema
+            } | {"video_id": clip_id, "audio": audio}
+        say_read()
+
+
+def _plain(value: Any, kind: pa.DataType) -> Any:
+    if kind == TEXTS:
+        return listed(value)
+    return None if value is None else str(value) if kind == TEXT else value
+
+
+def _file_bytes(audio: Any) -> int:
+    content = audio.get("bytes")
+    return os.stat(audio["path"]).st_size if content is None else len(content)
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows of one row group each, which a reader holds at a time."""
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += len(row["audio"]["bytes"])
+        if len(group) == ROWS_PER_GROUP or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _row_bytes(row: dict[str, Any]) -> bytes:
+    audio = row["audio"]
+    others = row | {"audio": audio["path"], "num_bytes": len(audio["bytes"])}
+    return json.dumps(others, sort_keys=True).encode() + audio["bytes"]
+
+
+def find_damage(path: Path, record: Record) -> str | None:
+    """What is wrong with the file of a shard; None: it is as it was written."""
+    if not record.num_clips:
+        return "a file that should not be there" if path.exists() else None
+    digest, num_clips = hashlib.sha256(), 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                for row in file.read_row_group(number).to_pylist():
+                    digest.update(_row_bytes(row))
+                    num_clips += 1
+    except (OSError, pa.ArrowException, KeyError, TypeError) as error:
+        return f"not readable: {error}".splitlines()[0]
+    if num_clips != record.num_clips:
+        return f"{num_clips} clips instead of {record.num_clips}"
+    if digest.hexdigest() != record.sha256:
+        return "other clips than were written"
+    return None
+
+
+def read_record(path: Path) -> Record | None:
+    """The record of a finished shard; None: it is not finished."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a file that is there as a whole or not at all."""
+    with (
+        written_aside(path) as aside,
+        open(aside, "w", encoding="utf-8") as file,
+    ):
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())

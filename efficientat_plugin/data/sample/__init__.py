@@ -1,0 +1,1 @@
+"""The embedded sample: synthesised sounds with the logits of a published teacher."""

@@ -1,0 +1,241 @@
+"""From a path or a hub id to a table as its maker wrote it, in whatever form."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import huggingface_hub
+import pyarrow as pa
+from datasets.utils.metadata import MetadataConfigs
+
+from efficientat_plugin.data.folders import is_hidden
+from efficientat_plugin.data.packed import Packed, refuse_packed
+from efficientat_plugin.data.rows import (
+    _class_names,
+    _load_hub,
+    _load_parquet,
+    _parquet_files,
+    _refuse_damaged,
+    load_saved,
+    refuse_decoded,
+)
+from efficientat_plugin.data.text_tables import read_text_table
+from efficientat_plugin.support.files import read_text
+from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
+from efficientat_plugin.support.plain_text import shown
+
+logger = logging.getLogger(__name__)
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+HIDDEN_README = ".huggingface.yaml"
+PATHS = ("data_files", "data_dir")  # in a README's configs
+ROOTS = ("/", "\\", "~")
+
+
+class Source(NamedTuple):
+    """A table as it was found; its columns are read when they are asked for."""
+
+    name: str  # for messages
+    columns: Mapping[str, Sequence[Any]]  # but for those that hold sound
+    folder: Path | None = None  # what file names are relative to
+    table_folder: Path | None = None  # or to this one
+    rows: datasets.Dataset | None = None  # where sound stands in the table
+    embedded: tuple[str, ...] = ()  # its columns in ``rows``
+
+
+class ArrowColumns(Mapping[str, Sequence[Any]]):
+    """Columns of a `datasets.Dataset`, each read from the disk on its own.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        Without an indices mapping: as loaded.
+    hidden : Sequence[str]
+        Columns of ``rows`` to leave out.
+    more : Mapping[str, Sequence]
+        Columns that ``rows`` does not have, or not like this.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        hidden: Sequence[str] = (),
+        more: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        self.rows = rows
+        self.more = dict(more or {})
+        own = [name for name in rows.column_names if name not in hidden]
+        self.names = list(dict.fromkeys([*own, *self.more]))
+
+    def __getitem__(self, name: str) -> Sequence[Any]:
+        if name in self.more:
+            return self.more[name]
+        if name not in self.names:
+            raise KeyError(name)
+        values = self.rows.data.column(name).to_pylist()
+        return _class_names(values, self.rows.features[name])
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names  # that of Mapping would read the column
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def read_table_file(
+    path: Path, folder: Path, cache_dir: str | None, numbered: bool = False
+) -> Source:
+    """A CSV, TSV, JSON or Parquet file whose file names are relative to ``folder``.
+
+    ``numbered`` says that its columns are called by number: it may have no header.
+    """
+    if path.suffix.lower() != ".parquet":
+        return Source(path.name, read_text_table(path, numbered), folder, path.parent)
+    splits = _load_parquet({"train": [path]}, cache_dir)
+    return _of_splits(splits, path.name, folder, path.parent)
+
+
+def find_tables(folder: Path) -> list[Path]:
+    """Tables in a folder, or else in those within, or else Parquet yet deeper.
+
+    JSON counts where nothing else does: beside a table, or above one, it is about
+    something else.
+    """
+    of_json: list[Path] = []
+    for pattern in ("*", "*/*", "*/*/*.parquet"):
+        found = [
+            path
+            for path in sorted(folder.glob(pattern))
+            if path.suffix.lower() in TABLE_SUFFIXES
+            and not any(is_hidden(part) for part in path.relative_to(folder).parts)
+        ]
+        if others := [path for path in found if path.suffix.lower() != ".json"]:
+            return others
+        of_json = of_json or found
+    return of_json
+
+
+def read_rows(
+    dataset: str,
+    split_names: Sequence[str],
+    config: str | None,
+    cache_dir: str | None,
+) -> Source:
+    """All splits of a hub data set, a ``save_to_disk`` folder or Parquet files."""
+    path = Path(dataset).expanduser()
+    loaded: Any
+    every_split: Any = None
+    if not path.exists():
+        loaded = _load_hub(dataset, every_split, False, config, cache_dir)
+    elif any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        loaded = load_saved(path)
+    else:
+        loaded = _load_parquet_folder(path, split_names, config, cache_dir)
+    if isinstance(loaded, datasets.Dataset):
+        loaded = {"train": loaded}
+    local = path if path.exists() else None
+    return _of_splits(dict(loaded), dataset, local, local)
+
+
+def _load_parquet_folder(
+    path: Path, split_names: Sequence[str], config: str | None, cache_dir: str | None
+) -> Any:
+    files = {name: _parquet_files(path, name) for name in split_names}
+    if files and all(files.values()):
+        return _load_parquet(files, cache_dir)
+    try:  # splits by `datasets`' own reading of the names, or of the README
+        elsewhere = _named_elsewhere(path)
+        if not elsewhere:
+            refuse_packed(sorted(path.rglob("*.parquet")))
+            # By a whole path: a folder named "parquet" or "csv" would be taken for
+            # the loader of that name, which reads the current folder.
+            whole = str(path.absolute())
+            return datasets.load_dataset(whole, config, cache_dir=cache_dir)
+    except Packed:
+        raise
+    except Exception as error:  # `datasets` raises errors of many kinds
+        _refuse_damaged(find_tables(path), error)
+        reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
+        raise ValueError(
+            f"the Parquet files of {path} are no data set that `datasets` reads "
+            f"({reason}); name one file"
+        ) from error
+    raise ValueError(
+        f"the settings of {path} (README.md) name {shown(elsewhere[0])[:200]}, which "
+        "does not lie in it; mend them, or name one file"
+    )
+
+
+def _named_elsewhere(folder: Path) -> list[str]:
+    """What a folder's README tells `datasets` to read, and does not lie in it."""
+    if (folder / HIDDEN_README).exists():  # goes before the README, and is in no use
+        return [HIDDEN_README]
+    if not (folder / "README.md").is_file():
+        return []
+    # As `datasets` does, so that both find the same.
+    text = read_text(folder / "README.md", MAX_SETTINGS_BYTES, "utf-8-sig")
+    card = huggingface_hub.DatasetCard(text)
+    configs = MetadataConfigs.from_dataset_card_data(card.data).values()
+    named = [_texts(config.get(key)) for config in configs for key in PATHS]
+    return [text for texts in named for text in texts if not _is_inside(text)]
+
+
+def _texts(value: Any) -> list[str]:
+    """All of the text in what YAML may hold."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in _texts(each)]
+    return [] if value is None else [str(value)]
+
+
+def _is_inside(pattern: str) -> bool:
+    """A path below the folder that it is taken from, and on this machine."""
+    parts = pattern.replace("\\", "/").split("/")
+    return ":" not in pattern and ".." not in parts and not pattern.startswith(ROOTS)
+
+
+def _of_splits(
+    parts: Mapping[str, datasets.Dataset],
+    name: str,
+    folder: Path | None,
+    table_folder: Path | None,
+) -> Source:
+    more: dict[str, Sequence[Any]] = {}
+    if len(parts) > 1:
+        repeated = ([split] * len(rows) for split, rows in parts.items())
+        more["split"] = [split for splits in repeated for split in splits]
+    rows = datasets.concatenate_datasets(list(parts.values()))
+    refuse_decoded(rows, name)
+    heard = defaultdict(list)
+    for field in rows.data.schema:
+        heard[_how_audio_stands(rows, field)].append(field.name)
+    for column in heard["path"]:
+        paths = [chunk.field("path") for chunk in rows.data.column(column).chunks]
+        more[column] = pa.chunked_array(paths, pa.string()).to_pylist()
+    columns = ArrowColumns(rows, heard["bytes"], more)
+    return Source(name, columns, folder, table_folder, rows, tuple(heard["bytes"]))
+
+
+def _how_audio_stands(rows: datasets.Dataset, field: pa.Field) -> str:
+    """In a column: as "bytes", as a "path", or "" for not at all."""
+    kind = field.type
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        if kind.get_field_index("bytes") < 0:
+            return "path"
+        chunks = rows.data.column(field.name).chunks
+        parts = [chunk.field("bytes") for chunk in chunks]
+        # Counts what is absent, which reads none of what is there.
+        absent = all(part.null_count == len(part) for part in parts)
+        return "path" if absent else "bytes"
+    if pa.types.is_struct(kind):
+        return "bytes" if kind.get_field_index("bytes") >= 0 else ""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return "bytes" if pa.types.is_uint8(kind.value_type) else ""
+    return "bytes" if kind in (pa.binary(), pa.large_binary()) else ""

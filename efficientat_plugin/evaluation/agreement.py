@@ -1,0 +1,159 @@
+"""How far a student says what its teacher says; no label is needed for that."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from efficientat_plugin.contracts import TARGETS, TeacherTarget
+from efficientat_plugin.evaluation.metrics import FloatArray, TaggingStats, with_caution
+from efficientat_plugin.students.student import check_choice
+
+NOTHING_TO_EXPLAIN = 1e-6  # nats a clip: what rounding leaves of no difference
+
+
+class AgreementScores(NamedTuple):
+    """A student against its teacher, over ``num_clips`` clips."""
+
+    explained: float  # of the divergence of the teacher's average answer; at most 1,
+    # and 0 where the teacher says the same of all clips and the student does not
+    agreement: float  # share of clips of which both name the same likeliest class
+    divergence: float  # nats a clip, from the teacher's probabilities to the student's
+    difference: float  # of probabilities, mean of absolute values
+    num_clips: int
+    num_classes: int
+    difference_by_class: FloatArray  # [K]
+
+    @property
+    def main(self) -> str:
+        """The average that a checkpoint is chosen by."""
+        return "explained"
+
+    def line(self) -> str:
+        """The averages and what they rest on."""
+        return (
+            f"explained {self.explained:.4f}, agreement {self.agreement:.4f}, "
+            f"divergence {self.divergence:.4f}, difference {self.difference:.4f} "
+            f"(N = {self.num_clips} clips, {self.num_classes} classes)"
+        )
+
+    def __str__(self) -> str:
+        return with_caution(self)
+
+    def averages(self) -> dict[str, float]:
+        """What one number says, by name."""
+        names = ("explained", "agreement", "divergence", "difference")
+        return {name: getattr(self, name) for name in names}
+
+    def per_class(self) -> dict[str, FloatArray]:
+        """[K] each, by name."""
+        return {"difference": self.difference_by_class}
+
+
+class AgreementStats(TaggingStats):
+    """Collects what a student says, beside what its teacher said of the same clips.
+
+    Labels are not looked at, and clips that the teacher never heard are left out.
+
+    Arguments
+    ---------
+    look_up : Callable
+        Clip ids to a ``TeacherTarget``: ``LogitsStore.lookup``.
+    target : str
+        "multilabel" (sigmoid) or "multiclass" (softmax).
+
+    Example
+    -------
+    >>> said = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
+    >>> look_up = lambda ids: TeacherTarget(said, torch.tensor([True, True]))
+    >>> stats = AgreementStats(look_up, "multilabel")
+    >>> stats.append(["a", "b"], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+    >>> stats.summarize().agreement
+    0.5
+    """
+
+    def __init__(
+        self, look_up: Callable[[Sequence[str]], TeacherTarget], target: str
+    ) -> None:
+        super().__init__(logits=True)
+        check_choice("target", target, TARGETS)
+        self.look_up = look_up
+        self.target = target
+
+    def append(
+        self,
+        ids: Sequence[str],
+        scores: Tensor,
+        labels: Tensor | None = None,
+        judged: Tensor | None = None,
+    ) -> None:
+        """Adds a batch of logits [B, K]."""
+        del labels, judged
+        said, known = self.look_up(list(ids))
+        ours, theirs = scores.detach().float().cpu().numpy(), said.float().numpy()
+        for row in known.nonzero()[:, 0].tolist():
+            # In the form of TaggingStats, whose third part is what was judged.
+            everything = np.ones(ours.shape[1], bool)
+            self.clips[ids[row]] = (ours[row].copy(), theirs[row].copy(), everything)
+
+    @staticmethod
+    def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
+        return True  # of every clip the teacher said something
+
+    def summarize(self) -> AgreementScores:  # type: ignore[override]
+        """Scores over all clips appended so far.
+
+        Raises
+        ------
+        ValueError
+            If the teacher heard none of them, or a student's score is not finite.
+        """
+        ours, theirs, _ = self._stacked()
+        if not np.isfinite(ours).all():
+            raise ValueError(
+                "some scores are not finite, so they agree with nothing; the model "
+                "that gave them has diverged"
+            )
+        student = self._log_probabilities(ours)
+        teacher = self._log_probabilities(theirs)
+        # What a student would come to that says the same of every clip
+        average = [np.logaddexp.reduce(said) - np.log(len(said)) for said in teacher]
+        at_most = _divergence(teacher, average)
+        divergence = _divergence(teacher, student)
+        difference = np.abs(np.exp(student[0]) - np.exp(teacher[0]))
+        return AgreementScores(
+            explained=_explained(divergence, at_most),
+            agreement=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
+            divergence=divergence,
+            difference=float(difference.mean()),
+            num_clips=len(ours),
+            num_classes=ours.shape[1],
+            difference_by_class=difference.mean(axis=0),
+        )
+
+    def _log_probabilities(self, logits: NDArray) -> list[NDArray]:
+        """[N, K] of the classes; of several at once also of their absence."""
+        values = torch.from_numpy(logits).double()
+        if self.target == "multiclass":
+            return [values.log_softmax(dim=1).numpy()]
+        return [
+            torch.nn.functional.logsigmoid(sign * values).numpy() for sign in (1, -1)
+        ]
+
+
+def _explained(divergence: float, at_most: float) -> float:
+    if at_most > NOTHING_TO_EXPLAIN:
+        return 1 - divergence / at_most
+    return float(divergence <= NOTHING_TO_EXPLAIN)
+
+
+def _divergence(teacher: list[NDArray], student: list[NDArray]) -> float:
+    """Kullback-Leibler's, of log-probabilities [N, K]: nats a clip."""
+    each = [
+        np.exp(said) * (said - answered)
+        for said, answered in zip(teacher, student, strict=True)
+    ]
+    return float(sum(each).sum(axis=1).mean())

@@ -1,0 +1,220 @@
+"""What a run leaves to read: scores, results per class, curves, a comparison."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from efficientat_plugin.cost.complexity import Complexity
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.evaluation.metrics import ClassificationScores, Scores, caution
+from efficientat_plugin.support.files import write_aside, written_aside
+from efficientat_plugin.support.plain_text import cell, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OF_BOTH = "train_loss_of_both"  # of an epoch: of two models that teach each other
+
+
+class RunResult(NamedTuple):
+    """One row of a comparison, one line of a figure."""
+
+    name: str
+    scores: Scores
+    complexity: Complexity | None = None
+    epochs: Sequence[dict[str, float]] = ()  # of a ``History``
+    clips: str = "evaluation"  # the clips that were scored: "validation", "test", ...
+
+
+def write_scores(
+    folder: str | Path,
+    scores: Scores,
+    labels: LabelTable,
+    others: Mapping[str, Scores] | None = None,
+) -> None:
+    """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``.
+
+    The folder is made if need be.
+
+    Scores of another kind stand in ``scores.json`` too, by their names.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    content: dict[str, Any] = _averages(scores)
+    content |= {name: _averages(other) for name, other in (others or {}).items()}
+    write_aside(
+        Path(folder) / "scores.json",
+        lambda file: json.dump(content, file, indent=1),
+    )
+
+    write_aside(
+        Path(folder) / "per_class.csv",
+        lambda file: csv.writer(file, lineterminator="\n").writerows(
+            [["mid", "name", *class_columns(scores)], *class_rows(scores, labels)]
+        ),
+    )
+
+
+def class_columns(scores: Scores) -> list[str]:
+    """What the numbers of ``class_rows`` are called."""
+    return ["positives"] * hasattr(scores, "positives") + [*scores.per_class()]
+
+
+def class_rows(scores: Scores, labels: LabelTable) -> list[list[str]]:
+    """Id, name and numbers of every class that has a clip, in the order of the names.
+
+    ``positives`` are the clips of the class. A number that does not exist, as the
+    precision where no clip was told as the class, is empty.
+    """
+    columns = scores.per_class()
+    counts = getattr(scores, "positives", np.ones(len(labels)))
+    present = [int(index) for index in np.flatnonzero(counts)]
+    present.sort(key=lambda index: (labels.names[index].casefold(), labels.mids[index]))
+    rows = []
+    for index in present:
+        row = [cell(labels.mids[index]), cell(labels.names[index])]
+        if hasattr(scores, "positives"):
+            row.append(str(scores.positives[index]))
+        numbers = [column[index] for column in columns.values()]
+        rows.append(row + ["" if np.isnan(n) else f"{n:.6f}" for n in numbers])
+    return rows
+
+
+def _averages(scores: Scores) -> dict[str, Any]:
+    sentence = caution(scores)
+    return (
+        scores.averages()
+        | {"num_clips": scores.num_clips, "num_classes": scores.num_classes}
+        | ({"caution": sentence} if sentence else {})
+    )
+
+
+def comparison_table(results: Sequence[RunResult]) -> str:
+    """A Markdown table, a run in each row.
+
+    Example
+    -------
+    >>> from efficientat_plugin.evaluation.metrics import tagging_scores
+    >>> labels = np.eye(20)[np.arange(150) % 20]
+    >>> scores = tagging_scores(labels, labels)._replace(mAP=0.5, AUC=0.9)
+    >>> print(comparison_table([RunResult("teacher", scores)]))
+    | run | mAP | AUC | N | classes | parameters | MACs | ms per clip |
+    |---|---|---|---|---|---|---|---|
+    | teacher | 0.500 | 0.900 | 150 | 20 | - | - | - |
+    """
+    lines = [
+        "| run | mAP | AUC | N | classes | parameters | MACs | ms per clip |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, scores, complexity, *_ in results:
+        averages = scores.averages()
+        cells = [name, f"{averages['mAP']:.3f}", f"{averages['AUC']:.3f}"]
+        cells += [str(scores.num_clips), str(scores.num_classes)]
+        if complexity is None:
+            cells += ["-", "-", "-"]
+        else:
+            cells.append(f"{complexity.parameters:,}")
+            cells.append(f"{complexity.macs / 1e6:.1f} M")
+            cells.append(f"{complexity.milliseconds_per_clip:.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    cautions = ((result.name, caution(result.scores)) for result in results)
+    notes = [f"Caution, {name}: {sentence}." for name, sentence in cautions if sentence]
+    if notes:
+        lines += ["", *notes]
+    return "\n".join(lines)
+
+
+def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
+    """Writes ``comparison.md`` to ``folder``."""
+    table = comparison_table(results)
+    path = Path(folder) / "comparison.md"
+    write_aside(path, lambda file: file.write(table + "\n"))
+    return path
+
+
+def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
+    """Draws scores and losses by epoch; a run without epochs is a horizontal line.
+
+    Where no run has an epoch there is nothing to draw, and no file is written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, MaxNLocator
+
+    class PlainNumbers(LogFormatter):
+        def __call__(self, value: float, position: int | None = None) -> str:
+            """0.6, and not 6e-01, where there is anything at all."""
+            return f"{value:g}" if super().__call__(value, position) else ""
+
+    if not any(result.epochs for result in results):
+        return
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    score, loss = figure.subplots(1, 2)
+    main = results[0].scores.main
+    lowest = 0.0  # what a student explains of its teacher may be less
+    for number, (name, scores, _, epochs, clips) in enumerate(results):
+        style: dict[str, Any] = {"color": f"C{number}"}
+        if not epochs:
+            label = f"{name}, {scores.num_clips} {clips} clips"
+            score.axhline(scores.averages()[main], linestyle=":", label=label, **style)
+            continue
+        style["marker"] = "."  # of a single epoch there is no line
+        steps = [epoch["epoch"] for epoch in epochs]
+        heights = [epoch[main] for epoch in epochs]
+        lowest = min(lowest, *heights)
+        label = f"{name}, {epochs[-1]['num_clips']} {clips} clips"
+        score.plot(steps, heights, label=label, **style)
+        for key, whose in (("train_loss", name), (OF_BOTH, "sum of both")):
+            if key in epochs[0]:
+                losses = [epoch[key] for epoch in epochs]
+                loss.plot(steps, losses, label=f"{whose}, training clips", **style)
+        losses = [epoch.get("valid_loss", np.nan) for epoch in epochs]
+        if np.isfinite(losses).any():
+            label = f"{name}, {clips} clips"
+            loss.plot(steps, losses, linestyle="--", label=label, **style)
+    score.set(xlabel="epoch", ylabel=main, ylim=(1.05 * lowest, 1.02))
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    loss.yaxis.set_major_formatter(PlainNumbers())
+    loss.yaxis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
+    for axes in (score, loss):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    _save(figure, path)
+
+
+def plot_confusion(
+    path: str | Path, scores: ClassificationScores, labels: LabelTable
+) -> None:
+    """Draws the confusion matrix of the classes that have a clip."""
+    from matplotlib.figure import Figure
+
+    present = np.flatnonzero(
+        scores.confusion.sum(axis=1) + scores.confusion.sum(axis=0)
+    )
+    names = [shown(labels.names[index]) for index in present]
+    counts = scores.confusion[np.ix_(present, present)]
+    size = 2.5 + 0.22 * len(present)  # inches
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if share[row, column] > 0.5 else "black"
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    # A name may have dollars, which are no formula here.
+    axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(names)), names, parse_math=False)
+    axes.set(xlabel="told as", ylabel="class", title=scores.line())
+    _save(figure, path)
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    with (
+        written_aside(Path(path)) as unfinished,
+        open(unfinished, "wb") as file,  # which an interruption closes, too
+    ):
+        figure.savefig(file, format="png", dpi=120)

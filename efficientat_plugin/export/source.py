@@ -1,0 +1,120 @@
+"""Where an exported model comes from: a name, a file of weights or a model folder."""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.pretrained.card import TrainedModel
+from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.folder import load_trained_model
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.mn import MN
+
+
+class Source(NamedTuple):
+    """A model to export."""
+
+    name: str
+    sha256: str  # of the file of weights
+    model: TrainedModel
+    log_mel: LogMel
+
+    @property
+    def num_frames(self) -> int | None:
+        """T, where squeeze-excite over frames fixes it."""
+        student = self.model.student
+        if isinstance(student, MN) and "t" in student.se_dims:
+            return student.n_frames
+        return None
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest sound that its front end hears."""
+        return self.log_mel.n_fft // 2 + 2
+
+    @property
+    def clip_samples(self) -> int:
+        """Of the clips that it was trained on."""
+        return round(self.model.clip_seconds * self.log_mel.sample_rate)
+
+
+def find_source(
+    source: str | Path,
+    labels: LabelTable | None = None,
+    savedir: str | Path | None = None,
+    **stated: Any,
+) -> Source:
+    """A model with all that is needed to use it.
+
+    Arguments
+    ---------
+    source : str or Path
+        As `load_trained_model` takes it; nothing of it is run.
+    labels : LabelTable or None
+        Classes of a file of weights that does not tell them.
+    savedir : str, Path or None
+        Folder of downloads.
+    **stated
+        Of `load_trained_model`, for such a file: ``clip_seconds``, ``n_mels``,
+        ``hop_length`` and the like.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    OSError, ValueError
+        For what is no model, and labels that are not its own.
+    """
+    if "," in str(source) and not Path(source).exists():
+        raise ValueError(
+            f"{source} is several models, and a file has one; export each by itself"
+        )
+    known = describe(source, savedir)
+    if known.yaml is not None and labels is not None:
+        raise ValueError(f"{source} has its labels; leave out labels")
+    model = load_trained_model(source, labels, savedir, **stated)
+    if not isinstance(model.student, MN | DyMN):
+        raise ValueError(
+            f"{source} is a {model.student.describe()}, and only an MN or a DyMN can "
+            "be exported"
+        )
+    log_mel = LogMel(**model.student.front_end).eval()
+    sha256 = hashlib.sha256(known.path.read_bytes()).hexdigest()
+    found = Source(Path(source).name, sha256, model, log_mel)
+    _check_settings(found)
+    frames = log_mel.num_frames(found.clip_samples)
+    if found.num_frames not in (None, frames):
+        raise ValueError(
+            f"{source} takes {found.num_frames} frames only, but its clips of "
+            f"{model.clip_seconds:g} s have {frames}; correct its clip_seconds"
+        )
+    return found
+
+
+def _check_settings(source: Source) -> None:
+    """Refuses what a file would carry on: settings that no tagger takes, NaN."""
+    model = source.model
+    for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
+        if getattr(model, name) not in legal:
+            raise ValueError(
+                f"{source.name} has {name}={getattr(model, name)!r}; it is one of "
+                f"{', '.join(legal)}"
+            )
+    shortest = source.min_samples / source.log_mel.sample_rate
+    if not shortest <= model.clip_seconds < math.inf:
+        raise ValueError(
+            f"{source.name} has clip_seconds={model.clip_seconds:g}; it must be "
+            f"{shortest:.3f} or more, for its front end hears nothing shorter"
+        )
+    for name, value in model.student.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{source.name} has weights that are not finite, as {name}; give those "
+                "of a run that went well"
+            )

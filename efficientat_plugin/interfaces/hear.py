@@ -1,0 +1,271 @@
+"""The HEAR 2021 API, for benchmarks that take a module by its name.
+
+``load_model``, ``get_scene_embeddings`` and ``get_timestamp_embeddings`` are what
+the API asks for; sounds are mono, ``[B, N]``, in [-1, 1] at ``model.sample_rate``.
+
+Source: Turian et al., "HEAR: Holistic Evaluation of Audio Representations", 2022;
+windows as in Schmid et al., "Low-complexity Audio Embedding Extractors", EUSIPCO
+2023.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.pretrained.weights import load_student
+from efficientat_plugin.students.embeddings import DEFAULT_SOURCES, LayerEmbedding
+
+DEFAULT_STUDENT = "mn10_as"
+SCENE_WINDOW_SECONDS, SCENE_HOP_SECONDS = 10.0, 2.5
+TIMESTAMP_HOP_SECONDS = 0.05
+MAX_BATCH_SECONDS = 80.0  # of windows in one forward: what bounds the memory
+
+
+class TimestampEmbeddings(NamedTuple):
+    """What a sound is like, from moment to moment."""
+
+    embeddings: Tensor  # [B, n, D]
+    timestamps: Tensor  # [B, n], middles of the windows, ms
+
+
+class HearModel(nn.Module):
+    """From waveform to embedding, with the attributes that the API asks for.
+
+    Arguments
+    ---------
+    embedding : LayerEmbedding
+    log_mel : LogMel
+        What the embedding's student was trained on.
+    timestamp_window_ms : float
+        Length of the windows of timestamp embeddings.
+
+    Shape
+    -----
+    waveform : [B, N]
+    embedding : [B, D]
+
+    Raises
+    ------
+    ValueError
+        For a log-mel of other bands than the embedding's, and too short a window.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> model = HearModel(LayerEmbedding(MN(width=0.1)), LogMel()).eval()
+    >>> model.sample_rate, model.scene_embedding_size
+    (32000, 184)
+    """
+
+    def __init__(
+        self,
+        embedding: LayerEmbedding,
+        log_mel: LogMel,
+        timestamp_window_ms: float = 160.0,
+    ) -> None:
+        super().__init__()
+        if log_mel.n_mels != embedding.n_mels:
+            raise ValueError(
+                f"log_mel gives {log_mel.n_mels} bands, the embedding takes "
+                f"{embedding.n_mels}; use LogMel(n_mels={embedding.n_mels})"
+            )
+        self.embedding, self.log_mel = embedding, log_mel
+        self.sample_rate = log_mel.sample_rate  # Hz
+        self.scene_embedding_size = embedding.dimension
+        self.timestamp_embedding_size = embedding.dimension
+        self.shortest = log_mel.n_fft // 2 + 2  # samples that give a log-mel
+        self.timestamp_window = round(timestamp_window_ms * self.sample_rate / 1000)
+        if self.timestamp_window < self.shortest:
+            raise ValueError(
+                f"timestamp_window_ms={timestamp_window_ms} is too short for n_fft="
+                f"{log_mel.n_fft}; at least "
+                f"{1000 * self.shortest / self.sample_rate:g} ms are needed"
+            )
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """[B, N] -> [B, D]"""
+        return self.embedding(self.log_mel(waveform).unsqueeze(1))
+
+
+def load_model(
+    model_file_path: str | Path = "",
+    sources: Sequence[str] = DEFAULT_SOURCES,
+    pooling: str = "avg",
+    timestamp_window_ms: float = 160.0,
+    **student_options: Any,
+) -> HearModel:
+    """A model for the functions below.
+
+    Arguments
+    ---------
+    model_file_path : str or Path
+        A name of `list_students`, a model folder or that of the run that left one, or
+        a file of weights; "": mn10_as.
+    sources : sequence of str
+        See `LayerEmbedding`.
+    pooling : str
+        See `LayerEmbedding`.
+    timestamp_window_ms : float
+        Published: 160, 640 and 1280.
+    **student_options
+        Arguments of `load_student`, as ``savedir``; ``n_mels`` and ``hop_length`` of
+        a file that does not tell its front end.
+
+    Returns
+    -------
+    HearModel
+        On the CPU, in evaluation mode.
+
+    Raises
+    ------
+    OSError
+        Where a download fails or there is no such file.
+    ValueError
+        For options that no model can be made of.
+
+    Example
+    -------
+    >>> model = load_model()  # doctest: +SKIP
+    >>> model.scene_embedding_size  # doctest: +SKIP
+    600
+    """
+    student = load_student(model_file_path or DEFAULT_STUDENT, **student_options)
+    embedding = LayerEmbedding(student, sources, pooling)
+    log_mel = LogMel(**student.front_end)
+    return HearModel(embedding, log_mel, timestamp_window_ms).eval()
+
+
+@torch.no_grad()
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """One embedding for each sound.
+
+    Sounds of up to ten seconds are heard at once, longer ones as the average over
+    windows of ten seconds, 2.5 s apart, which begin and end in five seconds of
+    reflected sound. Sounds too short for a log-mel (514 samples at the published
+    settings) are reflected until they are long enough.
+
+    Arguments
+    ---------
+    audio : Tensor
+        [B, N], floating point, on any device.
+    model : HearModel
+        Is put into evaluation mode.
+
+    Returns
+    -------
+    Tensor
+        [B, model.scene_embedding_size], float32, on the model's device, without
+        gradients.
+
+    Raises
+    ------
+    ValueError
+        For what is no batch of sounds, or of sounds of fewer than two samples.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> model = HearModel(LayerEmbedding(MN(width=0.1)), LogMel())
+    >>> get_scene_embeddings(torch.zeros(2, 32000), model).shape
+    torch.Size([2, 184])
+    """
+    _check_audio(audio)
+    model.eval()  # in training the front end jitters and norms see the batch
+    window = round(SCENE_WINDOW_SECONDS * model.sample_rate)
+    if audio.shape[1] > window:
+        hop = round(SCENE_HOP_SECONDS * model.sample_rate)
+        padded = _reflected(audio, window // 2)
+        return _embed(padded.unfold(1, window, hop), model).mean(1)
+    missing = max(0, model.shortest - audio.shape[1])
+    return _embed(_reflected(audio, (missing + 1) // 2)[:, None], model)[:, 0]
+
+
+@torch.no_grad()
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbeddings:
+    """An embedding every 50 ms of each sound.
+
+    A window's middle is its timestamp: 0, 50, ... up to the sound's duration. Half a
+    window of reflected sound stands before the beginning and behind the end; a sound
+    shorter than that is reflected as often as it takes.
+
+    Arguments
+    ---------
+    audio : Tensor
+        [B, N], floating point, on any device.
+    model : HearModel
+        Is put into evaluation mode.
+
+    Returns
+    -------
+    embeddings : Tensor
+        [B, n, model.timestamp_embedding_size], float32, on the model's device,
+        without gradients.
+    timestamps : Tensor
+        [B, n], float32, ms.
+
+    Raises
+    ------
+    ValueError
+        For what is no batch of sounds, or of sounds of fewer than two samples.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> model = HearModel(LayerEmbedding(MN(width=0.1)), LogMel())
+    >>> embeddings, timestamps = get_timestamp_embeddings(torch.zeros(1, 3200), model)
+    >>> embeddings.shape, timestamps
+    (torch.Size([1, 3, 184]), tensor([[  0.,  50., 100.]]))
+    """
+    _check_audio(audio)
+    model.eval()  # in training the front end jitters and norms see the batch
+    window, hop = (
+        model.timestamp_window,
+        round(TIMESTAMP_HOP_SECONDS * model.sample_rate),
+    )
+    padded = _reflected(audio, window // 2)
+    embeddings = _embed(padded.unfold(1, window, hop), model)
+    # From the hop in samples, so that no rounding adds up; float32 after that.
+    positions = hop * torch.arange(embeddings.shape[1], dtype=torch.float64)
+    timestamps = (1000 * positions / model.sample_rate).float()
+    timestamps = timestamps.repeat(len(audio), 1).to(embeddings.device)
+    return TimestampEmbeddings(embeddings, timestamps)
+
+
+def _check_audio(audio: Tensor) -> None:
+    if audio.ndim != 2 or not audio.is_floating_point():
+        raise ValueError(
+            f"audio of shape {tuple(audio.shape)} and {audio.dtype} was given; the API "
+            "takes floating-point numbers in [-1, 1] of shape [B, N]"
+        )
+    if audio.shape[0] < 1 or audio.shape[1] < 2:
+        raise ValueError(
+            f"audio of shape {tuple(audio.shape)} was given; at least one sound of two "
+            "samples is needed: leave empty ones out"
+        )
+
+
+def _reflected(audio: Tensor, margin: int) -> Tensor:
+    """[B, N] -> [B, N + 2 * margin], both ends mirrored as often as it takes."""
+    while margin > 0:
+        step = min(margin, audio.shape[1] - 1)  # a mirror shows what there is
+        audio = nn.functional.pad(audio, (step, step), "reflect")
+        margin -= step
+    return audio
+
+
+def _embed(windows: Tensor, model: HearModel) -> Tensor:
+    """[B, n, N] -> [B, n, D], in batches of a bounded length."""
+    device = model.log_mel.window.device
+    sounds, per_sound, length = windows.shape
+    per_batch = max(1, round(MAX_BATCH_SECONDS * model.sample_rate) // length)
+    embeddings = []
+    # Windows overlap and are a view of the sound: only a batch of them is ever copied.
+    all_windows = torch.arange(sounds * per_sound, device=windows.device)
+    for index in all_windows.split(per_batch):
+        batch = windows[index // per_sound, index % per_sound]
+        embeddings.append(model(batch.to(device, torch.float32)).float())
+    return torch.cat(embeddings).unflatten(0, (sounds, per_sound))

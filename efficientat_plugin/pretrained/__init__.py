@@ -1,0 +1,1 @@
+"""Weights by name, file or folder, and the folder that a trained model becomes."""

@@ -1,0 +1,435 @@
+"""What must be known of weights to use them, and the one place that finds it out.
+
+The same numbers are another model behind another front end, and a file of weights does
+not hold its front end, its classes or the length of its clips. They are known from a
+published name, from the YAML of a model folder, or from the description that a run
+saves with each checkpoint. Of any other file they must be stated: nothing is guessed.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.pretrained.download import fetch
+from efficientat_plugin.pretrained.published import (
+    PUBLISHED,
+    PublishedStudent,
+    find_published,
+    published,
+)
+from efficientat_plugin.pretrained.published_passt import (
+    TEACHERS,
+    PublishedTeacher,
+    fetch_teacher,
+    find_teacher,
+)
+from efficientat_plugin.support.files import sha256_of
+from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.yaml_text import Refused, read_text, refuse_too_many
+
+HYPERPARAMS = "hyperparams.yaml"
+WEIGHTS = "student.ckpt"
+DESCRIPTION = "_hyperparams"  # student.ckpt is described by student_hyperparams.ckpt
+# Arguments of LogMel
+FRONT_END = (
+    "sample_rate",
+    "n_mels",
+    "win_length",
+    "hop_length",
+    "n_fft",
+    "f_min",
+    "f_max",
+    "f_min_jitter",
+    "f_max_jitter",
+    "log_floor",
+    "log_floor_mode",
+    "periodic_window",
+)
+TO_STATE = ("n_mels", "hop_length")  # without both, a front end is not stated
+# How it is stated, in Python and on the command line
+IN_PYTHON = {
+    "front end": "n_mels=... and hop_length=...",
+    "length of clips": "clip_seconds=...",
+    "classes": "labels=LabelTable(...) or labels=audioset_labels()",
+}
+ON_COMMAND_LINE = {
+    "front end": "--front-end n_mels=...,hop_length=...",
+    "length of clips": "--clip-seconds SECONDS",
+    "classes": "--labels CSV or --labels audioset",
+}
+OF_A_MODEL = {".bin", ".ckpt", ".csv", ".pt", ".pth", ".safetensors", ".yaml"}
+
+
+def _listed(names: Sequence[str]) -> str:
+    """As a sentence has several things.
+
+    Example
+    -------
+    >>> _listed(["front end", "length of clips", "classes"])
+    'front end, length of clips and classes'
+    """
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+class Unstated(ValueError):
+    """What must be known of weights is neither known nor stated.
+
+    Arguments
+    ---------
+    source : str
+        The weights.
+    unknown : Sequence[str]
+        Of "front end", "length of clips" and "classes".
+    """
+
+    def __init__(self, source: str, unknown: Sequence[str]) -> None:
+        self.source, self.unknown = source, tuple(unknown)
+        super().__init__(self.sentence(IN_PYTHON))
+
+    def sentence(self, ways: Mapping[str, str]) -> str:
+        """What is wrong, and by which options to state it."""
+        how = _listed([ways[name] for name in self.unknown])
+        return (
+            f"{self.source} does not tell its {_listed(self.unknown)}; state {how}, or "
+            "give the model folder or the checkpoint folder of its run, which tell"
+        )
+
+
+class Described(NamedTuple):
+    """A file of weights, and what is known of it; None and {}: not known."""
+
+    source: str  # as it was named
+    path: Path  # the file
+    entry: PublishedStudent | PublishedTeacher | None = None
+    yaml: Path | None = None  # which describes it
+    front_end: Mapping[str, Any] | None = None  # arguments of LogMel
+    options: Mapping[str, Any] = {}  # arguments of the network, if a YAML tells
+    labels: LabelTable | None = None
+    target: str | None = None  # "multilabel" or "multiclass"
+    clip_seconds: float | None = None
+    short_clips: str | None = None  # "repeat", "zero_pad" or "as_is"
+
+    def front_end_with(self, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `LogMel`: what is known, and what somebody states.
+
+        Raises
+        ------
+        Unstated
+            If nothing is known, and number of bands and hop are not stated.
+        """
+        given = {name: value for name, value in stated.items() if name in FRONT_END}
+        if self.front_end is None and not states_front_end(stated):
+            raise Unstated(self.source, ["front end"])
+        return {"sample_rate": 32000, **(self.front_end or {}), **given}
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What a damaged description leads to, in a sentence that names it."""
+        try:
+            yield
+        except Exception as error:
+            told = (FileNotFoundError, Refused, Unstated)
+            if self.yaml is None or isinstance(error, told):
+                raise
+            what = shown(" ".join(str(error).split())[:300])
+            raise ValueError(f"{self.yaml} is not a tagger's: {what}") from error
+
+
+def states_front_end(stated: Iterable[str]) -> bool:
+    """Whether what is stated is enough of a front end.
+
+    Example
+    -------
+    >>> states_front_end({"n_mels": 64, "hop_length": 640})
+    True
+    >>> states_front_end({"hop_length": 640})
+    False
+    """
+    return set(TO_STATE) <= set(stated)
+
+
+def describe(
+    source: str | Path,
+    savedir: str | Path | None = None,
+    base_url: str | None = None,
+) -> Described:
+    """Finds the weights that are meant, and what is known of them.
+
+    Arguments
+    ---------
+    source : str or Path
+        A name of `list_students` or `list_teachers`, downloaded once; a model folder,
+        or that of the run that left one; or a file of weights.
+    savedir : str or Path or None
+        Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
+    base_url : str or None
+        Where published files are; None: as in `fetch`.
+
+    Returns
+    -------
+    Described
+
+    Raises
+    ------
+    OSError
+        Where a download fails, or nothing of that name is there.
+    ValueError
+        For an unknown name, a folder without a model, and a description that cannot
+        be read.
+
+    Example
+    -------
+    >>> describe("runs/1/save/CKPT+2026/student.ckpt").front_end  # doctest: +SKIP
+    {'sample_rate': 32000, 'n_mels': 64, 'hop_length': 640, ...}
+    """
+    known = locate(source, savedir, base_url)
+    if known.entry is not None and not os.path.isfile(source):  # asked for by name
+        return _as_published(known)
+    beside = _yaml_beside(known.path)
+    if beside is not None:
+        return _with_yaml(known._replace(yaml=beside))
+    return known if known.entry is None else _as_published(known)
+
+
+def locate(
+    source: str | Path,
+    savedir: str | Path | None = None,
+    base_url: str | None = None,
+) -> Described:
+    """`describe`, but only which file it is and whether that is a published one."""
+    name = str(source)
+    if isinstance(source, str) and name in PUBLISHED:
+        return Described(name, fetch(name, savedir, base_url), PUBLISHED[name])
+    if name in TEACHERS:
+        path = fetch_teacher(TEACHERS[name], savedir, base_url)
+        return Described(name, path, TEACHERS[name])
+    if os.path.isdir(name):
+        path = model_folder_of(source) / WEIGHTS
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is no file; copy the folder again")
+        refuse_links_out(path.parent, [HYPERPARAMS, WEIGHTS])
+        return Described(name, path)
+    path = Path(source)
+    if os.path.isfile(name):
+        return Described(name, path, find_published(path) or find_teacher(path))
+    if isinstance(source, Path) or path.suffix or path.parent != Path("."):
+        raise FileNotFoundError(
+            f"{source} is no file; give the path of a state dict or a name of "
+            "list_students()"
+        )
+    return Described(name, path, published(name))  # which says what names are near
+
+
+def find_model_folder(source: str | Path) -> Path | None:
+    """The model folder that a path leads to: itself, or what a run left in it.
+
+    Arguments
+    ---------
+    source : str or Path
+        Anything, also a name that is no path.
+
+    Returns
+    -------
+    Path or None
+        None for what is neither a model folder nor that of a run.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a run has left no model in it, or several.
+
+    Example
+    -------
+    >>> find_model_folder("results/quickstart/1234")  # doctest: +SKIP
+    PosixPath('results/quickstart/1234/model')
+    >>> find_model_folder("mn10_as")
+    """
+    folder = Path(source)
+    if not os.path.isdir(folder):  # unlike Path's, takes names too long for a file
+        return None
+    for path in (folder, folder / "model"):
+        if os.path.isfile(path / HYPERPARAMS) and _builds_a_model(path / HYPERPARAMS):
+            return path
+    models = sorted(folder.glob(f"*/model/{HYPERPARAMS}"))
+    if models:  # of the folds of a cross-validation, or of students without a teacher
+        names = ", ".join(str(path.parent) for path in models[:3])
+        raise FileNotFoundError(
+            f"{folder} is no model folder, but there are {len(models)} in it; give one "
+            f"of them, as {names}"
+        )
+    if (folder / HYPERPARAMS).is_file() or (folder / "save").is_dir():
+        raise FileNotFoundError(
+            f"{folder} is no model folder, but that of a run that has not left a model "
+            "yet; let it end, or give a save/CKPT.../student.ckpt of it"
+        )
+    return None
+
+
+def model_folder_of(folder: str | Path) -> Path:
+    """As `find_model_folder`, of a folder that must lead to one."""
+    found = find_model_folder(folder)
+    if found is None:
+        raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
+    return found
+
+
+def refuse_links_out(folder: Path, names: Iterable[str]) -> None:
+    """Refuses files of a model folder that are links to files elsewhere.
+
+    Who packed the folder would choose a file of this machine to be read. In the hub's
+    cache they are links to ``blobs``, beside ``snapshots``, and are its own.
+
+    Arguments
+    ---------
+    folder : Path
+    names : iterable of str
+        Of files in it.
+
+    Raises
+    ------
+    Refused
+    """
+    whole = folder.resolve()
+    roots = [whole]
+    for place in (whole, *whole.parents):
+        if place.parent.name == "snapshots":
+            roots.append(place.parents[1] / "blobs")
+    for name in names:
+        try:
+            leads_to = (whole / name).resolve()
+        except (OSError, RuntimeError) as error:  # which of them depends on Python
+            raise Refused(
+                f"{folder / name} is a link to itself; give a file"
+            ) from error
+        if not any(leads_to.is_relative_to(root) for root in roots):
+            raise Refused(
+                f"{folder / name} is a link that leads out of its folder, to "
+                f"{leads_to}; copy that file into the folder if it is meant"
+            )
+
+
+def _builds_a_model(yaml: Path) -> bool:
+    """A run leaves a YAML in its own folder too, which builds no model."""
+    try:
+        keys = {line.split(":")[0] for line in read_text(yaml).splitlines()}
+    except (OSError, ValueError):
+        return True  # whoever reads it says what is wrong
+    return "pretrainer" in keys or "output_folder" not in keys
+
+
+def _as_published(known: Described) -> Described:
+    entry: Any = known.entry
+    # Transformers have a table of positions as long as their clips.
+    frames = getattr(entry, "num_frames", None)
+    seconds = 10.0 if frames is None else frames * entry.hop_length / entry.sample_rate
+    return known._replace(
+        front_end=entry.front_end(),
+        labels=audioset_labels() if entry.num_classes == 527 else None,
+        target="multilabel",
+        clip_seconds=float(round(seconds)),
+        short_clips="repeat",
+    )
+
+
+def _yaml_beside(path: Path) -> Path | None:
+    """What describes a file of a checkpoint, or that of a model folder."""
+    beside = path.with_name(f"{path.stem}{DESCRIPTION}{path.suffix}")
+    if beside.is_file():
+        return beside
+    yaml = path.with_name(HYPERPARAMS)
+    is_model = path.name == WEIGHTS and yaml.is_file() and _builds_a_model(yaml)
+    return yaml if is_model else None
+
+
+def _with_yaml(known: Described) -> Described:
+    """With what its YAML says, read as values: nothing that it names is built."""
+    yaml: Any = known.yaml
+    try:
+        text = read_text(yaml)
+        refuse_too_many(YAML().compose(text), str(yaml))
+        settings = YAML(typ="rt").load(text)  # tags stay names: no object is built
+    except Refused:
+        raise
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{yaml} is no YAML; copy the folder again, it may be cut short"
+        ) from error
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"{yaml} has no settings; copy the folder again")
+    with known.told():
+        try:
+            return _with_settings(known, settings)
+        except KeyError as error:
+            raise Refused(f"{yaml} has no {error}; is it a tagger's?") from error
+
+
+def _with_settings(described: Described, settings: Mapping[str, Any]) -> Described:
+    for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
+        if settings[name] not in legal:
+            raise ValueError(
+                f"it has {name}={settings[name]!r:.80}; it is one of {', '.join(legal)}"
+            )
+    columns = (
+        # of a tag that is written out, the text is the value
+        [getattr(text, "value", text) for text in settings["labels"][column]]
+        for column in ("mids", "names")
+    )
+    front_end = _plain_values(settings["log_mel"])
+    options = _plain_values(settings["student"])
+    return described._replace(
+        front_end={k: v for k, v in front_end.items() if k in FRONT_END},
+        # the number of bands is the front end's, which the network takes it from
+        options={k: v for k, v in options.items() if k not in FRONT_END},
+        labels=LabelTable(*columns),
+        target=str(settings["target"]),
+        clip_seconds=float(settings["clip_seconds"]),
+        short_clips=str(settings["short_clips"]),
+    )
+
+
+def _plain_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in options.items()
+    }
+
+
+def identity_of_weights(source: str | Path | None) -> str | None:
+    """What tells weights from others: a published name, or a digest of the files.
+
+    So that a file or a model folder may lie elsewhere when a run is resumed.
+
+    Arguments
+    ---------
+    source : str, Path or None
+        A name, a file, or a folder.
+
+    Returns
+    -------
+    str or None
+
+    Example
+    -------
+    >>> identity_of_weights("mn10_as")
+    'mn10_as'
+    """
+    if source is None or not Path(source).exists():
+        return None if source is None else str(source)
+    path = Path(source)
+    if path.is_file():
+        return f"a file (digest {sha256_of(path)[:8]})"
+    path = find_model_folder(path) or path  # which a run's folder leads to
+    digest = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.is_file() and file.suffix in OF_A_MODEL:
+            digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+    return f"a folder (digest {digest.hexdigest()[:8]})"

@@ -1,0 +1,368 @@
+"""A trained student as a folder that runs anywhere: weights, YAML, labels, a card.
+
+``AudioTagger.from_hparams(folder)`` and SpeechBrain's `EncoderClassifier` load it
+offline; uploaded as it is, it is a model of the Hugging Face hub, without code of its
+own.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from speechbrain.utils.checkpoints import (
+    Checkpointer,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import main_process_only
+
+import efficientat_plugin
+from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.pretrained.card import Provenance, TrainedModel, model_card
+from efficientat_plugin.pretrained.described import (
+    DESCRIPTION,
+    HYPERPARAMS,
+    WEIGHTS,
+    Unstated,
+    describe,
+    model_folder_of,
+    states_front_end,
+)
+from efficientat_plugin.pretrained.download import read_state
+from efficientat_plugin.pretrained.passt_weights import network_of
+from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.heads import classifies_embeddings
+from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.support.plain_text import cell
+
+LABELS = "labels.csv"
+METRICS = "metrics.json"
+CARD = "README.md"
+# Parts of the one student. The embedding is always to be had; the classes only of a
+# head that takes embeddings, else SpeechBrain says that there is no classifier.
+EMBEDDING_SLOTS = """\
+  # For SpeechBrain's EncoderClassifier: parts of the student, on the same weights
+  compute_features: !new:efficientat_plugin.LogMelFeatures
+    log_mel: !ref <log_mel>
+  mean_var_norm: !new:efficientat_plugin.KeepFeatures
+  embedding_model: !new:efficientat_plugin.StudentEncoder
+    student: !ref <student>
+"""
+CLASSIFIER_SLOT = """\
+  classifier: !new:efficientat_plugin.StudentClassifier
+    student: !ref <student>
+    target: !ref <target>
+"""
+
+
+def write_model_folder(
+    folder: str | Path, model: TrainedModel, provenance: Provenance
+) -> Path:
+    """Writes a model folder, aside first; one that is there already is replaced.
+
+    Arguments
+    ---------
+    folder : str or Path
+    model : TrainedModel
+    provenance : Provenance
+
+    Returns
+    -------
+    Path
+        ``folder``.
+
+    Raises
+    ------
+    ValueError
+        If something else than a model folder is there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / HYPERPARAMS).is_file():
+        raise ValueError(
+            f"{folder} is there and is no model folder; name another, or remove it"
+        )
+    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    try:
+        state = {k: v.cpu() for k, v in model.student.state_dict().items()}
+        torch.save(state, partial / WEIGHTS)
+        (partial / HYPERPARAMS).write_text(hyperparams(model), encoding="utf-8")
+        _write_labels(partial / LABELS, model.labels)
+        numbers = {
+            name: _finite(scores.averages()) | {"num_clips": scores.num_clips}
+            for name, scores in provenance.scores.items()
+        }
+        (partial / METRICS).write_text(json.dumps(numbers, indent=1))
+        (partial / CARD).write_text(model_card(model, provenance), encoding="utf-8")
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex[:8]}")
+            os.replace(folder, replaced)
+            os.replace(partial, folder)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read_model_folder(folder: str | Path) -> TrainedModel:
+    """What ``write_model_folder`` wrote, to go on training with; runs nothing of it.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The model folder, or that of the run that left it.
+
+    Returns
+    -------
+    TrainedModel
+        Its student in evaluation mode.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that is no model folder.
+    ValueError
+        If its files do not fit each other, or the first is cut short.
+    """
+    return load_trained_model(model_folder_of(folder))
+
+
+def load_trained_model(
+    source: str | Path,
+    labels: LabelTable | None = None,
+    savedir: str | Path | None = None,
+    clip_seconds: float | None = None,
+    target: str | None = None,
+    short_clips: str | None = None,
+    **overrides: Any,
+) -> TrainedModel:
+    """A model and all that is needed to use it, by whatever name it has.
+
+    What the source tells need not be given (see `described`); what it does not tell
+    must be, and is never guessed.
+
+    Arguments
+    ---------
+    source : str or Path
+        A published name, a model folder or that of the run that left one, or a file of
+        weights.
+    labels : LabelTable or None
+        What the classes are; None: as the source tells.
+    savedir : str, Path or None
+        Folder of downloads.
+    clip_seconds : float or None
+        Of the clips that it was trained on; None: as the source tells.
+    target : str or None
+        "multilabel" or "multiclass"; None: as the source tells, else "multilabel".
+    short_clips : str or None
+        "repeat", "zero_pad" or "as_is"; None: as the source tells, else "repeat".
+    **overrides
+        Of `load_network`, as ``n_mels=64, hop_length=640``.
+
+    Returns
+    -------
+    TrainedModel
+        Its student in evaluation mode.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `load_network`; for what is neither told nor given, and for labels that are
+        not as many as the classes.
+    """
+    known = describe(source, savedir)
+    state = read_state(known.path)
+    is_known = {
+        "front end": known.front_end is not None or states_front_end(overrides),
+        "length of clips": not (clip_seconds is None and known.clip_seconds is None),
+        "classes": not (labels is None and known.labels is None),
+    }
+    if unknown := [name for name, told in is_known.items() if not told]:
+        raise Unstated(str(source), unknown)
+    labels = labels or known.labels or audioset_labels()
+    student = network_of(known, state, overrides)
+    if student.num_classes != len(labels):
+        raise ValueError(
+            f"{source} has {student.num_classes} classes, but there are {len(labels)} "
+            "labels; give a table of its own"
+        )
+    return TrainedModel(
+        student,
+        labels,
+        target or known.target or "multilabel",
+        float(clip_seconds or known.clip_seconds or 0),
+        short_clips or known.short_clips or "repeat",
+    )
+
+
+@register_checkpoint_hooks
+class ModelDescription:
+    """What the weights of a checkpoint are, saved beside them.
+
+    The text is that of a model folder's YAML, and `describe` finds it: so a checkpoint
+    loads with its front end, wherever its folder is copied to.
+
+    Arguments
+    ---------
+    model : TrainedModel
+        The one that is being trained.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> student = MN(1, width=0.1)
+    >>> student.front_end = {"sample_rate": 32000}
+    >>> model = TrainedModel(student, LabelTable(["a"], ["a"]), "multilabel", 5.0)
+    >>> "clip_seconds: 5.0" in str(ModelDescription(model))
+    True
+    """
+
+    def __init__(self, model: TrainedModel) -> None:
+        self.model = model
+
+    def __str__(self) -> str:
+        return hyperparams(self.model)
+
+    @mark_as_saver
+    @main_process_only
+    def save(self, path: str | Path) -> None:
+        """Writes the YAML."""
+        Path(path).write_text(str(self), encoding="utf-8")
+
+    @mark_as_loader
+    def load(self, path: str | Path, end_of_epoch: bool) -> None:
+        """Nothing: what a run trains follows from its settings."""
+
+
+def describe_checkpoints(
+    checkpointer: Checkpointer, models: Mapping[str, TrainedModel]
+) -> None:
+    """Has every checkpoint say what its weights are.
+
+    Arguments
+    ---------
+    checkpointer : Checkpointer
+        Of the run.
+    models : Mapping
+        The models by the names that their students have there: "student".
+    """
+    for name, model in models.items():
+        checkpointer.add_recoverable(
+            f"{name}{DESCRIPTION}",
+            ModelDescription(model),
+            optional_load=True,  # of runs that began before
+        )
+
+
+def hyperparams(model: TrainedModel) -> str:
+    """The YAML that builds the model again.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> student = MN(2, width=0.1)
+    >>> student.options, student.front_end = {"num_classes": 2, "width": 0.1}, {}
+    >>> labels = LabelTable(["dog", "cat"], ["dog", "cat"])
+    >>> text = hyperparams(TrainedModel(student, labels, "multiclass", 5.0))
+    >>> [line for line in text.splitlines() if line.startswith("student")]
+    ['student: !new:efficientat_plugin.MN']
+    """
+    student, labels, options = model.student, model.labels, model.student.options
+    if isinstance(student, DyMN):  # which training moves
+        options = options | {"temperature": float(student.temperature)}
+    sample_rate = student.front_end.get("sample_rate", 32000)
+    slots = "" if isinstance(student, PaSST) else EMBEDDING_SLOTS
+    if slots and classifies_embeddings(student):
+        slots += CLASSIFIER_SLOT
+    return f"""\
+# A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
+sample_rate: {sample_rate}  # Hz
+clip_seconds: {model.clip_seconds}  # s, of the clips that it was trained on
+target: {model.target}
+short_clips: {model.short_clips}  # what is done with shorter sound
+audio_normalizer: !new:efficientat_plugin.SoxrNormalizer
+  sample_rate: !ref <sample_rate>
+
+labels: !new:efficientat_plugin.LabelTable
+  mids: {_texts(labels.mids)}
+  names: {_texts(labels.names)}
+label_encoder: !apply:efficientat_plugin.label_encoder
+  labels: !ref <labels>
+
+log_mel: !new:efficientat_plugin.LogMel
+{_arguments(student.front_end | {"sample_rate": sample_rate})}
+student: !new:{public_name(type(student))}
+{_arguments(options)}
+modules:
+  log_mel: !ref <log_mel>
+  student: !ref <student>
+{slots}
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+  loadables:
+    student: !ref <student>
+  custom_hooks:  # all of the weights or none: SpeechBrain's own takes what fits
+    student: !name:efficientat_plugin.load_published_state
+"""
+
+
+def public_name(kind: type) -> str:
+    """The dotted name that a YAML builds a class by, which stays when files move.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> public_name(MN), public_name(dict)
+    ('efficientat_plugin.MN', 'builtins.dict')
+    """
+    if getattr(efficientat_plugin, kind.__name__, None) is kind:
+        return f"efficientat_plugin.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _texts(texts: Iterable[str]) -> str:
+    """A list of text; HyperPyYAML takes what is in brackets for a tuple."""
+    entries = (_quoted(text) for text in texts)
+    tagged = (f"!!str {one}" if one.startswith('"(') else one for one in entries)
+    return f"[{', '.join(tagged)}]"
+
+
+def _quoted(text: str) -> str:
+    """In quotes, as JSON and YAML have it; YAML takes no control characters."""
+    return "".join(
+        each
+        if each.isprintable()
+        else f"\\u{ord(each):04x}"
+        if ord(each) < 1 << 16
+        else f"\\U{ord(each):08x}"
+        for each in json.dumps(text, ensure_ascii=False)
+    )
+
+
+def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no number for what nothing can be said of."""
+    return {k: v if math.isfinite(v) else None for k, v in averages.items()}
+
+
+def _arguments(options: Mapping[str, Any]) -> str:
+    """Arguments of a ``!new:``, one a line; JSON is YAML."""
+    lines = (f"  {name}: {json.dumps(value)}\n" for name, value in options.items())
+    return "".join(lines)
+
+
+def _write_labels(path: Path, labels: LabelTable) -> None:
+    """For other programs; what the model means stands in its YAML."""
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["index", "mid", "display_name"])
+        pairs = zip(map(cell, labels.mids), map(cell, labels.names), strict=True)
+        table.writerows([index, *pair] for index, pair in enumerate(pairs))

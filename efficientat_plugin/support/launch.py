@@ -1,0 +1,204 @@
+"""How a recipe starts: its arguments, its YAML, its processes, its folder."""
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+from speechbrain.utils.distributed import ddp_init_group, if_main_process
+from speechbrain.utils.run_opts import RunOptions
+
+from efficientat_plugin.support.console import (
+    escape_what_stdout_lacks,
+    logging_to_console,
+)
+from efficientat_plugin.support.devices import check_device
+from efficientat_plugin.support.interruptions import Interruptions
+from efficientat_plugin.support.memory import keep_freed_memory
+from efficientat_plugin.support.options import (
+    in_a_line,
+    read_options,
+    read_yaml,
+    unknown_option,
+)
+from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.run_folder import (
+    check_folder,
+    claim_folder,
+    occupy_folder,
+    settings_of,
+)
+
+__all__ = [
+    "check_folder",
+    "claim_folder",
+    "load_hparams",
+    "occupy_folder",
+    "on_available_hardware",
+    "parse_and_join",
+    "settings_of",
+    "start",
+    "world_size",
+]
+
+logger = logging.getLogger(__name__)
+
+NO_SHARED_MEMORY = (
+    "the workers that read clips leave them in shared memory (/dev/shm), which is too "
+    "small here; pass --num_workers 0, or a smaller --batch_size, or start the "
+    "container with a larger --shm-size"
+)
+
+
+def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
+    """Runs a recipe's ``main`` with the arguments of the command line.
+
+    What is logged is seen on the console from here on. Ctrl-C and SIGTERM end it, with
+    a line that says how to go on. In the sentence that it ends with otherwise, names
+    that others gave command no terminal.
+
+    Arguments
+    ---------
+    main : Callable
+        Takes the arguments, without the program's name.
+    goes_on : bool
+        Whether the same command goes on where it was interrupted; else it begins
+        again.
+    """
+    logging.raiseExceptions = False  # a full disk is told once, not by each log line
+    escape_what_stdout_lacks()
+    # Other processes of a run would say the same again.
+    console = logging_to_console("stdout") if if_main_process() else nullcontext()
+    with Interruptions() as interruptions, console:
+        try:
+            main(sys.argv[1:])
+        except BaseException as error:
+            told = interruptions.told
+            again = "goes on" if goes_on else "begins again"
+            if not told and _lost_another_process(error):
+                logger.debug("Where it was missed:", exc_info=True)  # in log.txt alone
+                sys.exit(
+                    "Another process of this run has ended, which says why, or was "
+                    f"killed; the same command {again}."
+                )
+            if not told and _lacks_shared_memory(error):
+                logger.debug("Where it was lacking:", exc_info=True)
+                sys.exit(NO_SHARED_MEMORY)
+            if not told and not isinstance(error, KeyboardInterrupt):
+                if isinstance(error, SystemExit) and isinstance(error.code, str):
+                    error.code = "\n".join(map(shown, error.code.split("\n")))
+                raise
+            # Or what came of it: workers that were told too are missed before.
+            if hasattr(signal, "SIGCHLD"):  # torch raises in it, for each that ends
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            number = told[0] if told else signal.SIGINT
+            what = "Terminated" if number == signal.SIGTERM else "Interrupted"
+            if if_main_process():
+                print(f"\n{what}; the same command {again}.", file=sys.stderr)
+            sys.exit(128 + number)
+
+
+def _lacks_shared_memory(error: BaseException) -> bool:
+    """Whether torch says that workers have no place to leave their batches in."""
+    return isinstance(error, RuntimeError) and "shared memory" in str(error)
+
+
+def _lost_another_process(error: BaseException) -> bool:
+    """Whether that is what a process says of which the others do not answer."""
+    is_of_network = isinstance(error, torch.distributed.DistError)
+    return world_size() > 1 and (is_of_network or "gloo" in str(error))
+
+
+def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
+    """Reads a command line, as ``read_options`` does.
+
+    The processes of a `torchrun` find each other.
+
+    Arguments
+    ---------
+    argv : list of str
+        Without the program's name.
+
+    Returns
+    -------
+    str, RunOptions, dict
+
+    Example
+    -------
+    >>> path, options, overrides = parse_and_join(
+    ...     ["hparams/distil.yaml", "--width", "0.4"]
+    ... )
+    >>> overrides
+    {'width': 0.4}
+    """
+    hparams_file, run_opts, overrides = read_options(argv)
+    try:
+        check_device(run_opts.device or "cpu")
+    except ValueError as error:
+        sys.exit(f"--device: {error}")
+    run_opts = on_available_hardware(run_opts)
+    ddp_init_group(run_opts)
+    return hparams_file, run_opts, overrides
+
+
+def on_available_hardware(run_opts: Any) -> Any:
+    """Processes of a `torchrun` without GPUs talk by gloo, unless told otherwise."""
+    told = run_opts.overridden_args
+    on_gpu = torch.cuda.is_available() and run_opts.device != "cpu"
+    if on_gpu or "distributed_backend" in told:
+        return run_opts
+    return dataclasses.replace(
+        run_opts,
+        distributed_backend="gloo",
+        overridden_args=told | {"distributed_backend"},
+    )
+
+
+def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Builds the objects of a YAML; what they hold on to is set up as it says.
+
+    Raises
+    ------
+    SystemExit
+        With a sentence: for no YAML, options that it has not, and values that its
+        objects refuse.
+    """
+    # Which asks for torchvision as it is imported, to draw figures that nobody draws
+    logging.getLogger("speechbrain.utils.train_logger").addFilter(_names_no_torchvision)
+    options = read_yaml(hparams_file)
+    unknown = [name for name in overrides if name not in options]
+    if unknown:
+        sys.exit(unknown_option(unknown[0], [*options, *RunOptions().as_dict()]))
+    try:
+        with open(hparams_file, encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(file, _quoted(overrides))
+    except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
+        logger.debug("What the YAML cannot build:", exc_info=True)
+        sys.exit(in_a_line(error))
+    if hparams.get("keep_freed_memory"):
+        keep_freed_memory()
+    return hparams
+
+
+def _names_no_torchvision(record: logging.LogRecord) -> bool:
+    return "torchvision" not in str(record.msg)
+
+
+def _quoted(value: Any) -> Any:
+    """Text that stays text, whatever HyperPyYAML would make of it: "(2, 3)"."""
+    if isinstance(value, dict):
+        return {name: _quoted(part) for name, part in value.items()}
+    return DoubleQuotedScalarString(value) if isinstance(value, str) else value
+
+
+def world_size() -> int:
+    """Processes that `torchrun` started for this run."""
+    return int(os.environ.get("WORLD_SIZE", 1))

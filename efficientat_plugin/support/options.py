@@ -1,0 +1,363 @@
+"""The command line of a recipe: options that a YAML's keys are, typed by its values."""
+
+import argparse
+import difflib
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hyperpyyaml import resolve_references
+from hyperpyyaml.core import recursive_resolve
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from speechbrain.utils.run_opts import HELP_TEXTS, RunOptions
+
+from efficientat_plugin.support.files import read_text
+from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
+from efficientat_plugin.support.plain_text import shown
+
+__all__ = ["in_a_line", "read_options", "read_yaml", "unknown_option"]
+
+# What a YAML leaves open with null or auto is text, but for these keys.
+WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
+WHOLE |= {"teacher_sample_rate", "top_k"}
+REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
+OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
+TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object
+
+SWITCH = {"yes": True, "true": True, "on": True, "1": True}
+SWITCH |= {"no": False, "false": False, "off": False, "0": False}
+
+_KEY = re.compile(r"^([A-Za-z]\w*):(?:\s+(.*?))??(?:\s+#\s*(.*))?$")
+_TITLE = re.compile(r"^# --- (.*?)\s*-*$")
+
+
+def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
+    """Reads the YAML's path, SpeechBrain's options and the YAML's from a command line.
+
+    Text stays text, whatever YAML would make of it; ``null`` alone is None. A switch
+    takes yes, no, true and false. Of an option that is given twice the last one counts.
+
+    Arguments
+    ---------
+    argv : list of str
+        Without the program's name.
+
+    Returns
+    -------
+    str, RunOptions, dict
+
+    Raises
+    ------
+    SystemExit
+        With a sentence, for what is no option or no value of it; after ``--help``.
+
+    Example
+    -------
+    >>> line = "hparams/finetune.yaml --separator | --fold 3 --final no --lr 0.01"
+    >>> path, run_opts, overrides = read_options(line.split())
+    >>> overrides
+    {'separator': '|', 'fold': '3', 'final': False, 'lr': 0.01}
+    """
+    path, rest = _find_yaml(argv)
+    document = read_yaml(path)
+    parser = _Parser(
+        usage=f"{Path(sys.argv[0]).name} {path} [--name value ...]",
+        description=_head_of(path),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    _add_keys(parser, path, document)
+    own = _add_speechbrain(parser, set(document))
+    given, unknown = parser.parse_known_args(rest)
+    if unknown:
+        sys.exit(
+            unknown_option(unknown[0], [*document, *own])
+            if unknown[0].startswith("--")
+            else f"{shown(repr(unknown[0]))} is no option; give --name value"
+        )
+    overrides = {key: value for key, value in vars(given).items() if key in document}
+    run_opts = RunOptions.from_dictionary(
+        {key: value for key, value in vars(given).items() if key not in document}
+    )
+    minutes = "ckpt_interval_minutes"
+    if run_opts.ckpt_interval_steps > 0 and minutes in document:
+        overrides.setdefault(minutes, 0)  # SpeechBrain takes one of the two
+    if run_opts.debug and "output_folder" in document:
+        overrides["output_folder"] = str(_output_folder(path, overrides) / "debug")
+    return path, run_opts, overrides
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML of a run and what they are; no object is built.
+
+    Raises
+    ------
+    SystemExit
+        With a sentence, for what is no such YAML.
+
+    Example
+    -------
+    >>> read_yaml("hparams/finetune.yaml")["batch_size"]
+    32
+    """
+    try:
+        document = YAML().load(read_text(path, MAX_SETTINGS_BYTES))
+        if not isinstance(document, dict):
+            raise ValueError("it holds no options by name")
+    except (OSError, ValueError, YAMLError) as error:
+        sys.exit(
+            f"{path} is no YAML of a run ({in_a_line(error)}); the first "
+            "argument is one, as hparams/distil.yaml"
+        )
+    return document
+
+
+def unknown_option(option: str, known: list[str]) -> str:
+    """A sentence about an option that is not there, and what may be meant.
+
+    Example
+    -------
+    >>> unknown_option("--devcie", ["device"])
+    'no option --devcie; did you mean --device?'
+    """
+    name = option.removeprefix("--").split("=")[0]
+    guesses = difflib.get_close_matches(name, known, n=1)
+    return f"no option --{name}; " + (
+        f"did you mean --{guesses[0]}?" if guesses else "a YAML's keys are its options"
+    )
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says; of one of YAML without the text around it.
+
+    Example
+    -------
+    >>> in_a_line(KeyError("no such name"))
+    'no such name'
+    """
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem}, line {error.problem_mark.line + 1}"
+    if isinstance(error, KeyError | TypeError):
+        return ": ".join(str(part) for part in error.args)
+    return str(error)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Ends in a sentence, without the usage of a hundred options."""
+        message = message.removeprefix("argument ")
+        if message.endswith("expected one argument"):
+            message += "; where it begins with -, give --name=VALUE"
+        sys.exit(shown(message))
+
+
+def _find_yaml(argv: list[str]) -> tuple[str, list[str]]:
+    """The YAML of a command line, and what else is in it."""
+    names = [i for i, part in enumerate(argv) if not part.startswith("-")]
+    yamls = [i for i in names if argv[i].endswith((".yaml", ".yml"))]
+    place = 0 if names[:1] == [0] else next(iter([*yamls, *names]), None)
+    if place is not None and argv[place] != "-":
+        return argv[place], [*argv[:place], *argv[place + 1 :]]
+    main = sys.modules["__main__"]
+    named = re.search(r"hparams/\w+\.yaml", main.__doc__ or "")
+    if named and {"--help", "-h"} & set(argv):
+        beside = Path(str(main.__file__)).resolve().parents[1] / named.group()
+        return str(beside), argv
+    sys.exit(
+        "the first argument is the YAML of a run, as "
+        + (named.group() if named else "hparams/distil.yaml")
+    )
+
+
+def _output_folder(path: str, overrides: Mapping[str, Any]) -> Path:
+    with open(path, encoding="utf-8") as file:
+        resolved = YAML().load(resolve_references(file, dict(overrides)))
+    return Path(str(resolved["output_folder"]))
+
+
+# --- What an option takes ----------------------------------------------------------
+
+
+def _add_keys(parser: _Parser, path: str, document: Mapping[str, Any]) -> None:
+    """An option for each key of a YAML, under the headings that it has there."""
+    group: Any = parser
+    above: list[str] = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        title, found = _TITLE.match(line), _KEY.match(line)
+        if title:
+            group = parser.add_argument_group(_escaped(title.group(1)))
+        if found and found.group(1) in document:
+            key, value, comment = found.groups()
+            comment = " ".join([*above, comment or ""]).strip()
+            if value:
+                comment = (
+                    f"default {value}; {comment}" if comment else f"default {value}"
+                )
+            read, takes = _reader_of(key, document[key], document)
+            group.add_argument(
+                f"--{key}",
+                type=read,
+                metavar=takes,
+                help=_escaped(comment),
+                **({"nargs": "?", "const": True} if read is _switch else {}),
+            )
+        is_comment = line.startswith("# ") and not title
+        above = [*above, line[2:].strip()] if is_comment else []
+
+
+def _add_speechbrain(parser: _Parser, taken: set[str]) -> list[str]:
+    """The options of every SpeechBrain recipe, and what they are called."""
+    group = parser.add_argument_group("SpeechBrain's own")
+    defaults = RunOptions().as_dict()
+    names = sorted(HELP_TEXTS.keys() & defaults.keys() - taken)
+    for name in names:
+        default, more = defaults[name], dict[str, Any]()
+        read, takes = _reader_of(name, default, {})
+        if read is _switch:
+            more = {"nargs": "?", "const": True}
+        if name == "optimizer_step_limit":
+            read, takes = _whole, "NUMBER"
+        if "precision" in name:
+            more = {"choices": ["fp32", "fp16", "bf16"]}
+        said = (f"default {default}; " if default else "") + HELP_TEXTS[name]
+        group.add_argument(
+            f"--{name}", type=read, metavar=takes, help=_escaped(said), **more
+        )
+    for name in ("jit_module_keys", "compile_module_keys"):
+        group.add_argument(f"--{name}", nargs="*", help="keys in 'modules'")
+    return names
+
+
+def _reader_of(
+    key: str, default: Any, document: Mapping[str, Any]
+) -> tuple[Callable[[str], Any], str]:
+    """What makes a value of text, by what the YAML has, and what that is called."""
+    if _tag_of(default) == "!ref":
+        default = recursive_resolve(default.value, [], document)
+    tag = _tag_of(default)
+    open_ended = default is None or default == "auto"
+    if isinstance(default, bool):
+        return _switch, "yes|no"
+    if key in WHOLE or (isinstance(default, int) and key not in REAL):
+        return (partial(_or_open, _whole, key in WHOLE, default), "NUMBER")
+    if key in REAL or isinstance(default, float):
+        return (partial(_or_open, _real, key in REAL, default), "NUMBER")
+    if open_ended and key in OBJECTS:
+        return _nothing, "null"
+    if key in TEXT_TOO:
+        return _text_or_mapping, "TEXT"
+    if tag not in (None, "!PLACEHOLDER"):
+        return _arguments, "{name: value}"
+    if isinstance(default, dict):
+        return _mapping, "{name: value}"
+    if isinstance(default, list):
+        return _sequence, "[value, ...]"
+    return _text, "TEXT"
+
+
+def _tag_of(node: Any) -> str | None:
+    return getattr(getattr(node, "tag", None), "value", None)
+
+
+def _text(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not UTF-8; rename it, or link to it by another name"
+        ) from None
+    return None if text == "null" else text
+
+
+def _switch(text: str) -> bool:
+    if text.lower() not in SWITCH:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither yes nor no")
+    return SWITCH[text.lower()]
+
+
+def _or_open(
+    read: Callable[[str], Any], may_be_null: bool, default: Any, text: str
+) -> Any:
+    """A number, or what a YAML says where it leaves one open."""
+    if text == "null" and may_be_null:
+        return None
+    if text == "auto" and default == "auto":
+        return text
+    return read(text)
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _real(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return value
+
+
+def _of_yaml(text: str, kind: type, expected: str) -> Any:
+    try:
+        value = YAML(typ="safe").load(text)
+    except YAMLError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be read: {in_a_line(error)}; give {expected}"
+        ) from None
+    if not isinstance(value, kind | None):
+        raise argparse.ArgumentTypeError(f"{text!r} is none; give {expected}")
+    return value
+
+
+def _mapping(text: str) -> Any:
+    return _of_yaml(text, dict, '"{name: value, ...}"')
+
+
+def _sequence(text: str) -> Any:
+    return _of_yaml(text, list, '"[value, ...]"')
+
+
+def _text_or_mapping(text: str) -> Any:
+    return _mapping(text) if text.startswith("{") else _text(text)
+
+
+def _arguments(text: str) -> Any:
+    """Of an object that the YAML builds, or null, which switches it off."""
+    return _of_yaml(text, dict, 'its arguments as "{name: value, ...}"')
+
+
+def _nothing(text: str) -> None:
+    if text != "null":
+        raise argparse.ArgumentTypeError(
+            "it is an object, which a YAML alone can build; write it there"
+        )
+
+
+# --- Help --------------------------------------------------------------------------
+
+
+def _head_of(path: str) -> str:
+    """The comment that a YAML begins with."""
+    lines = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    return "\n".join(line for line in lines if set(line) - set("#")) or str(path)
+
+
+def _escaped(text: str) -> str:
+    """Text that argparse formats, which takes a percent sign for a place to fill."""
+    return text.replace("%", "%%")

@@ -1,0 +1,288 @@
+"""A folder holds one run: another setting is another run, which gets another folder."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import TaggedScalar
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.run_opts import RunOptions
+
+from efficientat_plugin.support.differences import Difference, differences_of
+from efficientat_plugin.support.files import write_aside
+from efficientat_plugin.support.locks import FolderLock
+
+RUN_FILE = "run.json"
+
+# The keys of a YAML, and of what stands in it, that may differ between a run and the
+# command that resumes it. Whatever is not named here makes another run.
+SAME_RESULT = {"output_folder", "save_folder", "train_log", "checkpointer"}  # places
+SAME_RESULT |= {"dataset_cache", "pretrained_folder", "savedir", "train_logger"}
+# Speed, memory, and what is only looked at
+SAME_RESULT |= {"num_workers", "pin_memory", "prefetch_factor", "persistent_workers"}
+SAME_RESULT |= {"eval_batch_size", "eval_loader", "keep_freed_memory"}
+SAME_RESULT |= {"ckpt_interval_minutes", "ckpt_interval_steps", "score_cut_clips"}
+# What only refuses a run, or adds another one beside it
+SAME_RESULT |= {"max_unreadable_share", "min_teacher_coverage"}
+SAME_RESULT |= {"compare_without_teacher", "final"}
+# Where data and weights are, of which digests are compared instead
+SAME_RESULT |= {"dataset", "dataset_config", "transfer_set", "audio_folder"}
+SAME_RESULT |= {"load_rows", "sample", "sample_folder", "sample_teacher"}
+SAME_RESULT |= {"split", "fold", "teacher_logits", "teacher_name"}
+# SpeechBrain's own options: which machine computes, how fast, and what it shows
+SAME_RESULT |= {"test_only", "device", "distributed_backend", "distributed_launch"}
+SAME_RESULT |= {"data_parallel_backend", "data_parallel_count", "log_config"}
+SAME_RESULT |= {"find_unused_parameters", "noprogressbar", "tqdm_colored_bar"}
+SAME_RESULT |= {"tqdm_barcolor", "jit", "jit_module_keys", "compile", "compile_mode"}
+SAME_RESULT |= {"compile_module_keys", "compile_using_fullgraph"}
+SAME_RESULT |= {"compile_using_dynamic_shape_tracing", "profile_training"}
+SAME_RESULT |= {"profile_warmup", "profile_steps"}
+
+EPOCHS = ("number_of_epochs", "epoch_counter.limit")  # more of them train on
+
+NAMED = 5  # differences that a refusal spells out
+
+
+_OCCUPIED: dict[Path, FolderLock] = {}
+
+
+def settings_of(
+    hparams_file: str | Path,
+    overrides: Mapping[str, Any],
+    run_opts: RunOptions | None = None,
+) -> dict[str, Any]:
+    """Everything that makes a run, as plain values: its YAML, overrides and options.
+
+    What changes nothing in a result (``SAME_RESULT``) is left out.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    overrides : Mapping
+        Of the YAML's keys.
+    run_opts : RunOptions or None
+        SpeechBrain's own options, of which those count that were given and differ from
+        their defaults.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> settings = settings_of("hparams/distil.yaml", {"n_mels": 64})
+    >>> settings["log_mel"]["!new:efficientat_plugin.LogMel"]["n_mels"]
+    64
+    """
+    with open(hparams_file, encoding="utf-8") as file:
+        settings = _plain(YAML().load(resolve_references(file, dict(overrides))))
+    for name in sorted(run_opts.overridden_args if run_opts else ()):
+        value = getattr(run_opts, name)
+        is_default = value == getattr(RunOptions(), name)
+        if name not in SAME_RESULT and (name in settings or not is_default):
+            settings[name] = value
+    return settings
+
+
+def _plain(node: Any) -> Any:
+    """A node of a YAML as JSON has it; one with a tag is named by it."""
+    content = node.value if isinstance(node, TaggedScalar) else node
+    if isinstance(content, dict):
+        kept = {k: v for k, v in content.items() if k not in SAME_RESULT}
+        content = {str(name): _plain(value) for name, value in kept.items()}
+    elif isinstance(content, list):
+        content = [_plain(part) for part in content]
+    tag = getattr(node, "tag", None)
+    return content if tag is None or tag.value is None else {str(tag.value): content}
+
+
+def occupy_folder(folder: str | Path) -> None:
+    """Keeps other runs out of a folder, until this process ends, however it does.
+
+    Two runs would delete each other's unfinished checkpoints. One that only evaluates
+    need not ask.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run; made if need be.
+
+    Raises
+    ------
+    ValueError
+        If another run is at work in it.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> occupy_folder(folder)
+    >>> occupy_folder(folder)  # it is this run's already
+    """
+    path = Path(folder).resolve()
+    if path in _OCCUPIED or not if_main_process():
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        _OCCUPIED[path] = FolderLock(path)
+    except BlockingIOError:
+        raise ValueError(
+            f"another run is at work in {folder}; wait for it or end it, or name "
+            "another --output_folder"
+        ) from None
+
+
+def read_run(folder: str | Path) -> dict[str, Any] | None:
+    """The settings of the run that a folder holds; None: nothing tells.
+
+    Example
+    -------
+    >>> read_run("nowhere") is None
+    True
+    """
+    path = Path(folder) / RUN_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{path}, which says what run is in the folder, is damaged; name another "
+            "--output_folder"
+        )
+    return found
+
+
+def refuse_other_settings(
+    folder: str | Path,
+    run: Mapping[str, Any],
+    keys: Collection[str] | None = None,
+    may_train_longer: bool = False,
+) -> None:
+    """Reads what run a folder holds, and refuses a command of another one.
+
+    Nothing is written.
+
+    Arguments
+    ---------
+    folder : str or Path
+    run : Mapping
+        Settings, as plain values: those of ``settings_of``, with digests of the data.
+    keys : Collection of str or None
+        Top-level settings to compare; None: all.
+    may_train_longer : bool
+        Whether a higher ``number_of_epochs`` is the same run, where nothing else
+        follows from it.
+
+    Raises
+    ------
+    ValueError
+        Naming both values of what differs.
+    """
+    found = read_run(folder) or {}
+    if keys is not None:
+        found, run = ({k: s[k] for k in keys if k in s} for s in (found, run))
+    other = differences_of(found, run)
+    if may_train_longer and {each.name for each in other} <= set(EPOCHS):
+        other = [each for each in other if not _is_more(each)]
+    named = _without_consequences(other)
+    if named:
+        more = f"; and {len(named) - NAMED} more" if len(named) > NAMED else ""
+        listed = "; ".join(str(each) for each in named[:NAMED])
+        raise ValueError(
+            f"{folder} holds another run ({listed}{more}); name another "
+            "--output_folder, or give the values of that run to resume it"
+        )
+
+
+def _is_more(difference: Difference) -> bool:
+    _, there, here = difference
+    return isinstance(there, int) and isinstance(here, int) and here > there
+
+
+def _without_consequences(differences: Sequence[Difference]) -> list[Difference]:
+    """Objects differ where a value that they refer to does, which says it shorter."""
+    said = {repr(each[1:]) for each in differences if "." not in each.name}
+    named = [
+        each
+        for each in differences
+        if "." not in each.name or repr(each[1:]) not in said
+    ]
+    asked = [each for each in named if not each.name.startswith("__")]
+    return asked or named
+
+
+def claim_folder(
+    folder: str | Path,
+    run: Mapping[str, Any],
+    started: bool,
+    may_train_longer: bool = False,
+) -> None:
+    """Makes a folder this run's own, or refuses: it would resume another one.
+
+    Nor may two of one kind be at work in it. A run that is refused changes nothing in
+    the folder.
+
+    Arguments
+    ---------
+    folder : str or Path
+        Of the run; made if need be.
+    run : Mapping
+        What makes it another run where it differs, as plain values.
+    started : bool
+        Whether the folder has results already, or something to resume from. A run that
+        came to nothing, for a wrong name or a full disk, binds nobody.
+    may_train_longer : bool
+        As of ``refuse_other_settings``.
+
+    Raises
+    ------
+    ValueError
+        If the folder is of another run, or another run is at work in it.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> claim_folder(folder, {"lr": 0.1}, started=False)
+    >>> claim_folder(folder, {"lr": 0.2}, started=True)
+    Traceback (most recent call last):
+    ValueError: /... holds another run (lr 0.1 there, 0.2 here); name another ...
+    """
+    occupy_folder(folder)
+    check_folder(folder, run, started, may_train_longer)
+    if if_main_process():
+        text = json.dumps(dict(run), indent=1)
+        write_aside(Path(folder) / RUN_FILE, lambda file: file.write(text))
+
+
+def check_folder(
+    folder: str | Path,
+    run: Mapping[str, Any],
+    started: bool,
+    may_train_longer: bool = False,
+) -> None:
+    """Refuses what ``claim_folder`` would, and writes nothing.
+
+    Raises
+    ------
+    ValueError
+        If the folder is of another run.
+
+    Example
+    -------
+    >>> check_folder("nowhere", {"lr": 0.1}, started=False)
+    """
+    if started and read_run(folder) is None:
+        raise ValueError(
+            f"{folder} has checkpoints, but no run.json, which says what run they are "
+            "of: that of another recipe, or of one that was half removed; name another "
+            "--output_folder, or remove that one"
+        )
+    if started:
+        refuse_other_settings(folder, run, may_train_longer=may_train_longer)

@@ -1,0 +1,1 @@
+"""Sound in, tags out: files, long recordings and streams."""

@@ -1,0 +1,348 @@
+"""Tagging of files, arrays, long recordings and streams, whatever computes.
+
+``inference`` computes with torch, ``runtime`` without it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientat_plugin.contracts import ScanWindow, Tag
+from efficientat_plugin.data.decoding import Resampler
+from efficientat_plugin.data.labels import LabelTable, likeliest
+from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
+from efficientat_plugin.tagging.streams import (
+    Averages,
+    Sound,
+    TagStream,
+    batches,
+    blocks_of,
+    cut,
+)
+from efficientat_plugin.tagging.windows import Window, WindowCutter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Rows [B, K] of equally long waveforms [B, N]
+Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+# What windows sound like, given the samples that the student is to hear of each
+HearWindows = Callable[[Sequence[Window], int], list[ScanWindow]]
+
+
+class SoundTagger:
+    """Tags sound of any length, rate and number of channels.
+
+    A sound longer than ``clip_seconds`` is heard in windows of that length, half
+    overlapping, whose probabilities are averaged; what is done with shorter ones,
+    ``short_clips`` says.
+
+    A member sets these and gives ``score``, ``embed``, ``log_mel_of`` and
+    ``fingerprint``:
+
+    - ``labels``: a ``LabelTable``;
+    - ``sample_rate``: of what the student hears, Hz;
+    - ``clip_seconds``: length of the clips that the student was trained on;
+    - ``short_clips``: "repeat", "zero_pad" or "as_is";
+    - ``target``: "multilabel" or "multiclass";
+    - ``min_samples``: what the student needs for a frame.
+    """
+
+    labels: LabelTable
+    sample_rate: int
+    clip_seconds: float
+    short_clips: str
+    target: str
+    min_samples: int
+    batch_size: int = 16  # sounds or windows that are heard at once
+
+    @property
+    def clip_samples(self) -> int:
+        """Of the clips that the student was trained on."""
+        return round(self.clip_seconds * self.sample_rate)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__} of {len(self.labels)} classes ({self.target}), "
+            f"clips of {self.clip_seconds:g} s at {self.sample_rate} Hz"
+        )
+
+    def score(self, waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
+        """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        raise NotImplementedError
+
+    def embed(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+    ) -> NDArray[np.float32]:
+        """[D]: what a sound is like, whatever its classes."""
+        raise NotImplementedError
+
+    def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The log-mel of some sound, as for a picture: [N] -> [F, T]"""
+        raise NotImplementedError
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that probabilities depend on besides the sound, as JSON can hold it."""
+        raise NotImplementedError
+
+    # --- Clips ------------------------------------------------------------------
+
+    def tag(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        top_k: int | None = 10,
+        threshold: float = 0.0,
+    ) -> list[Tag]:
+        """The likeliest classes of a sound, the likeliest first.
+
+        Arguments
+        ---------
+        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
+            A file, the bytes of one, an open one, a row of `datasets` (with "array" and
+            "sampling_rate", or "bytes" or "path"), or samples: [N], [N, channels] or
+            [channels, N], floating point in [-1, 1] or integers at full scale.
+        sample_rate : int or None
+            Of samples, Hz; files tell theirs.
+        top_k : int or None
+            Classes to give, at most; None: all.
+        threshold : float
+            Only those at least as probable.
+
+        Returns
+        -------
+        list of Tag
+
+        Raises
+        ------
+        ValueError
+            For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
+        """
+        probabilities = self.probabilities([sound], sample_rate)[0]
+        return likeliest(self.labels, probabilities, top_k, threshold)
+
+    def tag_batch(
+        self,
+        sounds: Iterable[Sound],
+        sample_rate: int | None = None,
+        top_k: int | None = 10,
+        threshold: float = 0.0,
+        batch_size: int | None = None,
+    ) -> list[list[Tag]]:
+        """``tag`` of each sound; their lengths may differ, and no padding is heard.
+
+        One that cannot be read refuses the call, as in ``tag``.
+        """
+        probabilities = self.probabilities(sounds, sample_rate, batch_size)
+        return [likeliest(self.labels, row, top_k, threshold) for row in probabilities]
+
+    def probabilities(
+        self,
+        sounds: Iterable[Sound],
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+    ) -> NDArray[np.float32]:
+        """[sounds, K]: how probable each class is in each sound."""
+        averages = self._averages(self.score, sounds, sample_rate, batch_size)
+        return averages.means(len(self.labels))
+
+    # --- Long sound -------------------------------------------------------------
+
+    def scan(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        window_seconds: float | None = None,
+        hop_seconds: float | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[ScanWindow]:
+        """Window after window of a long sound, read as it goes, in constant memory.
+
+        Windows begin every ``hop_seconds``. Where the last of them does not reach the
+        end, one more ends with the sound; one that is shorter than a window is heard
+        as ``tag`` does.
+
+        Arguments
+        ---------
+        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
+            As ``tag`` takes it.
+        sample_rate : int or None
+            Of samples, Hz.
+        window_seconds : float or None
+            None: the length of the clips that the student was trained on.
+        hop_seconds : float or None
+            None: half a window.
+        batch_size : int or None
+            Windows to hear at once; None: as many as suit what computes, and the
+            fewer the longer they are.
+
+        Yields
+        ------
+        ScanWindow
+
+        Raises
+        ------
+        ValueError
+            For windows too short for a frame, and hops that would leave sound out.
+        """
+        cutter = self._cutter(window_seconds, hop_seconds)
+        blocks = blocks_of(sound, sample_rate, self.sample_rate)
+        windows = cut(blocks, cutter, sound)
+        hear = self._new_hearing()
+        for batch in batches(windows, self._at_once(batch_size, cutter.window)):
+            yield from hear(batch, cutter.window)
+
+    def stream(
+        self,
+        sample_rate: int | None = None,
+        window_seconds: float | None = None,
+        hop_seconds: float | None = None,
+    ) -> TagStream:
+        """Sound that arrives in chunks: a microphone, a socket.
+
+        Arguments
+        ---------
+        sample_rate : int or None
+            Of the chunks, Hz; None: the student's own.
+        window_seconds : float or None
+            As ``scan``.
+        hop_seconds : float or None
+            As ``scan``.
+
+        Returns
+        -------
+        TagStream
+            ``feed(chunk)`` gives the windows that are complete, ``finish()`` the rest;
+            all of them are what ``scan`` gives of the whole.
+
+        Raises
+        ------
+        ValueError
+            As ``scan``.
+        """
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        resampler = Resampler(rate, self.sample_rate)
+        cutter = self._cutter(window_seconds, hop_seconds)
+        at_once = self._at_once(None, cutter.window)
+        return TagStream(resampler, cutter, self._new_hearing(), at_once)
+
+    # --- What they share --------------------------------------------------------
+
+    def _averages(
+        self,
+        model: Model,
+        sounds: Iterable[Sound],
+        sample_rate: int | None,
+        batch_size: int | None,
+    ) -> Averages:
+        """What ``model`` makes of sounds, averaged over the windows of each."""
+        averages = Averages()
+        windows = self._windows(sounds, sample_rate)
+        for batch in batches(windows, self._at_once(batch_size, self.clip_samples)):
+            rows = self._rows(model, [window.samples for _, window in batch])
+            for (number, _), row in zip(batch, rows, strict=True):
+                averages.add(number, row)
+        return averages
+
+    def _new_hearing(self) -> HearWindows:
+        """What hears the windows of one sound, in their order."""
+        return self._hear
+
+    def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
+        """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
+        full = [self._as_long_as_needed(window, num_samples) for window in windows]
+        rows = self._rows(self.score, [window.samples for window in full])
+        return self._scanned(windows, rows)
+
+    def _scanned(
+        self, windows: Sequence[Window], rows: Iterable[NDArray[np.float32]]
+    ) -> list[ScanWindow]:
+        """What windows sound like, and when."""
+        rate = self.sample_rate
+        rows = [_finite(row) for row in rows]
+        return [
+            ScanWindow(start / rate, (start + len(samples)) / rate, row)
+            for (start, samples), row in zip(windows, rows, strict=True)
+        ]
+
+    def _at_once(self, batch_size: int | None, num_samples: int) -> int:
+        """Windows of a length to hear together: of long ones no more sound in all."""
+        if batch_size is not None:
+            return batch_size
+        longer = max(1.0, num_samples / max(1, self.clip_samples))
+        return max(1, int(self.batch_size / longer))
+
+    def _rows(
+        self,
+        model: Model,
+        waveforms: Sequence[NDArray[np.float32]],
+    ) -> list[NDArray[np.float32]]:
+        """A row each of what ``model`` makes of them; equally long ones go together."""
+        by_length: dict[int, list[int]] = {}
+        for number, waveform in enumerate(waveforms):
+            by_length.setdefault(len(waveform), []).append(number)
+        rows: dict[int, NDArray[np.float32]] = {}
+        for numbers in by_length.values():
+            stacked = np.stack([waveforms[number] for number in numbers])
+            rows |= zip(numbers, _finite(model(stacked)), strict=True)
+        return [rows[number] for number in range(len(waveforms))]
+
+    def _windows(
+        self, sounds: Iterable[Sound], sample_rate: int | None
+    ) -> Iterator[tuple[int, Window]]:
+        """Windows of clip length, half overlapping, with the number of their sound."""
+        is_one = isinstance(sounds, str | Path | bytes | bytearray | Mapping)
+        if is_one or hasattr(sounds, "read") or getattr(sounds, "ndim", 2) < 2:
+            raise ValueError(
+                f"a {type(sounds).__name__} is one sound, where several are expected; "
+                "give a list of it, or use tag"
+            )
+        hop = max(1, self.clip_samples // 2)
+        for number, sound in enumerate(sounds):
+            cutter = WindowCutter(self.clip_samples, hop)
+            blocks = blocks_of(sound, sample_rate, self.sample_rate)
+            for window in cut(blocks, cutter, sound):
+                yield number, self._as_long_as_needed(window, self.clip_samples)
+
+    def _cutter(
+        self, window_seconds: float | None, hop_seconds: float | None
+    ) -> WindowCutter:
+        if window_seconds is None:
+            window_seconds = self.clip_seconds
+        if not window_seconds <= MAX_WINDOW_SECONDS:  # nor NaN
+            raise ValueError(
+                f"window_seconds={window_seconds} is too long to hear at once; give at "
+                f"most {MAX_WINDOW_SECONDS}"
+            )
+        if hop_seconds is None:
+            hop_seconds = window_seconds / 2
+        window = round(window_seconds * self.sample_rate)
+        if window < self.min_samples:
+            raise ValueError(
+                f"window_seconds={window_seconds} is too short to hear anything; give "
+                f"at least {self.min_samples / self.sample_rate:.3f}"
+            )
+        return WindowCutter(window, round(hop_seconds * self.sample_rate))
+
+    def _as_long_as_needed(self, window: Window, num_samples: int) -> Window:
+        samples = lengthened(window.samples, num_samples, self.short_clips)
+        # "as_is" can leave it too short for one frame.
+        samples = lengthened(samples, self.min_samples, "zero_pad")
+        return window._replace(samples=samples)
+
+
+def _finite(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Refuses what a model computes that is no number, which sorts anyhow."""
+    if not np.isfinite(rows).all():
+        raise ValueError(
+            "the model computes numbers that are not finite, so its weights are "
+            "damaged; export, download or train it again"
+        )
+    return rows

@@ -1,0 +1,262 @@
+"""Sound that comes bit by bit: cut, batched, averaged, none of it kept.
+
+What is heard of it is the business of ``tagging``, which hands itself in.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from efficientat_plugin.contracts import ScanWindow
+from efficientat_plugin.data.decoding import (
+    BLOCK_FRAMES,
+    Resampler,
+    UnreadableClip,
+    as_array,
+    decode_blocks,
+    mono_samples,
+)
+from efficientat_plugin.tagging.windows import Window, WindowCutter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
+Sound: TypeAlias = (
+    "str | Path | bytes | bytearray | BinaryIO | dict[str, Any] | NDArray | Tensor"
+)
+
+
+def blocks_of(
+    sound: Any, source_rate: int | None, sample_rate: int
+) -> Iterator[NDArray[np.float32]]:
+    """Any sound as mono blocks at ``sample_rate``.
+
+    Arguments
+    ---------
+    sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
+        A file, the bytes of one, an open one, ``sound_of`` a row, a decoded one of
+        `datasets`, or samples as ``mono_samples`` takes them.
+    source_rate : int or None
+        Of samples, Hz; files tell theirs.
+    sample_rate : int
+        Of the blocks, Hz.
+
+    Yields
+    ------
+    NDArray
+        [samples]
+
+    Raises
+    ------
+    ValueError
+        For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
+    """
+    sound, source_rate = _read(sound, source_rate)
+    if isinstance(sound, str | Path | bytes | dict):
+        yield from decode_blocks(sound, sample_rate)
+        return
+    if source_rate is None:
+        raise ValueError(
+            "samples do not tell their rate; pass sample_rate in Hz with them"
+        )
+    samples = mono_samples(sound)
+    if not len(samples):
+        raise UnreadableClip("it has no samples")
+    resampler = Resampler(source_rate, sample_rate)
+    for start in range(0, len(samples), BLOCK_FRAMES):
+        yield resampler.feed(samples[start : start + BLOCK_FRAMES])
+    yield resampler.finish()
+
+
+def _read(sound: Any, source_rate: int | None) -> tuple[Any, int | None]:
+    """What is in a buffer, an open file or a decoded row, and its rate."""
+    if isinstance(sound, bytearray | memoryview):
+        return bytes(sound), source_rate
+    if isinstance(sound, dict) and sound.get("array") is not None:
+        return sound["array"], sound.get("sampling_rate", source_rate)
+    if hasattr(sound, "read"):
+        content = sound.read()
+        if not isinstance(content, bytes) or not content:
+            raise UnreadableClip(
+                "nothing is left to read of the open file, or no bytes; call seek(0), "
+                'or open it with "rb"'
+            )
+        return content, source_rate
+    return sound, source_rate
+
+
+def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
+    """Clips of one length, as a model takes them.
+
+    Arguments
+    ---------
+    waveforms : NDArray or Tensor
+        [B, N], floating point in [-1, 1], on any device.
+
+    Returns
+    -------
+    NDArray
+        [B, N], float32.
+
+    Raises
+    ------
+    ValueError
+        For another shape or type.
+
+    Example
+    -------
+    >>> clips_of(np.zeros((2, 100))).dtype
+    dtype('float32')
+    """
+    clips = as_array(waveforms)
+    if clips.ndim != 2 or not len(clips) or clips.dtype.kind != "f":
+        raise ValueError(
+            f"waveforms of shape {clips.shape} and type {clips.dtype} were given; give "
+            "[B, N] of floating point, one or more"
+        )
+    return clips.astype(np.float32, copy=False)
+
+
+def cut(
+    blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter, sound: Sound
+) -> Iterator[Window]:
+    """The windows of a sound; ``UnreadableClip`` where there is nothing of it.
+
+    Arguments
+    ---------
+    blocks : iterable of NDArray
+        From ``blocks_of``.
+    cutter : WindowCutter
+    sound : str, Path, bytes, NDArray or Tensor
+        That the blocks are of; where it is a file, errors tell its name.
+
+    Yields
+    ------
+    Window
+    """
+    try:
+        for block in blocks:
+            yield from cutter.feed(block)
+        if not cutter.num_samples:
+            raise UnreadableClip(TOO_SHORT)
+    except UnreadableClip as fault:
+        if isinstance(sound, dict) and sound.get("bytes") is None:
+            sound = sound.get("path", "")
+        if isinstance(sound, str | Path):
+            raise UnreadableClip(fault.reason, sound) from fault
+        raise
+    yield from cutter.finish()
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of ``size`` items, the last of what remains.
+
+    Example
+    -------
+    >>> list(batches("abcde", 2))
+    [['a', 'b'], ['c', 'd'], ['e']]
+    """
+    if size < 1:
+        raise ValueError(f"batch_size={size} must be 1 or more")
+    batch = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except UnreadableClip:  # what was heard until then is told first
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
+
+
+class Averages:
+    """Means of rows by number, without keeping the rows.
+
+    Example
+    -------
+    >>> averages = Averages()
+    >>> for row in ([1.0, 2.0], [2.0, 6.0]):
+    ...     averages.add(0, np.array(row, np.float32))
+    >>> averages.means(2)
+    array([[1.5, 4. ]], dtype=float32)
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[Any] = []
+        self._counts: list[int] = []
+
+    def add(self, number: int, row: NDArray[np.float32]) -> None:
+        """One more row of a number; numbers begin at 0 and leave none out."""
+        while len(self._sums) <= number:
+            self._sums.append(0.0)
+            self._counts.append(0)
+        self._sums[number] = self._sums[number] + row.astype(np.float64)
+        self._counts[number] += 1
+
+    def means(self, width: int) -> NDArray[np.float32]:
+        """[numbers, width]; ``width`` tells it where there are no rows."""
+        if not self._sums:
+            return np.zeros((0, width), np.float32)
+        pairs = zip(self._sums, self._counts, strict=True)
+        return np.stack([total / count for total, count in pairs]).astype(np.float32)
+
+
+class TagStream:
+    """Sound that arrives in chunks; made by ``SoundTagger.stream``.
+
+    Arguments
+    ---------
+    resampler : Resampler
+        From the rate of the chunks to the student's.
+    cutter : WindowCutter
+        Of samples at the student's rate.
+    hear : callable
+        Tells of windows what they sound like, given the length in samples that the
+        student is to hear of each.
+    batch_size : int
+        Windows to hear at once.
+
+    Example
+    -------
+    >>> def hear(windows, num_samples):
+    ...     return [(window.start, num_samples) for window in windows]
+    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), hear, 16)
+    >>> stream.feed(np.zeros(5)), stream.finish()
+    ([(0, 4)], [(1, 4)])
+    """
+
+    def __init__(
+        self,
+        resampler: Resampler,
+        cutter: WindowCutter,
+        hear: Callable[[Sequence[Window], int], list[ScanWindow]],
+        batch_size: int,
+    ) -> None:
+        self._resampler = resampler
+        self._cutter = cutter
+        self._hear = hear
+        self._batch_size = batch_size
+
+    def feed(self, chunk: "NDArray | Tensor") -> list[ScanWindow]:
+        """The windows that are complete with a chunk: samples as ``tag`` takes them."""
+        samples = self._resampler.feed(mono_samples(chunk))
+        return self._heard(self._cutter.feed(samples))
+
+    def finish(self) -> list[ScanWindow]:
+        """The windows that the end of the sound completes."""
+        windows = [*self._cutter.feed(self._resampler.finish())]
+        return self._heard([*windows, *self._cutter.finish()])
+
+    def _heard(self, windows: Iterable[Window]) -> list[ScanWindow]:
+        heard: list[ScanWindow] = []
+        for batch in batches(windows, self._batch_size):
+            heard += self._hear(batch, self._cutter.window)
+        return heard

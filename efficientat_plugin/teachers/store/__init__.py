@@ -1,0 +1,1 @@
+"""Logits of a teacher, computed beforehand and stored on disk."""

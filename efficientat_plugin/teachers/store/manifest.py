@@ -1,0 +1,206 @@
+"""Whose logits a store holds, and how much of its files counts."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from efficientat_plugin.teachers.store.top_k import row_type
+
+FORMAT = "logits store"
+WHOLE, TOP_K = 1, 2  # versions: rows of all classes, rows of the top k
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_CLASSES = 1_000_000  # what is looked up has as many numbers for each clip
+MANIFEST, LOGITS, CLIPS = "manifest.json", "logits.f16", "clips.tsv"
+
+
+@dataclass(frozen=True)
+class Manifest:  # no named tuple: those have a method called count
+    """Whose logits a store holds, and how much of its files is committed.
+
+    Raises
+    ------
+    ValueError
+        Naming the first field that is not legal.
+    """
+
+    teacher: str  # its name
+    teacher_sha256: str | None  # digest of its weights
+    labels_sha256: str  # digest of the table of class names, in order
+    num_classes: int  # K
+    sample_rate: int  # of what the teacher heard, Hz
+    clip_seconds: float  # the window it heard
+    count: int = 0  # rows committed
+    logits_bytes: int = 0
+    clips_bytes: int = 0
+    top_k: int | None = None  # classes kept of each row; None: all
+    short_clips: str = "zero_pad"  # how shorter sound was lengthened
+    precision: str = "fp32"  # of the teacher
+
+    def __post_init__(self) -> None:
+        for name in ("teacher", "labels_sha256", "short_clips"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"{name}={value!r:.80} must be a string, not empty")
+        if not isinstance(self.precision, str):
+            raise ValueError(f"precision={self.precision!r:.80} must be a string")
+        if not isinstance(self.teacher_sha256, str | None):
+            raise ValueError(
+                f"teacher_sha256={self.teacher_sha256!r:.80} must be a string or None"
+            )
+        for name, least in [
+            ("num_classes", 1),
+            ("sample_rate", 1),
+            ("count", 0),
+            ("logits_bytes", 0),
+            ("clips_bytes", 0),
+        ]:
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(
+                    f"{name}={value!r:.80} must be an int of {least} or more"
+                )
+        if self.num_classes > MAX_CLASSES:
+            raise ValueError(
+                f"num_classes={self.num_classes!r:.80} is above {MAX_CLASSES}"
+            )
+        seconds = self.clip_seconds
+        if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
+            raise ValueError(f"clip_seconds={seconds!r:.80} must be above 0 and finite")
+        row_bytes = row_type(self.num_classes, self.top_k).itemsize
+        if self.logits_bytes != self.count * row_bytes:
+            raise ValueError(
+                f"logits_bytes={self.logits_bytes} is not count={self.count} rows of "
+                f"{self.num_classes} classes of {row_bytes} bytes"
+            )
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        """What is alike for all logits of one store."""
+        amounts = ("count", "logits_bytes", "clips_bytes")
+        return {name: v for name, v in asdict(self).items() if name not in amounts}
+
+    def to_json(self) -> str:
+        """Text of the file; without top k as the first release read it."""
+        entries: dict[str, Any] = {"format": FORMAT, "version": WHOLE, **asdict(self)}
+        if self.top_k is None:
+            del entries["top_k"]
+        else:
+            entries["version"] = TOP_K
+        if self.short_clips == "zero_pad":  # all that the first release could do
+            del entries["short_clips"]
+        if self.precision == "fp32":
+            del entries["precision"]
+        return json.dumps(entries, indent=2)
+
+
+def file_size(path: Path) -> int:
+    """Of a file, bytes; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a store, whose files are at least as long as it promises.
+
+    Arguments
+    ---------
+    path : Path
+        Folder of the store.
+
+    Returns
+    -------
+    manifest : Manifest
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no store.
+    ValueError
+        When the manifest is damaged, of another version, or promises more.
+    """
+    _refuse_special_files(path)
+    entries = _read_entries(path)
+    names = [field.name for field in fields(Manifest)]
+    if entries["version"] == WHOLE:
+        names.remove("top_k")
+    if "short_clips" not in entries:
+        names.remove("short_clips")
+    if "precision" not in entries:
+        names.remove("precision")
+    missing = [name for name in names if name not in entries]
+    if missing:
+        raise ValueError(
+            f"{path / MANIFEST} lacks {', '.join(missing)}; make the store anew"
+        )
+    try:
+        manifest = Manifest(**{name: entries[name] for name in names})
+    except ValueError as error:
+        raise ValueError(
+            f"{path / MANIFEST} was damaged: {error}; make the store anew"
+        ) from None
+    for name, length in [
+        (LOGITS, manifest.logits_bytes),
+        (CLIPS, manifest.clips_bytes),
+    ]:
+        if file_size(path / name) < length:
+            raise ValueError(
+                f"{path / name} has {file_size(path / name)} bytes and the manifest "
+                f"promises {length}; the copy is incomplete, so copy the store again"
+            )
+    return manifest
+
+
+def _refuse_special_files(path: Path) -> None:
+    """Pipes and devices, which never end; links to files are their owner's."""
+    for name in (MANIFEST, LOGITS, CLIPS):
+        try:
+            if (path / name).is_file() or not os.path.lexists(path / name):
+                continue
+        except OSError:  # links without end
+            pass
+        raise ValueError(
+            f"{path / name} is no file, nor a link to one; copy the store again"
+        )
+    if file_size(path / MANIFEST) > MAX_MANIFEST_BYTES:
+        raise ValueError(
+            f"{path / MANIFEST} has {file_size(path / MANIFEST)} bytes; a manifest has "
+            f"at most {MAX_MANIFEST_BYTES}, so check the path"
+        )
+
+
+def _read_entries(path: Path) -> dict[str, Any]:
+    try:
+        text = (path / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(
+            f"no logits store at {path}: it must be a folder with {MANIFEST}; make "
+            "one with StoreWriter, or set the path to null to do without"
+        ) from None
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, dict) or entries.get("format") != FORMAT:
+        raise ValueError(
+            f"{path / MANIFEST} is not the manifest of a logits store, which is JSON "
+            f'with "format": "{FORMAT}"; check the path'
+        )
+    if entries.get("version") not in (WHOLE, TOP_K):
+        raise ValueError(
+            f"{path} is a store of version {entries.get('version')!r:.80} and only "
+            f"versions {WHOLE} and {TOP_K} are read here; make it anew or use the "
+            "release that wrote it"
+        )
+    return entries
+
+
+def map_rows(path: Path, manifest: Manifest) -> np.ndarray:
+    """The rows of a store as they stand on the disk, mapped into memory."""
+    kind = row_type(manifest.num_classes, manifest.top_k)
+    if not manifest.count:  # an empty file cannot be mapped
+        return np.empty(0, kind)
+    return np.memmap(path / LOGITS, dtype=kind, mode="r", shape=(manifest.count,))

@@ -1,0 +1,396 @@
+"""Whether a store's logits belong to the clips it says they do.
+
+Logits looked up by a wrong index train without an error and teach nothing, so the
+labels of the data set, which cost nothing to read, are held against the store.
+"""
+
+import math
+import operator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from efficientat_plugin.teachers.store.even_sample import EvenSample
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
+
+MIN_LABELLED = 20  # labelled clips; fewer give no verdict
+MIN_SIGMAS = 6.0  # above shuffled, for the store as a whole
+MIN_EFFECT = 0.1  # sigmas per square root of clips: a share of any sample's size
+BLOCK_SIGMAS = 4.0  # above shuffled, for a block
+# What the many blocks of a large set would each have if all were alike; an honest
+# one then hardly ever falls to 4.
+EXPECTED_BLOCK_SIGMAS = 9.0
+MIN_BLOCK, MAX_BLOCKS = 100, 100  # clips; blocks
+MAX_SAMPLE = 20000  # clips whose logits are read
+LOOKED_AT = 500  # rows, to tell probabilities from logits
+MIN_NUMBERS = 20  # fewer could be logits from 0 to 1 by chance
+MIN_PAIRS_RIGHT = 0.9  # teachers have more; 0.5 by chance
+DRAWS = 16  # other clips that each clip is compared with
+MIN_DEVIATION = 1e-2  # of a sum of scores; less is rounding
+Z_LIMIT = 5.0  # keeps one row of a rare class from deciding over a block
+
+
+class Stretch(NamedTuple):
+    """Consecutive clips whose logits look like those of other clips."""
+
+    first: str  # clip id
+    last: str  # clip id
+    order: str  # "data set" or "store": in whose order they are consecutive
+    sigmas: float  # above shuffled
+
+
+class StoreReport(NamedTuple):
+    """What ``verify`` found; ``str`` of it is one line."""
+
+    store: str  # its folder
+    clips: int  # of the data set
+    coverage: float  # share of them that the store knows, 0 to 1
+    minimum_coverage: float
+    labels_match: bool | None  # None when no digest was given
+    labelled: int  # clips known and labelled, of which the alignment was judged
+    sigmas: float  # of the teacher's scores on labelled classes above shuffled ones
+    aligned: bool | None  # None when there are too few labels for a verdict
+    blocks: int  # judged one by one, in the order of the data set and of the store
+    bad_stretch: Stretch | None  # the first misaligned block
+    classes_match: bool = True  # as many as the data set's label table has
+    are_probabilities: bool = False  # its numbers, in place of logits
+    pairs_right: float = 1.0  # of two clips' labels, its own fit its logits better
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong, in a sentence, or None."""
+        if self.labels_match is False:
+            return (
+                "the store's label table is not the data set's: their digests differ; "
+                "use the label table that the teacher was trained with"
+            )
+        if not self.classes_match:
+            return (
+                "the store has another number of classes than the data set's label "
+                "table; make it anew with the table that the teacher was trained with"
+            )
+        if self.are_probabilities:
+            return (
+                "its numbers are all from 0 to 1, so they are probabilities, which "
+                "teach otherwise than logits do; make the store anew of "
+                "log(p / (1 - p)), or of what the teacher computes before its sigmoid"
+            )
+        if self.coverage < self.minimum_coverage:
+            return (
+                f"the store knows {self.coverage:.1%} of {self.clips} clips, less than "
+                f"minimum_coverage={self.minimum_coverage:g}; store the logits of the "
+                "others, compare the clip ids, or lower minimum_coverage"
+            )
+        if self.bad_stretch is not None:
+            bad = self.bad_stretch
+            return (
+                f"the logits from clip {bad.first!r} to clip {bad.last!r}, in the "
+                f"order of the {bad.order}, seem to be of other clips: the teacher's "
+                f"scores on the labels are {bad.sigmas:.1f} standard deviations above "
+                "shuffled ones, too few; make the store anew, or correct its index"
+            )
+        if self.aligned is False:
+            return (
+                "the logits seem to be of other clips: the teacher's scores on the "
+                f"labels of {self.labelled} clips are {self.sigmas:.1f} standard "
+                f"deviations above shuffled ones, and must be at least {MIN_SIGMAS:g} "
+                f"and {MIN_EFFECT:g} times the square root of the clips; make the "
+                "store anew, or correct its index or the order of its classes"
+            )
+        return None
+
+    def raise_if_bad(self) -> None:
+        """Refuse a store that would mislead a student.
+
+        Raises
+        ------
+        ValueError
+            With ``fault``, and of which store.
+        """
+        if self.fault is not None:
+            raise ValueError(f"{self.store}: {self.fault}")
+
+    def __str__(self) -> str:
+        labels = {True: "equal", False: "different", None: "not compared"}
+        known = (
+            f"{self.coverage:.1%} of {self.clips} clips known, label tables "
+            f"{labels[self.labels_match]}, "
+        )
+        if self.fault is not None:
+            return f"bad: {known}{self.fault}"
+        if self.aligned is None:
+            return (
+                f"unjudged: {known}but only {self.labelled} clips have labels that "
+                f"tell them apart, and it takes {MIN_LABELLED} to tell whether the "
+                "logits are of the right clips"
+            )
+        if self.pairs_right < MIN_PAIRS_RIGHT:
+            return (
+                f"doubtful: {known}in {self.pairs_right:.0%} of pairs alone a clip's "
+                "logits fit its own labels better than another clip's; the teacher is "
+                f"weak at these classes, or up to {2 * (1 - self.pairs_right):.0%} of "
+                "the rows are of other clips"
+            )
+        return (
+            f"ok: {known}scores on the labels of {self.labelled} clips "
+            f"{self.sigmas:.1f} standard deviations above shuffled, "
+            f"{self.blocks} {'block' if self.blocks == 1 else 'blocks'} judged"
+        )
+
+
+def verify(
+    store: LogitsStore,
+    clips: Iterable[tuple[str, Iterable[int]]],
+    labels_sha256: str | None = None,
+    minimum_coverage: float = 0.9,
+    num_classes: int | None = None,
+) -> StoreReport:
+    """Hold a store against the labels of a data set.
+
+    Logits are standardised per class; a clip's score is the sum over its labels,
+    compared with what it would be if the rows were shuffled among the clips. The
+    whole is judged, and consecutive blocks (of 100 clips or more and a hundredth of
+    them all; the halves of a small set), so that a stretch of wrong rows shows if it
+    is as long as two blocks. What no labels can show: rows exchanged between clips of
+    the same labels. A block may also be refused for a class that the teacher does not
+    know, if the data set is sorted by class.
+
+    Source: mean and variance under shuffling are exact, by Hoeffding, "A
+    Combinatorial Central Limit Theorem", 1951, theorem 2; no shuffle is drawn.
+
+    Arguments
+    ---------
+    store : LogitsStore
+        What to look at.
+    clips : Iterable[tuple[str, Iterable[int]]]
+        Clip id and class indices of each clip of the data set, in its order. No
+        indices: the clip counts for the coverage only.
+    labels_sha256 : str or None
+        Digest of the data set's label table; None does not compare.
+    minimum_coverage : float
+        Least share of the clips that the store must know, 0 to 1.
+    num_classes : int or None
+        Of the data set's label table; None does not compare.
+
+    Returns
+    -------
+    report : StoreReport
+        Ask it to ``raise_if_bad()``.
+
+    Raises
+    ------
+    ValueError
+        When there are no clips, or labels that the store has no column for.
+    """
+    if not 0 <= minimum_coverage <= 1:
+        raise ValueError(f"minimum_coverage={minimum_coverage} must be from 0 to 1")
+    count, known, rows, labels = _gather(store, clips)
+    report = StoreReport(
+        store=str(store.path),
+        clips=count,
+        coverage=known / count,
+        minimum_coverage=minimum_coverage,
+        labels_match=(
+            None
+            if labels_sha256 is None
+            else labels_sha256 == store.manifest.labels_sha256
+        ),
+        labelled=len(rows),
+        sigmas=0.0,
+        aligned=None,
+        blocks=0,
+        bad_stretch=None,
+        classes_match=num_classes in (None, store.manifest.num_classes),
+        are_probabilities=_are_probabilities(store),
+    )
+    if len(rows) < MIN_LABELLED:
+        return report
+    shuffled = _Shuffled(
+        _standardise(store.logits(rows)), _mark(labels, store.manifest.num_classes)
+    )
+    everything = np.arange(len(rows))
+    if shuffled.deviation(everything) < MIN_DEVIATION:  # the same labels everywhere
+        return report._replace(labelled=0)
+    sigmas = shuffled.sigmas(everything)
+    blocks = _block_count(len(rows), sigmas)
+    bad = _first_bad_stretch(store, rows, shuffled, blocks, sigmas)
+    enough = max(MIN_SIGMAS, MIN_EFFECT * math.sqrt(len(rows)))
+    return report._replace(
+        sigmas=sigmas,
+        aligned=sigmas >= enough and bad is None,
+        blocks=blocks,
+        bad_stretch=bad if sigmas >= enough else None,
+        pairs_right=shuffled.pairs_right(),
+    )
+
+
+def look_like_probabilities(numbers: np.ndarray) -> bool:
+    """Whether all are from 0 to 1, which many logits never are.
+
+    Numbers that are all the same, such as an untrained network's, are neither.
+
+    Example
+    -------
+    >>> look_like_probabilities(np.linspace(0.0, 1.0, 20))
+    True
+    >>> look_like_probabilities(np.zeros(20))
+    False
+    """
+    if numbers.size < MIN_NUMBERS:
+        return False
+    lowest, highest = numbers.min(), numbers.max()
+    return bool(0 <= lowest < highest <= 1)
+
+
+def _are_probabilities(store: LogitsStore) -> bool:
+    rows = np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int))
+    return len(store) > 0 and look_like_probabilities(store.logits(rows))
+
+
+class _Shuffled:
+    """Scores of clips, and how they would scatter if rows were shuffled."""
+
+    def __init__(self, scores: np.ndarray, marks: np.ndarray) -> None:
+        # Of 2 x 10^4 clips of 527 classes each of these takes 42 MB.
+        self.scores = scores - scores.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.marks = marks  # [B, K], 1 where labelled
+        self.covariance = self.scores.T @ self.scores / (len(scores) - 1)  # [K, K]
+        self.clip_scores = (marks * self.scores).sum(axis=1)
+        self.clip_variances = (marks @ self.covariance * marks).sum(axis=1)
+
+    def deviation(self, chosen: np.ndarray) -> float:
+        """Of the sum of the scores of chosen clips, were their rows drawn at random
+        from all; the mean is 0."""
+        total = self.marks[chosen].sum(axis=0, dtype=np.float64)
+        shared = total @ self.covariance @ total / len(self.marks)
+        variance = self.clip_variances[chosen].sum(dtype=np.float64) - shared
+        return math.sqrt(max(float(variance), 0.0))
+
+    def sigmas(self, chosen: np.ndarray) -> float:
+        """Of the chosen clips above rows drawn from all."""
+        score = float(self.clip_scores[chosen].sum(dtype=np.float64))
+        deviation = self.deviation(chosen)
+        return score / deviation if deviation > MIN_DEVIATION else 0.0
+
+    def pairs_right(self) -> float:
+        """How often a clip's own labels score higher than those of another one.
+
+        Of pairs without a label in common; 1 where there are none.
+        """
+        draws = np.random.default_rng(0)
+        shares = self.marks / self.marks.sum(axis=1, keepdims=True)
+        own = (shares * self.scores).sum(axis=1)
+        right = total = 0.0
+        for _ in range(DRAWS):
+            other = draws.permutation(len(own))
+            apart = ~(self.marks * self.marks[other]).any(axis=1)
+            margin = (own - (shares[other] * self.scores).sum(axis=1))[apart]
+            right += float((margin > 0).sum() + 0.5 * (margin == 0).sum())
+            total += len(margin)
+        return right / total if total else 1.0
+
+    def sigmas_within(self, chosen: np.ndarray) -> float:
+        """Of the chosen clips above their own rows shuffled: nothing for clips of one
+        class, and more than ``sigmas`` where one class prevails."""
+        inside = _Shuffled(self.scores[chosen], self.marks[chosen])
+        return inside.sigmas(np.arange(len(chosen)))
+
+
+def _standardise(logits: np.ndarray) -> np.ndarray:
+    scores = np.array(logits, np.float32)
+    scores -= scores.mean(axis=0, dtype=np.float64)
+    spread = scores.std(axis=0, dtype=np.float64)
+    # A class that the teacher says the same of everywhere tells nothing.
+    scores /= np.where(spread > 1e-6, spread, np.inf)
+    return np.clip(scores, -Z_LIMIT, Z_LIMIT, out=scores)
+
+
+def _mark(labels: list[np.ndarray], num_classes: int) -> np.ndarray:
+    marks = np.zeros((len(labels), num_classes), np.float32)
+    for clip, classes in enumerate(labels):
+        marks[clip, classes] = 1.0
+    return marks
+
+
+def _gather(
+    store: LogitsStore, clips: Iterable[tuple[str, Iterable[int]]]
+) -> tuple[int, int, np.ndarray, list[np.ndarray]]:
+    """Clips, known ones, and rows and labels of those known and labelled, of which
+    an even sample if they are many."""
+    count, known = 0, 0
+    kept: EvenSample[tuple[int, list[int]]] = EvenSample(MAX_SAMPLE)
+    for batch in _batches(clips, 4096):
+        rows = store.rows([clip_id for clip_id, _ in batch])
+        count += len(batch)
+        known += int((rows >= 0).sum())
+        for row, (clip_id, classes) in zip(rows.tolist(), batch, strict=True):
+            indices = _class_indices(clip_id, classes, store.manifest.num_classes)
+            if row >= 0 and indices:
+                kept.add((row, indices))
+    if not count:
+        raise ValueError("clips is empty; give a pair of id and classes per clip")
+    sample = kept.sample()
+    return (
+        count,
+        known,
+        np.array([row for row, _ in sample], dtype=np.int64),
+        [np.array(indices) for _, indices in sample],
+    )
+
+
+def _class_indices(clip_id: str, classes: Iterable[int], num_classes: int) -> list[int]:
+    try:
+        indices = sorted({operator.index(index) for index in classes})
+    except TypeError:
+        indices = [-1]
+    if indices and not 0 <= indices[0] <= indices[-1] < num_classes:
+        raise ValueError(
+            f"clip {clip_id!r} has classes {str(classes)[:80]}; they must be integers "
+            f"from 0 to {num_classes - 1}, so give the indices of the teacher's label "
+            "table"
+        )
+    return indices
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    batch = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _block_count(clips: int, sigmas: float) -> int:
+    """As many blocks as there are clips for and as the teacher is sure enough for."""
+    # Sigmas grow with the square root of the clips.
+    by_strength = int((max(sigmas, 0.0) / EXPECTED_BLOCK_SIGMAS) ** 2)
+    if sigmas >= MIN_SIGMAS:
+        by_strength = max(by_strength, 2)
+    return max(1, min(max(clips // MIN_BLOCK, 2), MAX_BLOCKS, by_strength))
+
+
+def _first_bad_stretch(
+    store: LogitsStore,
+    rows: np.ndarray,
+    shuffled: _Shuffled,
+    blocks: int,
+    sigmas: float,
+) -> Stretch | None:
+    # The halves of a small set are judged by what each would have if both were alike:
+    # a misaligned one has 0, an honest one that much, each within about 1.
+    needed = min(BLOCK_SIGMAS, 0.4 * sigmas / math.sqrt(blocks))
+    # An index goes wrong in the order of the rows, a data set in its own.
+    orders = {"data set": np.arange(len(rows)), "store": np.argsort(rows)}
+    for name, order in orders.items():
+        for block in np.array_split(order, blocks):
+            found = shuffled.sigmas(block)
+            if blocks > 1 and found < needed:
+                found = max(found, shuffled.sigmas_within(block))
+            if blocks > 1 and found < needed:
+                first, last = (store.clip(int(rows[i]))[0] for i in block[[0, -1]])
+                return Stretch(first, last, name, found)
+    return None

@@ -1,0 +1,360 @@
+"""Writing a store of logits, so that a job killed at any byte loses one append."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from efficientat_plugin.support.differences import differences_of
+from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.locks import lock
+from efficientat_plugin.teachers.store.clip_index import MAX_ID_BYTES, ClipIndex
+from efficientat_plugin.teachers.store.manifest import (
+    CLIPS,
+    LOGITS,
+    MANIFEST,
+    Manifest,
+    file_size,
+    read_manifest,
+)
+from efficientat_plugin.teachers.store.top_k import pack
+
+FLOAT16_MAX = 65504.0
+DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
+MAX_RECENT = 1 << 16  # ids held as strings until the index takes them up
+
+
+def _prepare_folder(path: Path) -> None:
+    """Make the folder, and leave alone what is somebody else's."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; a store is a folder, so name another path")
+    path.mkdir(parents=True, exist_ok=True)
+    # Created and killed before the first manifest, the files are still empty.
+    ours = {f"{MANIFEST}.partial", LOGITS, CLIPS}
+    if not (path / MANIFEST).exists() and any(
+        entry.name not in ours or (entry.name in (LOGITS, CLIPS) and file_size(entry))
+        for entry in path.iterdir()
+    ):
+        raise ValueError(
+            f"{path} is not empty and has no {MANIFEST}, so it is not a store; name a "
+            "folder that is empty or does not exist"
+        )
+
+
+def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
+    other = differences_of(_told(stored), _told(wanted))
+    if stored.teacher_sha256 and stored.teacher_sha256 == wanted.teacher_sha256:
+        other = [each for each in other if each.name != "teacher"]  # a name is a name
+    if other:
+        listed = "; ".join(str(each) for each in other)
+        raise ValueError(
+            f"the store at {path} holds other logits ({listed}); logits of one store "
+            "are of one kind, so name another --output_folder (or --store)"
+        )
+
+
+def _told(manifest: Manifest) -> dict[str, Any]:
+    """What is alike for all logits of a store, for people."""
+    kind = dict(manifest.kind)
+    for name, what in DIGESTS.items():
+        digest = kind.pop(name)
+        kind[what] = None if digest is None else f"of digest {digest[:8]}"
+    return kind
+
+
+def _is_clean(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return not any(letter < " " for letter in name)
+
+
+def _write_all(file: FileIO, payload: bytes) -> None:
+    view = memoryview(payload)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _sync_folder(path: Path) -> None:
+    """A rename is on disk when its folder is."""
+    if os.name == "nt":  # a folder cannot be opened there
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class StoreWriter:
+    """Makes a store, or goes on with one, an append at a time.
+
+    Each append is committed before it returns: the data is on disk first, then the
+    manifest that counts it replaces the old one. Opening a store for writing cuts
+    off what a killed writer left uncommitted.
+
+    Arguments
+    ---------
+    path : str or Path
+        Folder of the store; made when it does not exist.
+    teacher : str
+        Name of the teacher.
+    labels_sha256 : str
+        Digest of the table of class names.
+    num_classes : int
+        K.
+    sample_rate : int
+        Of what the teacher hears, Hz.
+    clip_seconds : float
+        The window it hears.
+    teacher_sha256 : str or None
+        Digest of its weights.
+    top_k : int or None
+        Classes to keep of each row, the highest; None: all.
+    precision : str
+        In which it computed: "fp32", "bf16" or "fp16".
+
+    Raises
+    ------
+    ValueError
+        When the store at ``path`` is another teacher's, is being written already, or
+        is no store and not empty.
+
+    Example
+    -------
+    See ``LogitsStore``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        teacher: str,
+        labels_sha256: str,
+        num_classes: int,
+        sample_rate: int,
+        clip_seconds: float,
+        teacher_sha256: str | None = None,
+        top_k: int | None = None,
+        short_clips: str = "zero_pad",
+        precision: str = "fp32",
+    ) -> None:
+        wanted = Manifest(
+            teacher,
+            teacher_sha256,
+            labels_sha256,
+            num_classes,
+            sample_rate,
+            clip_seconds,
+            top_k=top_k,
+            short_clips=short_clips,
+            precision=precision,
+        )
+        self.path = Path(os.path.abspath(path))
+        _prepare_folder(self.path)
+        self._files: tuple[FileIO, ...] = ()
+        try:
+            for name in (LOGITS, CLIPS):
+                # Unbuffered: a failed write leaves nothing to be written later.
+                self._files += (open(self.path / name, "ab", buffering=0),)
+            self._lock()
+            if not (self.path / MANIFEST).exists():
+                self._commit(wanted)
+            self.manifest = read_manifest(self.path)
+            _refuse_other_teacher(self.path, self.manifest, wanted)
+            lengths = self.manifest.logits_bytes, self.manifest.clips_bytes
+            for file, length in zip(self._files, lengths, strict=True):
+                file.truncate(length)
+            self._index = ClipIndex(self.path, self.manifest)
+            self._recent: set[str] = set()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        """Two jobs that append to one store would mix their rows."""
+        try:
+            lock(self._files[0])
+        except BlockingIOError:
+            raise ValueError(
+                f"{self.path} is being written by another process; a store has one "
+                "writer at a time, so wait for it or end it"
+            ) from None
+
+    def _commit(self, manifest: Manifest) -> None:
+        for file in self._files:
+            os.fsync(file.fileno())
+        with (
+            written_aside(self.path / MANIFEST) as aside,
+            open(aside, "w", encoding="utf-8") as text,
+        ):
+            text.write(manifest.to_json())
+            text.flush()
+            os.fsync(text.fileno())
+        _sync_folder(self.path)
+        self.manifest = manifest
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def __contains__(self, clip_id: object) -> bool:
+        return isinstance(clip_id, str) and bool(self.knows([clip_id])[0])
+
+    def knows(self, clip_ids: Sequence[str]) -> np.ndarray:
+        """Which clips are in the store: [B], bool."""
+        recent = np.array([clip_id in self._recent for clip_id in clip_ids], dtype=bool)
+        return recent | (self._index.rows(clip_ids) >= 0)
+
+    def append(
+        self,
+        clip_ids: Sequence[str],
+        logits: Tensor | np.ndarray,
+        digests: Sequence[str] | None = None,
+    ) -> None:
+        """Add rows and commit them.
+
+        Arguments
+        ---------
+        clip_ids : Sequence[str]
+            B new ones; ask ``clip_id in writer`` to skip those already there.
+        logits : torch.Tensor or np.ndarray
+            [B, K], finite numbers. Kept in float16; what is beyond its range is
+            set to +-65504.
+        digests : Sequence[str] or None
+            B digests of the samples that the teacher heard; an empty one says
+            nothing.
+
+        Raises
+        ------
+        ValueError
+            For what cannot be stored; nothing is then written.
+        """
+        self._refuse_closed()
+        digests = [""] * len(clip_ids) if digests is None else digests
+        self._refuse_bad_names(clip_ids, digests)
+        rows = self._as_float16(logits, clip_ids)
+        self._write(clip_ids, digests, pack(rows, self.manifest.top_k))
+
+    def absorb(
+        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
+    ) -> None:
+        """Add rows of another store of this teacher, but for clips known here.
+
+        Arguments
+        ---------
+        clip_ids : Sequence[str]
+        digests : Sequence[str]
+        rows : np.ndarray
+            As ``LogitsStore.stretch`` gives the three.
+        """
+        self._refuse_closed()
+        new = np.flatnonzero(~self.knows(clip_ids)).tolist()
+        chosen = [clip_ids[i] for i in new], [digests[i] for i in new]
+        self._refuse_bad_names(*chosen)
+        self._write(*chosen, rows[new])
+
+    def _refuse_closed(self) -> None:
+        if not self._files:
+            raise ValueError(
+                f"the writer of {self.path} is closed; open another StoreWriter"
+            )
+
+    def _write(
+        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
+    ) -> None:
+        if not len(clip_ids):
+            return
+        lines = "".join(f"{i}\t{d}\n" for i, d in zip(clip_ids, digests, strict=True))
+        payloads = rows.tobytes(), lines.encode()
+        try:
+            for file, payload in zip(self._files, payloads, strict=True):
+                _write_all(file, payload)
+            self._commit(
+                replace(
+                    self.manifest,
+                    count=self.manifest.count + len(clip_ids),
+                    logits_bytes=self.manifest.logits_bytes + len(payloads[0]),
+                    clips_bytes=self.manifest.clips_bytes + len(payloads[1]),
+                )
+            )
+            self._recent.update(clip_ids)
+            if len(self._recent) > MAX_RECENT:
+                self._index = ClipIndex(self.path, self.manifest)
+                self._recent.clear()
+        except BaseException:
+            # Disk full, or interrupted: only opening anew tells what was committed.
+            self.close()
+            raise
+
+    def _refuse_bad_names(
+        self, clip_ids: Sequence[str], digests: Sequence[str]
+    ) -> None:
+        if isinstance(clip_ids, str) or len(digests) != len(clip_ids):
+            raise ValueError(
+                f"{len(clip_ids)} clip_ids and {len(digests)} digests: both must be "
+                "lists of the same length; give '' where there is no digest"
+            )
+        for name in [*clip_ids, *digests]:
+            if not isinstance(name, str) or not _is_clean(name):
+                raise ValueError(
+                    f"clip id or digest {name!r} must be a string without tabs, "
+                    "newlines or other control characters; rename the clip"
+                )
+        for clip_id in clip_ids:
+            if not 0 < len(clip_id.encode()) <= MAX_ID_BYTES:
+                raise ValueError(
+                    f"clip id {clip_id[:40]!r} must be from 1 to {MAX_ID_BYTES} bytes "
+                    f"long and is {len(clip_id.encode())}; name the clip differently"
+                )
+        seen: set[str] = set()
+        for clip_id, known in zip(clip_ids, self.knows(clip_ids), strict=True):
+            if known or clip_id in seen:
+                raise ValueError(
+                    f"clip {clip_id!r} is in {self.path} or in this append already; a "
+                    "clip has one row, so skip those for which `clip_id in writer`"
+                )
+            seen.add(clip_id)
+
+    def _as_float16(
+        self, logits: Tensor | np.ndarray, clip_ids: Sequence[str]
+    ) -> np.ndarray:
+        if isinstance(logits, Tensor):
+            # numpy has no bfloat16, and float32 would make 1e39 infinite.
+            logits = logits.detach().cpu().double().numpy()
+        rows = np.asarray(logits)
+        if (
+            rows.shape != (len(clip_ids), self.manifest.num_classes)
+            or rows.dtype.kind not in "fiu"
+        ):
+            raise ValueError(
+                f"logits of shape {list(rows.shape)} and type {rows.dtype} must be "
+                f"numbers of shape [{len(clip_ids)}, {self.manifest.num_classes}]: a "
+                "row per clip, a column per class"
+            )
+        finite = np.isfinite(rows)
+        if not finite.all():
+            bad = int(np.flatnonzero(~finite.all(axis=1))[0])
+            raise ValueError(
+                f"row {bad} of the logits, clip {clip_ids[bad]!r}, is not finite; all "
+                "must be, so look at what the teacher made of that clip, or let it "
+                "compute in float32"
+            )
+        return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2")
+
+    def close(self) -> None:
+        """Let go of the files; what was appended is committed already."""
+        for file in self._files:
+            file.close()
+        self._files = ()
+
+    def __enter__(self) -> "StoreWriter":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

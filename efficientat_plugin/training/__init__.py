@@ -1,0 +1,1 @@
+"""Losses, schedules and the Brains that train students."""

@@ -1,0 +1,253 @@
+"""Training that goes on from weights: which of them move, how fast, and until when."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from efficientat_plugin.contracts import ClipBatch
+from efficientat_plugin.evaluation.metrics import Scores
+from efficientat_plugin.students.embeddings import stages
+from efficientat_plugin.students.student import Student
+from efficientat_plugin.training.brain import DistillationBrain
+from efficientat_plugin.training.probe import class_layer
+
+TRAINABLE = ("all", "head")
+CLASS_LAYERS = ("new", "probe")  # that training may begin with
+# With fewer clips a class than these, a probe may be all that is wanted: if of clips
+# that were left out it has at least this share right.
+FEWEST_CLIPS_PER_CLASS = 5
+SHARE_RIGHT = 0.5
+# See `epochs_for`
+NUM_STEPS = 1500
+FEWEST_EPOCHS, MOST_EPOCHS = 5, 80
+
+
+def epochs_for(num_clips: int, batch_size: int) -> int:
+    """How many epochs fine-tuning takes where the clips decide it ("auto").
+
+    It takes about 1500 steps, but at least 5 epochs and at most 80.
+
+    Arguments
+    ---------
+    num_clips : int
+        Clips to train on.
+    batch_size : int
+        Clips of a step.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> epochs_for(200, 32), epochs_for(1500, 32), epochs_for(100_000, 32)
+    (80, 32, 5)
+    """
+    steps_per_epoch = math.ceil(num_clips / batch_size)
+    epochs = round(NUM_STEPS / steps_per_epoch)
+    return min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
+
+
+def standard_error(score: float, num_clips: int) -> float:
+    """How far a share of clips, such as an accuracy, may be off by chance.
+
+    Two hits and two misses are added, so that a share of 1 has an error, too.
+
+    Source: Agresti and Coull, "Approximate Is Better than 'Exact' for Interval
+    Estimation of Binomial Proportions", The American Statistician 52, 1998.
+
+    Arguments
+    ---------
+    score : float
+        From 0 to 1.
+    num_clips : int
+        Clips that it is computed on.
+
+    Returns
+    -------
+    float
+
+    Example
+    -------
+    >>> round(standard_error(0.5, 96), 3), round(standard_error(1.0, 96), 3)
+    (0.05, 0.014)
+    """
+    total = num_clips + 4
+    share = (score * num_clips + 2) / total
+    return math.sqrt(share * (1 - share) / total)
+
+
+def seconds_per_step(
+    log_mel: nn.Module,
+    student: Student,
+    batch_size: int,
+    num_samples: int,
+    device: str | torch.device = "cpu",
+) -> float:
+    """How long a training step takes here, measured on a copy of the student.
+
+    Arguments
+    ---------
+    log_mel : LogMel
+    student : Student
+    batch_size : int
+        Clips of a step.
+    num_samples : int
+        N, samples of a clip.
+    device : str or torch.device
+
+    Returns
+    -------
+    float
+        Seconds; those of reading the clips are not in it.
+
+    Example
+    -------
+    >>> from efficientat_plugin.features import LogMel
+    >>> from efficientat_plugin.students.mn import MN
+    >>> seconds_per_step(LogMel(), MN(2, width=0.1), 2, 16000) > 0
+    True
+    """
+    front_end = copy.deepcopy(log_mel).to(device)
+    trained = copy.deepcopy(student).to(device).train().requires_grad_(True)
+    waveform = torch.zeros(batch_size, num_samples, device=device)
+    start = 0.0
+    with torch.random.fork_rng():  # dropout draws, and the run must not notice
+        for _ in range(2):  # of the first one, half is preparation
+            start = time.monotonic()
+            trained(front_end(waveform).unsqueeze(1)).logits.sum().backward()
+            trained.zero_grad()
+            if waveform.is_cuda:
+                torch.cuda.synchronize(device)
+    return time.monotonic() - start
+
+
+def layerwise_groups(
+    student: Student, layer_decay: float = 1.0, trainable: str = "all"
+) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimizer, the earlier the slower.
+
+    Arguments
+    ---------
+    student : Student
+    layer_decay : float
+        Learning rate of a stage as a share of the next one's, above 0 and at most 1:
+        stem, blocks and last convolution are 17 stages, and the head learns at full
+        rate.
+    trainable : str
+        "all", or "head": the rest is frozen.
+
+    Returns
+    -------
+    list of dict
+        With ``params`` and ``lr_scale``, which ``DistillationBrain`` heeds.
+
+    Raises
+    ------
+    ValueError
+        For options out of range.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> groups = layerwise_groups(MN(2, width=0.1), layer_decay=0.5)
+    >>> [group["lr_scale"] for group in groups][-3:]
+    [0.25, 0.5, 1.0]
+    """
+    if trainable not in TRAINABLE:
+        raise ValueError(f"trainable={trainable!r}; it is one of {TRAINABLE}")
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay} must be above 0 and at most 1")
+    body = stages(student)
+    for stage in body:
+        stage.requires_grad_(trainable == "all")
+    groups = [{"params": [*student.classifier.parameters()], "lr_scale": 1.0}]
+    if trainable == "all":
+        for depth, stage in enumerate(reversed(body), start=1):
+            scale = layer_decay**depth
+            groups.append({"params": [*stage.parameters()], "lr_scale": scale})
+    return groups[::-1]
+
+
+def batch_norms(student: Student) -> Iterator[nn.Module]:
+    """The batch norms of a student."""
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            yield module
+
+
+class FineTuningBrain(DistillationBrain):
+    """``DistillationBrain`` from weights; its ``hparams`` have, besides:
+
+    - ``layer_decay`` and ``trainable``: of ``layerwise_groups``;
+    - ``freeze_batch_norm``: whether batch norms keep the statistics they came with;
+    - ``class_layer_start``: the state of the class layer that training begins with, or
+      None for the one that the student has;
+    - ``epoch_counter``: an ``EpochCounterWithStopper``, told the validation score.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Of ``speechbrain.Brain``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.start_scores: Scores | None = None  # of the validation clips, if known
+        # Here, since what is frozen must be so before processes share the student.
+        self._groups = layerwise_groups(
+            self.hparams.student, self.hparams.layer_decay, self.hparams.trainable
+        )
+
+    def score_start(self, valid_set: Any, loader_options: dict[str, Any]) -> None:
+        """Scores what training begins with, which is kept if no epoch does better."""
+        self.evaluates = "valid"
+        self.evaluate(valid_set, test_loader_kwargs=loader_options)
+        self.evaluates = "test"
+        self.start_scores = self.scores
+
+    def on_fit_start(self) -> None:
+        """As ``Brain``; what is there before training is a checkpoint to choose from.
+
+        A probe is one; training may begin with another class layer nevertheless.
+        """
+        super().on_fit_start()
+        if self.checkpointer is not None and self.start_scores is not None:
+            main = self.start_scores.main
+            meta = {"epoch": 0, main: self.start_scores.averages()[main]}
+            self.checkpointer.save_checkpoint(meta=meta)
+        begins = self.hparams.epoch_counter.current == 0
+        if begins and self.hparams.class_layer_start is not None:
+            layer = class_layer(self.hparams.student)
+            layer.load_state_dict(self.hparams.class_layer_start)
+
+    def init_optimizers(self) -> None:
+        """An optimizer whose groups learn at rates of their own."""
+        self.optimizer = self.opt_class(self._groups)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
+        """As ``DistillationBrain``; what is frozen does not even count along."""
+        super().on_fit_batch_start(batch, should_step)
+        # Here, since SpeechBrain sets all modules to training after on_stage_start.
+        student = self.hparams.student
+        if self.hparams.trainable == "head":
+            student.eval()
+            student.classifier.train()
+        if self.hparams.freeze_batch_norm:
+            for norm in batch_norms(student):
+                norm.eval()
+
+    def _finish_epoch(
+        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores
+    ) -> None:
+        # Before the checkpoint, which keeps how long nothing has improved.
+        self.hparams.epoch_counter.update_metric(scores.averages()[scores.main])
+        super()._finish_epoch(epoch, valid_losses, scores)
