@@ -67,10 +67,12 @@ class Heard(NamedTuple):
 
 
 class TeacherTarget(NamedTuple):
-    """What a teacher says of a batch of clips, where it says anything."""
+    """A teacher's logits for a batch of clips, where it has any."""
 
     logits: Tensor  # [B, K], before any temperature; 0 where not known
     known: Tensor  # [B], bool; False where the teacher never heard the clip
+    partner: TeacherTarget | None = None  # of the clips mixed into the waveforms
+    is_mixed: bool = False  # whether the teacher was given the batch as it was mixed
 
 
 class StudentOutput(NamedTuple):

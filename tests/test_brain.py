@@ -207,10 +207,10 @@ def test_both_clips_of_a_waveform_mix_ask_the_teacher():
     clips[0] = clips[0]._replace(partner_id="tone1", partner_share=0.25)
     clips[1] = clips[1]._replace(partner_id="tone3", partner_share=0.5)
     heard = Heard(collate(clips), torch.zeros(2, 64, 13), mix=None)
-    soften = DistillationLoss().soft_target
-    target = _stored(deaf_to=(1,))(heard, soften)
+    loss = DistillationLoss()
+    target = loss.teacher_target(_stored(deaf_to=(1,))(heard), heard)
     torch.testing.assert_close(target.weight, torch.tensor([0.75, 1.0]))
-    each = soften(Oracle().lookup([f"tone{row}" for row in range(4)])).scores
+    each = loss.soft_target(Oracle().lookup([f"tone{row}" for row in range(4)])).scores
     torch.testing.assert_close(target.scores[0], 0.75 * each[0])
     torch.testing.assert_close(target.scores[1], 0.5 * each[2] + 0.5 * each[3])
 

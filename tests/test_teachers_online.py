@@ -17,7 +17,11 @@ from efficientat_plugin.teachers.online import OnlineTeacher
 from efficientat_plugin.training.losses import DistillationLoss
 
 LABELS = LabelTable("abcd", "abcd")
-SOFTEN = DistillationLoss().soft_target
+
+
+def asked_by(teacher, heard):
+    """What the loss makes of a teacher's logits."""
+    return DistillationLoss().teacher_target(teacher(heard), heard)
 
 
 def log_mel_of(**options):
@@ -54,7 +58,7 @@ def test_a_front_end_alike_is_the_students():
     assert teacher.shares_log_mel  # whatever the jitter
     masked = heard._replace(log_mel=heard.log_mel * 0.5)
     expected = model.student(masked.log_mel.unsqueeze(1)).logits.sigmoid()
-    torch.testing.assert_close(teacher(masked, SOFTEN).scores, expected)
+    torch.testing.assert_close(asked_by(teacher, masked).scores, expected)
 
 
 def test_another_front_end_hears_the_waveforms_and_mixes_alike():
@@ -65,7 +69,7 @@ def test_another_front_end_hears_the_waveforms_and_mixes_alike():
     share = mix.weight[:, None, None]
     features = share * features + (1 - share) * features[mix.partner]
     expected = model.student(features.unsqueeze(1)).logits.sigmoid()
-    torch.testing.assert_close(teacher(heard, SOFTEN).scores, expected)
+    torch.testing.assert_close(asked_by(teacher, heard).scores, expected)
 
 
 def test_a_module_of_ones_own_hears_mixed_waveforms():
@@ -73,7 +77,7 @@ def test_a_module_of_ones_own_hears_mixed_waveforms():
     waveform, mix = heard.batch.waveform, heard.mix
     share = mix.weight[:, None]
     mixed = share * waveform + (1 - share) * waveform[mix.partner]
-    target = OnlineTeacher(model, log_mel_of())(heard, SOFTEN)
+    target = asked_by(OnlineTeacher(model, log_mel_of()), heard)
     torch.testing.assert_close(target.scores, model(mixed).sigmoid())
     assert (target.weight == 1).all()
 
@@ -81,11 +85,8 @@ def test_a_module_of_ones_own_hears_mixed_waveforms():
 def test_an_ensemble_averages_logits():
     members = [model_of(), HeardStudent(log_mel_of(), MN(CLASSES, width=0.2))]
     heard = heard_of()
-    each = [
-        OnlineTeacher(member, log_mel_of())(heard, lambda target: target).logits
-        for member in members
-    ]
-    both = OnlineTeacher(Ensemble(members), log_mel_of())(heard, lambda target: target)
+    each = [OnlineTeacher(member, log_mel_of())(heard).logits for member in members]
+    both = OnlineTeacher(Ensemble(members), log_mel_of())(heard)
     torch.testing.assert_close(both.logits, (each[0] + each[1]) / 2)
 
 
@@ -175,7 +176,7 @@ def test_a_teacher_of_another_rate_hears_the_clips_resampled(
         Ensemble([model, model]) if of_an_ensemble else model, log_mel_of()
     )
     assert "hears the student's waveforms, 1 cl" in teacher.check(summary, LABELS)
-    said = teacher(heard, lambda target: target).logits
+    said = teacher(heard).logits
     torch.testing.assert_close(said, expected)
 
 
@@ -183,4 +184,4 @@ def test_a_teacher_that_has_diverged_names_the_clip():
     model = FromWaveforms()
     torch.nn.init.constant_(model.layer.bias, float("nan"))
     with pytest.raises(ValueError, match="of 4 clips are not finite, .* tone0; check"):
-        OnlineTeacher(model, log_mel_of())(heard_of(), SOFTEN)
+        asked_by(OnlineTeacher(model, log_mel_of()), heard_of())

@@ -92,7 +92,8 @@ class AgreementStats(TaggingStats):
     ) -> None:
         """Adds a batch of logits [B, K]."""
         del labels, judged
-        said, known = self.look_up(list(ids))
+        target = self.look_up(list(ids))
+        said, known = target.logits, target.known
         ours, theirs = scores.detach().float().cpu().numpy(), said.float().numpy()
         for row in known.nonzero()[:, 0].tolist():
             # In the form of TaggingStats, whose third part is what was judged.

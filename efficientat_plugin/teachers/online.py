@@ -1,6 +1,6 @@
 """A teacher that listens along: any frozen model inside the training loop."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.contracts import Heard, SoftTarget, TeacherTarget
+from efficientat_plugin.contracts import Heard, TeacherTarget
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.data.loading import read_batches
@@ -111,15 +111,14 @@ class OnlineTeacher:
         return all(shares for _, shares in self._members)
 
     @torch.no_grad()
-    def __call__(
-        self, heard: Heard, soften: Callable[[TeacherTarget], SoftTarget]
-    ) -> SoftTarget:
-        """What is asked of the student for a batch as it heard it."""
+    def __call__(self, heard: Heard) -> TeacherTarget:
+        """The teacher's logits for a batch, mixed as the student's is."""
         self.model.to(heard.log_mel.device)
         said = torch.stack(list(self._logits(heard)))  # [members, B, K]
         model = self.model
         logits = model.average(said) if isinstance(model, Ensemble) else said[0]
-        return soften(TeacherTarget(logits, _known(logits, heard.batch.clip_id)))
+        known = _known(logits, heard.batch.clip_id)
+        return TeacherTarget(logits, known, is_mixed=True)
 
     def _logits(self, heard: Heard) -> Iterator[Tensor]:
         """[B, K] of each member."""

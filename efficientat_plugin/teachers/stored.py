@@ -4,14 +4,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from efficientat_plugin.contracts import Heard, SoftTarget, TeacherTarget
+from efficientat_plugin.contracts import Heard, TeacherTarget
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
@@ -54,26 +54,17 @@ class StoredTeacher:
         """Whose logits they are."""
         return self.store.manifest.teacher
 
-    def __call__(
-        self, heard: Heard, soften: Callable[[TeacherTarget], SoftTarget]
-    ) -> SoftTarget:
-        """What is asked of the student for a batch as it heard it."""
+    def __call__(self, heard: Heard) -> TeacherTarget:
+        """The logits of the clips of a batch, and of those mixed into them."""
         batch, device = heard.batch, heard.log_mel.device
-        target = self._look_up(batch.clip_id, device, soften)
+        target = self._look_up(batch.clip_id, device)
         if batch.partner_share.any():
-            share = 1 - batch.partner_share.to(device)
-            partner = self._look_up(batch.partner_id, device, soften)
-            target = target.mixed(partner, share)
-        return target.followed(heard.mix)
+            target = target._replace(partner=self._look_up(batch.partner_id, device))
+        return target
 
-    def _look_up(
-        self,
-        clip_ids: list[str],
-        device: torch.device,
-        soften: Callable[[TeacherTarget], SoftTarget],
-    ) -> SoftTarget:
-        logits, known = self.store.lookup(clip_ids)
-        return soften(TeacherTarget(logits.to(device), known.to(device)))
+    def _look_up(self, clip_ids: list[str], device: torch.device) -> TeacherTarget:
+        logits, known, *_ = self.store.lookup(clip_ids)
+        return TeacherTarget(logits.to(device), known.to(device))
 
     def check(
         self,

@@ -168,7 +168,8 @@ class DistillationBrain(sb.Brain):
             return self.hparams.loss(output.logits, labels)
         teacher = None
         if self.hparams.teacher is not None:
-            teacher = self.hparams.teacher(heard, self.hparams.loss.soft_target)
+            answer = self.hparams.teacher(heard)
+            teacher = self.hparams.loss.teacher_target(answer, heard)
         return self.hparams.loss(output.logits, labels, teacher)
 
     def _on_device(self, module: torch.nn.Module, stage: sb.Stage) -> torch.nn.Module:

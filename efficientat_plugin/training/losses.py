@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efficientat_plugin.contracts import TARGETS, SoftTarget, TeacherTarget
+from efficientat_plugin.contracts import TARGETS, Heard, SoftTarget, TeacherTarget
 
 
 def balanced_class_weights(
@@ -156,8 +156,16 @@ class DistillationLoss(torch.nn.Module):
         teacher_loss = self._term(logits, teacher)
         return (1 - self.kd_weight) * label_loss + self.kd_weight * teacher_loss
 
+    def teacher_target(self, teacher: TeacherTarget, heard: Heard) -> SoftTarget:
+        """What a teacher asks of the student for a batch, mixed as the batch was."""
+        target = self.soft_target(teacher)
+        if teacher.partner is not None:
+            share = 1 - heard.batch.partner_share.to(target.scores.device)
+            target = target.mixed(self.soft_target(teacher.partner), share)
+        return target if teacher.is_mixed else target.followed(heard.mix)
+
     def soft_target(self, teacher: TeacherTarget) -> SoftTarget:
-        """What the teacher's logits ask of the student."""
+        """What the teacher's logits ask of the student, clip by clip."""
         logits = teacher.logits.float() / self.kd_temperature
         multilabel = self.target == "multilabel"
         scores = logits.sigmoid() if multilabel else logits.softmax(dim=-1)
