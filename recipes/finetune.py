@@ -98,7 +98,7 @@ from efficientat_plugin.training.finetuning import (
     standard_error,
 )
 from efficientat_plugin.training.losses import DistillationLoss, balanced_class_weights
-from efficientat_plugin.training.probe import Probe, class_layer, fit_probe
+from efficientat_plugin.training.probe import Probe, fit_probe
 
 logger = logging.getLogger(__name__)
 
@@ -332,7 +332,7 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     hparams["class_layer_start"] = None
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
         if hparams["class_layer"] == "new" and hparams["number_of_epochs"]:
-            layer = class_layer(hparams["student"]).state_dict()
+            layer = hparams["student"].class_layer().state_dict()
             hparams["class_layer_start"] = copy.deepcopy(layer)
         start_from_probe(run)
     brain = hparams["brain_class"](

@@ -524,7 +524,7 @@ def test_bare_student_has_no_maps():
 
 def test_a_short_run_needs_the_bias_of_an_mlp_head():
     with pytest.raises(
-        ValueError, match="FullyConvolutional; build it with head='mlp'"
+        ValueError, match="FullyConvolutional head has no .* with head='mlp'"
     ):
         prepare_for_short_run(MN(2, width=0.1, head="fully_convolutional"), prior=0.1)
     with pytest.raises(ValueError, match="prior=1 must be between 0 and 1"):

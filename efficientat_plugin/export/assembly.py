@@ -15,7 +15,6 @@ from efficientat_plugin.runtime.model_file import (
     WAVEFORM,
     ModelFacts,
 )
-from efficientat_plugin.students.embeddings import stages
 
 OLDEST_OPSET = 18  # since which means take their axes as an input
 
@@ -68,7 +67,7 @@ def build_model(
     graph.rename(embedding, EMBEDDING)
     outputs: dict[str, list[str | int]] = {
         LOGITS: ["batch", student.num_classes],
-        EMBEDDING: ["batch", stages(student)[-1][1].num_features],  # type: ignore[index]
+        EMBEDDING: ["batch", student.stages()[-1][1].num_features],  # type: ignore[index]
     }
     if front_end == "in":
         if source.model.target == "multilabel":

@@ -191,6 +191,10 @@ class DyMN(Student):
                 maps = layer(maps)
         return self.out_c(maps)
 
+    def stages(self) -> list[nn.Module]:
+        """Stem, blocks and last convolution."""
+        return [self.in_c, *self.layers, self.out_c]
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],

@@ -18,10 +18,8 @@ from efficientat_plugin.students.blocks import (
     SqueezeExcite,
     strided,
 )
-from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.dynamic import DynamicInvertedResidual
 from efficientat_plugin.students.heads import MLP
-from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.student import Student, check_choice, check_integer
 
 DEFAULT_SOURCES = ("mel", "b5", "b11", "b13", "b15")
@@ -37,17 +35,6 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "time_avg": lambda maps: maps.mean(3).flatten(1),
     "time_avg_plus_max": lambda maps: (maps.mean(3) + maps.amax(3)).flatten(1),
 }
-
-
-def stages(student: Student) -> list[nn.Module]:
-    """Stem (0), blocks (1 to 15) and last convolution (16), as published counts."""
-    if isinstance(student, MN):
-        return list(student.features)
-    if isinstance(student, DyMN):
-        return [student.in_c, *student.layers, student.out_c]
-    raise ValueError(
-        f"the layers of a {type(student).__name__} are not known; give an MN or a DyMN"
-    )
 
 
 def channel_gate(stage: nn.Module) -> SqueezeExcite | None:
@@ -86,7 +73,7 @@ def known_sources(student: Student) -> list[str]:
     >>> known_sources(DyMN(width=0.1, head="fully_convolutional"))[:4]
     ['mel', 'clf1', 'logits', 'b0']
     """
-    parts = stages(student)
+    parts = student.stages()
     has_hidden_layer = isinstance(student.classifier, MLP)
     return [
         "mel",
@@ -209,7 +196,7 @@ class LayerEmbedding(nn.Module):
             is_of_block = name not in ("mel", *OF_HEAD)
             depths.append(1 + int(name.lstrip("bse")) if is_of_block else 0)
         is_whole = any(name in OF_HEAD for name in self.sources)
-        self._depth = len(stages(student)) if is_whole else max(depths)
+        self._depth = len(student.stages()) if is_whole else max(depths)
 
     @property
     def dimension(self) -> int:
@@ -232,7 +219,7 @@ class LayerEmbedding(nn.Module):
             )
         parts = {"mel": log_mel.mean((1, 3))}
         maps = log_mel
-        for number, stage in enumerate(stages(self.student)[: self._depth]):
+        for number, stage in enumerate(self.student.stages()[: self._depth]):
             gate = channel_gate(stage) if f"se{number}" in self._sizes else None
             if gate is not None and isinstance(stage, InvertedResidual):
                 maps, parts[f"se{number}"] = advance_gated(stage, gate, maps)
@@ -261,7 +248,7 @@ class LayerEmbedding(nn.Module):
         """Of each source, in order, how many numbers it adds."""
         sizes = {"mel": self.n_mels, "logits": self.student.num_classes}
         bands = self.n_mels
-        for number, stage in enumerate(stages(self.student)):
+        for number, stage in enumerate(self.student.stages()):
             channels, bands = size_behind(stage, bands)
             one_frame = torch.empty(1, channels, bands, 1)
             sizes[f"b{number}"] = POOLINGS[self.pooling](one_frame).shape[1]

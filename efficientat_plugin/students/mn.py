@@ -181,6 +181,10 @@ class MN(Student):
         """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
         return self.features(log_mel)
 
+    def stages(self) -> list[nn.Module]:
+        """Stem, blocks and last convolution."""
+        return [*self.features]
+
 
 def check_se_dims(se_dims: object) -> None:
     """Refuses what does not say which dimensions squeeze-excite gates."""

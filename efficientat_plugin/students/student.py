@@ -96,6 +96,36 @@ class Student(nn.Module):
         """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
         raise NotImplementedError
 
+    def stages(self) -> list[nn.Module]:
+        """Stem (0), blocks (1 to 15) and last convolution (16), as published counts.
+
+        Raises
+        ------
+        ValueError
+            For a student that has other layers.
+        """
+        raise ValueError(
+            f"a {type(self).__name__} has no stages of convolutions; give an MN or a "
+            "DyMN"
+        )
+
+    def class_layer(self) -> nn.Linear:
+        """The linear layer that ends the head.
+
+        Raises
+        ------
+        ValueError
+            For a head that ends otherwise.
+        """
+        head = self.classifier
+        last = [*head.children()][-1]
+        if not (isinstance(head, nn.Sequential) and isinstance(last, nn.Linear)):
+            raise ValueError(
+                f"a {type(head).__name__} head has no linear class layer at its end; "
+                "build the student with head='mlp' or 'linear'"
+            )
+        return last
+
     def check_input(self, log_mel: Tensor) -> None:
         """Refuses what is no batch of log-mels."""
         if log_mel.ndim != 4 or log_mel.shape[1] != 1:

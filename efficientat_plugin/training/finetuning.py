@@ -11,10 +11,8 @@ from torch import nn
 
 from efficientat_plugin.contracts import ClipBatch
 from efficientat_plugin.evaluation.metrics import Scores
-from efficientat_plugin.students.embeddings import stages
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.training.brain import DistillationBrain
-from efficientat_plugin.training.probe import class_layer
 
 TRAINABLE = ("all", "head")
 CLASS_LAYERS = ("new", "probe")  # that training may begin with
@@ -163,7 +161,7 @@ def layerwise_groups(
         raise ValueError(f"trainable={trainable!r}; it is one of {TRAINABLE}")
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must be above 0 and at most 1")
-    body = stages(student)
+    body = student.stages()
     for stage in body:
         stage.requires_grad_(trainable == "all")
     groups = [{"params": [*student.classifier.parameters()], "lr_scale": 1.0}]
@@ -223,7 +221,7 @@ class FineTuningBrain(DistillationBrain):
             self.checkpointer.save_checkpoint(meta=meta)
         begins = self.hparams.epoch_counter.current == 0
         if begins and self.hparams.class_layer_start is not None:
-            layer = class_layer(self.hparams.student)
+            layer = self.hparams.student.class_layer()
             layer.load_state_dict(self.hparams.class_layer_start)
 
     def init_optimizers(self) -> None:

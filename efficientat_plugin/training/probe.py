@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from efficientat_plugin.students.heads import MLP, Linear
@@ -22,27 +22,18 @@ SMALLEST_SCALE = 1e-3  # of the average one; features that hardly move stay smal
 NUM_FOLDS = 4  # to choose the sharpness on
 
 
-def class_layer(student: Student) -> nn.Linear:
-    """The last layer of a student's head.
-
-    Raises
-    ------
-    ValueError
-        For heads that do not end with a linear layer.
-    """
-    head = student.classifier
-    last = list(head.children())[-1]
-    if not isinstance(head, MLP | Linear) or not isinstance(last, nn.Linear):
+def _refuse_other_heads(student: Student) -> None:
+    if not isinstance(student.classifier, MLP | Linear):
         raise ValueError(
-            f"a probe replaces a linear class layer, and a {type(head).__name__} head "
-            "has none; take head='mlp' or 'linear', or no probe"
+            "a probe replaces a linear class layer, and a "
+            f"{type(student.classifier).__name__} head has none; take head='mlp' or "
+            "'linear', or no probe"
         )
-    return last
 
 
 def probe_features(student: Student, log_mel: Tensor) -> Tensor:
     """What the class layer of a student hears: [B, 1, F, T] -> [B, D']."""
-    class_layer(student)
+    _refuse_other_heads(student)
     student.check_input(log_mel)
     features = student.maps(log_mel)
     for layer in list(student.classifier.children())[:-1]:
@@ -231,7 +222,8 @@ def fit_probe(
     ValueError
         If there are no labelled clips, or the head has no class layer of its own.
     """
-    layer = class_layer(student)
+    _refuse_other_heads(student)
+    layer = student.class_layer()
     parts, labels, groups = [], [], []
     for log_mel, target_rows, names in batches:
         labelled = target_rows.sum(dim=1) > 0

@@ -47,20 +47,8 @@ def prepare_for_short_run(
             f"prior={prior} must be between 0 and 1, and batch_norm_momentum="
             f"{batch_norm_momentum} above 0 and at most 1"
         )
-    bias = _class_layer(student).get_parameter("bias")
+    bias = student.class_layer().bias
     torch.nn.init.constant_(bias, math.log(prior / (1 - prior)))
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = batch_norm_momentum
-
-
-def _class_layer(student: Student) -> torch.nn.Module:
-    last = list(student.classifier.children())[-1]
-    if isinstance(student.classifier, torch.nn.Sequential) and isinstance(
-        last, torch.nn.Linear
-    ):
-        return last
-    raise ValueError(
-        "a short run starts from the bias of an mlp head, and the student's is a "
-        f"{type(student.classifier).__name__}; build it with head='mlp'"
-    )
