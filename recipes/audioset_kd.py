@@ -21,7 +21,6 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.clips import Clips, ClipStream
-from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.labels import (
     LabelSummary,
@@ -64,6 +63,11 @@ from efficientat_plugin.support.launch import (
 )
 from efficientat_plugin.support.run_folder import read_run, refuse_other_settings
 from efficientat_plugin.teachers.stored import as_teacher, warn_of_other_clips
+from efficientat_plugin.training.parts import (
+    augmented_clips,
+    clip_reader,
+    trained_model,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +200,7 @@ def prepare(
             f"num_classes={num_classes}: AudioSet has {len(audioset_labels())} classes"
         )
     inputs = open_inputs(hparams)
-    hparams["teacher"] = inputs.teacher
+    hparams = hparams | {"teacher": inputs.teacher}
     try:
         warn_of_another_front_end(hparams)
         look_at_eval_clips(inputs.eval_rows)
@@ -274,7 +278,7 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
     models = models_of(hparams)
     describe_checkpoints(hparams["checkpointer"], models)
     brain = make_brain(hparams, run_opts, hparams["checkpointer"])
-    eval_set = Clips(run.inputs.eval_rows, reader(hparams))
+    eval_set = Clips(run.inputs.eval_rows, clip_reader(hparams, audioset_vocabulary()))
     brain.fit(
         hparams["epoch_counter"],
         run.train_set,
@@ -294,12 +298,8 @@ def models_of(hparams: dict[str, Any]) -> dict[str, TrainedModel]:
         if name in hparams["modules"]:
             student = hparams[name]
             student.front_end = front_end_arguments(hparams["log_mel"])
-            models[name] = TrainedModel(
-                student,
-                audioset_labels(),
-                hparams["loss"].target,
-                hparams["clip_seconds"],
-                hparams["short_clips"],
+            models[name] = trained_model(
+                hparams, student, audioset_labels(), hparams["loss"].target
             )
     return models
 
@@ -369,14 +369,7 @@ def training_data(
             f"batch_size={hparams['batch_size']} is more than an epoch's "
             f"{per_process} clips for each process; lower it"
         )
-    train_set = Clips(
-        rows,
-        reader(hparams),
-        hparams["waveform_augment"],
-        hparams["waveform_mix"],
-        hparams["seed"],
-        replace_unreadable=True,
-    )
+    train_set = augmented_clips(hparams, audioset_vocabulary(), rows)
     return train_set, hparams["train_loader"] | {"sampler": draws}, summary
 
 
@@ -401,7 +394,7 @@ def streamed_training_data(
     say_and_check(f"The stream's first {len(head)} clips", summary, hparams)
     stream = ClipStream(
         inputs.train_rows,
-        reader(hparams),
+        clip_reader(hparams, audioset_vocabulary()),
         hparams["waveform_augment"],
         hparams["shuffle_buffer"],
         hparams["clips_per_epoch"],
@@ -450,16 +443,6 @@ def look_at_eval_clips(rows: Any) -> None:
             "Evaluation clips have no labels, so that nothing can be scored on them; "
             "pass --eval_split with a split that has"
         )
-
-
-def reader(hparams: dict[str, Any]) -> ClipReader:
-    """Makes clips of rows."""
-    return ClipReader(
-        audioset_vocabulary(),
-        hparams["clip_seconds"],
-        hparams["sample_rate"],
-        hparams["short_clips"],
-    )
 
 
 def make_brain(hparams: dict[str, Any], run_opts: Any, checkpointer: Any) -> Any:
@@ -513,14 +496,14 @@ def evaluate_only(
 ) -> None:
     """Scores a named or local checkpoint, or else the last of this run's own."""
     checkpointer, problems = None, []
-    name = hparams["pretrained"]
+    name, folder = hparams["pretrained"], hparams["output_folder"]
     if named:
         try:
-            use_named(hparams, name)
+            hparams = hparams | parts_of_named(hparams, name)
         except (ImportError, OSError, ValueError) as error:
             problems.append(f"--pretrained NAME or PATH: {error}")
         # Not over the scores of a run that trained in this folder.
-        hparams["output_folder"] += f"/evaluated/{Path(name).stem}"
+        folder += f"/evaluated/{Path(name).stem}"
     else:
         checkpointer = hparams["checkpointer"]
         name = hparams["save_folder"]
@@ -536,15 +519,16 @@ def evaluate_only(
         problems.append(f"--dataset PATH: {error}")
     refuse(problems)
     if not named:
-        choose_place_of_evaluation(hparams, settings, eval_rows)
-    hparams["teacher"] = None
-    Path(hparams["output_folder"]).mkdir(parents=True, exist_ok=True)
+        folder = place_of_evaluation(hparams, settings, eval_rows)
+    hparams = hparams | {"teacher": None, "output_folder": folder}
+    Path(folder).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
-    evaluate(brain, Clips(eval_rows, reader(hparams)), str(name), alone=named)
+    eval_set = Clips(eval_rows, clip_reader(hparams, audioset_vocabulary()))
+    evaluate(brain, eval_set, str(name), alone=named)
 
 
-def use_named(hparams: dict[str, Any], name: str) -> None:
-    """Puts a published or local model in the place of the YAML's student."""
+def parts_of_named(hparams: dict[str, Any], name: str) -> dict[str, Any]:
+    """A published or local model, in the place of the YAML's student."""
     folder = hparams["pretrained_folder"]
     stated: dict[str, Any] = {}
     if not tells_front_end(name):
@@ -559,9 +543,8 @@ def use_named(hparams: dict[str, Any], name: str) -> None:
             f"{name} has {student.num_classes} classes, and AudioSet "
             f"{hparams['num_classes']}; recipes/audioset_kd.py evaluates its taggers"
         )
-    hparams["student"] = hparams["modules"]["student"] = student
-    hparams["log_mel"] = LogMel(**student.front_end)
-    hparams["modules"]["log_mel"] = hparams["log_mel"]
+    found = {"student": student, "log_mel": LogMel(**student.front_end)}
+    return found | {"modules": hparams["modules"] | found}
 
 
 def tells_front_end(name: str) -> bool:
@@ -569,28 +552,31 @@ def tells_front_end(name: str) -> bool:
     return not Path(name).exists() or describe(name).front_end is not None
 
 
-def choose_place_of_evaluation(
+def place_of_evaluation(
     hparams: dict[str, Any], settings: dict[str, Any], eval_rows: Any
-) -> None:
-    """Refuses another front end than was trained with; other clips get a folder."""
+) -> str:
+    """A folder; refuses another front end than was trained with."""
     folder = hparams["output_folder"]
     try:
         trained = read_run(folder)
         if trained is None:
-            return
+            return folder
         refuse_other_settings(folder, settings, OF_THE_STUDENT)
     except ValueError as error:
         sys.exit(str(error))
     if trained.get("eval") != digest_of_rows(eval_rows):
         # Not over the scores of the run's own evaluation clips
         name = f"{Path(str(hparams['dataset'])).name}-{hparams['eval_split']}"
-        hparams["output_folder"] += f"/evaluated/{name}"
+        return f"{folder}/evaluated/{name}"
+    return folder
 
 
 def teacher_itself(run: Run) -> list[RunResult]:
     """How well the teacher tags the evaluation clips, if it is known of any."""
     summary = summarize_rows(run.inputs.eval_rows, audioset_vocabulary())
-    eval_set = Clips(run.inputs.eval_rows, reader(run.hparams))
+    eval_set = Clips(
+        run.inputs.eval_rows, clip_reader(run.hparams, audioset_vocabulary())
+    )
     share = run.hparams["max_unreadable_share"]
     loader_options = run.hparams["eval_loader"] | {"max_unreadable_share": share}
     scores = run.inputs.teacher.scores(eval_set, summary, loader_options)

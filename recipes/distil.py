@@ -10,15 +10,15 @@ OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 
 import logging
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import speechbrain as sb
+import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from efficientat_plugin.data.clips import Clips
-from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import (
     TABLE_OPTIONS,
     LabelledClips,
@@ -36,12 +36,11 @@ from efficientat_plugin.evaluation.report import RunResult, plot_curves, write_s
 from efficientat_plugin.pretrained.card import name_of
 from efficientat_plugin.pretrained.folder import (
     Provenance,
-    TrainedModel,
     describe_checkpoints,
     write_model_folder,
 )
-from efficientat_plugin.pretrained.weights import front_end_arguments
 from efficientat_plugin.students.ensemble import Ensemble
+from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.support.console import keep_log
 from efficientat_plugin.support.files import told_if_not_writable
@@ -58,6 +57,12 @@ from efficientat_plugin.teachers.members import OpenedTeachers, open_teachers
 from efficientat_plugin.teachers.store.filling import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
+from efficientat_plugin.training.parts import (
+    augmented_clips,
+    modules_of,
+    plain_clips,
+    trained_model,
+)
 from efficientat_plugin.training.short_runs import prepare_for_short_run
 
 logger = logging.getLogger(__name__)
@@ -70,6 +75,17 @@ class Run(NamedTuple):
     split: Split
     store: LogitsStore
     hparams: dict[str, Any]
+    student: Student
+
+
+class Parts(NamedTuple):
+    """What follows from the teacher's answers, beside what the YAML has built."""
+
+    student: Student
+    modules: dict[str, torch.nn.Module]
+    teacher: StoredTeacher
+    make_stats: Callable[[], AgreementStats]
+    checkpointer: AtomicCheckpointer
 
 
 def main(argv: list[str]) -> None:
@@ -129,9 +145,9 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
     settings["teacher"] = f"of weights with digest {teacher.sha256()[:8]}"
     settings["labels"] = f"{len(labels)} classes (digest {labels.sha256[:8]})"
     refuse_another_run(hparams["output_folder"], settings, clips, split)
-    add_student(clips, hparams)
+    student = build_student(clips, hparams)
     store = ask(teacher.to(device), clips, hparams, device)
-    return Run(clips, heard(clips, split, store), store, hparams)
+    return Run(clips, heard(clips, split, store), store, hparams, student)
 
 
 def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
@@ -212,32 +228,27 @@ def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
 
 def distil(run: Run, run_opts: Any) -> None:
     """Trains the student from the start or its last checkpoint, and tests it."""
-    hparams, split = run.hparams, run.split
-    add_parts(run)
+    hparams, split, clips = run.hparams, run.split, run.clips
+    parts = build_parts(run)
     brain = hparams["brain_class"](
-        modules=hparams["modules"],
+        modules=parts.modules,
         opt_class=hparams["opt_class"],
-        hparams=hparams,
+        hparams=hparams | parts._asdict(),
         run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
+        checkpointer=parts.checkpointer,
     )
-    test_set, loader = as_they_are(run, split.test), hparams["eval_loader"]
+    test_set = plain_clips(hparams, clips.labels, clips.rows, split.test)
+    scored = plain_clips(hparams, clips.labels, clips.rows, split.valid or split.train)
+    loader = hparams["eval_loader"]
     draws = Draws(len(split.train), hparams["clips_per_epoch"], None, hparams["seed"])
-    if split.test and not hparams["checkpointer"].list_checkpoints():
+    if split.test and not parts.checkpointer.list_checkpoints():
         brain.evaluate(test_set, test_loader_kwargs=dict(loader))
         if if_main_process():
             print(f"Before: {brain.scores}")
     brain.fit(
         hparams["epoch_counter"],
-        Clips(
-            run.clips.rows.select(split.train),
-            reader(run),
-            hparams["waveform_augment"],
-            hparams["waveform_mix"],
-            hparams["seed"],
-            replace_unreadable=True,
-        ),
-        as_they_are(run, split.valid or split.train),
+        augmented_clips(hparams, clips.labels, clips.rows.select(split.train)),
+        scored,
         train_loader_kwargs=hparams["train_loader"] | {"sampler": draws},
         valid_loader_kwargs=dict(loader),
     )
@@ -249,68 +260,37 @@ def distil(run: Run, run_opts: Any) -> None:
     run_on_main(finish, kwargs={"brain": brain, "run": run})
 
 
-def add_student(clips: LabelledClips, hparams: dict[str, Any]) -> None:
+def build_student(clips: LabelledClips, hparams: dict[str, Any]) -> Student:
     """A student of the teacher's classes."""
-    log_mel = hparams["log_mel"]
     student = hparams["student"](num_classes=len(clips.labels))
     prepare_for_short_run(student, hparams["prior"], hparams["batch_norm_momentum"])
-    student.front_end = front_end_arguments(log_mel)
-    hparams["student"] = student
-    hparams["modules"] = {
-        "log_mel": log_mel,
-        "spec_mask": hparams["spec_mask"],
-        "student": student,
-    }
+    return student
 
 
-def add_parts(run: Run) -> None:
-    """What follows from the teacher's answers, beside what the YAML has built."""
+def build_parts(run: Run) -> Parts:
+    """Builds what the teacher's answers decide."""
     hparams, clips = run.hparams, run.clips
-    student, folder = hparams["student"], Path(hparams["output_folder"])
-    hparams["teacher"] = StoredTeacher(run.store)
-    hparams["make_stats"] = partial(AgreementStats, run.store.lookup, clips.target)
+    modules = modules_of(hparams, run.student, hparams["log_mel"])
     recoverables = {
-        "student": student,
+        "student": run.student,
         "epoch_counter": hparams["epoch_counter"],
         "history": hparams["history"],
     }
-    hparams["checkpointer"] = AtomicCheckpointer(str(folder / "save"), recoverables)
-    describe_checkpoints(hparams["checkpointer"], {"student": model_of(run)})
-
-
-def model_of(run: Run) -> TrainedModel:
-    """What is trained, and all that is needed to use it."""
-    hparams, clips = run.hparams, run.clips
-    return TrainedModel(
-        hparams["student"],
-        clips.labels,
-        clips.target,
-        hparams["clip_seconds"],
-        hparams["short_clips"],
-    )
-
-
-def as_they_are(run: Run, rows: list[int]) -> Clips:
-    """Clips without augmentation."""
-    return Clips(run.clips.rows.select(rows), reader(run))
-
-
-def reader(run: Run) -> ClipReader:
-    """Makes clips of rows."""
-    hparams = run.hparams
-    return ClipReader(
-        run.clips.labels,
-        hparams["clip_seconds"],
-        hparams["sample_rate"],
-        hparams["short_clips"],
-    )
+    folder = Path(hparams["output_folder"]) / "save"
+    checkpointer = AtomicCheckpointer(str(folder), recoverables)
+    model = trained_model(hparams, run.student, clips.labels, clips.target)
+    describe_checkpoints(checkpointer, {"student": model})
+    make_stats = partial(AgreementStats, run.store.lookup, clips.target)
+    teacher = StoredTeacher(run.store)
+    return Parts(run.student, modules, teacher, make_stats, checkpointer)
 
 
 def finish(brain: Any, run: Run) -> None:
     """Writes the model, its scores and curves, and says where they are."""
     hparams, clips, split = run.hparams, run.clips, run.split
     folder, agreement = Path(hparams["output_folder"]), brain.scores
-    model = model_of(run)
+    clips = run.clips
+    model = trained_model(hparams, run.student, clips.labels, clips.target)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
     scores: dict[str, Any] = {}
     if split.test:

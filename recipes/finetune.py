@@ -23,8 +23,6 @@ import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 
-from efficientat_plugin.data.clips import Clips
-from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import (
     TABLE_OPTIONS,
     LabelledClips,
@@ -58,12 +56,11 @@ from efficientat_plugin.pretrained.described import (
 )
 from efficientat_plugin.pretrained.folder import (
     Provenance,
-    TrainedModel,
     describe_checkpoints,
     read_model_folder,
     write_model_folder,
 )
-from efficientat_plugin.pretrained.weights import front_end_arguments, load_student
+from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.support.console import keep_log
@@ -98,6 +95,12 @@ from efficientat_plugin.training.finetuning import (
     standard_error,
 )
 from efficientat_plugin.training.losses import DistillationLoss, balanced_class_weights
+from efficientat_plugin.training.parts import (
+    augmented_clips,
+    modules_of,
+    plain_clips,
+    trained_model,
+)
 from efficientat_plugin.training.probe import Probe, fit_probe
 
 logger = logging.getLogger(__name__)
@@ -118,10 +121,26 @@ class Run(NamedTuple):
     hparams: dict[str, Any]
     device: str
     folds: Mapping[str, Scores] = {}  # for a model of all clips: what others scored
+    parts: Any = None  # `Parts`, once they are built
 
     @property
     def folder(self) -> Path:
         return Path(self.hparams["output_folder"])
+
+
+class Parts(NamedTuple):
+    """What follows from data and weights, beside what the YAML has built."""
+
+    student: Student
+    modules: dict[str, torch.nn.Module]
+    teacher: StoredTeacher | None
+    loss: DistillationLoss
+    make_stats: Callable[[], TaggingStats]
+    lr_schedule: Callable[[int], float] | None
+    history: History
+    epoch_counter: EpochCounterWithStopper
+    checkpointer: AtomicCheckpointer
+    class_layer_start: dict[str, torch.Tensor] | None  # None: as the probe leaves it
 
 
 def main(argv: list[str]) -> None:
@@ -290,9 +309,8 @@ def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
     # A probe alone would not ask a teacher.
     if not few or not has_probe or hparams["teacher"] is not None:
         return epochs, False, why
-    run = run._replace(hparams=dict(hparams))
-    add_student(run, make_student(run))
-    share_right = start_from_probe(run).share_right
+    modules = build_modules(hparams, make_student(run))
+    share_right = start_from_probe(run, modules).share_right
     if share_right is not None:
         why += f"; a probe gets {share_right:.0%} of left-out clips right"
         if share_right < SHARE_RIGHT:
@@ -327,20 +345,15 @@ def hparams_to_save(hparams_file: str) -> str | None:
 def fine_tune(run: Run, run_opts: Any) -> Scores:
     """Trains, tests, and writes the model and what is to be said of it."""
     hparams, split = run.hparams, run.split
-    add_parts(run)
-    hparams["teacher"] = open_teacher(run)
-    hparams["class_layer_start"] = None
+    run = run._replace(parts=build_parts(run))
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
-        if hparams["class_layer"] == "new" and hparams["number_of_epochs"]:
-            layer = hparams["student"].class_layer().state_dict()
-            hparams["class_layer_start"] = copy.deepcopy(layer)
-        start_from_probe(run)
+        start_from_probe(run, run.parts.modules)
     brain = hparams["brain_class"](
-        modules=hparams["modules"],
+        modules=run.parts.modules,
         opt_class=hparams["opt_class"],
-        hparams=hparams,
+        hparams=hparams | run.parts._asdict(),
         run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
+        checkpointer=run.parts.checkpointer,
     )
     train(brain, run)
     main = "accuracy" if run.clips.target == "multiclass" else "mAP"
@@ -354,7 +367,7 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     if hparams["score_cut_clips"] and split.test:
         brain.checkpointer = None  # what is kept is loaded already
         brain.evaluate(
-            as_they_are(run, split.test),
+            plain_clips(hparams, run.clips.labels, run.clips.rows, split.test),
             test_loader_kwargs=dict(hparams["eval_loader"]),
         )
         cut_scores = brain.scores
@@ -369,7 +382,7 @@ def choose(run: Run, main: str) -> str:
     is kept if it comes to within a standard error of the best. What was there before
     training is kept unless it is beaten by more than a standard error.
     """
-    checkpointer, valid = run.hparams["checkpointer"], run.split.valid
+    checkpointer, valid = run.parts.checkpointer, run.split.valid
     best = checkpointer.find_checkpoint(max_key=main)
     if not valid or best is None:
         return "newest"
@@ -385,10 +398,10 @@ def choose(run: Run, main: str) -> str:
 
 def say_what_is_kept(run: Run, main: str, kept: str) -> None:
     """Says which epoch the model is of, and warns of a run that learnt nothing."""
-    epochs, number = run.hparams["history"].epochs, run.hparams["number_of_epochs"]
+    epochs, number = run.parts.history.epochs, run.hparams["number_of_epochs"]
     if run.split.valid and epochs:
         by_key = {"max_key": main} if kept == "best" else {}
-        chosen = run.hparams["checkpointer"].find_checkpoint(**by_key)
+        chosen = run.parts.checkpointer.find_checkpoint(**by_key)
         number = 0 if kept == "start" else chosen.meta["epoch"]
         if number:
             score = f"{main} {chosen.meta[main]:.4f}"
@@ -405,10 +418,10 @@ def say_what_is_kept(run: Run, main: str, kept: str) -> None:
 
 def go_back_to_start(run: Run) -> None:
     """Undoes training; the probe is fitted to the validation clips as well."""
-    student = run.hparams["student"]
-    student.load_state_dict(make_student(run).state_dict())
+    run.parts.student.load_state_dict(make_student(run).state_dict())
     if run.hparams["probe_ridge"] is not None and not goes_on(run.hparams):
-        start_from_probe(run, [*run.split.train, *run.split.valid])
+        places = [*run.split.train, *run.split.valid]
+        start_from_probe(run, run.parts.modules, places)
 
 
 def make_student(run: Run) -> Student:
@@ -443,68 +456,57 @@ def goes_on(hparams: dict[str, Any]) -> bool:
     return find_model_folder(hparams["pretrained"]) is not None
 
 
-def add_student(run: Run, student: Student) -> None:
+def build_modules(
+    hparams: dict[str, Any], student: Student
+) -> dict[str, torch.nn.Module]:
     """The student, and the front end that goes with it."""
-    hparams = run.hparams
     log_mel = hparams["log_mel"](**student.front_end)
     if log_mel.sample_rate != hparams["sample_rate"]:
         raise ValueError(
             f"sample_rate={hparams['sample_rate']} Hz, but {hparams['pretrained']} "
             f"hears {log_mel.sample_rate} Hz; pass --sample_rate {log_mel.sample_rate}"
         )
-    # All of it, so that the model folder hears what training heard.
-    student.front_end = front_end_arguments(log_mel)
-    hparams["student"] = student
-    hparams["modules"] = {
-        "log_mel": log_mel,
-        "spec_mask": hparams["spec_mask"],
-        "student": student,
-    }
+    return modules_of(hparams, student, log_mel)
 
 
-def add_parts(run: Run) -> None:
-    """What follows from data and weights, beside what the YAML has built."""
-    hparams = run.hparams
-    add_student(run, make_student(run))
-    student = hparams["student"]
-    multiclass = run.clips.target == "multiclass"
-    class_weights = None
+def build_parts(run: Run) -> Parts:
+    """Builds what data and weights decide."""
+    hparams, clips, epochs = run.hparams, run.clips, run.hparams["number_of_epochs"]
+    student = make_student(run)
+    modules = build_modules(hparams, student)
+    class_weights = class_layer_start = None
     if hparams["class_weights"]:
         indices = labels_to_train_on(run).indices
-        class_weights = balanced_class_weights(indices, len(run.clips.labels))
-    if isinstance(hparams["lr_schedule"], partial):
-        epochs = max(hparams["number_of_epochs"], 1)
-        hparams["lr_schedule"] = hparams["lr_schedule"](number_of_epochs=epochs)
-    hparams["loss"] = DistillationLoss(
-        hparams["kd_weight"], hparams["kd_temperature"], run.clips.target, class_weights
-    )
-    hparams["make_stats"] = ClassificationStats if multiclass else TaggingStats
-    hparams["history"] = History()
-    hparams["epoch_counter"] = EpochCounterWithStopper(
-        hparams["number_of_epochs"],
-        # Without validation clips there is nothing to be patient about.
-        hparams["patience"] if run.split.valid else hparams["number_of_epochs"] + 1,
-        0,
-        "max",
-    )
+        class_weights = balanced_class_weights(indices, len(clips.labels))
+    lr_schedule = hparams["lr_schedule"]
+    if isinstance(lr_schedule, partial):
+        lr_schedule = lr_schedule(number_of_epochs=max(epochs, 1))
+    has_probe = hparams["probe_ridge"] is not None and not goes_on(hparams)
+    if has_probe and hparams["class_layer"] == "new" and epochs:
+        class_layer_start = copy.deepcopy(student.class_layer().state_dict())
+    # Without validation clips there is nothing to be patient about.
+    patience = hparams["patience"] if run.split.valid else epochs + 1
     recoverables = {
         "student": student,
-        "epoch_counter": hparams["epoch_counter"],
-        "history": hparams["history"],
+        "epoch_counter": EpochCounterWithStopper(epochs, patience, 0, "max"),
+        "history": History(),
     }
-    hparams["checkpointer"] = AtomicCheckpointer(str(run.folder / "save"), recoverables)
-    describe_checkpoints(hparams["checkpointer"], {"student": model_of(run)})
-
-
-def model_of(run: Run) -> TrainedModel:
-    """What is trained, and all that is needed to use it."""
-    hparams, clips = run.hparams, run.clips
-    return TrainedModel(
-        hparams["student"],
-        clips.labels,
-        clips.target,
-        hparams["clip_seconds"],
-        hparams["short_clips"],
+    checkpointer = AtomicCheckpointer(str(run.folder / "save"), recoverables)
+    model = trained_model(hparams, student, clips.labels, clips.target)
+    describe_checkpoints(checkpointer, {"student": model})
+    return Parts(
+        modules=modules,
+        teacher=open_teacher(run),
+        loss=DistillationLoss(
+            hparams["kd_weight"], hparams["kd_temperature"], clips.target, class_weights
+        ),
+        make_stats=(
+            ClassificationStats if clips.target == "multiclass" else TaggingStats
+        ),
+        lr_schedule=lr_schedule,
+        checkpointer=checkpointer,
+        class_layer_start=class_layer_start,
+        **recoverables,
     )
 
 
@@ -549,7 +551,11 @@ def logits_of_teacher(run: Run, source: str) -> LogitsStore:
     return LogitsStore(path)
 
 
-def start_from_probe(run: Run, places: Sequence[int] | None = None) -> Probe:
+def start_from_probe(
+    run: Run,
+    modules: dict[str, torch.nn.Module],
+    places: Sequence[int] | None = None,
+) -> Probe:
     """Fits the class layer to clips in closed form; None: to those to train on."""
     places = run.split.train if places is None else places
     hparams, rows = run.hparams, run.clips.rows.select(places)
@@ -561,12 +567,12 @@ def start_from_probe(run: Run, places: Sequence[int] | None = None) -> Probe:
     group_of: dict[str, str] = {}
     if "group" in rows.column_names:
         group_of = dict(zip(rows["video_id"], rows["group"], strict=True))
-    student = hparams["student"].eval().to(run.device)
-    log_mel = hparams["modules"]["log_mel"].eval().to(run.device)
+    student = modules["student"].eval().to(run.device)
+    log_mel = modules["log_mel"].eval().to(run.device)
 
     def heard() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         for batch in read_batches(
-            as_they_are(run, places),
+            plain_clips(hparams, run.clips.labels, run.clips.rows, places),
             "probe",
             hparams["max_unreadable_share"],
             **hparams["eval_loader"],
@@ -580,26 +586,19 @@ def start_from_probe(run: Run, places: Sequence[int] | None = None) -> Probe:
 
 def train(brain: FineTuningBrain, run: Run) -> None:
     """Trains from the start or the last checkpoint on."""
-    hparams, split = run.hparams, run.split
-    starts = not hparams["checkpointer"].list_checkpoints()
+    hparams, split, labels = run.hparams, run.split, run.clips.labels
+    # Without validation clips the last epoch is kept; training clips are scored.
+    scored = plain_clips(hparams, labels, run.clips.rows, split.valid or split.train)
+    starts = not run.parts.checkpointer.list_checkpoints()
     if split.valid and starts and hparams["number_of_epochs"]:
-        brain.score_start(as_they_are(run, split.valid), dict(hparams["eval_loader"]))
+        brain.score_start(scored, dict(hparams["eval_loader"]))
         run_on_main(write_start, args=(run, brain.scores))
     if hparams["number_of_epochs"] and if_main_process():
         print(plan(run))
-    training_clips = Clips(
-        run.clips.rows.select(split.train),
-        reader(run),
-        hparams["waveform_augment"],
-        hparams["waveform_mix"],
-        hparams["seed"],
-        replace_unreadable=True,
-    )
     brain.fit(
-        hparams["epoch_counter"],
-        training_clips,
-        # Without validation clips the last epoch is kept; training clips are scored.
-        as_they_are(run, split.valid or split.train),
+        run.parts.epoch_counter,
+        augmented_clips(hparams, labels, run.clips.rows.select(split.train)),
+        scored,
         train_loader_kwargs=hparams["train_loader"] | {"sampler": draws(run)},
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
@@ -616,8 +615,8 @@ def plan(run: Run) -> str:
     epochs, batch_size = hparams["number_of_epochs"], hparams["batch_size"]
     steps = math.ceil(len(split.train) / batch_size / world_size())
     step_seconds = seconds_per_step(
-        hparams["modules"]["log_mel"],
-        hparams["student"],
+        run.parts.modules["log_mel"],
+        run.parts.student,
         batch_size,
         round(hparams["clip_seconds"] * hparams["sample_rate"]),
         run.device,
@@ -628,22 +627,6 @@ def plan(run: Run) -> str:
     return (
         f"Training on {len(split.train)} clips of {hparams['clip_seconds']:g} s: "
         f"{epochs} epochs of {steps} steps, at most about {max(minutes, 1):.0f} min"
-    )
-
-
-def as_they_are(run: Run, rows: Sequence[int]) -> Clips:
-    """Clips without augmentation."""
-    return Clips(run.clips.rows.select(rows), reader(run))
-
-
-def reader(run: Run) -> ClipReader:
-    """Makes clips of rows."""
-    hparams = run.hparams
-    return ClipReader(
-        run.clips.labels,
-        hparams["clip_seconds"],
-        hparams["sample_rate"],
-        hparams["short_clips"],
     )
 
 
@@ -669,7 +652,8 @@ def finish(
     The scores are those of the tagger that the model's folder loads, on whole sounds.
     """
     hparams, folder = run.hparams, run.folder
-    model = model_of(run)
+    clips = run.clips
+    model = trained_model(hparams, run.parts.student, clips.labels, clips.target)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
     tested = test(run, str(brain.device)) if run.split.test else {}
     for scores in [*tested.values()][:1]:
@@ -716,7 +700,7 @@ def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> N
     """Draws what each epoch came to, beside the score of the one that was kept."""
     scores = next(iter(found.values()), brain.scores)
     chosen_on = "validation" if run.split.valid else "training"
-    epochs = run.hparams["history"].epochs
+    epochs = run.parts.history.epochs
     lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
     if found:
         kept = f"epoch {brain.loaded_epoch}, which is kept"

@@ -425,10 +425,10 @@ def test_with_few_clips_the_network_learns_what_no_probe_knows(
     clips_per_class, share_right, epochs, has_valid, tmp_path, monkeypatch
 ):
     recipe = _recipe()
-    for name in ("make_student", "add_student"):
+    for name in ("make_student", "build_modules"):
         monkeypatch.setattr(recipe, name, lambda *_: None)
     known = Probe(10.0, share_right)
-    monkeypatch.setattr(recipe, "start_from_probe", lambda _: known)
+    monkeypatch.setattr(recipe, "start_from_probe", lambda *_: known)
     clips = _clips([["a"], ["b"]] * clips_per_class)
     splits, found = recipe.split_clips(clips, _tuning(tmp_path), "cpu")
     assert found == epochs
@@ -438,9 +438,9 @@ def test_with_few_clips_the_network_learns_what_no_probe_knows(
 @pytest.mark.parametrize(("num_groups", "has_valid"), [(4, False), (20, True)])
 def test_of_few_groups_none_is_kept_back(num_groups, has_valid, tmp_path, monkeypatch):
     recipe = _recipe()
-    for name in ("make_student", "add_student"):
+    for name in ("make_student", "build_modules"):
         monkeypatch.setattr(recipe, name, lambda *_: None)
-    monkeypatch.setattr(recipe, "start_from_probe", lambda _: Probe(10.0, 0.2))
+    monkeypatch.setattr(recipe, "start_from_probe", lambda *_: Probe(10.0, 0.2))
     groups = [f"speaker {number % num_groups}" for number in range(200)]
     clips = _clips([["a"], ["a"], ["b"], ["b"]] * 50, group=groups)
     splits, epochs = recipe.split_clips(clips, _tuning(tmp_path), "cpu")
@@ -477,7 +477,7 @@ def test_a_student_of_another_rate_is_refused(tmp_path):
     hparams = _tuning(tmp_path, sample_rate=16000)
     run = _recipe().Run(clips, Split([0], [], [1]), hparams, "cpu")
     with pytest.raises(ValueError, match="hears 32000 Hz; pass --sample_rate 32000"):
-        _recipe().add_student(run, model.student)
+        _recipe().build_modules(run.hparams, model.student)
 
 
 def test_a_run_that_came_to_nothing_binds_nobody(tmp_path):
