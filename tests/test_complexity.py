@@ -29,8 +29,8 @@ from efficientat_plugin.students.dynamic import ContextGenerator
 from efficientat_plugin.students.mn import MN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| \w+ \| .* M \| .*", README, re.M)  # of its table of students
+MODELS = (REPOSITORY / "docs" / "models.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| \w+ \| .* M \| .*", MODELS, re.M)  # of its table of students
 
 
 @functools.cache
