@@ -9,7 +9,7 @@ WITH_EMPTY_HOME := rm -rf $(HOME_FOLDER) && mkdir $(HOME_FOLDER) && env \
 	HOME=$(HOME_FOLDER) TORCH_HOME=$(HOME_FOLDER)/torch HF_HOME=$(HOME_FOLDER)/huggingface \
 	XDG_CACHE_HOME=$(HOME_FOLDER)/cache XDG_CONFIG_HOME=$(HOME_FOLDER)/config
 
-.PHONY: demo test campaign lint install tools format bench stock clean
+.PHONY: demo test campaign lint install tools format bench stock dist clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(WITH_EMPTY_HOME) $(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
@@ -42,6 +42,15 @@ bench: install  ## beside the published code: REFERENCE=/a/checkout/of/Efficient
 
 stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
 	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)
+
+dist:  ## wheel and source distribution, checked and tried in a venv of their own
+	rm -rf dist build $(VENV)/dist
+	$(PYTHON) -m venv $(VENV)/dist
+	$(VENV)/dist/bin/pip install --quiet build twine
+	$(VENV)/dist/bin/python -m build --outdir dist .
+	$(VENV)/dist/bin/twine check --strict dist/*
+	$(VENV)/dist/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd $(VENV)/dist && bin/efficientat --help > /dev/null && bin/efficientat list > /dev/null
 
 install: $(VENV)/installed
 tools: $(VENV)/installed-tools
