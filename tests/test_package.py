@@ -13,6 +13,7 @@ import pytest
 import efficientat_plugin
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+DOCS = sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md"))
 
 
 HEAVY = "torch datasets matplotlib onnx onnxruntime openvino transformers speechbrain"
@@ -130,3 +131,45 @@ def test_every_file_is_small():
         pytest.skip("not a git checkout")
     for name in filter(None, tracked.stdout.split("\0")):
         assert (REPOSITORY / name).stat().st_size <= 2**20, name
+
+
+def test_the_package_has_fifteen_rooms_and_no_file_name_twice():
+    package = REPOSITORY / "efficientat_plugin"
+    private = {"__init__.py", "py.typed", "__pycache__"}
+    rooms = {path.name for path in package.iterdir()} - private
+    assert len(rooms) <= 15, rooms
+    names = [path.name for path in package.rglob("*.py")]
+    often = {name for name in names if names.count(name) > 1}
+    assert often <= {"__init__.py", "__main__.py"}
+    ours = {name.removesuffix(".py") for name in names}
+    assert not ours & (sys.stdlib_module_names - {"__main__"})
+
+
+@pytest.mark.parametrize("yaml", sorted(REPOSITORY.glob("hparams/**/*.yaml")), ids=str)
+def test_yamls_use_public_names_alone(yaml):
+    named = re.findall(r"!\w+:(efficientat_plugin[\w.]*)", yaml.read_text())
+    assert {name.count(".") for name in named} <= {1}
+    for name in named:
+        assert name.partition(".")[2] in efficientat_plugin.__all__
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *DOCS])
+def test_what_a_page_links_to_is_there(page):
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    headings = {}
+    for target in re.findall(r"\]\(([^)#\s]*)(?:#[\w-]+)?\)", text):
+        if "://" not in target and target:
+            assert ((REPOSITORY / page).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#\s:]*)#([\w-]+)\)", text):
+        place = (REPOSITORY / page).parent / target if target else REPOSITORY / page
+        if place not in headings:
+            lines = re.findall(r"^#+ (.*)$", place.read_text(encoding="utf-8"), re.M)
+            headings[place] = {_anchor(line) for line in lines}
+        assert anchor in headings[place], (target, anchor)
+    if page == "README.md":
+        assert len(text.splitlines()) <= 150
+
+
+def _anchor(heading):
+    """As GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
