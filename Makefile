@@ -16,7 +16,7 @@ demo: install  ## distil a student on the embedded sample, in about five minutes
 
 test: tools lint  ## everything that checks the project
 	$(WITH_EMPTY_HOME) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		--no-loadscope-reorder
+		--no-loadscope-reorder -r s
 
 campaign: tools  ## hundreds of kills, thousands of damaged files: hours; docs/reliability.md
 	$(WITH_EMPTY_HOME) $(BIN)/python -m pytest tests/campaign -m campaign --capture=no \

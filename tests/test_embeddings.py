@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.published import PUBLISHED
@@ -120,7 +121,7 @@ def test_embedding_has_its_dimension_with_every_pooling(student):
 
 
 def test_published_values_are_met(shared):
-    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    golden = np.load(GOLDEN / "front_end.npz")
     log_mel = LogMel().eval()(torch.from_numpy(golden["wave"])).unsqueeze(1)
     student = load_student(shared / "checkpoints" / "mn04_as_mAP_432.pt")
     sources = ["mel", "clf1", "clf2", "logits", "se", *BLOCKS]

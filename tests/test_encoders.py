@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from golden_vectors import GOLDEN
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.classifiers import AudioClassifier, EncoderClassifier
@@ -262,7 +263,7 @@ def test_features_of_ones_own_need_no_front_end(tmp_path):
 
 
 def test_published_weights_encode_as_published(shared):
-    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    golden = np.load(GOLDEN / "mn04_as.npz")
     log_mel = LogMel().eval()
     encoder = load_encoder("mn04_as", log_mel=log_mel, savedir=shared / "checkpoints")
     recording = shared / "audio" / "metro_station-paris.wav"

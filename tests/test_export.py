@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from exported_models import content_of, random_weights, source_of
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.cli import export, main
 from efficientat_plugin.data.decoding import decode
@@ -234,7 +235,7 @@ def test_every_opset_says_what_the_oldest_says(mn, sounds, opset):
 def test_the_published_student_says_what_was_published(shared, tmp_path):
     """Logits of the published code, of a real recording."""
     weights = shared / "checkpoints" / "mn04_as_mAP_432.pt"
-    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    golden = np.load(GOLDEN / "mn04_as.npz")
     written = export_onnx(weights, tmp_path / "mn04.onnx", front_end="out")
     assert written.parity.probability_error < 1e-5
     tagger = Tagger(written.path)

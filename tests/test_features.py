@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.features import LogMel, SpecMask
 
@@ -31,8 +32,9 @@ def assert_as_published(options, waveform, expected):
     They are in float32, of another processor, and up to 1.5e-4 off those in float64.
     """
     waveform, expected = torch.from_numpy(waveform), torch.from_numpy(expected)
-    log_mel = LogMel(**options).eval()(waveform)
-    exact = LogMel(**options).double().eval()(waveform.double())
+    num_frames = expected.shape[-1]  # of a shortened one, those that its end is not in
+    log_mel = LogMel(**options).eval()(waveform)[..., :num_frames]
+    exact = LogMel(**options).double().eval()(waveform.double())[..., :num_frames]
     # An energy of less than 1e-6 of the frame's loudest band is about the last bit that
     # a transform in float32 has of it.
     energy = (5 * exact - 4.5).exp()
@@ -49,15 +51,15 @@ def waveform() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_log_mel_equals_the_published_one(shared, variant):
-    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+def test_log_mel_equals_the_published_one(variant):
+    golden = np.load(GOLDEN / "front_end.npz")
     expected = golden[f"logmel/{variant}"]
     assert_as_published(VARIANTS[variant], golden["wave"], expected)
 
 
-def test_log_mel_equals_the_one_of_event_detection(shared):
-    golden = np.load(shared / "golden" / "sed.npz")
-    assert_as_published(SED, golden["wave"], golden["logmel"][0])
+def test_log_mel_equals_the_one_of_event_detection():
+    golden = np.load(GOLDEN / "front_end_of_events.npz")
+    assert_as_published(SED, golden["wave"], golden["logmel"])
 
 
 def test_log_mel_is_torch_stft(waveform):

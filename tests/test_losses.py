@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from golden_vectors import GOLDEN
 from torch.nn import functional
 
 from efficientat_plugin.contracts import Mix, SoftTarget, TeacherTarget
@@ -10,8 +11,8 @@ from efficientat_plugin.training.losses import DistillationLoss, balanced_class_
 
 
 @pytest.fixture
-def golden(shared) -> dict[str, torch.Tensor]:
-    archive = np.load(shared / "golden" / "training_math.npz")
+def golden() -> dict[str, torch.Tensor]:
+    archive = np.load(GOLDEN / "training_math.npz")
     return {name: torch.from_numpy(archive[name]) for name in archive.files}
 
 

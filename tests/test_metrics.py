@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from golden_vectors import GOLDEN
 from sklearn.metrics import (
     average_precision_score,
     precision_recall_fscore_support,
@@ -31,8 +32,8 @@ from efficientat_plugin.evaluation.report import (
 )
 
 
-def test_scores_are_the_published_ones(shared):
-    golden = np.load(shared / "golden" / "training_math.npz")
+def test_scores_are_the_published_ones():
+    golden = np.load(GOLDEN / "training_math.npz")
     scores = tagging_scores(golden["map_scores"], golden["map_targets"])
     np.testing.assert_allclose(
         scores.average_precision, golden["map_per_class"], atol=1e-12

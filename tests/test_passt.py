@@ -1,11 +1,12 @@
 """PaSST: published outputs and shapes, laws of patchout, short clips, refusals."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import torch
+from fill import fill_
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.cost.complexity import count_macs, measure, receptive_field
@@ -59,21 +60,17 @@ def heard_positions(passt, log_mel):
 
 
 @pytest.fixture(scope="module")
-def golden(shared):
-    entry = json.loads((shared / "golden" / "passt.json").read_text())["passt_s"]
-    return entry, np.load(shared / "golden" / "passt.npz")
+def golden():
+    entry = json.loads((GOLDEN / "passt.json").read_text())["passt_s"]
+    return entry, np.load(GOLDEN / "passt.npz")
 
 
 @pytest.mark.slow
-def test_passt_scores_as_published(golden, shared):
-    path = shared / "golden" / "fill.py"
-    spec = importlib.util.spec_from_file_location("golden_fill", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_passt_scores_as_published(golden):
     _, arrays = golden
     with torch.device("meta"):  # nothing is drawn that would be overwritten
         passt = PaSST()
-    passt = module.fill_(passt.to_empty(device="cpu")).eval()
+    passt = fill_(passt.to_empty(device="cpu")).eval()
     with torch.no_grad():  # of one clip: it takes seconds
         output = passt(torch.from_numpy(arrays["x"][:1]))
     assert isinstance(passt, Student) and isinstance(output, StudentOutput)

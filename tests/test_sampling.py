@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from golden_vectors import GOLDEN
 from speechbrain.dataio.sampler import DistributedSamplerWrapper
 
 from efficientat_plugin.data.sampling import (
@@ -104,8 +105,8 @@ def test_processes_share_the_draws(kind):
 # --- Class balance --------------------------------------------------------------
 
 
-def test_weights_are_the_published_ones(shared):
-    golden = np.load(shared / "golden" / "training_math.npz")
+def test_weights_are_the_published_ones():
+    golden = np.load(GOLDEN / "training_math.npz")
     targets = golden["sampler_targets"]
     assert targets.any(axis=1).all()
     indices = [np.flatnonzero(target) for target in targets]

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.training.schedules import TemperatureRampDown, WarmupRampDown
 
 
 @pytest.mark.parametrize("name", ["audioset_kd", "fine_tune"])
-def test_learning_rate_is_the_published_one(shared, name):
-    golden = json.loads((shared / "golden" / "schedules.json").read_text())[name]
+def test_learning_rate_is_the_published_one(name):
+    golden = json.loads((GOLDEN / "schedules.json").read_text())[name]
     arguments = golden["args"]
     schedule = WarmupRampDown(
         1.0,

@@ -2,13 +2,14 @@
 
 import copy
 import functools
-import importlib.util
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from fill import fill_
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.students.blocks import ConcurrentSqueezeExcite, round_channels
@@ -74,19 +75,9 @@ def dynamic(options):
     return {k: v for k, v in options.items() if k not in ("n_mels", "n_frames")}
 
 
-@pytest.fixture(scope="module")
-def fill_(shared):
-    """Deterministic weights from names and shapes."""
-    path = shared / "golden" / "fill.py"
-    spec = importlib.util.spec_from_file_location("golden_fill", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.fill_
-
-
-def read_golden(shared, file, name):
-    arrays = np.load(shared / "golden" / f"{file}.npz")
-    entry = json.loads((shared / "golden" / f"{file}.json").read_text())[name]
+def read_golden(file, name):
+    arrays = np.load(GOLDEN / f"{file}.npz")
+    entry = json.loads((GOLDEN / f"{file}.json").read_text())[name]
     keys = ("x", f"{name}/logits", f"{name}/embedding")
     return entry, *(torch.from_numpy(arrays[key]) for key in keys)
 
@@ -149,8 +140,8 @@ def own_member(member):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_network_scores_as_published(name, shared, fill_):
-    entry, x, logits, embedding = read_golden(shared, "networks", name)
+def test_network_scores_as_published(name):
+    entry, x, logits, embedding = read_golden("networks", name)
     student = fill_(build_golden(name, entry)).eval()
     with torch.no_grad():
         output = student(x)
@@ -162,8 +153,8 @@ def test_network_scores_as_published(name, shared, fill_):
 
 
 @pytest.mark.parametrize("name", BATCH_NETWORKS)
-def test_network_with_batch_statistics_scores_as_published(name, shared, fill_):
-    entry, x, logits, embedding = read_golden(shared, "networks_batch_statistics", name)
+def test_network_with_batch_statistics_scores_as_published(name):
+    entry, x, logits, embedding = read_golden("networks_batch_statistics", name)
     student = fill_(build_golden(name, entry, dropout=0.0)).train()
     with torch.no_grad():
         output = student(x)
@@ -174,8 +165,8 @@ def test_network_with_batch_statistics_scores_as_published(name, shared, fill_):
 
 
 @pytest.mark.parametrize("file", ["networks", "networks_batch_statistics"])
-def test_golden_entries_are_all_tested(file, shared):
-    entries = json.loads((shared / "golden" / f"{file}.json").read_text())
+def test_golden_entries_are_all_tested(file):
+    entries = json.loads((GOLDEN / f"{file}.json").read_text())
     tested = NETWORKS if file == "networks" else BATCH_NETWORKS
     assert set(tested) == set(entries)
 
@@ -190,8 +181,8 @@ def test_golden_entries_are_all_tested(file, shared):
         ("dymn04_replace_se", lambda: DyMN(width=0.4, dynamic_blocks="replace_se")),
     ],
 )
-def test_state_dict_has_published_names_and_shapes(name, student, shared):
-    published = json.loads((shared / "golden" / "state_dict_keys.json").read_text())
+def test_state_dict_has_published_names_and_shapes(name, student):
+    published = json.loads((GOLDEN / "state_dict_keys.json").read_text())
     assert list(shapes(student()).items()) == list(published[name].items())
 
 

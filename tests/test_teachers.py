@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from golden_vectors import GOLDEN
 from huggingface_hub import constants as hub
 
 from efficientat_plugin.cost.complexity import count_parameters
@@ -144,8 +145,8 @@ def test_published_files_have_room_for_the_entries_weights(name, file_bytes):
     assert 0 < file_bytes - weight_bytes < 2**16
 
 
-def test_entries_weights_are_the_published_ones(shared):
-    golden = json.loads((shared / "golden" / "passt.json").read_text())["passt_s"]
+def test_entries_weights_are_the_published_ones():
+    golden = json.loads((GOLDEN / "passt.json").read_text())["passt_s"]
     state = on_meta(TEACHERS["passt_s_swa_p16_128_ap476"]).state_dict()
     assert {k: list(v.shape) for k, v in state.items()} == golden["keys"]
 

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from golden_vectors import GOLDEN
 
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.interfaces import hear
@@ -125,7 +126,7 @@ def published_student(shared):
 def test_published_checkpoint_scores_as_published(
     recordings, published_student, shared
 ):
-    golden = np.load(shared / "golden" / "front_end_and_checkpoint.npz")
+    golden = np.load(GOLDEN / "mn04_as.npz")
     if recordings == "clips":
         folder, prefix = shared / "data" / "esc50" / "audio", ""
         files = [folder / str(name) for name in golden["mn04_as/filenames"]]
