@@ -238,7 +238,9 @@ def distil(run: Run, run_opts: Any) -> None:
         checkpointer=parts.checkpointer,
     )
     test_set = plain_clips(hparams, clips.labels, clips.rows, split.test)
-    scored = plain_clips(hparams, clips.labels, clips.rows, split.valid or split.train)
+    valid = None  # without validation clips the last epoch is kept
+    if split.valid:
+        valid = plain_clips(hparams, clips.labels, clips.rows, split.valid)
     loader = hparams["eval_loader"]
     draws = Draws(len(split.train), hparams["clips_per_epoch"], None, hparams["seed"])
     if split.test and not parts.checkpointer.list_checkpoints():
@@ -248,7 +250,7 @@ def distil(run: Run, run_opts: Any) -> None:
     brain.fit(
         hparams["epoch_counter"],
         augmented_clips(hparams, clips.labels, clips.rows.select(split.train)),
-        scored,
+        valid,
         train_loader_kwargs=hparams["train_loader"] | {"sampler": draws},
         valid_loader_kwargs=dict(loader),
     )
@@ -303,8 +305,7 @@ def finish(brain: Any, run: Run) -> None:
         others = {} if labelled is None else {"labels": labelled}
         write_scores(folder, agreement, clips.labels, others)
     epochs = hparams["history"].epochs
-    chosen_on = "validation" if split.valid else "training"
-    lines = [RunResult("each epoch", agreement, None, epochs, chosen_on)]
+    lines = [RunResult("each epoch", agreement, None, epochs, "validation")]
     if split.test:
         lines.append(RunResult("the one kept", agreement, clips="test"))
     plot_curves(folder / "curves.png", lines)

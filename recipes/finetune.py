@@ -383,8 +383,8 @@ def choose(run: Run, main: str) -> str:
     training is kept unless it is beaten by more than a standard error.
     """
     checkpointer, valid = run.parts.checkpointer, run.split.valid
-    best = checkpointer.find_checkpoint(max_key=main)
-    if not valid or best is None:
+    best = checkpointer.find_checkpoint(max_key=main) if valid else None
+    if best is None:
         return "newest"
     if run.hparams["keep_epoch"] == "best":
         return "best"
@@ -587,18 +587,19 @@ def start_from_probe(
 def train(brain: FineTuningBrain, run: Run) -> None:
     """Trains from the start or the last checkpoint on."""
     hparams, split, labels = run.hparams, run.split, run.clips.labels
-    # Without validation clips the last epoch is kept; training clips are scored.
-    scored = plain_clips(hparams, labels, run.clips.rows, split.valid or split.train)
+    valid = None  # without validation clips the last epoch is kept
+    if split.valid:
+        valid = plain_clips(hparams, labels, run.clips.rows, split.valid)
     starts = not run.parts.checkpointer.list_checkpoints()
     if split.valid and starts and hparams["number_of_epochs"]:
-        brain.score_start(scored, dict(hparams["eval_loader"]))
+        brain.score_start(valid, dict(hparams["eval_loader"]))
         run_on_main(write_start, args=(run, brain.scores))
     if hparams["number_of_epochs"] and if_main_process():
         print(plan(run))
     brain.fit(
         run.parts.epoch_counter,
         augmented_clips(hparams, labels, run.clips.rows.select(split.train)),
-        scored,
+        valid,
         train_loader_kwargs=hparams["train_loader"] | {"sampler": draws(run)},
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
@@ -622,7 +623,7 @@ def plan(run: Run) -> str:
         run.device,
     )
     # To score a clip takes about a third of what it takes to train on it.
-    scored = len(split.valid or split.train) / batch_size / 3
+    scored = len(split.valid) / batch_size / 3
     minutes = epochs * (steps + scored) * step_seconds / 60
     return (
         f"Training on {len(split.train)} clips of {hparams['clip_seconds']:g} s: "
@@ -699,9 +700,8 @@ def test(run: Run, device: str) -> dict[str, Scores]:
 def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> None:
     """Draws what each epoch came to, beside the score of the one that was kept."""
     scores = next(iter(found.values()), brain.scores)
-    chosen_on = "validation" if run.split.valid else "training"
     epochs = run.parts.history.epochs
-    lines = [RunResult("each epoch", scores, None, epochs, chosen_on)]
+    lines = [RunResult("each epoch", scores, None, epochs, "validation")]
     if found:
         kept = f"epoch {brain.loaded_epoch}, which is kept"
         lines.append(RunResult(kept, scores, clips="test"))

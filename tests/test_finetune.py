@@ -469,6 +469,10 @@ def test_few_clips_that_no_probe_tells_apart_train_the_network(weights, tmp_path
     assert re.search(r"number_of_epochs: 80, .* a probe gets \d+% of left-out", text)
     history = (tmp_path / "run" / "history.csv").read_text()
     assert len(history.splitlines()) == 81
+    # No clips were kept back, and no score of training clips is called one of others.
+    assert history.splitlines()[0] == "epoch,lr,train_loss"
+    assert "alidation" not in text
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 0
     assert json.loads((tmp_path / "run" / "kept_epoch.json").read_text()) == 80
 
 
@@ -527,10 +531,11 @@ class _Checkpoints:
 def test_what_is_kept_is_better_beyond_chance(
     tmp_path, start, best, newest, keep_epoch, kept
 ):
-    hparams = {"checkpointer": _Checkpoints(best, newest), "keep_epoch": keep_epoch}
-    hparams["output_folder"] = str(tmp_path)
+    hparams = {"keep_epoch": keep_epoch, "output_folder": str(tmp_path)}
     (tmp_path / "start.json").write_text(json.dumps({"accuracy": start}))
     run = _recipe().Run(None, Split([], list(range(200)), []), hparams, "cpu")
+    parts = SimpleNamespace(checkpointer=_Checkpoints(best, newest))
+    run = run._replace(parts=parts)
     assert _recipe().choose(run, "accuracy") == kept
 
 

@@ -317,6 +317,8 @@ def write(folder: Path, tagger: "SoundTagger", scores: "Scores") -> None:
         write_scores(folder, scores, tagger.labels)
         if isinstance(scores, ClassificationScores):
             plot_confusion(folder / "confusion.png", scores, tagger.labels)
+        else:  # not that of an earlier command beside these scores
+            (folder / "confusion.png").unlink(missing_ok=True)
 
 
 def by_device(stats: "TaggingStats", rows: Any) -> dict[str, "Scores"]:

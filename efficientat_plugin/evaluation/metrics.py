@@ -19,7 +19,7 @@ IntArray = NDArray[np.int64]
 
 FEW_CLIPS = 5  # of a class: with fewer, its scores say little
 FEW_CLASSES = 0.25  # of the classes: with as many of those, the average says little
-ALIKE = 1e-5  # of a score: clips that differ by less are ranked by rounding alone
+ALIKE = 1e-3  # of a score: float16, int8 and other runtimes may rank what differs less
 
 
 class TaggingScores(NamedTuple):
@@ -145,8 +145,8 @@ def caution(scores: Any) -> str | None:
     """
     if getattr(scores, "alike", False):
         return (
-            "the model gives every clip the same scores, so it has learnt nothing that "
-            "tells clips apart, and this number is chance"
+            "the model gives every clip nearly the same scores, so it has learnt "
+            "little that tells clips apart, and rounding may change this number"
         )
     so = "so other clips may score very differently"
     positives = getattr(scores, "positives", None)
@@ -341,7 +341,7 @@ def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationSco
 
 
 def _alike(scores: NDArray) -> bool:
-    """Whether scores [N, K] differ between clips by no more than rounding."""
+    """Whether scores [N, K] hardly differ between clips."""
     spread = scores.max(axis=0) - scores.min(axis=0)
     return len(scores) > 1 and bool((spread <= ALIKE * abs(scores).max(axis=0)).all())
 

@@ -24,7 +24,7 @@ class RunResult(NamedTuple):
     """One row of a comparison, one line of a figure."""
 
     name: str
-    scores: Scores
+    scores: Scores | None  # None: it was not tested
     complexity: Complexity | None = None
     epochs: Sequence[dict[str, float]] = ()  # of a ``History``
     clips: str = "evaluation"  # the clips that were scored: "validation", "test", ...
@@ -110,6 +110,8 @@ def comparison_table(results: Sequence[RunResult]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, scores, complexity, *_ in results:
+        if scores is None:
+            continue
         averages = scores.averages()
         cells = [name, f"{averages['mAP']:.3f}", f"{averages['AUC']:.3f}"]
         cells += [str(scores.num_clips), str(scores.num_classes)]
@@ -152,20 +154,21 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
         return
     figure = Figure(figsize=(10, 4), layout="constrained")
     score, loss = figure.subplots(1, 2)
-    main = results[0].scores.main
+    main = next((one.scores.main for one in results if one.scores), "score")
     lowest = 0.0  # what a student explains of its teacher may be less
     for number, (name, scores, _, epochs, clips) in enumerate(results):
         style: dict[str, Any] = {"color": f"C{number}"}
-        if not epochs:
+        if not epochs and scores is not None:
             label = f"{name}, {scores.num_clips} {clips} clips"
             score.axhline(scores.averages()[main], linestyle=":", label=label, **style)
             continue
         style["marker"] = "."  # of a single epoch there is no line
         steps = [epoch["epoch"] for epoch in epochs]
-        heights = [epoch[main] for epoch in epochs]
-        lowest = min(lowest, *heights)
-        label = f"{name}, {epochs[-1]['num_clips']} {clips} clips"
-        score.plot(steps, heights, label=label, **style)
+        if main in epochs[0]:  # not where there are no validation clips
+            heights = [epoch[main] for epoch in epochs]
+            lowest = min(lowest, *heights)
+            label = f"{name}, {epochs[-1]['num_clips']} {clips} clips"
+            score.plot(steps, heights, label=label, **style)
         for key, whose in (("train_loss", name), (OF_BOTH, "sum of both")):
             if key in epochs[0]:
                 losses = [epoch[key] for epoch in epochs]

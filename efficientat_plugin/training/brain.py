@@ -279,11 +279,19 @@ class DistillationBrain(sb.Brain):
             **{f"{self.evaluates}_stats": numbers},
         )
 
+    def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
+        """As ``Brain``; an epoch without validation clips ends, too."""
+        super()._fit_valid(valid_set, epoch, enable)
+        if valid_set is None:
+            self.scores = None
+            self._finish_epoch(epoch, {}, None)
+
     def _finish_epoch(
-        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores
+        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores | None
     ) -> None:
         lr = max(group["lr"] for group in self.optimizer.param_groups)
-        averages = self._averages(scores)
+        averages = {} if scores is None else self._averages(scores)
+        numbers = {} if scores is None else self._numbers(scores)
         summary = {
             "epoch": epoch,
             "lr": lr,
@@ -291,18 +299,19 @@ class DistillationBrain(sb.Brain):
             **{f"valid_{name}": loss for name, loss in valid_losses.items()},
         }
         history = self.hparams.history
-        history.epochs.append(summary | self._numbers(scores))
+        history.epochs.append(summary | numbers)
         named = {f"validation {name}": loss for name, loss in valid_losses.items()}
         self._log_line(f"Epoch {epoch}", {"training loss": self.train_loss} | named)
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch": epoch, "lr": lr},
             train_stats={"loss": self.train_loss},
-            valid_stats=valid_losses | self._numbers(scores),
+            valid_stats=valid_losses | numbers,
             verbose=False,
         )
         self._write_history()
         if self.checkpointer is not None:
-            best = [key for key in averages if key.endswith(scores.main)]
+            main = "" if scores is None else scores.main
+            best = [key for key in averages if key.endswith(main)]
             meta = {"epoch": epoch} | {key: averages[key] for key in best}
             self.checkpointer.save_and_keep_only(meta=meta, max_keys=best)
 
@@ -317,8 +326,12 @@ class DistillationBrain(sb.Brain):
 
     def _log_line(self, what: str, losses: dict[str, float]) -> None:
         """For people, whichever logger the numbers go to."""
-        if if_main_process() and self.scores is not None:
-            listed = "".join(f", {name} {loss:.4g}" for name, loss in losses.items())
+        if not if_main_process():
+            return
+        listed = "".join(f", {name} {loss:.4g}" for name, loss in losses.items())
+        if self.scores is None:
+            logger.info("%s%s", what, listed)
+        else:
             logger.info("%s%s: %s", what, listed, self.scores.line())
             if (sentence := caution(self.scores)) not in self.cautions:
                 self.cautions.add(sentence)  # once, and not of each epoch

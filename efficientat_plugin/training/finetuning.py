@@ -244,8 +244,9 @@ class FineTuningBrain(DistillationBrain):
                 norm.eval()
 
     def _finish_epoch(
-        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores
+        self, epoch: int | None, valid_losses: dict[str, float], scores: Scores | None
     ) -> None:
         # Before the checkpoint, which keeps how long nothing has improved.
-        self.hparams.epoch_counter.update_metric(scores.averages()[scores.main])
+        if scores is not None:
+            self.hparams.epoch_counter.update_metric(scores.averages()[scores.main])
         super()._finish_epoch(epoch, valid_losses, scores)
