@@ -29,6 +29,12 @@ REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
 OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
 TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object
 
+# What numbers mean nothing, and fail late or with another library's words
+LEAST = {"batch_size": 1, "eval_batch_size": 1, "num_proc": 1, "clips_per_epoch": 1}
+LEAST |= {"num_workers": 0, "number_of_epochs": 0, "patience": 0, "lr": 0}
+POSITIVE = {"clip_seconds", "sample_rate"}
+SHARES = {"valid_share", "test_share"}  # of which something must be left to train on
+
 SWITCH = {"yes": True, "true": True, "on": True, "1": True}
 SWITCH |= {"no": False, "false": False, "off": False, "0": False}
 
@@ -245,9 +251,11 @@ def _reader_of(
     if isinstance(default, bool):
         return _switch, "yes|no"
     if key in WHOLE or (isinstance(default, int) and key not in REAL):
-        return (partial(_or_open, _whole, key in WHOLE, default), "NUMBER")
+        read = partial(_or_open, _whole, key in WHOLE, default)
+        return partial(_in_bounds, key, read), "NUMBER"
     if key in REAL or isinstance(default, float):
-        return (partial(_or_open, _real, key in REAL, default), "NUMBER")
+        read = partial(_or_open, _real, key in REAL, default)
+        return partial(_in_bounds, key, read), "NUMBER"
     if open_ended and key in OBJECTS:
         return _nothing, "null"
     if key in TEXT_TOO:
@@ -290,6 +298,23 @@ def _or_open(
     if text == "auto" and default == "auto":
         return text
     return read(text)
+
+
+def _in_bounds(key: str, read: Callable[[str], Any], text: str) -> Any:
+    """A number, or what a YAML says where it leaves one open, if it means anything."""
+    value = read(text)
+    if not isinstance(value, int | float):
+        return value
+    legal = ""
+    if key in LEAST and value < LEAST[key]:
+        legal = f"{LEAST[key]} or more"
+    elif key in POSITIVE and value <= 0:
+        legal = "a number above 0"
+    elif key in SHARES and not 0 <= value < 1:
+        legal = "a share, from 0 to less than 1"
+    if legal:
+        raise argparse.ArgumentTypeError(f"{text!r} is given; give {legal}")
+    return value
 
 
 def _whole(text: str) -> int:
