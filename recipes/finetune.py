@@ -74,7 +74,7 @@ from efficientat_plugin.support.launch import (
     start,
     world_size,
 )
-from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.plain_text import shown, some_of
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
 from efficientat_plugin.teachers.members import open_teachers, refuse_others
@@ -345,6 +345,7 @@ def hparams_to_save(hparams_file: str) -> str | None:
 def fine_tune(run: Run, run_opts: Any) -> Scores:
     """Trains, tests, and writes the model and what is to be said of it."""
     hparams, split = run.hparams, run.split
+    warn_of_classes_without_clips(run)
     run = run._replace(parts=build_parts(run))
     if hparams["probe_ridge"] is not None and not goes_on(hparams):
         start_from_probe(run, run.parts.modules)
@@ -638,6 +639,28 @@ def draws(run: Run) -> Draws:
         indices = labels_to_train_on(run).indices
         weights = class_balanced_weights(indices, len(run.clips.labels))
     return Draws(len(run.split.train), None, weights, run.hparams["seed"])
+
+
+def warn_of_classes_without_clips(run: Run) -> None:
+    """Names the classes that are tested or chosen on, and have no clip to train on."""
+
+    def classes(places: Sequence[int]) -> set[int]:
+        rows = run.clips.rows.select(places)
+        return {
+            k for one in summarize_rows(rows, run.clips.labels).indices for k in one
+        }
+
+    split = run.split
+    missing = classes([*split.valid, *split.test]) - classes(split.train)
+    if missing:
+        names = some_of(run.clips.labels.names[k] for k in sorted(missing))
+        logger.warning(
+            "%d of %d classes have clips to test on and none to train on, so the model "
+            "cannot learn them: %s",
+            len(missing),
+            len(run.clips.labels),
+            names,
+        )
 
 
 def labels_to_train_on(run: Run) -> LabelSummary:

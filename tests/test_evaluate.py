@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,6 +17,7 @@ from exported_models import random_weights
 from sklearn.metrics import average_precision_score
 
 from efficientat_plugin.cli import main
+from efficientat_plugin.cli.evaluate import write
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.splits import (
     given_split,
@@ -24,7 +26,11 @@ from efficientat_plugin.data.splits import (
     split_rows,
 )
 from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.evaluation.metrics import ClassificationScores, tagging_scores
+from efficientat_plugin.evaluation.metrics import (
+    ClassificationScores,
+    classification_scores,
+    tagging_scores,
+)
 from efficientat_plugin.export.onnx_file import export_onnx
 from efficientat_plugin.pretrained.folder import (
     Provenance,
@@ -219,6 +225,15 @@ def _check(folder, expected, printed):
     figure = folder / "confusion.png"
     assert figure.exists() == ("accuracy" in expected)
     assert f"all {total} clips" in printed.err or "split eval" in printed.err
+
+
+def test_no_figure_of_an_earlier_command_stays_beside_new_scores(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.eye(3)[np.arange(30) % 3]
+    tagger = SimpleNamespace(labels=LabelTable("abc", "abc"))
+    for scores in (classification_scores, tagging_scores):
+        write(tmp_path, tagger, scores(rng.random((30, 3)), labels))
+    assert not (tmp_path / "confusion.png").exists()
 
 
 def test_every_tagger_is_scored_alike(models, tagger, sounds):

@@ -326,13 +326,17 @@ def test_the_score_is_what_the_folder_gives(sounds, weights, tmp_path, short_cli
 
 
 @pytest.mark.slow
-def test_all_clips_can_be_trained_on(sounds, weights, tmp_path):
+def test_all_clips_can_be_trained_on(sounds, weights, tmp_path, capsys):
     options = {"test_share": 0.0, "valid_share": 0.0, "number_of_epochs": 1}
     text = _run(sounds, weights, tmp_path / "all", **options)
     assert "this model itself has no score" in text and "\ntest, " not in text
     assert not (tmp_path / "all" / "scores.json").exists()
     card = (tmp_path / "all" / "model" / "README.md").read_text()
     assert "48 for training, 0 to choose the epoch" in card
+    command = ["evaluate", str(tmp_path / "all"), str(sounds), "--device", "cpu"]
+    assert main([*command, "--output", str(tmp_path / "scores")]) == 0
+    said = capsys.readouterr().err
+    assert "was trained on all of these clips, so this score says nothing about" in said
     AudioTagger.from_hparams(str(tmp_path / "all" / "model"))
 
 
@@ -355,6 +359,14 @@ def test_a_final_model_has_the_scores_of_the_folds(sounds, weights, tmp_path):
         assert told["accuracy"] == found["accuracy"] and told["num_clips"] == 24
     assert "fitted in closed form to 48 of them" in (final / "README.md").read_text()
     assert "of 2 folds" in text
+
+
+def test_a_class_that_is_only_tested_on_is_named(tmp_path, caplog):
+    clips = _clips([["a"], ["a"], ["a"], ["b"]])
+    run = _recipe().Run(clips, Split([0, 1], [], [2, 3]), {}, "cpu")
+    _recipe().warn_of_classes_without_clips(run)
+    assert "1 of 2 classes have clips to test on and none to train" in caplog.text
+    assert caplog.text.rstrip().endswith("cannot learn them: b")
 
 
 def _recipe():

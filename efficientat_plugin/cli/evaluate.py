@@ -141,7 +141,11 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.load_model import load_tagger
     from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
     from efficientat_plugin.data.summary import describe
-    from efficientat_plugin.tagging.whole_clips import choose_clips, whole_clip_stats
+    from efficientat_plugin.tagging.whole_clips import (
+        choose_clips,
+        trained_on_all,
+        whole_clip_stats,
+    )
 
     tagger = load_tagger(
         arguments.model,
@@ -155,7 +159,14 @@ def run(arguments: argparse.Namespace) -> int:
     run = known if choice == (None, None, None) else None
     clips = None if run is None else clips_of_run(arguments, tagger, run)
     if clips is None:
-        if known is not None and run is None:
+        is_chosen = known is not None and run is None
+        clips, run = open_clips(arguments, tagger, table_options(arguments)), None
+        if known is not None and trained_on_all(known, clips.rows):
+            say(
+                f"{arguments.model} was trained on all of these clips, so this score "
+                "says nothing about other sounds"
+            )
+        elif is_chosen:
             say(
                 f"The clips chosen may include some that {arguments.model} was trained "
                 "on, which makes its score too high; leave out --split, --fold and "
@@ -166,9 +177,15 @@ def run(arguments: argparse.Namespace) -> int:
                 f"Nothing tells here whether {arguments.model} was trained on some of "
                 "these clips; if it was, its score on them is too high"
             )
-        clips, run = open_clips(arguments, tagger, table_options(arguments)), None
     rows, what = choose_clips(clips.rows, *choice, arguments.seed, run)
-    say(f"{arguments.data}: scoring {what}:\n{describe(rows)}")
+    found = describe(rows)
+    say(f"{arguments.data}: scoring {what}:\n{found}")
+    if found.seconds[0] < tagger.clip_seconds and tagger.short_clips != "as_is":
+        how = "repeated" if tagger.short_clips == "repeat" else "padded with silence"
+        say(
+            f"Sounds shorter than the {tagger.clip_seconds:g} s that the model was "
+            f"trained on are {how} up to that"
+        )
     check_labels(tagger, clips._replace(rows=rows), what)
     skipped = SkippedClips(arguments.max_unreadable_share)
     try:
@@ -281,7 +298,7 @@ def run_of(model: str) -> dict[str, Any] | None:
     for folder in (path, *path.absolute().parents[:3]):
         run = read_run(folder)
         if run is not None:
-            return run if "test" in run or "eval" in run else None
+            return run if {"train", "test", "eval"} & run.keys() else None
     return None
 
 

@@ -298,6 +298,30 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
     return None
 
 
+def trained_on_all(run: Mapping[str, Any], rows: datasets.Dataset) -> bool:
+    """Whether a run was trained on all of these clips, and on no other.
+
+    Arguments
+    ---------
+    run : Mapping
+        Its ``run.json``.
+    rows : datasets.Dataset
+        From ``read_table``.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"video_id": ["a", "b"]})
+    >>> trained_on_all(split_digest(rows, Split([0, 1], [], [])), rows)
+    True
+    """
+    everything = Split(list(range(len(rows))), [], [])
+    return split_digest(rows, everything)["train"] == run.get("train")
+
+
 def _evaluated_by(digest: str, rows: datasets.Dataset) -> list[int] | None:
     """Places of the split that a run on AudioSet's schema evaluates on."""
     names = ["all"] * len(rows)
