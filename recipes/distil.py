@@ -24,6 +24,7 @@ from efficientat_plugin.data.labelled import (
     LabelledClips,
     open_labelled,
     runs_of,
+    split_in_words,
 )
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws
@@ -165,14 +166,17 @@ def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
 def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
     """Which clips to train, choose and test on."""
     given = "split" in clips.rows.column_names
-    (split,) = runs_of(
+    runs = runs_of(
         clips.rows,
         "given" if given else "random",
         None,
         hparams["valid_share"],
         hparams["test_share"],
         hparams["seed"],
-    ).values()
+    )
+    if if_main_process():
+        print(f"split: {split_in_words(clips.rows, runs, hparams['seed'])}")
+    (split,) = runs.values()
     return split
 
 

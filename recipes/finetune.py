@@ -28,6 +28,7 @@ from efficientat_plugin.data.labelled import (
     LabelledClips,
     open_labelled,
     runs_of,
+    split_in_words,
 )
 from efficientat_plugin.data.labels import LabelSummary
 from efficientat_plugin.data.loading import read_batches
@@ -278,7 +279,10 @@ def split_clips(
     if share == "auto":
         share = auto_share
     # Without epochs to choose from, no clips are spent on choosing.
-    return runs(share if epochs else 0.0), epochs
+    splits = runs(share if epochs else 0.0)
+    if if_main_process():
+        print(f"split: {split_in_words(clips.rows, splits, hparams['seed'])}")
+    return splits, epochs
 
 
 def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:

@@ -215,6 +215,19 @@ def test_a_bad_file_does_not_stop_the_others(run, folder):
     assert "notes.txt" not in err
 
 
+@pytest.mark.parametrize("command", ["tag", "scan", "embed"])
+def test_a_file_of_undivided_integers_does_not_stop_the_others(run, command, tmp_path):
+    _write(tmp_path / "sounds" / "good.wav")
+    loud = tmp_path / "sounds" / "loud.wav"
+    soundfile.write(loud, 32768 * _sound(1.0), RATE, subtype="FLOAT")
+    (tmp_path / "sounds" / "none.mp3").touch()
+    output = tmp_path / ("found" + (".npz" if command == "embed" else ".csv"))
+    code, _, err = run(command, tmp_path / "sounds", "--output", output)
+    assert code == 1 and output.exists() and "2 of 3 inputs could not be read" in err
+    assert re.search(r"loud.wav: it has samples .* full scale is 1; .* by 32768", err)
+    assert "none.mp3: not decodable: the file is empty" in err
+
+
 def test_nothing_readable_leaves_what_was_there(run, folder, tmp_path):
     target = tmp_path / "results.csv"
     target.write_text("of before")

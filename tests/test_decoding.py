@@ -141,6 +141,10 @@ UNREADABLE = {
     "both_infinities": (_encode(np.full((9, 2), [np.inf, -np.inf])), "not finite"),
     "huge": (_encode(np.array([0.0, -1e30])), "up to 1e\\+30, and full scale is 1"),
     "largest": (_encode(np.full((9, 2), 3e38)), "up to 3e\\+38, and full scale is 1"),
+    "int16_sized": (
+        _encode(32768 * noise(0).astype(np.float32)),
+        "up to \\de\\+04, and full scale is 1; .* divide",
+    ),
     "text": (b"<html>This video is not available</html>", "not decodable"),
     "flac_header": (
         _encode(noise(0), form="FLAC", subtype=None)[:30],
@@ -164,6 +168,13 @@ def test_what_is_no_sound_is_refused_with_a_reason(name):
     audio, reason = UNREADABLE[name]
     with pytest.raises(UnreadableClip, match=reason):
         decode(audio, SAMPLE_RATE, 16000)
+
+
+@pytest.mark.parametrize("level", [0.5, 4.0, 63.0])
+def test_sound_that_is_somewhat_too_loud_is_read_as_it_is(level):
+    sound = level * np.sin(np.arange(16000))
+    heard = decode(_encode(sound), SAMPLE_RATE, 16000)
+    np.testing.assert_allclose(heard, sound, rtol=1e-5, atol=1e-5)
 
 
 def test_a_header_that_breaks_off_is_refused_without_noise(monkeypatch):

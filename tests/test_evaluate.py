@@ -299,7 +299,7 @@ def _file(models, sounds, tmp_path):
 
 
 REFUSED = {
-    "other classes": (_other_classes, "none|no label of the clips \\(dog \\(7\\)\\)"),
+    "other classes": (_other_classes, "none|\\(dog \\(7\\)\\) is one of the 3 classes"),
     "a run": (_model_as("run.json"), "has a run.json, .* give another --output"),
     "a model": (
         _model_as("hyperparams.yaml"),
@@ -352,6 +352,17 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(
     last = err.splitlines()[-1]
     assert re.search(message, last), last
     assert "Traceback" not in err and not (tmp_path / "out" / "scores.json").exists()
+
+
+def test_data_that_is_read_once_is_talked_of_once(models, sounds, tmp_path, caplog):
+    shutil.copytree(models["run"], tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text('{"test": "others", "segments": true}')
+    shutil.copytree(sounds, tmp_path / "sounds")
+    (tmp_path / "sounds" / "notes.txt").touch()
+    caplog.set_level("INFO")
+    output = tmp_path / "scores"
+    assert _evaluate(tmp_path / "run", tmp_path / "sounds", output=output) == 0
+    assert caplog.text.count("passed over") == 1
 
 
 # --- Which clips ----------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_urbansound8k_is_read_by_its_folds(below, tmp_path):
     rows = read_table(tmp_path)
     assert len(rows) == 9 and label_table(rows).names == CLASSES
     assert "start" not in rows.column_names
-    same = read_table(tmp_path, audio_column="slice_file_name", audio_folder="audio")
+    same = read_table(tmp_path, audio_column="slice_file_name", audio_folder=below[1])
     assert same["audio"][:] == rows["audio"][:]
     assert sorted(runs_of(rows)) == ["fold1", "fold10", "fold2"]
     with pytest.raises(ValueError, match="are folds .* name the table"):

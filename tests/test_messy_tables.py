@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import unicodedata
 
 import datasets
@@ -498,3 +499,218 @@ def test_validation_without_a_test_is_a_split():
     assert runs_of(rows)["given"] == ([0, 1], [2, 3], [])
     split = runs_of(rows.remove_columns("split"), "random", None, 0.25, 0.0)["random"]
     assert (len(split.valid), split.test) == (1, [])
+
+
+# --- Whole numbers, times, places ----------------------------------------------------
+
+
+def test_whole_numbers_beside_a_gap_are_whole_numbers(folder):
+    fold = ["1.0", "2.0", "", "2.0"]
+    path = write_table(
+        folder, ["file", "label", "fold"], [files(), ["10.0", "9.0", "", "0.0"], fold]
+    )
+    rows = read_table(path)
+    assert rows["labels"][:] == [["10"], ["9"], [], ["0"]]
+    assert label_table(rows).names == ("0", "9", "10")
+    assert rows["fold"][:] == ["1", "2", None, "2"]
+
+
+@pytest.mark.parametrize("more", ["0.5", "dog", "1e5"])
+def test_numbers_beside_anything_else_stay_as_they_are(folder, more):
+    path = write_table(folder, ["file", "label"], [files(), ["1.0", "2.0", "", more]])
+    assert read_table(path)["labels"][:] == [["1.0"], ["2.0"], [], [more]]
+
+
+def test_classes_that_are_given_with_a_point_keep_it(folder):
+    path = write_table(folder, ["file", "label"], [files(), ["1.0", "2.0", "", "1.0"]])
+    rows = read_table(path, classes="1.0,2.0")
+    assert rows["labels"][:] == [["1.0"], ["2.0"], [], ["1.0"]]
+
+
+@pytest.mark.parametrize("name", ["aa", "audio/aa", "/nowhere/audio"])
+def test_a_folder_of_audio_that_is_not_there_is_refused(folder, name):
+    path = write_table(folder, ["file", "label"], [files(), CLASSES])
+    with pytest.raises(FileNotFoundError, match=f"no folder {name} .*audio_folder"):
+        read_table(path, audio_folder=name)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("t_start", "t_end"), ("tmin", "tmax"), ("xmin", "xmax"), ("Start_Time", "Stop")],
+)
+def test_usual_columns_of_seconds_cut_segments(folder, start, end):
+    columns = [files(), CLASSES, [0.0, 0.05] * 2, [0.05, 0.1] * 2]
+    rows = read_table(write_table(folder, ["file", "label", start, end], columns))
+    assert rows["start"][:] == [0.0, 0.05] * 2 and rows["end"][:] == [0.05, 0.1] * 2
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("start_ms", "end_ms"), ("Start (ms)", "End (ms)"), ("start_frame", "num_frames")]
+    + [("offset_ms", "duration_ms"), ("frame_offset", "num_frames")]
+    + [("start_sample", "end_sample"), ("begin_samples", "end_samples")],
+)
+def test_times_in_other_units_are_said_not_to_be_used(folder, start, end, caplog):
+    columns = [files(), CLASSES, [0, 50] * 2, [50, 100] * 2]
+    path = write_table(folder, ["file", "label", start, end], columns)
+    assert "start" not in read_table(path).column_names
+    assert f"{start}, {end} are not used" in caplog.text and "seconds" in caplog.text
+    caplog.clear()
+    read_table(path, segments=False)
+    assert not caplog.records
+
+
+def test_lengths_in_other_units_alone_are_nothing_to_be_said(folder, caplog):
+    columns = [files(), CLASSES, [100] * 4, [800] * 4]
+    header = ["file", "label", "duration_ms", "num_frames"]
+    read_table(write_table(folder, header, columns))
+    assert not caplog.records
+
+
+# --- Other people's forms ------------------------------------------------------------
+
+OFFICIAL = """\
+# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=4, num_segs=4, num_unique_labels=2, num_positive_labels=4
+# YTID, start_seconds, end_seconds, positive_labels
+--AbCdEfGhI, 30.000, 40.000, "/m/0bt9lr,/m/04rlf"
+0123456789a, 30.000, 40.000, "/m/04rlf"
+absentclip0, 30.000, 40.000, "/m/04rlf"
+"""
+
+
+@pytest.mark.parametrize("where", ["", "balanced_train_segments.csv"])
+@pytest.mark.parametrize("name", ["{}.wav", "audio/Y{}.wav", "{}_30000.wav"])
+def test_audiosets_own_table_is_read(where, name, tmp_path):
+    for clip_id in ("--AbCdEfGhI", "0123456789a"):
+        write_sound(tmp_path / name.format(clip_id))
+    (tmp_path / "balanced_train_segments.csv").write_text(OFFICIAL)
+    rows = read_table(tmp_path / where)
+    assert rows["video_id"][:] == ["--AbCdEfGhI", "0123456789a"]
+    assert rows["labels"][:] == [["/m/0bt9lr", "/m/04rlf"], ["/m/04rlf"]]
+
+
+def test_audiosets_own_tables_are_splits_of_one(tmp_path):
+    for clip_id in ("--AbCdEfGhI", "0123456789a"):
+        write_sound(tmp_path / f"{clip_id}.wav")
+    lines = OFFICIAL.splitlines(keepends=True)
+    (tmp_path / "balanced_train_segments.csv").write_text("".join(lines[:4]))
+    (tmp_path / "eval_segments.csv").write_text("".join(lines[:3] + lines[4:]))
+    rows = read_table(tmp_path)
+    assert rows["split"][:] == ["train", "eval"]
+
+
+def test_a_comment_before_the_header_is_named(folder):
+    text = "# made by me\nfile,label\naudio/a.wav,dog\n"
+    (folder / "clips.csv").write_text(text)
+    with pytest.raises(ValueError, match="begins with a comment .# made by me.*delete"):
+        read_table(folder / "clips.csv")
+
+
+@pytest.mark.parametrize("where", ["", "clips.csv"])
+@pytest.mark.parametrize("classes", ["dog,cat", ["cat", "Dog"]])
+def test_columns_of_0_and_1_are_labels_where_they_are_the_classes(
+    folder, classes, where
+):
+    columns = [files(), [1, 1, 0, ""], [0, "1.0", 1, ""]]
+    write_table(folder, ["filename", "dog", "cat"], columns)
+    rows = read_table(folder / where, classes=classes)
+    found = [{name.lower() for name in names} for names in rows["labels"]]
+    assert found == [{"dog"}, {"dog", "cat"}, {"cat"}, set()]
+
+
+def test_columns_of_0_and_1_are_named_and_hold_nothing_else(folder):
+    path = write_table(
+        folder, ["file", "dog", "cat"], [files(), [1, 0, 1, 0], [0, 1, 0, "x"]]
+    )
+    with pytest.raises(ValueError, match=r"column of 0 and 1.*classes=dog,cat"):
+        read_table(path)
+    with pytest.raises(ValueError, match="row 4 .*'x' in column cat.* 0 or 1"):
+        read_table(path, classes="dog,cat")
+
+
+@pytest.mark.parametrize("root", ["{}", "{{data_root}}/{}", "/of/others/{}"])
+def test_a_manifest_of_speechbrain_is_read(folder, root):
+    clips = {
+        f"utt{n}": {"wav": root.format(file), "length": 0.1, "label": CLASSES[n]}
+        for n, file in enumerate(files())
+    }
+    (folder / "train.json").write_text(json.dumps(clips))
+    rows = read_table(folder / "train.json")
+    assert rows["video_id"][:] == [f"utt{n}" for n in range(4)]
+    assert rows["labels"][:] == [[name] for name in CLASSES]
+
+
+def test_no_message_is_as_long_as_a_table(folder):
+    numbers = np.random.default_rng(0).random(3000).tolist()
+    tables = {
+        "objects.json": {f"utt{n}": {"sound": "a.wav"} for n in range(3000)},
+        "samples.json": [{"audio": numbers, "label": "dog"}],
+        "many.json": [{"file": "x.wav", "label": "dog", "audio": numbers}],
+        "wide.json": [{f"column{n}": n for n in range(3000)}],
+    }
+    for name, content in tables.items():
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            read_table(folder / name)
+        assert len(str(error.value)) < 1000, name
+
+
+def test_samples_in_a_table_are_told_to_be_such(folder):
+    content = [{"audio": [0.1, 0.2], "label": "dog"}]
+    (folder / "clips.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="column audio .* lists .* soundfile.write"):
+        read_table(folder / "clips.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("a.wav", "is a sound; give a folder"), ("x.mp3", "is a sound; give a folder")]
+    + [("x.xlsx", "is a spreadsheet; export it as CSV")]
+    + [("x.ods", "is a spreadsheet; export it as CSV")]
+    + [("x.csv.gz", "gunzip"), ("x.zip", "unzip x.zip"), ("x.tar.gz", "tar xf")],
+)
+def test_a_file_that_is_no_table_is_called_what_it_is(name, what, tmp_path):
+    (tmp_path / name).write_bytes(b"PK\3\4\0\0 something \0 else")
+    with pytest.raises(ValueError, match=what):
+        read_table(tmp_path / name)
+
+
+def test_rows_of_empty_cells_are_no_rows(folder):
+    lines = [[file, name, ""] for file, name in zip(files(), CLASSES, strict=True)]
+    write_csv(
+        folder / "a.csv", ["file", "label", "x"], [*lines, ["", "", ""], ["", ""]]
+    )
+    assert len(read_table(folder / "a.csv")) == 4
+
+
+# --- Odd classes and ids -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["dog", "DOG", "cat", "cat"], "only in case.*DOG, dog"),
+        (["{'a': 1}", "{'a': 2}", "x", "x"], r"written as objects.*'a': 1"),
+        (["dog|cat", "cat", "dog", "dog|cat"], r"separator='\|'"),
+    ],
+)
+def test_odd_classes_are_said_in_a_line(folder, labels, said, caplog):
+    path = write_table(folder, ["file", "label"], [files(), labels])
+    assert [*read_table(path)["labels"]] == [[label] for label in labels]
+    (record,) = caplog.records
+    assert re.search(said, record.getMessage())
+
+
+def test_a_comma_in_a_name_is_not_talked_of(folder, caplog):
+    path = write_table(folder, ["file", "label"], [files(), ["a, b", "b; c"] * 2])
+    read_table(path)
+    assert not caplog.records
+
+
+def test_ids_that_are_not_used_are_said(folder, caplog):
+    path = write_table(
+        folder, ["file", "label", "clip_id"], [files(), CLASSES, list("xxyz")]
+    )
+    assert read_table(path)["video_id"][:] == files("audio/{}")
+    assert "clip_id" in caplog.text and "x (2)" in caplog.text

@@ -93,7 +93,7 @@ def test_a_sound_is_the_same_in_every_way_that_it_comes(tagger, path, method):
 
 
 NO_SOUNDS = {
-    "int16-sized floats": (32768 * SOUND, "full scale is 1; give numbers in"),
+    "int16-sized floats": (32768 * SOUND, "full scale is 1; .*, or give numbers in"),
     "in a row": ({"array": 32768 * SOUND, "sampling_rate": RATE}, "full scale is 1"),
     "64-bit integers": ((32768 * SOUND).astype(int), "do not tell their full scale"),
     "a file read to its end": (io.BytesIO(), r"call seek\(0\)"),
@@ -114,6 +114,14 @@ def test_streams_refuse_them_too(tagger):
         sound, message = NO_SOUNDS[name]
         with pytest.raises(ValueError, match=message):
             tagger.stream(RATE).feed(sound)
+
+
+@every_method
+def test_a_file_of_them_is_a_sound_that_cannot_be_read(tagger, method, tmp_path):
+    soundfile.write(tmp_path / "a.wav", 32768 * SOUND, RATE, subtype="FLOAT")
+    for sound in (str(tmp_path / "a.wav"), (tmp_path / "a.wav").read_bytes()):
+        with pytest.raises(UnreadableClip, match="full scale is 1; .* by 32768"):
+            method(tagger, sound)
 
 
 def test_loud_sound_is_none_of_them(tagger):

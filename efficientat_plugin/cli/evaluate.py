@@ -157,10 +157,11 @@ def run(arguments: argparse.Namespace) -> int:
     choice = arguments.split, arguments.fold, arguments.test_share
     known = run_of(arguments.model)
     run = known if choice == (None, None, None) else None
-    clips = None if run is None else clips_of_run(arguments, tagger, run)
+    read = Readings(arguments, tagger)
+    clips = None if run is None else clips_of_run(read, run)
     if clips is None:
         is_chosen = known is not None and run is None
-        clips, run = open_clips(arguments, tagger, table_options(arguments)), None
+        clips, run = read(table_options(arguments)), None
         if known is not None and trained_on_all(known, clips.rows):
             say(
                 f"{arguments.model} was trained on all of these clips, so this score "
@@ -245,23 +246,29 @@ def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
-def open_clips(
-    arguments: argparse.Namespace, tagger: "SoundTagger", options: dict[str, Any]
-) -> "LabelledClips":
-    """The labelled clips, read as the recipes read them."""
-    from efficientat_plugin.data.labelled import open_labelled
+class Readings:
+    """The labelled clips, read as the recipes read them, and once with some options."""
 
-    try:
-        return open_labelled(
-            arguments.data, target=tagger.target, labels=tagger.labels, **options
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(_as_options(str(error), options)) from error
+    def __init__(self, arguments: argparse.Namespace, tagger: "SoundTagger") -> None:
+        self.arguments, self.tagger = arguments, tagger
+        self._read: dict[str, LabelledClips] = {}
+
+    def __call__(self, options: dict[str, Any]) -> "LabelledClips":
+        from efficientat_plugin.data.labelled import UNSET, open_labelled
+
+        given = {key: value for key, value in options.items() if value not in UNSET}
+        if repr(given) not in self._read:
+            labels, target = self.tagger.labels, self.tagger.target
+            try:
+                self._read[repr(given)] = open_labelled(
+                    self.arguments.data, target=target, labels=labels, **options
+                )
+            except (OSError, ValueError) as error:
+                raise ValueError(_as_options(str(error), options)) from error
+        return self._read[repr(given)]
 
 
-def clips_of_run(
-    arguments: argparse.Namespace, tagger: "SoundTagger", run: dict[str, Any]
-) -> "LabelledClips | None":
+def clips_of_run(read: Readings, run: dict[str, Any]) -> "LabelledClips | None":
     """The clips as the run of the model read them; None: it did not read these.
 
     What the command line does not say of them, the run does.
@@ -269,12 +276,12 @@ def clips_of_run(
     from efficientat_plugin.data.labelled import TABLE_OPTIONS
     from efficientat_plugin.tagging.whole_clips import clips_tested_by
 
-    options = table_options(arguments)
+    options = table_options(read.arguments)
     for name in ("facts", *TABLE_OPTIONS):
         if options.get(name) in (None, "auto", {}) and run.get(name) is not None:
             options[name] = run[name]
     try:
-        clips = open_clips(arguments, tagger, options)
+        clips = read(options)
     except (TypeError, ValueError):
         return None
     return None if clips_tested_by(run, clips.rows) is None else clips
@@ -282,8 +289,11 @@ def clips_of_run(
 
 def _as_options(text: str, names: Iterable[str]) -> str:
     """What readers call by the names of their arguments, as it stands here."""
+    text = text.replace("segments=False", "--whole-files")
     for name in names:
-        text = re.sub(rf"\b{name}(?=\b|=)", f"--{name.replace('_', '-')}", text)
+        # A name of one word is a word, too.
+        end = r"\b" if "_" in name else "="
+        text = re.sub(rf"\b{name}(?={end})", f"--{name.replace('_', '-')}", text)
     return text
 
 

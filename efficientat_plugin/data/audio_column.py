@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from efficientat_plugin.support.plain_text import shown, some_of
 logger = logging.getLogger(__name__)
 
 SOUND = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+# What a path begins with, SpeechBrain's word for the folder of the data among others
+ROOT = r"[A-Za-z]:|~|\{data_root\}|\{data_folder\}|\$data_root|\$data_folder"
 ID_NAMES = ("video_id", "clip_id")
 FEATURES = {
     "video_id": datasets.Value("string"),
@@ -77,9 +80,9 @@ def _spellings(name: str) -> Iterator[str]:
     yield name
     plain = name.strip().replace("\\", "/")
     found = {unicodedata.normalize(form, plain): None for form in ("NFC", "NFD")}
-    if re.match(r"[A-Za-z]:|/|~", plain):
+    if re.match(ROOT + "|/", plain):
         # Of a copied folder, the end of the path is still right.
-        parts = re.sub(r"^([A-Za-z]:|~)", "", plain).strip("/").split("/")
+        parts = re.sub(f"^({ROOT})", "", plain).strip("/").split("/")
         found |= {"/".join(parts[place:]): None for place in range(len(parts))}
     yield from (spelling for spelling in found if spelling != name)
 
@@ -156,7 +159,18 @@ def _ids(
         choices = [[without_suffix(names[name][row]) for row in kept] for name in usual]
         split_of = table.get("split", ["row"] * len(table["labels"]))
         choices.append([f"{split_of[row]}-{row:06d}" for row in kept])
-    return unique_ids(choices, source.name)
+    ids = unique_ids(choices, source.name)
+    if column is not None and files is not None and ids == ids_of_files(files):
+        twice = {name: n for name, n in Counter(choices[0]).items() if n > 1}
+        if twice:
+            logger.warning(
+                "%s: column %s is not used for ids, since it names clips more than "
+                "once, or not at all: %s; ids are the names of files",
+                source.name,
+                column,
+                some_of(f"{name} ({n})" for name, n in twice.items()),
+            )
+    return ids
 
 
 def _times(start: float | None, end: float | None) -> str:
@@ -190,7 +204,7 @@ def _say_where(
     looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
     text = (
         f"none of the {len(absent)} files of {source} exists in {looked}, the first "
-        f"one being {absent[0]!r}; "
+        f"one being {shown(absent[0])[:200]!r}; "
     )
     wanted = without_suffix(absent[0].replace("\\", "/"))
     alike = ""
@@ -258,6 +272,11 @@ def rows_with_sound(
     column = choose_column(
         source.columns, audio_column, AUDIO_NAMES, "audio_column", source.name
     )
+    if any(isinstance(value, list | dict) for value in source.columns[column]):
+        raise ValueError(
+            f"column {column} of {source.name} holds lists or objects, and files are "
+            "read: write each sound with soundfile.write, and a column of their paths"
+        )
     # As they stand: a walker of folders tells them in the form of the disk.
     names = [cell_text(n) and str(n) for n in source.columns[column]]
     files = _files(source, column, names, kept, audio_folder)
@@ -289,6 +308,11 @@ def _files(
     folders = [base, source.table_folder or base]
     if audio_folder is not None:
         folders.insert(0, base / Path(audio_folder).expanduser())
+        if not folders[0].is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {shown(audio_folder)} in {base} (audio_folder); "
+                "give a folder from there on, or its whole path"
+            )
     files: list[str | None] = [None] * len(names)
     absent, others = [], []
     for row in kept:

@@ -6,11 +6,12 @@ import logging
 import math
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from efficientat_plugin.data.labels import most_frequent
+from efficientat_plugin.support.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ LABEL_NAMES = ("labels", "label", "category", "class", "class_name", "scene_labe
 PLURAL_NAMES = ("labels", "categories", "classes", "tags", "targets", "events") + (
     "event_labels",
 )
+LISTED = 20  # columns in a message
 SEPARATORS = "|;,"  # from the one least likely within a name
 # How pandas, numpy, R and spreadsheets write that nothing is there.
 MISSING = frozenset(
@@ -75,6 +77,25 @@ def cell_text(value: Any) -> str | None:
         value = int(value)  # pandas makes numbers of a column with gaps floating point
     text = unicodedata.normalize("NFC", str(value)).strip()
     return None if text in MISSING else text
+
+
+def whole_numbers(values: Sequence[Any]) -> Sequence[Any]:
+    """A column as it was before a gap made its whole numbers floating point.
+
+    So pandas writes it as text. Nothing changes where any cell is something else.
+
+    Example
+    -------
+    >>> whole_numbers(["0.0", "10.0", ""]), whole_numbers(["0.5", "1.0"])
+    (['0', '10', ''], ['0.5', '1.0'])
+    """
+    texts = [value for value in values if cell_text(value) is not None]
+    if not all(
+        isinstance(text, str) and re.fullmatch(r"-?[0-9]{1,15}(\.0*)?", text.strip())
+        for text in texts
+    ):
+        return values
+    return [v.split(".")[0] if isinstance(v, str) else v for v in values]
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -137,14 +158,17 @@ def choose_column(
             return found[int(given)]
         raise ValueError(
             f"{source} has no column {given!r} ({argument}); found were "
-            f"{', '.join(found)}"
+            f"{some_of(found, LISTED)}"
         )
     by_name = {plain_name(name): name for name in reversed(found)}
     present = [by_name[name] for name in names if name in by_name]
     if not present:
+        more = ""
+        if argument == "label_column":
+            more = "; or where each class has a column of 0 and 1, say classes=dog,cat"
         raise ValueError(
             f"{source} has no column of a usual name ({', '.join(names)}); found were "
-            f"{', '.join(found)}: name one with {argument}"
+            f"{some_of(found, LISTED)}: name one with {argument}{more}"
         )
     if len(present) > 1:
         logger.info("%s=%s, not %s", argument, present[0], ", ".join(present[1:]))
@@ -198,6 +222,8 @@ def read_labels(
             separator = _guess_separator(present, column)
         missing: Counter[str] = Counter()
         known = frozenset(classes or ())
+        if not known.intersection(v for v in values if isinstance(v, str)):
+            values = whole_numbers(values)
         labels = [_names(value, separator, known, missing) for value in values]
         if missing:
             logger.warning(
@@ -208,6 +234,8 @@ def read_labels(
             )
     if classes is not None:
         _refuse_unknown(labels, classes, column)
+    else:
+        _tell_odd(labels, column)
     return labels
 
 
@@ -309,6 +337,35 @@ def _names(
         if text is not None:
             names[text] = None
     return list(names)
+
+
+def _tell_odd(labels: Iterable[Iterable[str]], column: str) -> None:
+    """Says which classes are hardly meant to be such."""
+    classes = sorted({name for names in labels for name in names})
+    in_any_case = defaultdict(list)
+    for name in classes:
+        in_any_case[name.casefold()].append(name)
+    if alike := [names for names in in_any_case.values() if len(names) > 1]:
+        logger.warning(
+            "column %s has classes that differ only in case, and count as several: %s; "
+            "write each in one way if they are one",
+            column,
+            some_of(name for names in alike for name in names),
+        )
+    if objects := [name for name in classes if re.fullmatch(r"\{.*\}", name)]:
+        logger.warning(
+            "column %s has labels that are written as objects, each of which counts as "
+            "a class: %s; write their names, or give another label_column",
+            column,
+            some_of(objects, 2),
+        )
+    if joined := [name for name in classes if "|" in name]:
+        logger.warning(
+            "column %s has classes with a bar in their names: %s; if it parts several "
+            "labels, say separator='|'",
+            column,
+            some_of(joined),
+        )
 
 
 def _refuse_unknown(

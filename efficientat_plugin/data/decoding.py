@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
 MARGIN_SECONDS = 0.1
 BLOCK_FRAMES = 65536  # fewer of more than 8 channels,
 BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
-# Of samples: 32-bit integers that were taken for floating point reach as far. The
-# squares of much louder ones are infinite, and so is what a student hears.
-LOUDEST = 2.0**31
-LOUDEST_GIVEN = 64.0  # of floating point in memory: 16-bit integers reach 32768
+# Floating point of a file: what was 16-bit integers, and never divided, is louder.
+LOUDEST = 64.0
+LOUDEST_GIVEN = 2 * LOUDEST  # in memory: resampling makes peaks higher
 SAME_LENGTH = tuple(how for how in SHORT_CLIPS if how != "as_is")
 MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
 
@@ -62,8 +62,8 @@ def decode(
     Raises
     ------
     UnreadableClip
-        If there is no file, no sound in it, or values that are not finite or beyond
-        any sound.
+        If there is no file, no sound in it, or values that are not finite or far
+        beyond full scale.
     """
     seconds = num_samples / sample_rate + MARGIN_SECONDS
     blocks = list(decode_blocks(audio, sample_rate, seconds))
@@ -173,10 +173,11 @@ class Resampler:
 
     def __init__(self, source_rate: int, target_rate: int) -> None:
         for rate in (source_rate, target_rate):
-            if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:  # nor NaN
+            is_number = isinstance(rate, Real)
+            if not is_number or not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
                 raise ValueError(
-                    f"a sample rate of {rate} is none of sound; give Hz, from "
-                    f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
+                    f"a sample rate of {rate if is_number else repr(rate)} is none of "
+                    f"sound; give Hz, from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
                 )
         self._stream = None
         if source_rate != target_rate:
@@ -222,7 +223,10 @@ def _fault_of(samples: NDArray, loudest: float = LOUDEST) -> str | None:
         return None
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         return "samples that are not finite"
-    return f"samples of up to {max(-lowest, highest):.0e}, and full scale is 1"
+    return (
+        f"samples of up to {max(-lowest, highest):.0e}, and full scale is 1; if they "
+        "were integers, divide them by their full scale (int16: by 32768)"
+    )
 
 
 def as_array(samples: "NDArray | Tensor") -> NDArray:
@@ -285,8 +289,8 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
         return np.zeros(0, np.float32)
     if fault := _fault_of(samples, LOUDEST_GIVEN):
         raise ValueError(
-            f"the sound has {fault}; give numbers in [-1, 1], or integers as they are "
-            "(what was int16 is divided by 32768)"
+            f"the sound has {fault}, or give numbers in [-1, 1], or integers as they "
+            "are"
         )
     if samples.ndim == 2:
         # Sound has more samples than channels, whichever comes first.

@@ -18,6 +18,7 @@ from efficientat_plugin.data.splits import (
     with_validation,
 )
 from efficientat_plugin.data.tables import label_table, read_table
+from efficientat_plugin.support.plain_text import some_of
 
 # Arguments of `read_table` that are options of a recipe
 TABLE_OPTIONS = (
@@ -35,6 +36,8 @@ TABLE_OPTIONS = (
     "splits",
 )
 KINDS = ("auto", "random", "fold", "given")
+# Values of these options that leave them as they are
+UNSET: tuple[Any, ...] = (None, "auto", {}, True)
 TARGETS = ("auto", "multilabel", "multiclass")
 
 
@@ -96,8 +99,7 @@ def open_labelled(
         raise ValueError(f"target={target!r}; it is one of {TARGETS}")
     if not isinstance(facts, Mapping):
         facts = _read_facts(Path(facts))
-    unset: tuple[Any, ...] = (None, "auto", {}, True)
-    given = {key: value for key, value in given.items() if value not in unset}
+    given = {key: value for key, value in given.items() if value not in UNSET}
     arguments = dict(facts) | given
     rows = read_table(dataset, **arguments)
     if labels is None:
@@ -174,6 +176,13 @@ def runs_of(
         tests = {"random": split_rows(rows, 0.0, test_share, seed)}
     elif kind == "given":
         tests = {"given": given_split(rows)}
+        if len(rows) and not tests["given"].train:
+            names = some_of(sorted(set(rows["split"])))
+            raise ValueError(
+                f"{_told_by(rows, 'split')} says {names} of all {len(rows)} clips, so "
+                "that there is nothing to train on; give another split_column, or say "
+                "split=random"
+            )
     elif "fold" not in columns:
         asked = "split=fold" if fold is None else f"fold={fold}"
         raise ValueError(
@@ -182,6 +191,12 @@ def runs_of(
         )
     else:
         folds = in_order({str(each) for each in rows["fold"] if each})
+        if len({*rows["fold"]}) < 2:
+            raise ValueError(
+                f"{_told_by(rows, 'fold')} says {some_of(folds) or 'nothing'} of all "
+                f"{len(rows)} clips, and folds are two or more; give another "
+                "fold_column, or say split=random"
+            )
         folds = folds if fold is None else [str(fold)]
         tests = {f"fold{each}": split_by_fold(rows, each) for each in folds}
     runs, labelled = {}, any(rows["labels"]) if "labels" in columns else False
@@ -192,6 +207,48 @@ def runs_of(
             _refuse_without_labels(rows, split, name)
         runs[name] = split
     return runs
+
+
+def split_in_words(
+    rows: datasets.Dataset, runs: Mapping[str, Split], seed: int = 0
+) -> str:
+    """What decides which clips are for what, and how many there are of each.
+
+    Arguments
+    ---------
+    rows : datasets.Dataset
+        From ``read_table``.
+    runs : Mapping
+        From ``runs_of``.
+    seed : int
+        That it was given.
+
+    Example
+    -------
+    >>> columns = {"video_id": list("abcd"), "labels": [["x"], ["y"]] * 2}
+    >>> rows = datasets.Dataset.from_dict(columns | {"split": ["train", "test"] * 2})
+    >>> split_in_words(rows, runs_of(rows, valid_share=0.0))
+    'given by column split: 2 clips to train, 0 to validate and 2 to test on'
+    """
+    name, split = next(iter(runs.items()))
+    if name == "random":
+        how = f"drawn at random (seed {seed})"
+    elif name == "given":
+        how = f"given by {_told_by(rows, 'split')}"
+    elif len(runs) > 1:
+        how = f"{len(runs)} folds, given by {_told_by(rows, 'fold')}, the first of them"
+    else:
+        how = f"{name}, given by {_told_by(rows, 'fold')}"
+    sizes = f"{len(split.train)} clips to train, {len(split.valid)} to validate and "
+    return f"{how}: {sizes}{len(split.test)} to test on"
+
+
+def _told_by(rows: datasets.Dataset, role: str) -> str:
+    """What the values of a role are from, in words."""
+    for line in (rows.info.description or "").splitlines():
+        if line.startswith(f"{role}: "):
+            return line.removeprefix(f"{role}: ")
+    return f"column {role}"
 
 
 def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
 from efficientat_plugin.data.folders import find_sounds_below, is_hidden, walk_sounds
+from efficientat_plugin.data.splits import SIDES
 from efficientat_plugin.data.table_sources import TABLE_SUFFIXES, Source, find_tables
 from efficientat_plugin.data.text_tables import text_of
 from efficientat_plugin.support.plain_text import some_of
@@ -81,6 +82,37 @@ def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
     return None
 
 
+def tell_unused_marks(paths: Sequence[Sequence[str]], source: object) -> None:
+    """Says so where folders are called as splits are, and are taken for none.
+
+    Arguments
+    ---------
+    paths : sequence of sequence of str
+        As ``read_marks`` takes them.
+    source : object
+        For the message.
+    """
+    folders = dict.fromkeys(name for path in paths for name in path[:-1])
+    words = {name: word for name in folders if (word := split_word(name))}
+    if not _has_train_and_more(words.values()):
+        return
+    places = ("/".join(path[:-1]) for path in paths if not {*words} & {*path[:-1]})
+    others = some_of(dict.fromkeys(place or "." for place in places))
+    logger.warning(
+        "%s: folders %s are called as splits are, but %s, so that they are not used as "
+        "splits, and may be taken for classes; call them train, valid and test, and "
+        "put every clip into one, or write a table with a column of splits "
+        "(split_column)",
+        source,
+        some_of(sorted(words)),
+        f"other clips lie in {others}" if others else "not alike",
+    )
+
+
+def _has_train_and_more(words: Iterable[str]) -> bool:
+    return len({SIDES.get(word) == "train" for word in words}) == 2
+
+
 def read_sounds(folder: Path) -> Source:
     """All audio below a folder, of which nothing is known."""
     names = find_sounds_below(folder)
@@ -107,9 +139,14 @@ def read_class_folders(folder: Path) -> Source:
             f"{found or 'no files'}; of sound without labels, say form=sounds"
         )
     _tell_empty(folder, {name.split("/")[0] for name in inside})
-    parts = [name.split("/") for name in inside]
+    parts = _without_others([name.split("/") for name in inside], folder)
+    inside = ["/".join(part) for part in parts]
     marks = read_marks(parts)
     depth = marks.depth if marks else 0
+    if marks is None:
+        depth, marks = _marks_within_classes(parts)
+    if marks is None:
+        tell_unused_marks(parts, folder)
     columns: dict[str, list[Any]] = {"file": inside}
     if marks:
         columns[marks.role] = marks.values
@@ -132,7 +169,7 @@ def read_class_folders(folder: Path) -> Source:
             for line in text_of(folder / name).splitlines()
         }
         columns["split"] = [side_of.get(name, "train") for name in inside]
-    outside = len(names) - len(inside) + columns["label"].count(None)
+    outside = sum("/" not in name for name in names) + columns["label"].count(None)
     if outside:
         logger.warning("%d clips of %s are in no class folder", outside, folder)
     no_class = Counter(
@@ -152,7 +189,54 @@ def read_class_folders(folder: Path) -> Source:
         if label is not None and label not in no_class
     ]
     columns = {name: [values[row] for row in kept] for name, values in columns.items()}
-    return Source(folder.name, columns, folder)
+    told_by = dict.fromkeys(("split", "fold"), "the names of folders")
+    if lists:
+        told_by["split"] = f"the lists of clips ({some_of(lists)})"
+    return Source(folder.name, columns, folder, told_by=told_by)
+
+
+def _without_others(parts: list[list[str]], folder: Path) -> list[list[str]]:
+    """The paths in folders of splits, where those with the same classes are there."""
+    for depth in range(min(map(len, parts)) - 1):
+        folders = Counter(part[depth] for part in parts)
+        splits = {name: word for name in folders if (word := split_word(name))}
+        if len(folders) == 1:
+            continue
+        rests = {name.lower().replace(word, "", 1) for name, word in splits.items()}
+        classes = [
+            {
+                part[depth + 1]
+                for part in parts
+                if part[depth] == name and part[depth + 2 :]
+            }
+            for name in splits
+        ]
+        if len(rests) != 1 or not _has_train_and_more(splits.values()):
+            return parts
+        if len(splits) == len(folders) or not set.intersection(*classes):
+            return parts
+        others = {name: count for name, count in folders.items() if name not in splits}
+        logger.warning(
+            "%s: left out, as folders beside those of splits (%s): %s; move them into "
+            "one of these to use them",
+            folder,
+            some_of(splits),
+            some_of(f"{name} ({count} clips)" for name, count in others.items()),
+        )
+        return [part for part in parts if part[depth] in splits]
+    return parts
+
+
+def _marks_within_classes(parts: list[list[str]]) -> tuple[int, Marks | None]:
+    """The depth of class folders, each of which has folders of splits or folds."""
+    for depth in range(min(map(len, parts)) - 2):
+        if len({part[depth] for part in parts}) == 1:
+            continue
+        marks = read_marks([part[depth + 1 :] for part in parts])
+        if marks is not None and len(set(marks.values)) > 1:
+            return depth, marks
+        break
+    return 0, None
 
 
 def find_layout(
@@ -204,7 +288,7 @@ def find_layout(
         sources[path] = source
     if len(sources) == 1 and len(found) <= MAX_TABLES:
         _tell_others(found, sources, folder)
-        return _with_marks(next(iter(sources.values())), audio_column)
+        return next(iter(sources.values()))
     splits = {path: _split_of(path, folder) for path in sources}
     if len(set(splits.values())) > 1 and None not in splits.values():
         _tell_others(found, sources, folder)
@@ -256,20 +340,6 @@ def _split_of(table: Path, folder: Path) -> str | None:
     return split_word(table.parent.name)
 
 
-def _with_marks(source: Source, audio_column: str | None) -> Source:
-    """Splits or folds by the names of files, where a table does not tell them."""
-    given = {name.lower() for name in source.columns}
-    if source.embedded or given & {"split", "fold"}:
-        return source
-    column = choose_column(source.columns, audio_column, AUDIO_NAMES, "", "")
-    paths = [re.split(r"[/\\]", str(name)) for name in source.columns[column]]
-    marks = read_marks(paths)
-    if marks is None or len(set(marks.values)) < 2:
-        return source
-    columns = dict(source.columns) | {marks.role: marks.values}
-    return source._replace(columns=columns)
-
-
 def _joined(
     folder: Path,
     sources: Mapping[Path, Source],
@@ -298,7 +368,8 @@ def _joined(
     counts = Counter(columns["split"])
     some = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
     logger.info("%s: splits by the names of tables and folders: %s", folder, some)
-    return Source(folder.name, columns, folder)
+    told_by = {"split": "the names of tables and folders"}
+    return Source(folder.name, columns, folder, told_by=told_by)
 
 
 def _place_of(

@@ -110,6 +110,8 @@ def open_sound(audio: Audio) -> Iterator[OpenSound]:
     """
     try:
         with _opened_file(audio) as file:
+            if not file.read(1):
+                raise UnreadableClip("not decodable: the file is empty")
             sound = _open_kind(file)
             try:
                 yield sound

@@ -131,11 +131,18 @@ def refuse_archives(path: Path) -> None:
     if entries and all(
         entry.suffix.lower() in ARCHIVES and entry.is_file() for entry in entries
     ):
+        name = entries[0].name.lower()
+        command = "unzip" if name.endswith(".zip") else "tar xf"
+        if name.endswith(".gz") and not name.endswith(".tar.gz"):
+            raise ValueError(
+                f"{shown(path)} is compressed, which is not read; unpack it (gunzip "
+                f"{shown(entries[0].name)}) and name what comes out"
+            )
         raise ValueError(
             f"{shown(path)} holds archives, as of WebDataset, which are not read; "
-            f"unpack them (tar xf {shown(entries[0].name)}), write the labels into a "
-            "CSV with the columns filename and label beside the sounds, and name that "
-            "folder"
+            f"unpack them ({command} {shown(entries[0].name)}), write the labels into "
+            "a CSV with the columns filename and label beside the sounds, and name "
+            "that folder"
         )
 
 

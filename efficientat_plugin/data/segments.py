@@ -2,24 +2,31 @@
 
 import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from efficientat_plugin.data.columns import cell_text, find_column
 from efficientat_plugin.data.opened import UnreadableClip, open_sound
-from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
 # As `columns.plain_name` has them; in seconds, as everywhere here.
 START_NAMES = ("start", "start_time", "begin", "begin_time", "start_s", "start_sec") + (
-    "start_seconds",
+    *("start_seconds", "t_start", "tmin", "xmin"),
 )
-END_NAMES = ("end", "end_time", "stop", "stop_time", "end_s", "end_sec", "end_seconds")
+END_NAMES = ("end", "end_time", "stop", "stop_time", "end_s", "end_sec") + (
+    *("end_seconds", "t_end", "tmax", "xmax"),
+)
 LENGTH_NAMES = ("duration", "duration_s", "duration_sec", "duration_seconds", "length")
 # Of events within a clip, as DCASE's tables have them; there, offset is an end.
 EVENT_NAMES = ("onset", "offset", "event_onset", "event_offset")
+# Of other units, what begins something, and what says how far it goes
+_UNIT = "(ms|msecs?|millis|milliseconds|frames?|samples?)"
+_STARTS = "(start|begin|onset|offset)(_time)?"
+_REACHES = "(end|stop|offset|duration|length|num)(_time)?"
 LOOKED_AT = 50  # headers, to see whether files are longer than their segments say
 
 
@@ -47,13 +54,32 @@ def find_times(columns: Mapping[str, Any]) -> Times | None:
         start = find_column(columns, ("offset",))
         end = None
     if start is None or (end is None and length is None):
-        if start is not None:
+        if start is None:
+            _tell_other_units(columns)
+        else:
             logger.warning(
                 "Column %s cuts no segments, since there is none of ends or durations",
                 start,
             )
         return None
     return Times(start, end, length if end is None else None)
+
+
+def _tell_other_units(columns: Iterable[str]) -> None:
+    """Says that columns such as ``start_ms`` and ``end_ms`` are not used."""
+    plain = {name: re.sub("[^a-z]+", "_", name.lower()).strip("_") for name in columns}
+
+    def found(word: str) -> list[str]:
+        pattern = re.compile(f"{word}_{_UNIT}|{_UNIT}_{word}")
+        return [name for name, text in plain.items() if pattern.fullmatch(text)]
+
+    if starts := found(_STARTS):
+        logger.warning(
+            "Columns %s are not used, since they are not in seconds, so that whole "
+            "files are read; write them as start and end, or offset and duration, in "
+            "seconds to cut segments",
+            some_of(dict.fromkeys([*starts, *found(_REACHES)])),
+        )
 
 
 def read_times(

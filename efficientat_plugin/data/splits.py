@@ -139,7 +139,7 @@ def split_by_fold(
     asked = [test_fold] if valid_fold is None else [test_fold, valid_fold]
     missing = [str(fold) for fold in asked if str(fold) not in folds]
     if missing or len({str(fold) for fold in asked}) < len(asked):
-        found = ", ".join(sorted({str(fold) for fold in folds}))
+        found = some_of(sorted({str(fold) for fold in folds}), 20)
         raise ValueError(
             f"test_fold={test_fold} and valid_fold={valid_fold} must be two of the "
             f"folds {found}"
@@ -174,9 +174,9 @@ def given_split(rows: datasets.Dataset) -> Split:
         sides_of |= {k: v for k, v in BESIDE_TRAIN.items() if v not in known}
     other = [name for name in found if name.lower() not in sides_of]
     if other:
-        sides = ", ".join(f"{n}: {SIDES.get(n.lower(), '...')}" for n in found)
+        sides = some_of(f"{n}: {SIDES.get(n.lower(), '...')}" for n in found)
         raise ValueError(
-            f"column split holds {', '.join(other)}, which may be any side; say which "
+            f"column split holds {some_of(other)}, which may be any side; say which "
             f"(train, valid, test) each is, as splits={{{sides}}}"
         )
     return _by_name(rows, [sides_of[name.lower()] for name in names])

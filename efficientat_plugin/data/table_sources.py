@@ -11,6 +11,12 @@ import huggingface_hub
 import pyarrow as pa
 from datasets.utils.metadata import MetadataConfigs
 
+from efficientat_plugin.data.columns import (
+    LABEL_NAMES,
+    cell_text,
+    find_column,
+    plain_name,
+)
 from efficientat_plugin.data.folders import is_hidden
 from efficientat_plugin.data.packed import Packed, refuse_packed
 from efficientat_plugin.data.rows import (
@@ -18,18 +24,20 @@ from efficientat_plugin.data.rows import (
     _load_hub,
     _load_parquet,
     _parquet_files,
+    _read_segments,
     _refuse_damaged,
     load_saved,
     refuse_decoded,
 )
 from efficientat_plugin.data.text_tables import read_text_table
-from efficientat_plugin.support.files import read_text
+from efficientat_plugin.support.files import open_file, read_text
 from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+OFFICIAL_START = b"# Segments csv created"
 HIDDEN_README = ".huggingface.yaml"
 PATHS = ("data_files", "data_dir")  # in a README's configs
 ROOTS = ("/", "\\", "~")
@@ -44,6 +52,7 @@ class Source(NamedTuple):
     table_folder: Path | None = None  # or to this one
     rows: datasets.Dataset | None = None  # where sound stands in the table
     embedded: tuple[str, ...] = ()  # its columns in ``rows``
+    told_by: Mapping[str, str] = {}  # what a column was made of, in words
 
 
 class ArrowColumns(Mapping[str, Sequence[Any]]):
@@ -95,10 +104,45 @@ def read_table_file(
 
     ``numbered`` says that its columns are called by number: it may have no header.
     """
+    if is_official(path):
+        parts = {"train": _read_segments(path)}
+        return _of_splits(parts, path.name, path.parent, path.parent)
     if path.suffix.lower() != ".parquet":
         return Source(path.name, read_text_table(path, numbered), folder, path.parent)
     splits = _load_parquet({"train": [path]}, cache_dir)
     return _of_splits(splits, path.name, folder, path.parent)
+
+
+def is_official(path: Path) -> bool:
+    """Whether a file is one of the tables that AudioSet is published as."""
+    with open_file(path) as file:
+        return file.read(len(OFFICIAL_START)) == OFFICIAL_START
+
+
+def with_one_hot(source: Source, classes: Sequence[str] | None) -> Source:
+    """A table with a column of 0 and 1 for each class, and the lists of these."""
+    if classes is None or find_column(source.columns, LABEL_NAMES):
+        return source
+    found = {name: find_column(source.columns, [plain_name(name)]) for name in classes}
+    if None in found.values():
+        return source
+    columns = [_numbers(source, name) for name in found.values() if name]
+    labels = [list(numbers) for numbers in zip(*columns, strict=True)]
+    return source._replace(columns={**source.columns, "label": labels})
+
+
+def _numbers(source: Source, column: str) -> list[float]:
+    numbers = []
+    for row, value in enumerate(source.columns[column], start=1):
+        text = cell_text(value) or "0"
+        try:
+            numbers.append(float({"True": "1", "False": "0"}.get(text, text)))
+        except ValueError as error:
+            raise ValueError(
+                f"row {row} of {source.name} has {shown(text)[:40]!r} in column "
+                f"{column}, which is a class, so that it holds 0 or 1"
+            ) from error
+    return numbers
 
 
 def find_tables(folder: Path) -> list[Path]:
@@ -220,7 +264,9 @@ def _of_splits(
         paths = [chunk.field("path") for chunk in rows.data.column(column).chunks]
         more[column] = pa.chunked_array(paths, pa.string()).to_pylist()
     columns = ArrowColumns(rows, heard["bytes"], more)
-    return Source(name, columns, folder, table_folder, rows, tuple(heard["bytes"]))
+    embedded = tuple(heard["bytes"])
+    told_by = {"split": "the splits of the data set"} if len(parts) > 1 else {}
+    return Source(name, columns, folder, table_folder, rows, embedded, told_by)
 
 
 def _how_audio_stands(rows: datasets.Dataset, field: pa.Field) -> str:

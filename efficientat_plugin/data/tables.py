@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,8 @@ import pyarrow as pa
 from efficientat_plugin.data.audio_column import embedded_column, rows_with_sound
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
-    cell_text,
     choose_column,
     class_names,
-    find_column,
     in_order,
     read_labels,
 )
@@ -27,6 +24,7 @@ from efficientat_plugin.data.layouts import (
     read_class_folders,
     read_sounds,
 )
+from efficientat_plugin.data.roles import read_roles
 from efficientat_plugin.data.rows import refuse_archives
 from efficientat_plugin.data.schemas import (
     read_fsd50k_folder,
@@ -39,8 +37,10 @@ from efficientat_plugin.data.table_sources import (
     find_tables,
     read_rows,
     read_table_file,
+    with_one_hot,
 )
 from efficientat_plugin.support.files import refuse_special
+from efficientat_plugin.support.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +97,9 @@ def read_table(
     ---------
     dataset : str | Path
         A folder of class folders, which may lie in folders of splits (``train``) or
-        folds (``fold1``); a CSV, TSV, JSON, JSONL or Parquet file, or a folder with
-        audio and one of them, or one for each split; a ``save_to_disk`` folder or one
-        of Parquet files; or a hub id.
+        folds (``fold1``), or hold these; a CSV, TSV, JSON, JSONL or Parquet file, or a
+        folder with audio and one of them, or one for each split; a ``save_to_disk``
+        folder or one of Parquet files; or a hub id.
     form : str
         "auto" finds it out; "class_folders", "sounds" (without labels, as files or in
         Parquet), "fsd50k_folder", "tau2020_folder" or "urbansound8k_folder" say what
@@ -116,7 +116,9 @@ def read_table(
         ``video_id`` or ``clip_id``, or else the paths of files from ``dataset`` on.
     group_column, fold_column, split_column, device_column : str | None
         Source of a recording (kept on one side of a split), fold, split, device;
-        None: a column named "group", "fold", "split" or "device", if there is one.
+        None: a column named "group", "fold", "split" or "device", if there is one; and
+        of splits, one named "subset", "set", "partition" or "usage" that holds nothing
+        but "train", "valid" and "test", or else folders in all names of files.
     judged_column : str | None
         1 for each class whose presence or absence somebody judged, else 0; None: the
         names in a column "judged" of lists, if there is one.
@@ -124,7 +126,7 @@ def read_table(
         Between labels; "": none; None: see ``columns.read_labels``.
     classes : Sequence[str] | str | None
         All classes in their order, as a list or apart by commas; a label beyond them
-        is refused. None: any.
+        is refused. They may be columns of 0 and 1. None: any.
     min_probability : float
         A class is there above it, where labels are probabilities.
     segments : bool
@@ -184,6 +186,7 @@ def read_table(
         cache_dir,
         audio_column,
         label_column,
+        classes,
     )
     table: dict[str, list[Any]] = {}
     labels = choose_column(
@@ -196,17 +199,10 @@ def read_table(
         table["judged"] = _read_judged(source, judged_column, classes)
     elif _has_names(source, "judged"):
         table["judged"] = read_labels(source.columns["judged"], "judged", None, classes)
-    for role, given in (
-        ("group", group_column),
-        ("fold", fold_column),
-        ("split", split_column),
-        ("device", device_column),
-    ):
-        if given is not None or find_column(source.columns, [role]):
-            name = choose_column(
-                source.columns, given, [role], f"{role}_column", source.name
-            )
-            table[role] = [cell_text(value) for value in source.columns[name]]
+    given = {"group": group_column, "fold": fold_column}
+    given |= {"split": split_column, "device": device_column}
+    roles, told = read_roles(source, given, audio_column, form == "auto")
+    table |= roles
     times = find_times(source.columns) if segments else None
     if times is not None and embedded_column(source, audio_column) is None:
         table |= read_times(source.columns, times, source.name)
@@ -221,6 +217,8 @@ def read_table(
             "one with label_column"
         )
     rows.info.license = licence or ""
+    # Where `data.labelled` looks it up, to say which split is used.
+    rows.info.description = "\n".join(f"{role}: {by}" for role, by in told.items())
     unlabelled = sum(not labels for labels in rows["labels"])
     logger.info("%s: %d clips, %d unlabelled", source.name, len(rows), unlabelled)
     return rows
@@ -263,11 +261,16 @@ def _find_source(
     cache_dir: str | None,
     audio_column: str | None,
     label_column: str | None,
+    classes: Sequence[str] | None,
 ) -> Source:
     if form not in FORMS:
         raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
     numbered = any(str(name).isdecimal() for name in (audio_column, label_column))
-    read = partial(read_table_file, cache_dir=cache_dir, numbered=numbered)
+
+    def read(path: Path, folder: Path) -> Source:
+        table = read_table_file(path, folder, cache_dir, numbered)
+        return with_one_hot(table, classes) if label_column is None else table
+
     path = Path(dataset).expanduser()
     refuse_archives(path)
     if not path.is_dir():
@@ -335,7 +338,7 @@ def _rename_splits(
     counts = Counter(table.get("split", ()))
     missing = [name for name in splits if name not in counts]
     if missing:
-        found = ", ".join(f"{name} ({n})" for name, n in counts.items())
+        found = some_of(f"{name} ({n})" for name, n in counts.items())
         raise ValueError(
             f"{source} has no split {', '.join(missing)}; found were "
             f"{found or 'no splits at all'}: name those in splits"

@@ -18,6 +18,8 @@ from efficientat_plugin.support.limits import (
 )
 from efficientat_plugin.support.plain_text import shown
 
+SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+
 
 def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
     """Columns of a CSV, TSV, JSON or JSONL file.
@@ -37,6 +39,13 @@ def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
     ValueError
         If it is not UTF-8, not a table, or empty.
     """
+    if path.suffix.lower() in SHEETS:
+        raise ValueError(f"{path} is a spreadsheet; export it as CSV")
+    if is_audio(path.name):
+        raise ValueError(
+            f"{path} is a sound; give a folder, or a table with a column of files and "
+            "one of labels"
+        )
     text = text_of(path)
     if path.suffix.lower() in (".jsonl", ".ndjson"):
         columns = _read_json_lines(path, text)
@@ -108,6 +117,11 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
     first = 1
     is_unusual = not find_column(names, (*AUDIO_NAMES, *LABEL_NAMES))
     has_numbers = {str(place) for place in range(len(names))} & {*names}
+    if names and names[0].startswith("#") and is_unusual:
+        raise ValueError(
+            f"{path} begins with a comment ({shown(lines[0][1][0])[:80]}); delete the "
+            "lines before the header"
+        )
     if any(map(is_audio, names)) or (numbered and is_unusual and not has_numbers):
         names, first = _invented_names(names), 0
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -115,14 +129,15 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
         raise ValueError(f"the header of {path} has {twice[0]!r} twice; rename one")
     rows = []
     for number, fields in lines[first:]:
-        if fields and len(fields) != len(names):
+        if not any(map(str.strip, fields)):  # as spreadsheets leave them
+            continue
+        if len(fields) != len(names):
             raise ValueError(
                 f"line {number} of {path} has {len(fields)} fields, but its "
                 f"header {len(names)}: {shown(', '.join(names))[:200]}; put what holds "
                 f"a {delimiter!r} into quotes"
             )
-        if fields:
-            rows.append(fields)
+        rows.append(fields)
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
@@ -142,7 +157,8 @@ def _read_json(path: Path, text: str) -> dict[str, list[Any]]:
 
     It is a list of objects; an object with one such list, as ``{"data": [...]}``; an
     object with a list for each column; or one that tells by file names what the labels
-    are, or the columns. A file of JSON lines is taken for what it is.
+    are, or the columns; or, as SpeechBrain's, the columns by the names of clips. A file
+    of JSON lines is taken for what it is.
     """
     try:
         content = json.loads(text)
@@ -159,7 +175,10 @@ def _read_json(path: Path, text: str) -> dict[str, list[Any]]:
             for name, value in content.items()
         ]
         return _columns_of_rows(path, rows)
-    if values and all(isinstance(each, dict) for each in values):  # pandas' to_json
+    if _is_list_of(values, dict) and any(find_column(v, AUDIO_NAMES) for v in values):
+        rows = [{"clip_id": name} | value for name, value in content.items()]
+        return _columns_of_rows(path, rows)
+    if _is_list_of(values, dict):  # pandas' to_json
         values = [[*each.values()] for each in values]
     if _is_list_of(values, list) and len({len(each) for each in values}) == 1:
         return dict(zip(content, values, strict=True))

@@ -21,6 +21,9 @@ def shown(text: object) -> str:
     )
 
 
+MOST_SHOWN = 300  # characters of a name in a list
+
+
 def some_of(names: Iterable[object], number: int = 5) -> str:
     """The first of some names, each as ``shown``, and how many more there are.
 
@@ -30,8 +33,13 @@ def some_of(names: Iterable[object], number: int = 5) -> str:
     'a.wav, b.wav and 1 more'
     """
     every = list(names)
-    text, more = ", ".join(map(shown, every[:number])), len(every) - number
+    text, more = ", ".join(map(_begun, every[:number])), len(every) - number
     return f"{text} and {more} more" if more > 0 else text
+
+
+def _begun(name: object) -> str:
+    text = shown(name)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def cell(text: object) -> str:

@@ -1,0 +1,210 @@
+"""A split that data brings along is used, or said not to be; never passed over."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from efficientat_plugin.data.labelled import runs_of, split_in_words
+from efficientat_plugin.data.tables import label_table, read_table
+
+CLASSES = ("cat", "dog")
+SIDES = ("train", "val", "test")
+
+
+def write_sound(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.linspace(-0.5, 0.5, 800), 8000)
+
+
+def write_folders(folder, *patterns):
+    """Two sounds in each folder."""
+    for pattern in patterns:
+        for number in range(2):
+            write_sound(folder / pattern / f"{number}.wav")
+
+
+def write_table(folder, header, lines, name="clips.csv"):
+    text = "\n".join([header, *lines, ""])
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def table_with(folder, column, values):
+    """A table of a clip for each value, and their files."""
+    for number in range(len(values)):
+        write_sound(folder / f"{number}.wav")
+    lines = [f"{n}.wav,{CLASSES[n % 2]},{value}" for n, value in enumerate(values)]
+    return write_table(folder, f"filename,label,{column}", lines)
+
+
+def sides_of(rows):
+    """Of each side, the folders in which its files say that they are."""
+    (split,) = runs_of(rows, valid_share=0.0).values()
+    return {
+        side: {rows[place]["video_id"] for place in places}
+        for side, places in split._asdict().items()
+    }
+
+
+# --- Folders -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("below", ["", "audio/"])
+def test_split_folders_within_class_folders_are_splits(below, tmp_path):
+    names = [f"{below}{label}/{side}" for label in CLASSES for side in SIDES]
+    write_folders(tmp_path, *names)
+    rows = read_table(tmp_path)
+    assert label_table(rows).names == CLASSES
+    for side, ids in sides_of(rows).items():
+        assert len(ids) == 4 and all(side[:3] in name for name in ids)
+
+
+def test_fold_folders_within_class_folders_are_folds(tmp_path):
+    write_folders(tmp_path, *(f"{c}/fold{n}" for c in CLASSES for n in (1, 2, 3)))
+    rows = read_table(tmp_path)
+    assert label_table(rows).names == CLASSES
+    assert [*runs_of(rows)] == ["fold1", "fold2", "fold3"]
+
+
+def test_folders_within_one_class_are_no_split(tmp_path):
+    write_folders(tmp_path, "dog/train", "dog/test", "cat")
+    assert "split" not in read_table(tmp_path).column_names
+
+
+@pytest.mark.parametrize("more", ["unlabelled", "noise/cat", "noise/hum"])
+@pytest.mark.parametrize(
+    ("below", "other"), [("", "test"), ("audio/", "test"), ("", "val"), ("", "eval")]
+)
+def test_a_folder_beside_splits_is_left_out_and_said(
+    more, below, other, tmp_path, caplog
+):
+    names = [f"{below}{side}/{c}" for c in CLASSES for side in ("train", other)]
+    write_folders(tmp_path, *names, below + more)
+    rows = read_table(tmp_path)
+    assert label_table(rows).names == CLASSES and len(rows) == 8
+    assert {name.split("/")[-3] for name in sides_of(rows)["train"]} == {"train"}
+    assert f"{more.split('/')[0]} (2 clips)" in caplog.text
+
+
+def test_folders_that_are_splits_in_name_only_are_said(tmp_path, caplog):
+    """As FSDKaggle2019 has them."""
+    tops = ("train_curated", "train_noisy", "test")
+    write_folders(tmp_path, *(f"{top}/{c}" for top in tops for c in CLASSES))
+    read_table(tmp_path)
+    assert "not alike" in caplog.text and "test, train_curated" in caplog.text
+
+
+def test_classes_that_are_called_as_splits_are_said(tmp_path, caplog):
+    write_folders(tmp_path, "train", "test", "bus")
+    assert label_table(read_table(tmp_path)).names == ("bus", "test", "train")
+    assert "taken for classes" in caplog.text and "test, train" in caplog.text
+
+
+# --- Names of files in a table -----------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_names_of_files_tell_splits_wherever_the_table_is_named(whole, tmp_path):
+    names = [f"{side}/{n}.wav" for side in ("train", "test") for n in range(2)]
+    for name in names:
+        write_sound(tmp_path / name)
+    lines = [f"{name},{CLASSES[n % 2]}" for n, name in enumerate(names)]
+    path = write_table(tmp_path, "filename,label", lines)
+    rows = read_table(tmp_path if whole else path)
+    assert sides_of(rows)["test"] == {"test/0", "test/1"}
+
+
+def test_a_column_goes_before_names_of_files(tmp_path):
+    names = [f"{side}/{n}.wav" for side in ("train", "test") for n in range(2)]
+    for name in names:
+        write_sound(tmp_path / name)
+    lines = [f"{name},{CLASSES[n % 2]},{n % 2}" for n, name in enumerate(names)]
+    path = write_table(tmp_path, "filename,label,k", lines)
+    assert "split" not in read_table(path, fold_column="k").column_names
+
+
+def test_names_of_files_that_tell_splits_in_part_are_said(tmp_path, caplog):
+    names = [f"{top}/{n}.wav" for top in ("train", "test", "more") for n in range(2)]
+    for name in names:
+        write_sound(tmp_path / name)
+    lines = [f"{name},{CLASSES[n % 2]}" for n, name in enumerate(names)]
+    rows = read_table(write_table(tmp_path, "filename,label", lines))
+    assert "split" not in rows.column_names
+    assert "split_column" in caplog.text and "more" in caplog.text
+
+
+# --- Columns -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["subset", "Set", "partition", "usage", "data_split", "Data Split"]
+)
+def test_a_column_of_sides_alone_is_the_split(name, tmp_path, caplog):
+    path = table_with(tmp_path, name, ["Train"] * 4 + ["TEST "] * 2)
+    rows = read_table(path)
+    assert sides_of(rows) == {
+        "train": {"0", "1", "2", "3"},
+        "valid": set(),
+        "test": {"4", "5"},
+    }
+    assert f"column {name}" in split_in_words(rows, runs_of(rows, valid_share=0.0))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "values", [["train", "train", "extra", "test"], ["train", "", "test", "test"]]
+)
+def test_a_column_of_sides_and_others_is_said(values, tmp_path, caplog):
+    rows = read_table(table_with(tmp_path, "subset", values))
+    assert "split" not in rows.column_names
+    assert "split_column=subset" in caplog.text
+
+
+def test_a_column_of_something_else_is_not_talked_of(tmp_path, caplog):
+    rows = read_table(table_with(tmp_path, "set", ["A", "B"] * 2))
+    assert "split" not in rows.column_names and not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("column", "option"),
+    [("fold_id", "fold"), ("kfold", "fold"), ("folds", "fold")]
+    + [("speaker_id", "group"), ("group_id", "group"), ("Speaker", "group")],
+)
+def test_columns_that_may_be_folds_or_groups_are_said(column, option, tmp_path, caplog):
+    path = table_with(tmp_path, column, ["1", "2"] * 2)
+    assert option not in read_table(path).column_names
+    assert f"{option}_column={column}" in caplog.text
+    caplog.clear()
+    rows = read_table(path, **{f"{option}_column": column})
+    assert rows[option][:] == ["1", "2"] * 2 and not caplog.records
+
+
+# --- What is said of the split that is used ----------------------------------------
+
+
+def test_the_kind_of_split_is_told_with_its_sizes(tmp_path):
+    def told(folder, **arguments):
+        rows = read_table(folder, **arguments)
+        return split_in_words(rows, runs_of(rows, valid_share=0.0, seed=7), seed=7)
+
+    write_folders(tmp_path / "a", *(f"{s}/{c}" for s in SIDES for c in CLASSES))
+    assert told(tmp_path / "a") == (
+        "given by the names of folders: 4 clips to train, 4 to validate and 4 to "
+        "test on"
+    )
+    (tmp_path / "b").mkdir()
+    path = table_with(tmp_path / "b", "split", ["train"] * 4 + ["test"] * 2)
+    assert told(path).startswith("given by column split: 4 clips to train, 0 to")
+    (tmp_path / "c").mkdir()
+    path = table_with(tmp_path / "c", "k", ["1", "2"] * 4)
+    assert told(path, fold_column="k").startswith(
+        "2 folds, given by column k, the first of"
+    )
+    assert told(path).startswith("drawn at random (seed 7): ")
+
+
+@pytest.mark.parametrize("column", ["split", "fold"])
+def test_a_column_with_nothing_to_train_on_is_refused(column, tmp_path):
+    rows = read_table(table_with(tmp_path, column, ["test"] * 4))
+    with pytest.raises(ValueError, match=f"column {column} .*all 4 clips"):
+        runs_of(rows)
