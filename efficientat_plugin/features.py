@@ -112,8 +112,8 @@ class LogMel(torch.nn.Module):
             )
         if not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]:
             raise ValueError(
-                f"sample_rate={sample_rate} Hz is none of sound; give one from "
-                f"{SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
+                f"sample_rate={sample_rate} Hz is not an audio sample rate; give one "
+                f"from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
             )
         if f_min_jitter < 0 or f_max_jitter < 0:
             raise ValueError(

@@ -4,7 +4,7 @@
 > python recipes/audioset_kd.py hparams/mn10.yaml --dataset PATH --teacher STORE
 > python recipes/audioset_kd.py hparams/mn10.yaml --test_only --pretrained mn10_as
 
-Interrupted, the same command goes on where it stopped; `torchrun` runs it on several
+Rerun the same command to resume an interrupted run; `torchrun` runs it on several
 processes.
 """
 
@@ -176,7 +176,7 @@ def refuse(problems: list[str]) -> None:
     """Ends the run with all that is wrong with its inputs, if anything is."""
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
-        sys.exit(f"This run needs what is not there. Pass:\n{listed}\n{NOTHING_NEEDED}")
+        sys.exit(f"Missing inputs. Pass:\n{listed}\n{NOTHING_NEEDED}")
 
 
 def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:

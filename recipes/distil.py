@@ -4,7 +4,7 @@
 
 TEACHER is a published name, a file of weights, a model or run folder, an AST, or
 package.module:function; several, joined by commas, are averaged.
-Interrupted, the same command goes on where it stopped. What it leaves in
+Rerun the same command to resume an interrupted run. What it leaves in
 OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
 

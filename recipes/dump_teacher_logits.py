@@ -4,7 +4,7 @@
       --dataset PATH --split bal_train --teachers mn40_as_ext
 > torchrun --nproc_per_node 8 recipes/dump_teacher_logits.py ... (as before)
 
-Interrupted, the same command goes on where it stopped, with as many processes as it
+Rerun the same command to resume an interrupted run, with as many processes as it
 likes; another split or data set is appended to the same store by naming it.
 """
 

@@ -3,7 +3,7 @@
 > python recipes/finetune.py hparams/finetune.yaml --dataset PATH
 > python recipes/finetune.py hparams/esc50.yaml --dataset ashraq/esc50 --fold 3
 
-Interrupted, the same command goes on where it stopped. What it leaves in
+Rerun the same command to resume an interrupted run. What it leaves in
 OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
 """
 
@@ -309,7 +309,7 @@ def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
     num_classes = len(run.clips.labels)
     why = f"for {num_clips} clips of {num_classes} classes"
     epochs = epochs_for(num_clips, hparams["batch_size"])
-    has_probe = hparams["probe_ridge"] is not None and not goes_on(hparams)
+    has_probe = hparams["probe_ridge"] is not None and not continues_training(hparams)
     # A probe alone would not ask a teacher.
     if not few or not has_probe or hparams["teacher"] is not None:
         return epochs, False, why
@@ -351,7 +351,7 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     hparams, split = run.hparams, run.split
     warn_of_classes_without_clips(run)
     run = run._replace(parts=build_parts(run))
-    if hparams["probe_ridge"] is not None and not goes_on(hparams):
+    if hparams["probe_ridge"] is not None and not continues_training(hparams):
         start_from_probe(run, run.parts.modules)
     brain = hparams["brain_class"](
         modules=run.parts.modules,
@@ -424,7 +424,7 @@ def say_what_is_kept(run: Run, main: str, kept: str) -> None:
 def go_back_to_start(run: Run) -> None:
     """Undoes training; the probe is fitted to the validation clips as well."""
     run.parts.student.load_state_dict(make_student(run).state_dict())
-    if run.hparams["probe_ridge"] is not None and not goes_on(run.hparams):
+    if run.hparams["probe_ridge"] is not None and not continues_training(run.hparams):
         places = [*run.split.train, *run.split.valid]
         start_from_probe(run, run.parts.modules, places)
 
@@ -432,7 +432,7 @@ def go_back_to_start(run: Run) -> None:
 def make_student(run: Run) -> Student:
     """The student that training begins with, its class layer of as many classes."""
     hparams, labels = run.hparams, run.clips.labels
-    if not goes_on(hparams):
+    if not continues_training(hparams):
         told = hparams["log_mel"].keywords.items()
         stated = {name: value for name, value in told if "jitter" not in name}
         try:
@@ -456,8 +456,8 @@ def make_student(run: Run) -> Student:
     return model.student
 
 
-def goes_on(hparams: dict[str, Any]) -> bool:
-    """Whether training starts from a model folder, with its classes."""
+def continues_training(hparams: dict[str, Any]) -> bool:
+    """Whether training starts from a model folder and keeps its classes."""
     return find_model_folder(hparams["pretrained"]) is not None
 
 
@@ -486,7 +486,7 @@ def build_parts(run: Run) -> Parts:
     lr_schedule = hparams["lr_schedule"]
     if isinstance(lr_schedule, partial):
         lr_schedule = lr_schedule(number_of_epochs=max(epochs, 1))
-    has_probe = hparams["probe_ridge"] is not None and not goes_on(hparams)
+    has_probe = hparams["probe_ridge"] is not None and not continues_training(hparams)
     if has_probe and hparams["class_layer"] == "new" and epochs:
         class_layer_start = copy.deepcopy(student.class_layer().state_dict())
     # Without validation clips there is nothing to be patient about.
@@ -744,7 +744,9 @@ def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
         sizes = (
             f"{fitted} for what is there before training, and no epoch of it is kept"
         )
-        if run.hparams["probe_ridge"] is not None and not goes_on(run.hparams):
+        if run.hparams["probe_ridge"] is not None and not continues_training(
+            run.hparams
+        ):
             sizes = f"a probe, fitted in closed form to {fitted} of them"
     return Provenance(
         name=Path(dataset).resolve().name,

@@ -39,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(main, goes_on=False)
+    start(main, resumes=False)

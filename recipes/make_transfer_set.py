@@ -40,4 +40,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start(main, goes_on=False)
+    start(main, resumes=False)

@@ -3,7 +3,7 @@
 > python recipes/prepare_data.py hparams/prepare_data.yaml --dataset PATH \
       --split bal_train+eval --folder FOLDER --num_proc 8
 
-Interrupted, the same command goes on where it stopped; on a folder that is whole it
+Rerun the same command to resume an interrupted run; on a folder that is whole it
 writes again what was damaged since. Then FOLDER is a ``--dataset`` as PATH was.
 """
 

@@ -711,7 +711,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
     killed_at(1, KeyboardInterrupt())  # the second of the three that are left
     code, _, err = run("embed", five, "--output", target)
-    assert code == 130 and f"{target}.parts" in err and "goes on from there" in err
+    assert code == 130 and f"{target}.parts" in err and "resume from there" in err
     assert not target.exists()
 
     killed_at(99, None)
@@ -759,7 +759,7 @@ def test_killed_tagging_goes_on_to_the_same_tags(
         assert found[name] == (tag.name, pytest.approx(tag.probability, abs=2e-6))
     heard = interrupted_at(2)
     code, _, err = run(*words, target)
-    assert code == 130 and "goes on from there" in err
+    assert code == 130 and "resume from there" in err
     assert not target.exists() and (tmp_path / "killed.jsonl.parts").is_dir()
     monkeypatch.chdir(five)
     code, _, err = run("tag", ".", *words[2:], target)  # by another name

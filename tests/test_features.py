@@ -162,7 +162,10 @@ def test_log_mel_has_nothing_to_save():
         ({"log_floor_mode": "max"}, "log_floor_mode='max'"),
         ({"win_length": 2048}, "win_length=2048"),
         ({"hop_length": 0}, "hop_length=0"),
-        ({"sample_rate": 10**30}, "is none of sound; give one from 1000 to 768000"),
+        (
+            {"sample_rate": 10**30},
+            "is not an audio sample rate; give one from 1000 to 768000",
+        ),
         ({"n_mels": 1 << 14, "n_fft": 1 << 16}, "product is at most 4194304"),
         ({"f_max": 17000.0}, "16000 Hz; lower f_max"),
         ({"f_max_jitter": -1}, "f_max_jitter=-1"),

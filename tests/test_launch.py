@@ -79,9 +79,10 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(REPOSITORY / "recipes" / f"{name}.py"), run_name="__main__")
     again = {"make_transfer_set", "import_teacher_logits"}
-    outcome = "begins again" if name in again else "goes on"
+    outcome = "start over" if name in again else "resume"
     assert stop.value.code == 130
-    assert capsys.readouterr().err == f"\nInterrupted; the same command {outcome}.\n"
+    said = capsys.readouterr().err
+    assert said == f"\nInterrupted; rerun the same command to {outcome}.\n"
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
@@ -167,7 +168,7 @@ def _said(script, tmp_path, *arguments, expect):
 
 def test_an_interruption_cuts_no_clip_that_is_being_read(tmp_path):
     said = _said(READING, tmp_path, expect=130)
-    assert said == "9999\n\nInterrupted; the same command goes on.\n"
+    assert said == "9999\n\nInterrupted; rerun the same command to resume.\n"
 
 
 @pytest.mark.parametrize("then", ["goes on", "fails"])
@@ -175,7 +176,7 @@ def test_an_interruption_cuts_no_clip_that_is_being_read(tmp_path):
 def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then, tmp_path):
     what = {"SIGINT": "Interrupted", "SIGTERM": "Terminated"}[name]
     said = _said(INTERRUPTED, tmp_path, name, then, expect=128 + getattr(signal, name))
-    assert said == f"\n{what}; the same command goes on.\n"
+    assert said == f"\n{what}; rerun the same command to resume.\n"
 
 
 FORKING = """

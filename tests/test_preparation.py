@@ -533,7 +533,7 @@ def test_a_killed_recipe_goes_on_and_ctrl_c_says_how(source, tmp_path):
         # Or a shard of its workers were taken for one of the next process.
         wait_for_end_of_group(process.pid)
         assert not (tmp_path / "killed").exists()
-    assert "Interrupted; the same command goes on." in said
+    assert "Interrupted; rerun the same command to resume." in said
     assert "Traceback" not in said
     more = ["human_labels"]
     train = load_rows(str(tmp_path / "source"), "train", more_columns=more)

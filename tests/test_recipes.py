@@ -570,7 +570,7 @@ def test_missing_inputs_are_named_in_one_message(tmp_path):
     command = [str(RECIPE), str(REPOSITORY / "hparams" / "mn10.yaml")]
     command += ["--output_folder", str(tmp_path / "run"), "--device", "cpu"]
     text = run_to_end(command, expect=1)
-    message = text[text.index("This run needs what is not there") :]
+    message = text[text.index("Missing inputs") :]
     for part in (
         "--dataset PATH",
         "--teacher STORE",

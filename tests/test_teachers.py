@@ -364,7 +364,7 @@ def test_missing_file_is_refused(source):
     [
         ("passt_s_swa_p16_128_ap467", "did you mean .*passt_s_swa_p16_128_ap476"),
         ("mn4_as", "did you mean .*mn04_as"),
-        ("zzz", "'zzz' is no published teacher and no file; list_teachers"),
+        ("zzz", "'zzz' is neither a published teacher nor a file; list_teachers"),
     ],
 )
 def test_unknown_name_is_refused_with_near_ones(name, text):

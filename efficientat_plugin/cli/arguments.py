@@ -82,10 +82,10 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run whatever the hyperparams.yaml of a folder names: only of whom you "
-        "would run a program",
+        help="let the hyperparams.yaml of a model folder execute code; only for "
+        "sources that you trust",
     )
-    parser.add_argument("--device", help="as cpu or cuda:0 (a GPU where there is one)")
+    parser.add_argument("--device", help="cpu or cuda:0 (default: a GPU if any)")
 
 
 def add_what_weights_do_not_tell(parser: argparse.ArgumentParser) -> None:

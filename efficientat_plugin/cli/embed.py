@@ -64,8 +64,8 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(
         run=run,
-        after_interrupt="what was heard is kept in {output}.parts; the same command "
-        "goes on from there",
+        after_interrupt="what was computed is kept in {output}.parts; rerun the same "
+        "command to resume from there",
     )
 
 

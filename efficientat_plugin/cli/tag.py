@@ -76,8 +76,8 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(
         run=run,
-        after_interrupt="with --output FILE, what was heard is kept in FILE.parts, and "
-        "the same command goes on from there",
+        after_interrupt="with --output FILE, what was computed is kept in FILE.parts; "
+        "rerun the same command to resume from there",
     )
 
 

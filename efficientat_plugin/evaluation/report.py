@@ -211,7 +211,7 @@ def plot_confusion(
     # A name may have dollars, which are no formula here.
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
-    axes.set(xlabel="told as", ylabel="class", title=scores.line())
+    axes.set(xlabel="predicted class", ylabel="true class", title=scores.line())
     _save(figure, path)
 
 

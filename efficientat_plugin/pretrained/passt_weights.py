@@ -366,4 +366,6 @@ def nothing_called(source: str | Path, names: list[str]) -> Exception:
         )
     near = difflib.get_close_matches(str(source), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "list_teachers() has all"
-    return ValueError(f"{str(source)!r} is no published teacher and no file; {hint}")
+    return ValueError(
+        f"{str(source)!r} is neither a published teacher nor a file; {hint}"
+    )

@@ -205,4 +205,4 @@ def published(name: str) -> PublishedStudent:
         return PUBLISHED[name]
     near = difflib.get_close_matches(name, PUBLISHED)
     hint = f"did you mean {' or '.join(near)}?" if near else "list_students() has all"
-    raise ValueError(f"{name!r} is no published student and no file; {hint}")
+    raise ValueError(f"{name!r} is neither a published model nor a file; {hint}")

@@ -58,20 +58,19 @@ NO_SHARED_MEMORY = (
 )
 
 
-def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
+def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
 
-    What is logged is seen on the console from here on. Ctrl-C and SIGTERM end it, with
-    a line that says how to go on. In the sentence that it ends with otherwise, names
-    that others gave command no terminal.
+    Log messages appear on the console from here on. Ctrl-C and SIGTERM end the run with
+    a line that says how to resume. Control characters in its last sentence are escaped,
+    since names in untrusted data may hold some.
 
     Arguments
     ---------
     main : Callable
         Takes the arguments, without the program's name.
-    goes_on : bool
-        Whether the same command goes on where it was interrupted; else it begins
-        again.
+    resumes : bool
+        Whether rerunning the command resumes; otherwise it starts over.
     """
     logging.raiseExceptions = False  # a full disk is told once, not by each log line
     escape_what_stdout_lacks()
@@ -82,12 +81,12 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
             main(sys.argv[1:])
         except BaseException as error:
             told = interruptions.told
-            again = "goes on" if goes_on else "begins again"
+            again = "resume" if resumes else "start over"
             if not told and _lost_another_process(error):
                 logger.debug("Where it was missed:", exc_info=True)  # in log.txt alone
                 sys.exit(
                     "Another process of this run has ended, which says why, or was "
-                    f"killed; the same command {again}."
+                    f"killed; rerun the same command to {again}."
                 )
             if not told and _lacks_shared_memory(error):
                 logger.debug("Where it was lacking:", exc_info=True)
@@ -102,7 +101,7 @@ def start(main: Callable[[list[str]], None], goes_on: bool = True) -> None:
             number = told[0] if told else signal.SIGINT
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
             if if_main_process():
-                print(f"\n{what}; the same command {again}.", file=sys.stderr)
+                print(f"\n{what}; rerun the same command to {again}.", file=sys.stderr)
             sys.exit(128 + number)
 
 

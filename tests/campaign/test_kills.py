@@ -99,7 +99,8 @@ def test_who_is_told_to_end_says_how_to_go_on(
         elif said:  # else it had not begun
             stops += 1
             assert process.poll() == 128 + told, said[-3000:]
-            assert said.rstrip().endswith("; the same command goes on."), said[-3000:]
+            last = said.rstrip().splitlines()[-1]
+            assert last.endswith("; rerun the same command to resume."), said[-3000:]
             assert "Traceback" not in said
     for command, output in outputs.items():
         process = command.start(data, output)
