@@ -9,7 +9,7 @@ WITH_EMPTY_HOME := rm -rf $(HOME_FOLDER) && mkdir $(HOME_FOLDER) && env \
 	HOME=$(HOME_FOLDER) TORCH_HOME=$(HOME_FOLDER)/torch HF_HOME=$(HOME_FOLDER)/huggingface \
 	XDG_CACHE_HOME=$(HOME_FOLDER)/cache XDG_CONFIG_HOME=$(HOME_FOLDER)/config
 
-.PHONY: demo test campaign lint install tools format bench stock dist clean
+.PHONY: demo test campaign lint install tools format bench stock docs dist clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(WITH_EMPTY_HOME) $(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
@@ -42,6 +42,10 @@ bench: install  ## beside the published code: REFERENCE=/a/checkout/of/Efficient
 
 stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
 	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)
+
+docs: install  ## the site, in site/
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 dist:  ## wheel and source distribution, checked and tried in a venv of their own
 	rm -rf dist build $(VENV)/dist

@@ -153,6 +153,15 @@ def test_yamls_use_public_names_alone(yaml):
         assert name.partition(".")[2] in efficientat_plugin.__all__
 
 
+def test_the_reference_has_every_public_name():
+    text = (REPOSITORY / "docs" / "reference.md").read_text(encoding="utf-8")
+    found = re.findall(r"^::: (\S+)$", text, re.M)
+    homes = efficientat_plugin._HOME
+    assert set(found) == {
+        f"efficientat_plugin.{home}.{name}" for name, home in homes.items()
+    }
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *DOCS])
 def test_what_a_page_links_to_is_there(page):
     text = (REPOSITORY / page).read_text(encoding="utf-8")
