@@ -409,6 +409,16 @@ def _tuning(tmp_path, **overrides):
     return load_hparams(REPOSITORY / "hparams" / "finetune.yaml", overrides)
 
 
+def test_what_decides_the_split_is_printed_once(tmp_path, capsys):
+    clips = _clips([["a"], ["b"]] * 50, split=["train"] * 60 + ["val", "test"] * 20)
+    _recipe().split_clips(clips, _tuning(tmp_path), "cpu")
+    sizes = "60 clips to train, 20 to validate and 20 to test on"
+    printed = capsys.readouterr().out
+    assert printed.splitlines().count(f"split: given by column split: {sizes}") == 1
+    _recipe().split_clips(clips, _tuning(tmp_path, split="random", seed=5), "cpu")
+    assert "split: drawn at random (seed 5): " in capsys.readouterr().out
+
+
 def test_test_clips_do_not_depend_on_how_many_choose(tmp_path):
     clips = _clips([["a"], ["b"]] * 50)
     splits = [

@@ -152,7 +152,12 @@ def test_a_column_of_sides_alone_is_the_split(name, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "values", [["train", "train", "extra", "test"], ["train", "", "test", "test"]]
+    "values",
+    [
+        ["train", "train", "extra", "test"],
+        ["train", "", "test", "test"],
+        ["train-clean-100", "train-clean-360", "test-clean", "dev-clean"],
+    ],
 )
 def test_a_column_of_sides_and_others_is_said(values, tmp_path, caplog):
     rows = read_table(table_with(tmp_path, "subset", values))
@@ -195,6 +200,10 @@ def test_the_kind_of_split_is_told_with_its_sizes(tmp_path):
     (tmp_path / "b").mkdir()
     path = table_with(tmp_path / "b", "split", ["train"] * 4 + ["test"] * 2)
     assert told(path).startswith("given by column split: 4 clips to train, 0 to")
+    rows = read_table(path)
+    assert split_in_words(rows, runs_of(rows, valid_share=0.5), seed=7).endswith(
+        "2 to test on, those to validate drawn at random (seed 7)"
+    )
     (tmp_path / "c").mkdir()
     path = table_with(tmp_path / "c", "k", ["1", "2"] * 4)
     assert told(path, fold_column="k").startswith(

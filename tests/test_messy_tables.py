@@ -607,6 +607,12 @@ def test_a_comment_before_the_header_is_named(folder):
         read_table(folder / "clips.csv")
 
 
+def test_a_column_of_numbers_of_rows_is_no_comment(folder):
+    path = write_table(folder, ["#", "sound", "kind"], [range(4), files(), CLASSES])
+    rows = read_table(path, audio_column="sound", label_column="kind")
+    assert rows["labels"][:] == [[name] for name in CLASSES]
+
+
 @pytest.mark.parametrize("where", ["", "clips.csv"])
 @pytest.mark.parametrize("classes", ["dog,cat", ["cat", "Dog"]])
 def test_columns_of_0_and_1_are_labels_where_they_are_the_classes(

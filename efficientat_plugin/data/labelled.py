@@ -11,6 +11,8 @@ from efficientat_plugin.data.columns import class_names, in_order
 from efficientat_plugin.data.labels import LabelTable, most_frequent
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.splits import (
+    BESIDE_TRAIN,
+    SIDES,
     Split,
     given_split,
     split_by_fold,
@@ -240,7 +242,13 @@ def split_in_words(
     else:
         how = f"{name}, given by {_told_by(rows, 'fold')}"
     sizes = f"{len(split.train)} clips to train, {len(split.valid)} to validate and "
-    return f"{how}: {sizes}{len(split.test)} to test on"
+    text = f"{how}: {sizes}{len(split.test)} to test on"
+    if name == "random" or not split.valid:
+        return text
+    sides = {**SIDES, **BESIDE_TRAIN}
+    if name == "given" and "valid" in {sides[str(n).lower()] for n in rows["split"]}:
+        return text
+    return f"{text}, those to validate drawn at random (seed {seed})"
 
 
 def _told_by(rows: datasets.Dataset, role: str) -> str:

@@ -12,7 +12,11 @@ from efficientat_plugin.data.columns import (
     find_column,
     whole_numbers,
 )
-from efficientat_plugin.data.layouts import read_marks, tell_unused_marks
+from efficientat_plugin.data.layouts import (
+    read_marks,
+    split_word,
+    tell_unused_marks,
+)
 from efficientat_plugin.data.splits import BESIDE_TRAIN, SIDES
 from efficientat_plugin.data.table_sources import Source
 from efficientat_plugin.support.plain_text import some_of
@@ -90,7 +94,7 @@ def _column_of_sides(source: Source) -> tuple[str, list[str | None]]:
             continue
         values = _texts(source.columns[name])
         words = {str(value).lower() for value in values}
-        sides = {SIDES.get(word) for word in words}
+        sides = {SIDES.get(split_word(word) or "") for word in words}
         if "train" not in sides or len(words) < 2:
             continue
         if words <= {*SIDES, *BESIDE_TRAIN}:

@@ -30,7 +30,7 @@ from efficientat_plugin.data.text_tables import text_of
 from efficientat_plugin.support.files import read_text
 from efficientat_plugin.support.hub import name_on_hub
 from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
-from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def load_rows(
         if missing:
             raise ValueError(
                 f"{dataset} ({name}) has no column {', '.join(missing)}; the AudioSet "
-                f"schema is {', '.join(COLUMNS)}, and found were {', '.join(found)}"
+                f"schema is {', '.join(COLUMNS)}, and found were {some_of(found, 20)}"
             )
         refuse_decoded(rows, f"{dataset} ({name})")
         kept = [column for column in more_columns if column in found]

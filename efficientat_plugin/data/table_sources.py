@@ -104,7 +104,7 @@ def read_table_file(
 
     ``numbered`` says that its columns are called by number: it may have no header.
     """
-    if is_official(path):
+    if path.suffix.lower() == ".csv" and is_official(path):
         parts = {"train": _read_segments(path)}
         return _of_splits(parts, path.name, path.parent, path.parent)
     if path.suffix.lower() != ".parquet":

@@ -117,7 +117,9 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
     first = 1
     is_unusual = not find_column(names, (*AUDIO_NAMES, *LABEL_NAMES))
     has_numbers = {str(place) for place in range(len(names))} & {*names}
-    if names and names[0].startswith("#") and is_unusual:
+    second = lines[1][1] if len(lines) > 1 else []
+    is_header = len(names) == len(second) > 1 and not second[0].startswith("#")
+    if names and names[0].startswith("#") and is_unusual and not is_header:
         raise ValueError(
             f"{path} begins with a comment ({shown(lines[0][1][0])[:80]}); delete the "
             "lines before the header"
