@@ -139,7 +139,7 @@ class Measured(NamedTuple):
                 f"{1e3 * statistics.median(found):.1f}" if found else ""
             )
         title = TITLES.get(case.task, case.task)
-        title += "" if case.keep_memory else ", memory handed back"
+        title += "" if case.keep_memory else ", freed memory returned"
         cells = [title, case.model, str(case.batch), *milliseconds]
         if "published" in self.seconds:
             pairs = zip(self.seconds["published"], self.seconds["ours"], strict=True)
@@ -237,7 +237,7 @@ def report(
     lines = [
         "# Speed",
         "",
-        f"Made by `make bench` on {date.today()}: {processor()}, {options.threads} "
+        f"Written by `make bench` on {date.today()}: {processor()}, {options.threads} "
         f"threads, {platform.system()}, Python {platform.python_version()}, torch "
         f"{torch.__version__}, SpeechBrain {speechbrain.__version__}; medians of "
         f"{options.rounds} alternating rounds, clips of 10 s. Weights are untrained, "
@@ -246,15 +246,25 @@ def report(
     ]
     head = ["task", "model", "batch", "published, ms", "ours, ms"]
     if options.reference:
-        head += ["ratio", "middle half", "target", "peak MB", "largest difference"]
+        head += [
+            "ratio",
+            "interquartile range",
+            "target",
+            "peak MB",
+            "largest difference",
+        ]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += [each.row() for each in measured]
     if curve_rows:
-        lines += ["", "Ten steps from the same weights, nothing drawn at random:", ""]
+        lines += ["", "Ten steps from the same weights, without randomness:", ""]
         lines += ["| model | first loss | last loss | largest relative difference |"]
         lines += ["|---" * 4 + "|", *curve_rows]
     if profile_rows:
-        lines += ["", "Where our training step goes, by torch's profiler:", ""]
+        lines += [
+            "",
+            "Time of our training step by operation, from torch's profiler:",
+            "",
+        ]
         lines += ["| operation | " + " | ".join(MODELS) + " |"]
         lines += ["|---" * (1 + len(MODELS)) + "|", *profile_rows]
     return "\n".join(lines) + "\n"

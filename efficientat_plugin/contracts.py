@@ -1,6 +1,6 @@
-"""What travels between the stages: named tuples, no logic.
+"""The named tuples that stages pass to each other.
 
-Axes are named once, here, and mean the same everywhere: **B** batch,
+The names of axes are defined here and mean the same everywhere: **B** batch,
 **N** samples, **F** mel bins, **T** mel frames, **C** channels, **K** classes,
 **D** embedding.
 """
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:  # what reads sound is used without torch, too
+if TYPE_CHECKING:  # the modules that read sounds also work without torch
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
 
-TARGETS = ("multilabel", "multiclass")  # how many classes a clip has
-# What is done with clips that are shorter than a model is used to
+TARGETS = ("multilabel", "multiclass")  # several classes per clip, or exactly one
+# How clips that are shorter than the training clips of a model are handled
 SHORT_CLIPS = ("repeat", "zero_pad", "as_is")
 
 
@@ -28,24 +28,24 @@ class Skipped(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """One clip, as a data set gives it."""
+    """One clip, as a data set returns it."""
 
-    clip_id: str  # stable: teachers are keyed by it
+    clip_id: str  # stable, since stored logits are looked up by it
     waveform: Tensor  # [N]
-    labels: Tensor  # [K], from 0 to 1; zeros where unlabelled
-    labelled: Tensor  # how much of the labels is known, from 0 to 1: [] or [K]
+    labels: Tensor  # [K], from 0 to 1; zeros if unlabelled
+    labelled: Tensor  # share of the labels that is known, from 0 to 1: [] or [K]
     partner_id: str = ""  # the clip mixed into the waveform, if any
     partner_share: float = 0.0  # its weight, at most 0.5
-    skipped: tuple[Skipped, ...] = ()  # clips tried before this one
+    skipped: tuple[Skipped, ...] = ()  # unreadable clips that this one replaces
 
 
 class ClipBatch(NamedTuple):
-    """Clips of a batch, one field each; B may be 0 where none could be read."""
+    """A batch of clips; B is 0 if none of them could be read."""
 
     clip_id: list[str]
     waveform: Tensor  # [B, N]
     labels: Tensor  # [B, K]
-    labelled: Tensor  # [B], or [B, K] where classes were judged one by one
+    labelled: Tensor  # [B], or [B, K] if each class was annotated separately
     partner_id: list[str]
     partner_share: Tensor  # [B]
     skipped: list[Skipped]
@@ -59,7 +59,7 @@ class Mix(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """A batch as the student hears it."""
+    """A batch and the log-mels that a student computes its output from."""
 
     batch: ClipBatch
     log_mel: Tensor  # [B, F, T], masked and mixed in training
@@ -67,57 +67,57 @@ class Heard(NamedTuple):
 
 
 class TeacherTarget(NamedTuple):
-    """A teacher's logits for a batch of clips, where it has any."""
+    """A teacher's logits for a batch of clips, as far as it has any."""
 
     logits: Tensor  # [B, K], before any temperature; 0 where not known
-    known: Tensor  # [B], bool; False where the teacher never heard the clip
+    known: Tensor  # [B], bool; False where the teacher has no logits of the clip
     partner: TeacherTarget | None = None  # of the clips mixed into the waveforms
-    is_mixed: bool = False  # whether the teacher was given the batch as it was mixed
+    is_mixed: bool = False  # whether the logits were computed on the mixed batch
 
 
 class StudentOutput(NamedTuple):
-    """What every student returns."""
+    """The output of every student."""
 
     logits: Tensor  # [B, K], before sigmoid or softmax
-    embedding: Tensor  # [B, D], what the head pools: the average over F and T
+    embedding: Tensor  # [B, D], the average of the last maps over F and T
 
 
 class SoftTarget(NamedTuple):
-    """What a student should say of each clip, and how much of that is known.
+    """The target of each clip, and how much of it is known.
 
-    ``scores`` are times ``weight`` already: a clip of which nothing is known has a
-    row of zeros and weight 0, and a mix of clips is the mix of both fields.
+    ``scores`` are already multiplied by ``weight``: a clip without a target has a
+    row of zeros and weight 0, and clips are mixed by mixing both fields.
     """
 
     scores: Tensor  # [B, K]
-    weight: Tensor  # [B], or [B, K] where classes differ in it; from 0 to 1
+    weight: Tensor  # [B], or [B, K] if it differs between classes; from 0 to 1
 
     def mixed(self, partner: SoftTarget, share: Tensor) -> SoftTarget:
-        """``share`` [B] of this target and the rest of ``partner``."""
+        """Mixes a ``share`` [B] of this target with the rest of ``partner``."""
         scores = share[:, None] * self.scores + (1 - share)[:, None] * partner.scores
         if self.weight.ndim == 2:
             share = share[:, None]
         return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
 
     def followed(self, mix: Mix | None) -> SoftTarget:
-        """The target of a batch that was mixed; None: that was not."""
+        """Returns the target of a mixed batch; with None, of the batch as it is."""
         if mix is None:
             return self
-        # The losses are linear in the target: that of a mix is that of mixed targets.
+        # The losses are linear in the target, so mixing targets mixes the losses.
         partner = SoftTarget(self.scores[mix.partner], self.weight[mix.partner])
         return self.mixed(partner, mix.weight)
 
 
 class Tag(NamedTuple):
-    """A class that a sound may have."""
+    """A class and its probability in a sound."""
 
     name: str
-    mid: str  # AudioSet's id of it; of other classes the name again
+    mid: str  # AudioSet's id of the class; the name for other classes
     probability: float
 
 
 class ScanWindow(NamedTuple):
-    """What a window of a long sound sounds like."""
+    """The probabilities of one window of a long sound."""
 
     start_seconds: float
     end_seconds: float

@@ -1,7 +1,7 @@
-"""From waveform to log-mel: ``LogMel`` is what every model hears, ``SpecMask``
-what training hides from it.
+"""The front end: ``LogMel`` computes the input of every model, and ``SpecMask``
+masks parts of it in training.
 
-``LogMel`` gives ``[B, F, T]``; a student takes ``[B, 1, F, T]``, and SpeechBrain's
+``LogMel`` returns ``[B, F, T]``; a student takes ``[B, 1, F, T]``, and SpeechBrain's
 own features are ``[B, T, F]``.
 """
 
@@ -13,18 +13,19 @@ from torch import Tensor
 from efficientat_plugin.support.limits import MAX_BANK, SAMPLE_RATES
 
 PRE_EMPHASIS = 0.97
-# The log-mel of AudioSet is roughly centred and scaled by these.
+# They roughly centre and scale the log-mel of AudioSet.
 LOG_MEL_OFFSET, LOG_MEL_SCALE = 4.5, 5.0
-MASKED = (0.0 + LOG_MEL_OFFSET) / LOG_MEL_SCALE  # what the published masks leave
+MASKED = (0.0 + LOG_MEL_OFFSET) / LOG_MEL_SCALE  # fill value of the published masks
 
 
 class LogMel(torch.nn.Module):
-    """Log-mel spectrogram as the published taggers and PaSST hear it.
+    """Computes the log-mel that the published taggers and PaSST take as input.
 
-    Pre-emphasis, short-time Fourier transform with a Hann window, power, Kaldi mel
-    bank, logarithm, and ``(x + 4.5) / 5``. In training the band edges jitter, one
-    draw for the batch, from torch's global generator; in evaluation they are fixed
-    and the mel bank is a buffer. Always computed in float32, inside autocast too.
+    The steps are pre-emphasis, short-time Fourier transform with a Hann window, power,
+    Kaldi mel bank, logarithm, and ``(x + 4.5) / 5``. In training the edges of the mel
+    bank are jittered, with one draw per batch from torch's global generator; in
+    evaluation they are fixed and the mel bank is a buffer. The result is always
+    computed in float32, even under autocast.
 
     Source: Schmid et al., "Efficient Large-Scale Audio Tagging via
     Transformer-to-CNN Knowledge Distillation", ICASSP 2023, section 3, and its code.
@@ -32,7 +33,7 @@ class LogMel(torch.nn.Module):
     Arguments
     ---------
     sample_rate : int
-        Of the waveform, Hz.
+        Sample rate of the waveform, Hz.
     n_mels : int
         Mel bins F.
     win_length : int
@@ -48,14 +49,14 @@ class LogMel(torch.nn.Module):
     f_min_jitter : int
         In training the lower edge is raised by 0 to ``f_min_jitter - 1`` Hz.
     f_max_jitter : int
-        In training the upper edge is ``f_max + f_max_jitter // 2`` less 0 to
+        In training the upper edge is ``f_max + f_max_jitter // 2`` minus 0 to
         ``f_max_jitter - 1`` Hz.
     log_floor : float
-        What keeps the logarithm finite, in units of power.
+        Keeps the logarithm finite, in units of power.
     log_floor_mode : str
         "add": ``log(mel + log_floor)``; "clamp": ``log(max(mel, log_floor))``.
     periodic_window : bool
-        Periodic instead of symmetric Hann window.
+        Whether the Hann window is periodic instead of symmetric.
 
     Shape
     -----
@@ -65,7 +66,7 @@ class LogMel(torch.nn.Module):
     Raises
     ------
     ValueError
-        For settings or waveforms that no spectrogram can be made of.
+        If no log-mel can be computed with the settings or from the waveform.
 
     Example
     -------
@@ -95,7 +96,7 @@ class LogMel(torch.nn.Module):
         super().__init__()
         if log_floor_mode not in ("add", "clamp"):
             raise ValueError(
-                f"log_floor_mode={log_floor_mode!r}; it is 'add' or 'clamp'"
+                f"log_floor_mode={log_floor_mode!r} must be 'add' or 'clamp'"
             )
         if not 0 < win_length <= n_fft:
             raise ValueError(
@@ -107,8 +108,8 @@ class LogMel(torch.nn.Module):
             )
         if n_mels * n_fft > MAX_BANK:
             raise ValueError(
-                f"n_mels={n_mels} and n_fft={n_fft} make a mel bank that fills the "
-                f"memory; their product is at most {MAX_BANK}"
+                f"n_mels={n_mels} and n_fft={n_fft} give a mel bank that is too large "
+                f"for memory; their product is at most {MAX_BANK}"
             )
         if not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]:
             raise ValueError(
@@ -118,7 +119,7 @@ class LogMel(torch.nn.Module):
         if f_min_jitter < 0 or f_max_jitter < 0:
             raise ValueError(
                 f"f_min_jitter={f_min_jitter} and f_max_jitter={f_max_jitter} Hz must "
-                "be 0 or more; 0 is no jitter"
+                "be 0 or more; 0 means no jitter"
             )
         if f_min + f_min_jitter >= f_max - f_max_jitter / 2:
             raise ValueError(
@@ -127,8 +128,8 @@ class LogMel(torch.nn.Module):
             )
         if not 0 <= f_min < f_max <= sample_rate / 2:
             raise ValueError(
-                f"f_min={f_min} Hz and f_max={f_max} Hz must rise within 0 and half "
-                f"the sample rate, {sample_rate / 2:g} Hz; lower f_max"
+                f"f_min={f_min} Hz and f_max={f_max} Hz must satisfy 0 <= f_min < "
+                f"f_max <= half the sample rate, {sample_rate / 2:g} Hz; lower f_max"
             )
         self.sample_rate = sample_rate
         self.n_mels = n_mels
@@ -142,7 +143,7 @@ class LogMel(torch.nn.Module):
         self.log_floor = log_floor
         self.log_floor_mode = log_floor_mode
         self.periodic_window = periodic_window
-        # Window and mel bank follow from the settings: not for a checkpoint.
+        # Not saved in checkpoints, since they follow from the settings.
         self.register_buffer("mel_bank", self._mel_bank(f_min, f_max), persistent=False)
         window = torch.hann_window(win_length, periodic=periodic_window)
         left = (n_fft - win_length) // 2
@@ -150,12 +151,12 @@ class LogMel(torch.nn.Module):
         self.register_buffer("window", window, persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """[B, N] -> [B, F, T]"""
+        """Computes the log-mels of a batch: [B, N] -> [B, F, T]."""
         self._check(waveform)
-        mel_bank = self._current_mel_bank()  # one draw for the batch
+        mel_bank = self._current_mel_bank()  # one draw per batch
         parts = [waveform]
         if waveform.device.type == "cpu" and not waveform.requires_grad:
-            # What a clip needs on the way stays in the cache.
+            # Clip by clip, the intermediate results fit into the CPU's cache.
             parts = list(waveform.split(1))
         log_mels = [self._log_mel(self._power(part), mel_bank) for part in parts]
         whole = log_mels[0] if len(log_mels) == 1 else torch.cat(log_mels)
@@ -163,11 +164,11 @@ class LogMel(torch.nn.Module):
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, waveform: Tensor) -> Tensor:
-        """The first half, complex: [B, N] -> [B, T, n_fft / 2 + 1]"""
+        """Computes the complex spectrum: [B, N] -> [B, T, n_fft / 2 + 1]."""
         self._check(waveform)
         emphasised = waveform[:, 1:] - PRE_EMPHASIS * waveform[:, :-1]
-        # A strided view and a real transform give torch.stft's numbers at a third of
-        # the time, since nothing is transposed.
+        # A strided view and a real transform give the result of torch.stft in a third
+        # of the time, since nothing is transposed.
         half = self.n_fft // 2
         padded = torch.nn.functional.pad(emphasised[:, None], (half, half), "reflect")
         frames = padded[:, 0].unfold(1, self.n_fft, self.hop_length)  # [B, T, n_fft]
@@ -175,12 +176,12 @@ class LogMel(torch.nn.Module):
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def from_power(self, power: Tensor) -> Tensor:
-        """The second half: [B, T, n_fft / 2 + 1] -> [B, T, F]"""
+        """Computes log-mels from power: [B, T, n_fft / 2 + 1] -> [B, T, F]."""
         return self._log_mel(power, self._current_mel_bank())
 
     def _power(self, waveform: Tensor) -> Tensor:
         spectrum = self.spectrum(waveform)
-        # Squaring the complex tensor itself takes longer.
+        # Faster than squaring the complex tensor.
         return spectrum.real.square().add_(spectrum.imag.square())
 
     @fwd_default_precision(cast_inputs=torch.float32)
@@ -193,19 +194,19 @@ class LogMel(torch.nn.Module):
         return log_mel.add_(LOG_MEL_OFFSET).div_(LOG_MEL_SCALE)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames T that a waveform of ``num_samples`` gives."""
+        """Returns T, the number of frames of a waveform with ``num_samples``."""
         return 1 + (num_samples - 1) // self.hop_length
 
     def _check(self, waveform: Tensor) -> None:
         if waveform.ndim != 2:
             raise ValueError(
-                f"a waveform of shape {tuple(waveform.shape)} was given; LogMel takes "
-                "[B, N], so add or remove axes"
+                f"the waveform has shape {tuple(waveform.shape)}, but LogMel takes "
+                "[B, N]; add or remove axes"
             )
         if waveform.shape[1] < self.n_fft // 2 + 2:
             raise ValueError(
-                f"{waveform.shape[1]} samples are too few for n_fft={self.n_fft}: at "
-                f"least {self.n_fft // 2 + 2} are needed; pad the waveform"
+                f"{waveform.shape[1]} samples are too few for n_fft={self.n_fft}, "
+                f"which needs at least {self.n_fft // 2 + 2}; pad the waveform"
             )
 
     def _current_mel_bank(self) -> Tensor:
@@ -215,7 +216,7 @@ class LogMel(torch.nn.Module):
         if self.f_min_jitter:
             f_min += int(torch.randint(self.f_min_jitter, ()))
         if self.f_max_jitter:
-            # Beyond half the sample rate there is nothing to hear.
+            # No band may extend beyond half the sample rate.
             drawn = int(torch.randint(self.f_max_jitter, ()))
             f_max += self.f_max_jitter // 2 - drawn
             f_max = min(f_max, self.sample_rate / 2)
@@ -232,15 +233,15 @@ class LogMel(torch.nn.Module):
             vtln_high=-500.0,
             vtln_warp_factor=1.0,
         )
-        # Kaldi leaves the bin at half the sample rate out.
+        # Kaldi omits the bin at half the sample rate.
         return torch.nn.functional.pad(bank, (0, 1))
 
 
 class SpecMask(torch.nn.Module):
-    """Hides one band and one stretch of each log-mel; in training only.
+    """Masks one frequency band and one time span of each log-mel, in training only.
 
-    Each example gets its own masks. They act on the normalised log-mel, whose
-    published masks were set to 0 before ``(x + 4.5) / 5``: the fill is 0.9.
+    Each example gets its own masks. The published masks set values to 0 before
+    ``(x + 4.5) / 5``; these act on the normalised log-mel, so the fill value is 0.9.
 
     Source: Park et al., "SpecAugment", Interspeech 2019, section 2.
 
@@ -271,7 +272,7 @@ class SpecMask(torch.nn.Module):
         self.max_frames = max_frames
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """[B, F, T] -> [B, F, T]"""
+        """Masks the log-mels of a batch: [B, F, T] -> [B, F, T]."""
         if not self.training:
             return log_mel
         mask_along_axis = torchaudio.functional.mask_along_axis_iid

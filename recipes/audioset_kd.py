@@ -1,4 +1,4 @@
-"""Distils a small audio tagger on AudioSet, or on anything in its schema.
+"""Distils a small audio tagger on AudioSet, or on other data in its schema.
 
 > python recipes/audioset_kd.py hparams/quickstart.yaml    (needs no data)
 > python recipes/audioset_kd.py hparams/mn10.yaml --dataset PATH --teacher STORE
@@ -71,28 +71,28 @@ from efficientat_plugin.training.parts import (
 
 logger = logging.getLogger(__name__)
 
-# What a checkpoint of the run's own can only be evaluated with
+# Settings that an evaluation of the run's own checkpoint cannot change
 OF_THE_STUDENT = ("student", "peer", "log_mel", "clip_seconds", "sample_rate")
-# Where what is trained goes in the folder of a run
+# Where the trained models are written in the run folder
 FOLDERS_OF_MODELS = {"student": "model", "peer": "peer/model"}
-STREAM_HEAD = 256  # clips of a stream that are looked at before training
-STREAM_SOUNDS = 8  # of which the sound is, too
+STREAM_HEAD = 256  # clips of a stream that are checked before training
+STREAM_SOUNDS = 8  # clips of a stream whose sound is hashed, too
 NOTHING_NEEDED = (
     "`python recipes/audioset_kd.py hparams/quickstart.yaml` runs on an embedded "
-    "sample and needs nothing."
+    "sample and needs no inputs."
 )
 
 
 class Inputs(NamedTuple):
-    """What a run reads: checked before anything is built or written."""
+    """The inputs of a run, checked before anything is built or written."""
 
     train_rows: Any
     eval_rows: Any
-    teacher: Any  # of those in efficientat_plugin.teachers, or None
+    teacher: Any  # a teacher of efficientat_plugin.teachers, or None
 
 
 class Run(NamedTuple):
-    """One student to train, with all that could be refused looked at."""
+    """One student to train; every input has been checked."""
 
     hparams_file: str
     overrides: dict[str, Any]
@@ -100,11 +100,11 @@ class Run(NamedTuple):
     inputs: Inputs
     train_set: Clips | ClipStream
     train_loader: dict[str, Any]
-    summary: LabelSummary  # of the training clips; of a stream, of its first
+    summary: LabelSummary  # of the training clips; of a stream, of its first clips
 
 
 def main(argv: list[str]) -> None:
-    """Trains, evaluates and reports what the YAML and the overrides say."""
+    """Trains, evaluates and reports as the YAML and the overrides say."""
     hparams_file, run_opts, overrides = parse_and_join(argv)
     hparams = load_hparams(hparams_file, overrides)
     if run_opts.test_only:
@@ -127,10 +127,10 @@ def main(argv: list[str]) -> None:
             with told_if_not_writable(run.hparams["output_folder"]):
                 results.append(train_and_evaluate(run, run_opts))
                 table = [*results[0], *teacher, *chain(*results[1:])]
-                # Now: a second run that fails leaves what the first came to.
+                # Now, so that the first results survive if the second run fails
                 run_on_main(report, (Path(hparams["output_folder"]), table))
         except (OSError, ValueError, TooManyUnreadable) as error:
-            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
+            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
             sys.exit(str(error))
     if if_main_process():
         print(comparison_table(table))
@@ -139,13 +139,13 @@ def main(argv: list[str]) -> None:
 
 
 def report(folder: Path, results: list[RunResult]) -> None:
-    """Writes how runs compare, and their curves."""
+    """Writes the comparison of runs, and their curves."""
     write_comparison(folder, results)
     plot_curves(folder / "curves.png", results)
 
 
 def open_inputs(hparams: dict[str, Any]) -> Inputs:
-    """Opens data, teacher and start weights, or says in one message what to pass."""
+    """Opens data, teacher and start weights; exits with a list of what is missing."""
     problems = []
     train_rows = eval_rows = teacher = None
     try:
@@ -157,9 +157,9 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
         teacher = as_teacher(hparams["teacher"])
     except (OSError, ValueError) as error:
         problems.append(
-            f"--teacher STORE: {error}; recipes/import_teacher_logits.py makes one of "
-            "the published PaSST logits, recipes/dump_teacher_logits.py of a model; "
-            "null trains on labels alone"
+            f"--teacher STORE: {error}; recipes/import_teacher_logits.py imports the "
+            "published PaSST logits, recipes/dump_teacher_logits.py computes those of "
+            "a model; null trains on labels alone"
         )
     try:
         if hparams["pretrained"] is not None:
@@ -173,14 +173,14 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
 
 
 def refuse(problems: list[str]) -> None:
-    """Ends the run with all that is wrong with its inputs, if anything is."""
+    """Exits with a list of all problems with the inputs, if there are any."""
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         sys.exit(f"Missing inputs. Pass:\n{listed}\n{NOTHING_NEEDED}")
 
 
 def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
-    """Rows of a split; for training streamed, and with more, where the YAML says so."""
+    """Loads the rows of a split; for training, streams and adds a transfer set."""
     streaming, cache = training and hparams["streaming"], hparams["dataset_cache"]
     config = hparams["dataset_config"]
     rows = load_rows(hparams["dataset"], split, streaming, config, cache)
@@ -193,7 +193,7 @@ def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
 def prepare(
     hparams_file: str, overrides: dict[str, Any], hparams: dict[str, Any]
 ) -> Run:
-    """Opens and checks what a run needs, or ends with a sentence on what is wrong."""
+    """Opens and checks the inputs of a run; exits with a message on an error."""
     num_classes = hparams["num_classes"]
     if num_classes != len(audioset_labels()):
         sys.exit(
@@ -214,7 +214,7 @@ def prepare(
 
 
 def claim(run: Run, run_opts: Any) -> None:
-    """Makes the folder this run's own, or ends with a sentence on whose it is."""
+    """Claims the output folder; exits with a message if it holds another run."""
     hparams, summary, teacher = run.hparams, run.summary, run.inputs.teacher
     this = settings_of(run.hparams_file, run.overrides, run_opts)
     this["train"] = digest_of_clips(
@@ -234,19 +234,19 @@ def claim(run: Run, run_opts: Any) -> None:
 
 
 def head_of(train_set: Clips | ClipStream) -> Any:
-    """Rows whose sound is looked at: of a stream the first few alone."""
+    """Returns the rows whose sound is hashed: of a stream, only the first few."""
     rows = train_set.rows
     return rows if isinstance(train_set, Clips) else list(rows.take(STREAM_SOUNDS))
 
 
 def digest_of_rows(rows: Any) -> str:
-    """What tells a split from another one."""
+    """Computes a digest that tells splits apart."""
     summary = summarize_rows(rows, audioset_vocabulary())
     return digest_of_clips(summary.clip_ids, summary.indices, sounds_of(rows))
 
 
 def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
-    """Published weights that start a run listen best as they were trained."""
+    """Warns if the pretrained weights were trained on another log-mel."""
     name = hparams["pretrained"]
     if name is None:
         return
@@ -261,13 +261,13 @@ def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
     ]
     if options and if_main_process():
         print(
-            f"Warning: {name} was trained on another log-mel than the one it starts "
-            f"from here; to give it its own, pass {' '.join(options)}"
+            f"Warning: {name} was trained on a different log-mel; to use the one it "
+            f"was trained on, pass {' '.join(options)}"
         )
 
 
 def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
-    """Trains one student, or two that teach each other, from the last checkpoint on."""
+    """Trains one student, or two that teach each other; resumes a checkpoint."""
     hparams = run.hparams
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
@@ -292,7 +292,7 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
 
 
 def models_of(hparams: dict[str, Any]) -> dict[str, TrainedModel]:
-    """What is trained, by the names that the weights have in checkpoints."""
+    """Returns the trained models by the names that they have in checkpoints."""
     models = {}
     for name in FOLDERS_OF_MODELS:
         if name in hparams["modules"]:
@@ -307,7 +307,7 @@ def models_of(hparams: dict[str, Any]) -> dict[str, TrainedModel]:
 def write_models(
     run: Run, models: dict[str, TrainedModel], results: list[RunResult]
 ) -> None:
-    """Leaves a model folder of each that was trained, and says where."""
+    """Writes a model folder for each trained model, and prints its path."""
     hparams = run.hparams
     dataset, split = Path(str(hparams["dataset"])), hparams["eval_split"]
     data = dataset.name if dataset.exists() else str(dataset)
@@ -325,25 +325,25 @@ def write_models(
 
 
 def trained_on(run: Run) -> str:
-    """Which clips a run's models learnt from, and from whom."""
+    """Describes the training clips and the teacher, for the model's card."""
     hparams, teacher = run.hparams, run.inputs.teacher
     count = f"{len(run.summary.clip_ids)} clips"
     if hparams["labelled_only"]:
         count += " with labels"
     if hparams["streaming"]:
-        count = "the clips"  # nobody has counted them
+        count = "the clips"  # their number is not known
     what = f"{count} of {hparams['train_split']}"
     if hparams["transfer_set"] is not None:
         what += f" and {name_of(hparams['transfer_set'])}"
     if "peer" in hparams:
-        return what  # the model's name says who taught it
+        return what  # the model's name includes its teacher
     if teacher is None or not hparams["kd_weight"]:
         return f"{what}, without a teacher"
     return f"{what}, taught by {name_of(teacher.name)}"
 
 
 def cut_clips(split: str, scores: Scores, hparams: dict[str, Any]) -> str:
-    """What the published protocol scores: a tagger scores whole clips."""
+    """Describes the scored clips, which the published protocol cuts."""
     seconds = f"{hparams['clip_seconds']:g} s"
     return f"{split}, the first {seconds} of {scores.num_clips} clips"
 
@@ -351,7 +351,7 @@ def cut_clips(split: str, scores: Scores, hparams: dict[str, Any]) -> str:
 def training_data(
     hparams: dict[str, Any], inputs: Inputs
 ) -> tuple[Clips, dict[str, Any], LabelSummary]:
-    """The training set, what its loader is made with, and what its clips are."""
+    """Builds the training set, the arguments of its loader, and a label summary."""
     rows = inputs.train_rows
     summary = summarize_rows(rows, audioset_vocabulary())
     say_and_check("Training clips", summary, hparams)
@@ -376,7 +376,7 @@ def training_data(
 def streamed_training_data(
     hparams: dict[str, Any], inputs: Inputs
 ) -> tuple[ClipStream, dict[str, Any], LabelSummary]:
-    """The training stream, of which only the first rows can be looked at before."""
+    """As ``training_data``, for a stream, of which only the first rows are checked."""
     needs_rows = ["class_balanced", "labelled_only", "waveform_mix"]
     needs_rows.append("compare_without_teacher")
     asked = [key for key in needs_rows if hparams[key]]
@@ -406,10 +406,10 @@ def streamed_training_data(
 
 
 def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
-    """Prints what the data is; refuses what a student would learn nothing from.
+    """Prints a summary of the data; refuses data that a student cannot learn from.
 
-    That is labels of other classes, no labels without a teacher, and logits of other
-    classes or clips, or too few.
+    Refused are labels of other classes, data without labels or teacher, and logits of
+    other classes, of other clips, or of too few clips.
     """
     if if_main_process():
         print(f"{what}: {summary}")
@@ -433,20 +433,20 @@ def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> 
 
 
 def look_at_eval_clips(rows: Any) -> None:
-    """Prints what they are; refuses, before anything is computed, what has no score."""
+    """Prints a summary of the evaluation clips; refuses clips without labels."""
     summary = summarize_rows(rows, audioset_vocabulary())
     if if_main_process():
         print(f"Evaluation clips: {summary}")
     refuse_other_labels("Evaluation clips", summary, audioset_vocabulary())
     if not summary.num_labelled:
         raise ValueError(
-            "Evaluation clips have no labels, so that nothing can be scored on them; "
-            "pass --eval_split with a split that has"
+            "Evaluation clips have no labels, so nothing can be scored on them; pass "
+            "--eval_split with a split that has labels"
         )
 
 
 def make_brain(hparams: dict[str, Any], run_opts: Any, checkpointer: Any) -> Any:
-    """The Brain that the YAML names."""
+    """Builds the Brain that the YAML names."""
     return hparams["brain_class"](
         modules=hparams["modules"],
         opt_class=hparams["opt_class"],
@@ -459,12 +459,12 @@ def make_brain(hparams: dict[str, Any], run_opts: Any, checkpointer: Any) -> Any
 def evaluate(
     brain: Any, eval_set: Clips, name: str | None = None, alone: bool = False
 ) -> list[RunResult]:
-    """Scores what was trained, and writes scores and results per class of each.
+    """Scores each trained model, and writes its scores and results per class.
 
-    ``name`` is used where who taught whom is not known; ``alone`` leaves out the peer
-    of a student that was not trained beside it.
+    ``name`` names the model if its teacher is not known; ``alone`` leaves out the
+    peer, for a student that was not trained together with it.
     """
-    # The last checkpoint, not the one that did best on these very clips.
+    # The last checkpoint, not the best one on these same clips
     brain.evaluate(eval_set, test_loader_kwargs=dict(brain.hparams.eval_loader))
     trained = brain.trained()[: 1 if alone else None]
     if name is not None and len(trained) == 1:
@@ -494,7 +494,7 @@ def evaluate(
 def evaluate_only(
     hparams: dict[str, Any], run_opts: Any, named: bool, settings: dict[str, Any]
 ) -> None:
-    """Scores a named or local checkpoint, or else the last of this run's own."""
+    """Scores a published or local model, or else this run's last checkpoint."""
     checkpointer, problems = None, []
     name, folder = hparams["pretrained"], hparams["output_folder"]
     if named:
@@ -502,7 +502,7 @@ def evaluate_only(
             hparams = hparams | parts_of_named(hparams, name)
         except (ImportError, OSError, ValueError) as error:
             problems.append(f"--pretrained NAME or PATH: {error}")
-        # Not over the scores of a run that trained in this folder.
+        # Do not overwrite the scores of a run that trained in this folder.
         folder += f"/evaluated/{Path(name).stem}"
     else:
         checkpointer = hparams["checkpointer"]
@@ -528,34 +528,35 @@ def evaluate_only(
 
 
 def parts_of_named(hparams: dict[str, Any], name: str) -> dict[str, Any]:
-    """A published or local model, in the place of the YAML's student."""
+    """Loads a published or local model in the place of the YAML's student."""
     folder = hparams["pretrained_folder"]
     stated: dict[str, Any] = {}
     if not tells_front_end(name):
-        # A file that nothing describes: the YAML's log-mel is taken to be its own, and
-        # of a transformer the YAML's strides and sizes.
+        # For a file without a description, the YAML's log-mel is used, and for a
+        # transformer the YAML's strides and sizes.
         stated = front_end_arguments(hparams["log_mel"])
         if type(hparams["student"]) is PaSST:
             stated = hparams["student"].options | stated
     student = load_network(name, savedir=folder, **stated)
     if student.num_classes != hparams["num_classes"]:
         raise ValueError(
-            f"{name} has {student.num_classes} classes, and AudioSet "
-            f"{hparams['num_classes']}; recipes/audioset_kd.py evaluates its taggers"
+            f"{name} has {student.num_classes} classes, AudioSet "
+            f"{hparams['num_classes']}; recipes/audioset_kd.py only evaluates AudioSet "
+            "taggers"
         )
     found = {"student": student, "log_mel": LogMel(**student.front_end)}
     return found | {"modules": hparams["modules"] | found}
 
 
 def tells_front_end(name: str) -> bool:
-    """Whether weights are known by their name or by what stands beside them."""
+    """Whether the front end is known from the name or from a file next to it."""
     return not Path(name).exists() or describe(name).front_end is not None
 
 
 def place_of_evaluation(
     hparams: dict[str, Any], settings: dict[str, Any], eval_rows: Any
 ) -> str:
-    """A folder; refuses another front end than was trained with."""
+    """Returns the folder for the scores; refuses a front end not used in training."""
     folder = hparams["output_folder"]
     try:
         trained = read_run(folder)
@@ -565,14 +566,14 @@ def place_of_evaluation(
     except ValueError as error:
         sys.exit(str(error))
     if trained.get("eval") != digest_of_rows(eval_rows):
-        # Not over the scores of the run's own evaluation clips
+        # Do not overwrite the scores of the run's own evaluation clips.
         name = f"{Path(str(hparams['dataset'])).name}-{hparams['eval_split']}"
         return f"{folder}/evaluated/{name}"
     return folder
 
 
 def teacher_itself(run: Run) -> list[RunResult]:
-    """How well the teacher tags the evaluation clips, if it is known of any."""
+    """Scores the teacher on the evaluation clips, if it has logits for them."""
     summary = summarize_rows(run.inputs.eval_rows, audioset_vocabulary())
     eval_set = Clips(
         run.inputs.eval_rows, clip_reader(run.hparams, audioset_vocabulary())
@@ -584,7 +585,7 @@ def teacher_itself(run: Run) -> list[RunResult]:
 
 
 def without_teacher(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Overrides for the labelled clips alone: as many steps, as large batches."""
+    """Returns overrides for a run on the labelled clips only, of the same length."""
     return {
         "teacher": None,
         "labelled_only": True,

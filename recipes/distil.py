@@ -4,8 +4,8 @@
 
 TEACHER is a published name, a file of weights, a model or run folder, an AST, or
 package.module:function; several, joined by commas, are averaged.
-Rerun the same command to resume an interrupted run. What it leaves in
-OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
+Rerun the same command to resume an interrupted run. The model folder is
+OUTPUT_FOLDER/model; ``AudioTagger.from_hparams`` loads it.
 """
 
 import logging
@@ -70,7 +70,7 @@ logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """What is distilled, from whom, and into what."""
+    """The data, the teacher's logits, the settings and the student of a run."""
 
     clips: LabelledClips
     split: Split
@@ -80,7 +80,7 @@ class Run(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What follows from the teacher's answers, beside what the YAML has built."""
+    """The objects that depend on the teacher's logits; the YAML builds the others."""
 
     student: Student
     modules: dict[str, torch.nn.Module]
@@ -90,10 +90,10 @@ class Parts(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    """Asks the teacher, trains the student, and writes what it came to."""
+    """Computes the teacher's logits, trains the student, and writes the results."""
     hparams_file, run_opts, overrides = parse_and_join(argv)
     if run_opts.test_only:
-        sys.exit("--test_only is audioset_kd.py's; every run here ends with a test")
+        sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
     hparams = load_hparams(hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     try:
@@ -115,12 +115,12 @@ def main(argv: list[str]) -> None:
             keep_log()
             distil(run, run_opts)
     except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
-        logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
+        logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
         sys.exit(str(error))
 
 
 def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> Run:
-    """Reads the clips and asks the teacher about all of them."""
+    """Reads the clips and computes the teacher's logits for all of them."""
     teacher, labels, target = open_teacher(hparams)
     given = {key: hparams[key] for key in TABLE_OPTIONS}
     if target not in (None, hparams["target"]):
@@ -142,7 +142,7 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
         if summary.num_labelled:
             print(f"As the teacher's classes: {summary}")
     split = split_clips(clips, hparams)
-    # Whatever they are called, and wherever they lie
+    # By content, whatever their names and paths
     settings["teacher"] = f"of weights with digest {teacher.sha256()[:8]}"
     settings["labels"] = f"{len(labels)} classes (digest {labels.sha256[:8]})"
     refuse_another_run(hparams["output_folder"], settings, clips, split)
@@ -152,7 +152,7 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
 
 
 def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
-    """Who teaches, as the YAML names it, and what the classes are."""
+    """Opens the teachers that the YAML names, with their classes."""
     return open_teachers(
         hparams["teacher"],
         labels=hparams["labels"],
@@ -164,7 +164,7 @@ def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
 
 
 def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
-    """Which clips to train, choose and test on."""
+    """Splits the clips for training, validation and test."""
     given = "split" in clips.rows.column_names
     runs = runs_of(
         clips.rows,
@@ -183,8 +183,8 @@ def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
 def refuse_another_run(
     folder: str, settings: dict[str, Any], clips: LabelledClips, split: Split
 ) -> None:
-    """Other clips, or other settings, would go on from what this folder holds."""
-    patterns = ("save/CKPT*", "model")  # stored logits say themselves whose they are
+    """Refuses to continue a run of other clips or other settings in this folder."""
+    patterns = ("save/CKPT*", "model")  # stored logits record their own teacher
     done = [found for pattern in patterns for found in Path(folder).glob(pattern)]
     this = settings | split_digest(clips.rows, split)
     claim_folder(folder, this, started=bool(done))
@@ -193,7 +193,7 @@ def refuse_another_run(
 def ask(
     teacher: Ensemble, clips: LabelledClips, hparams: dict[str, Any], device: str
 ) -> LogitsStore:
-    """What the teacher says of every clip, stored where the YAML says."""
+    """Computes and stores the teacher's logits of every clip."""
     fill_store(
         hparams["teacher_logits"],
         hparams["teacher"],
@@ -210,10 +210,10 @@ def ask(
 
 
 def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
-    """What the teacher could hear of each side.
+    """Removes from each side of the split the clips without stored logits.
 
-    Clips that cannot be read were judged when it was asked about all of them; of the
-    few clips of one side, a single bad one may be more than the allowed share.
+    The share of unreadable clips was checked when the logits of all clips were
+    computed; in a small side, a single unreadable clip may exceed the allowed share.
     """
     ids = clips.rows.select_columns(["video_id"])["video_id"][:]
     known = store.rows([str(clip_id) for clip_id in ids]) >= 0
@@ -225,7 +225,7 @@ def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
         if not sides[name] and getattr(split, name):
             raise ValueError(
                 f"none of the {len(getattr(split, name))} clips to {name} on can be "
-                "read; mend them, or pass another --seed"
+                "read; repair them, or pass another --seed"
             )
     return Split(**sides)
 
@@ -267,14 +267,14 @@ def distil(run: Run, run_opts: Any) -> None:
 
 
 def build_student(clips: LabelledClips, hparams: dict[str, Any]) -> Student:
-    """A student of the teacher's classes."""
+    """Builds a student with the teacher's classes."""
     student = hparams["student"](num_classes=len(clips.labels))
     prepare_for_short_run(student, hparams["prior"], hparams["batch_norm_momentum"])
     return student
 
 
 def build_parts(run: Run) -> Parts:
-    """Builds what the teacher's answers decide."""
+    """Builds the objects that depend on the teacher's logits."""
     hparams, clips = run.hparams, run.clips
     modules = modules_of(hparams, run.student, hparams["log_mel"])
     recoverables = {
@@ -292,7 +292,7 @@ def build_parts(run: Run) -> Parts:
 
 
 def finish(brain: Any, run: Run) -> None:
-    """Writes the model, its scores and curves, and says where they are."""
+    """Writes the model, its scores and curves, and prints where the model is."""
     hparams, clips, split = run.hparams, run.clips, run.split
     folder, agreement = Path(hparams["output_folder"]), brain.scores
     clips = run.clips
@@ -317,12 +317,12 @@ def finish(brain: Any, run: Run) -> None:
     for name, found in scores.items():
         print(f"{name}: {found}")
     if not split.test:
-        print("No clips were set aside to test on: this model itself has no score.")
+        print("There are no test clips, so this model itself has no score.")
     print(f"The model is in {folder / 'model'}")
 
 
 def label_scores(run: Run, device: str) -> Scores | None:
-    """Scores of the tagger that the model's folder loads; None without labels."""
+    """Scores the tagger that the model folder loads; None if there are no labels."""
     rows = run.clips.rows.select(run.split.test)
     if not summarize_rows(rows, run.clips.labels).num_labelled:
         return None
@@ -333,7 +333,7 @@ def label_scores(run: Run, device: str) -> Scores | None:
 
 
 def describe_origin(run: Run, scores: dict[str, Any]) -> Provenance:
-    """What the model's card says of where it comes from."""
+    """Describes the origin of the model, for its card."""
     dataset, clips, split = run.hparams["dataset"], run.clips, run.split
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     return Provenance(

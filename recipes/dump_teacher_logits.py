@@ -1,11 +1,11 @@
-"""Stores what a teacher, or an ensemble of teachers, says of every clip of a data set.
+"""Stores the logits of a teacher, or of an ensemble, for every clip of a data set.
 
 > python recipes/dump_teacher_logits.py hparams/dump_teacher_logits.yaml \
       --dataset PATH --split bal_train --teachers mn40_as_ext
 > torchrun --nproc_per_node 8 recipes/dump_teacher_logits.py ... (as before)
 
-Rerun the same command to resume an interrupted run, with as many processes as it
-likes; another split or data set is appended to the same store by naming it.
+Rerun the same command to resume an interrupted run, with any number of processes. Run
+it with another split or data set to append that to the same store.
 """
 
 import sys
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
 
 
 def open_teacher(hparams: dict[str, Any]) -> tuple[Ensemble, LabelTable]:
-    """The ensemble that the YAML names, and what its classes are."""
+    """Opens the ensemble that the YAML names, with its classes."""
     weights = hparams["teacher_weights"]
     if weights is not None:
         weights = [float(weight) for weight in str(weights).split(",")]
@@ -85,14 +85,14 @@ def check(
     labels: LabelTable,
     heard: list[tuple[str, list[int]]],
 ) -> None:
-    """Refuses a store that does not fit the data it was made of."""
+    """Refuses a store that does not match the data it was computed from."""
     store = LogitsStore(hparams["store"])
     print(f"{hparams['store']}: {len(store)} clips")
     if hparams["streaming"] and not heard:
-        print("Not verified: no clip of the stream was heard in this run")
+        print("Not verified: no clip of the stream was scored in this run")
         return
     clips: Iterable[tuple[str, list[int]]] = heard
-    # A stream passes once: of it, what this process has just heard is looked at.
+    # A stream is read once, so only the clips that this process scored are verified.
     if not hparams["streaming"]:
         summary = summarize_rows(rows, labels)
         if summary.unknown:

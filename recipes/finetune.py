@@ -1,10 +1,10 @@
-"""Fine-tunes a published tagger on labelled sounds: one's own, ESC-50, FSD50K.
+"""Fine-tunes a published tagger on labelled sounds: your own, ESC-50, FSD50K.
 
 > python recipes/finetune.py hparams/finetune.yaml --dataset PATH
 > python recipes/finetune.py hparams/esc50.yaml --dataset ashraq/esc50 --fold 3
 
-Rerun the same command to resume an interrupted run. What it leaves in
-OUTPUT_FOLDER/model is a folder for ``AudioTagger.from_hparams``.
+Rerun the same command to resume an interrupted run. The model folder is
+OUTPUT_FOLDER/model; ``AudioTagger.from_hparams`` loads it.
 """
 
 import copy
@@ -106,23 +106,23 @@ from efficientat_plugin.training.probe import Probe, fit_probe
 
 logger = logging.getLogger(__name__)
 
-# Share of the clips to choose the epoch on ("auto"), and what it is with few of them
+# Share of the clips that the epoch is chosen on ("auto"): with many and with few clips
 VALID_SHARE, FEW_VALID_SHARE, FEW_CLIPS_PER_CLASS = 0.15, 0.25, 30
-FEW_GROUPS = 7  # of fewer, one alone is more than that share
+FEW_GROUPS = 7  # with fewer, a single group is more than VALID_SHARE
 # In the folder of a run
 START = "start.json"  # the validation score before training
 KEPT_EPOCH = "kept_epoch.json"
 
 
 class Run(NamedTuple):
-    """What one run is of; a fold is a run."""
+    """The data, settings and parts of one run; each fold is a run."""
 
     clips: LabelledClips
     split: Split
     hparams: dict[str, Any]
     device: str
-    folds: Mapping[str, Scores] = {}  # for a model of all clips: what others scored
-    parts: Any = None  # `Parts`, once they are built
+    folds: Mapping[str, Scores] = {}  # for a model of all clips: the folds' scores
+    parts: Any = None  # `Parts`, once built
 
     @property
     def folder(self) -> Path:
@@ -130,7 +130,7 @@ class Run(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What follows from data and weights, beside what the YAML has built."""
+    """The objects that depend on data and weights; the YAML builds the others."""
 
     student: Student
     modules: dict[str, torch.nn.Module]
@@ -141,14 +141,14 @@ class Parts(NamedTuple):
     history: History
     epoch_counter: EpochCounterWithStopper
     checkpointer: AtomicCheckpointer
-    class_layer_start: dict[str, torch.Tensor] | None  # None: as the probe leaves it
+    class_layer_start: dict[str, torch.Tensor] | None  # None: the probe's
 
 
 def main(argv: list[str]) -> None:
-    """Reads, splits, trains, tests and writes what the YAML and the overrides say."""
+    """Reads, splits, trains, tests and writes as the YAML and the overrides say."""
     hparams_file, run_opts, overrides = parse_and_join(argv)
     if run_opts.test_only:
-        sys.exit("--test_only is audioset_kd.py's; every run here ends with a test")
+        sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
     hparams = load_hparams(hparams_file, overrides)
     parent = Path(hparams["output_folder"])
     device = run_opts.device or sb.utils.distributed.infer_device()
@@ -164,7 +164,7 @@ def main(argv: list[str]) -> None:
     folders = {n: parent / n if n.startswith("fold") else parent for n in splits}
     settings = settings_of(hparams_file, overrides, run_opts)
     try:
-        for name, split in splits.items():  # all of them, before any is trained
+        for name, split in splits.items():  # check all before training any
             place = hparams | {"output_folder": str(folders[name])}
             refuse_another_run(Run(clips, split, place, device), settings, check_folder)
     except (OSError, ValueError) as error:
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
 
 
 class _Start(NamedTuple):
-    """What the runs of one command share."""
+    """Everything that the runs of one command share."""
 
     hparams_file: str
     run_opts: Any
@@ -199,7 +199,7 @@ class _Start(NamedTuple):
         overrides: dict[str, Any],
         folds: Mapping[str, Scores] | None = None,
     ) -> Scores | None:
-        """Runs with parts of its own, or ends with a sentence on what is wrong."""
+        """Trains one split with its own parts; exits with a message on an error."""
         hparams = load_hparams(self.hparams_file, overrides)
         run = Run(self.clips, split, hparams, self.device, folds or {})
         settings = settings_of(self.hparams_file, overrides, self.run_opts)
@@ -212,25 +212,25 @@ class _Start(NamedTuple):
                 keep_log()
                 return fine_tune(run, self.run_opts)
         except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
-            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt alone
+            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
             sys.exit(str(error))
 
 
 def nothing_was_learnt(folds: Sequence[Path]) -> bool:
-    """Whether most runs kept what was there before training.
+    """Whether most runs kept the model from before training.
 
-    A model of all clips has no validation clips left to find that out.
+    A model of all clips has no validation clips to decide this with.
     """
     kept = [json.loads((folder / KEPT_EPOCH).read_text()) for folder in folds]
     return statistics.median(kept) == 0
 
 
 def open_clips(hparams: dict[str, Any]) -> tuple[LabelledClips, float]:
-    """The clips that the YAML names, and how long each is; says what was found."""
+    """Opens the clips that the YAML names, prints a summary, decides their length."""
     if hparams["dataset"] is None:
         raise ValueError(
             "--dataset PATH is needed: a folder of class folders, a CSV, JSONL or "
-            "Parquet with a column of files and one of labels, or a hub id"
+            "Parquet file with a column of files and one of labels, or a hub id"
         )
     clips = open_labelled(
         hparams["dataset"],
@@ -244,14 +244,14 @@ def open_clips(hparams: dict[str, Any]) -> tuple[LabelledClips, float]:
     if if_main_process():
         print(f"{hparams['dataset']}, {clips.target}:\n{found}")
         if hparams["clip_seconds"] == "auto":
-            print(f"clip_seconds: {found.clip_seconds:g} s, which most clips fit into")
+            print(f"clip_seconds: {found.clip_seconds:g} s; most clips are no longer")
     return clips, float(found.clip_seconds)
 
 
 def split_clips(
     clips: LabelledClips, hparams: dict[str, Any], device: str
 ) -> tuple[dict[str, Split], int]:
-    """Which clips to train, choose and test on, by run; and for how many epochs."""
+    """Splits the clips by run, for training, validation and test; plans the epochs."""
 
     def runs(valid_share: float) -> dict[str, Split]:
         return runs_of(
@@ -278,7 +278,7 @@ def split_clips(
             print(f"number_of_epochs: {epochs}, {why}")
     if share == "auto":
         share = auto_share
-    # Without epochs to choose from, no clips are spent on choosing.
+    # Without epochs to choose from, no validation clips are needed.
     splits = runs(share if epochs else 0.0)
     if if_main_process():
         print(f"split: {split_in_words(clips.rows, splits, hparams['seed'])}")
@@ -286,39 +286,39 @@ def split_clips(
 
 
 def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
-    """How many epochs the clips of a run call for, and why.
+    """Decides how many epochs the clips of a run need, and why.
 
-    Of few clips, a probe that gets clips right which it was not fitted to is hard to
-    beat. Where it does not, the network has to learn new features, and needs every
-    clip for that: there is nothing to choose that clips should be kept back for.
+    With few clips, a probe that classifies held-out clips correctly is hard to beat.
+    Where it does not, the network has to learn new features and needs every clip for
+    that, so no clips are held out for validation.
 
     Arguments
     ---------
     run : Run
         Without validation clips.
     few : bool
-        Whether it has few clips a class, or so few groups that keeping one back for
-        validation costs much.
+        Whether it has few clips per class, or so few groups that holding one out for
+        validation costs too much.
 
     Returns
     -------
     int, bool, str
-        Epochs; whether all clips are needed to learn from; why, in words.
+        Epochs; whether all clips are needed for training; the reason, in words.
     """
     hparams, num_clips = run.hparams, len(run.split.train)
     num_classes = len(run.clips.labels)
     why = f"for {num_clips} clips of {num_classes} classes"
     epochs = epochs_for(num_clips, hparams["batch_size"])
     has_probe = hparams["probe_ridge"] is not None and not continues_training(hparams)
-    # A probe alone would not ask a teacher.
+    # A probe alone would not use the teacher.
     if not few or not has_probe or hparams["teacher"] is not None:
         return epochs, False, why
     modules = build_modules(hparams, make_student(run))
     share_right = start_from_probe(run, modules).share_right
     if share_right is not None:
-        why += f"; a probe gets {share_right:.0%} of left-out clips right"
+        why += f"; a probe classifies {share_right:.0%} of held-out clips correctly"
         if share_right < SHARE_RIGHT:
-            return epochs, True, f"{why}, so every clip is trained on"
+            return epochs, True, f"{why}, so every clip is used for training"
     if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
         return 0, True, f"{why}: only a probe is fitted"
     return epochs, False, why
@@ -327,7 +327,7 @@ def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
 def refuse_another_run(
     run: Run, settings: dict[str, Any], take: Callable[..., None] = claim_folder
 ) -> None:
-    """Other clips, or other settings, would go on from what this folder holds."""
+    """Refuses to continue a run of other clips or other settings in this folder."""
     hparams = run.hparams
     this = settings | {"target": run.clips.target}
     this |= split_digest(run.clips.rows, run.split)
@@ -336,18 +336,18 @@ def refuse_another_run(
     if hparams["teacher"] is not None and is_store(hparams["teacher"]):
         clip_ids = labels_to_train_on(run).clip_ids
         this["teacher"] = StoredTeacher(hparams["teacher"]).identity(clip_ids)
-    patterns = ("save/CKPT*", "model")  # stored logits say themselves whose they are
+    patterns = ("save/CKPT*", "model")  # stored logits record their own teacher
     done = [found for pattern in patterns for found in run.folder.glob(pattern)]
     take(run.folder, this, started=bool(done))
 
 
 def hparams_to_save(hparams_file: str) -> str | None:
-    """The YAML, for the folder of the run; one that includes others stays behind."""
+    """The YAML to copy to the run folder; None if it includes other files."""
     return None if "!include" in Path(hparams_file).read_text() else hparams_file
 
 
 def fine_tune(run: Run, run_opts: Any) -> Scores:
-    """Trains, tests, and writes the model and what is to be said of it."""
+    """Trains and tests a model, and writes it with its scores."""
     hparams, split = run.hparams, run.split
     warn_of_classes_without_clips(run)
     run = run._replace(parts=build_parts(run))
@@ -370,7 +370,7 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
         brain.loaded_epoch = 0
     cut_scores = None
     if hparams["score_cut_clips"] and split.test:
-        brain.checkpointer = None  # what is kept is loaded already
+        brain.checkpointer = None  # the kept weights are loaded already
         brain.evaluate(
             plain_clips(hparams, run.clips.labels, run.clips.rows, split.test),
             test_loader_kwargs=dict(hparams["eval_loader"]),
@@ -380,12 +380,12 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
 
 
 def choose(run: Run, main: str) -> str:
-    """What is kept by the validation score called ``main``: start, best or newest.
+    """Chooses the weights to keep by the score ``main``: start, best or newest.
 
-    Validation clips are often easier than what a model will meet. Of epochs that differ
-    by chance alone, the newest has been trained the longest and at the lowest rate: it
-    is kept if it comes to within a standard error of the best. What was there before
-    training is kept unless it is beaten by more than a standard error.
+    Validation clips are often easier than later use. If epochs differ by chance alone,
+    the newest has been trained the longest and at the lowest rate: it is kept if it is
+    within a standard error of the best. The model from before training is kept unless
+    an epoch beats it by more than a standard error.
     """
     checkpointer, valid = run.parts.checkpointer, run.split.valid
     best = checkpointer.find_checkpoint(max_key=main) if valid else None
@@ -402,7 +402,7 @@ def choose(run: Run, main: str) -> str:
 
 
 def say_what_is_kept(run: Run, main: str, kept: str) -> None:
-    """Says which epoch the model is of, and warns of a run that learnt nothing."""
+    """Prints and records which epoch is kept, or that no epoch beat the start."""
     epochs, number = run.parts.history.epochs, run.hparams["number_of_epochs"]
     if run.split.valid and epochs:
         by_key = {"max_key": main} if kept == "best" else {}
@@ -416,13 +416,13 @@ def say_what_is_kept(run: Run, main: str, kept: str) -> None:
         else:
             print(
                 f"No epoch did better on the {len(run.split.valid)} validation clips "
-                "than the start, beyond chance; what was there before training is kept."
+                "than the start, beyond chance; the model from before training is kept."
             )
     (run.folder / KEPT_EPOCH).write_text(json.dumps(number))
 
 
 def go_back_to_start(run: Run) -> None:
-    """Undoes training; the probe is fitted to the validation clips as well."""
+    """Undoes training, and fits the probe to the validation clips as well."""
     run.parts.student.load_state_dict(make_student(run).state_dict())
     if run.hparams["probe_ridge"] is not None and not continues_training(run.hparams):
         places = [*run.split.train, *run.split.valid]
@@ -430,7 +430,7 @@ def go_back_to_start(run: Run) -> None:
 
 
 def make_student(run: Run) -> Student:
-    """The student that training begins with, its class layer of as many classes."""
+    """Loads the student that training starts from, with a class layer for the data."""
     hparams, labels = run.hparams, run.clips.labels
     if not continues_training(hparams):
         told = hparams["log_mel"].keywords.items()
@@ -450,8 +450,8 @@ def make_student(run: Run) -> Student:
     if model.labels.mids != labels.mids:
         raise ValueError(
             f"the model in {hparams['pretrained']} has {len(model.labels)} classes, "
-            f"and the data {len(labels)} others; start from a published name, or from "
-            "a model of the same classes"
+            f"and the data has {len(labels)} other ones; start from a published model, "
+            "or from a model of the same classes"
         )
     return model.student
 
@@ -464,18 +464,18 @@ def continues_training(hparams: dict[str, Any]) -> bool:
 def build_modules(
     hparams: dict[str, Any], student: Student
 ) -> dict[str, torch.nn.Module]:
-    """The student, and the front end that goes with it."""
+    """Puts the student and its front end into modules."""
     log_mel = hparams["log_mel"](**student.front_end)
     if log_mel.sample_rate != hparams["sample_rate"]:
         raise ValueError(
             f"sample_rate={hparams['sample_rate']} Hz, but {hparams['pretrained']} "
-            f"hears {log_mel.sample_rate} Hz; pass --sample_rate {log_mel.sample_rate}"
+            f"needs {log_mel.sample_rate} Hz; pass --sample_rate {log_mel.sample_rate}"
         )
     return modules_of(hparams, student, log_mel)
 
 
 def build_parts(run: Run) -> Parts:
-    """Builds what data and weights decide."""
+    """Builds the objects that depend on data and weights."""
     hparams, clips, epochs = run.hparams, run.clips, run.hparams["number_of_epochs"]
     student = make_student(run)
     modules = build_modules(hparams, student)
@@ -516,7 +516,7 @@ def build_parts(run: Run) -> Parts:
 
 
 def open_teacher(run: Run) -> StoredTeacher | None:
-    """Stored logits, or those that a teacher gives the training clips."""
+    """Opens stored logits, or computes those of a teacher for the training clips."""
     source = run.hparams["teacher"]
     if source is None:
         return None
@@ -530,7 +530,7 @@ def open_teacher(run: Run) -> StoredTeacher | None:
 
 
 def logits_of_teacher(run: Run, source: str) -> LogitsStore:
-    """What a teacher says of the training clips, stored beside the run."""
+    """Computes a teacher's logits of the training clips, stored in the run folder."""
     hparams, labels = run.hparams, run.clips.labels
     teacher, theirs, kind = open_teachers(
         source,
@@ -561,13 +561,13 @@ def start_from_probe(
     modules: dict[str, torch.nn.Module],
     places: Sequence[int] | None = None,
 ) -> Probe:
-    """Fits the class layer to clips in closed form; None: to those to train on."""
+    """Fits the class layer to clips in closed form; None: to the training clips."""
     places = run.split.train if places is None else places
     hparams, rows = run.hparams, run.clips.rows.select(places)
     if "judged" in rows.column_names:
         raise ValueError(
-            "classes of these clips were judged one by one, which a probe does not "
-            "heed; pass --probe_ridge null and --number_of_epochs 80"
+            "the clips are labelled for some classes only, which a probe does not "
+            "support; pass --probe_ridge null and --number_of_epochs 80"
         )
     group_of: dict[str, str] = {}
     if "group" in rows.column_names:
@@ -590,7 +590,7 @@ def start_from_probe(
 
 
 def train(brain: FineTuningBrain, run: Run) -> None:
-    """Trains from the start or the last checkpoint on."""
+    """Trains from the start, or resumes from the last checkpoint."""
     hparams, split, labels = run.hparams, run.split, run.clips.labels
     valid = None  # without validation clips the last epoch is kept
     if split.valid:
@@ -611,12 +611,12 @@ def train(brain: FineTuningBrain, run: Run) -> None:
 
 
 def write_start(run: Run, scores: Scores) -> None:
-    """Keeps the score before training, which a run that resumes needs in the end."""
+    """Writes the score before training, which a resumed run needs at its end."""
     (run.folder / START).write_text(json.dumps(scores.averages()))
 
 
 def plan(run: Run) -> str:
-    """What training will take, in a line."""
+    """Returns a line with the clips, epochs, steps and time of training."""
     hparams, split = run.hparams, run.split
     epochs, batch_size = hparams["number_of_epochs"], hparams["batch_size"]
     steps = math.ceil(len(split.train) / batch_size / world_size())
@@ -627,7 +627,7 @@ def plan(run: Run) -> str:
         round(hparams["clip_seconds"] * hparams["sample_rate"]),
         run.device,
     )
-    # To score a clip takes about a third of what it takes to train on it.
+    # Scoring a clip takes about a third of the time of training on it.
     scored = len(split.valid) / batch_size / 3
     minutes = epochs * (steps + scored) * step_seconds / 60
     return (
@@ -637,7 +637,7 @@ def plan(run: Run) -> str:
 
 
 def draws(run: Run) -> Draws:
-    """The order of an epoch; rare classes more often where the YAML says so."""
+    """Draws the clips of an epoch; rare classes more often if the YAML says so."""
     weights = None
     if run.hparams["class_balanced"]:
         indices = labels_to_train_on(run).indices
@@ -646,7 +646,7 @@ def draws(run: Run) -> Draws:
 
 
 def warn_of_classes_without_clips(run: Run) -> None:
-    """Names the classes that are tested or chosen on, and have no clip to train on."""
+    """Warns of classes with validation or test clips and no training clips."""
 
     def classes(places: Sequence[int]) -> set[int]:
         rows = run.clips.rows.select(places)
@@ -668,16 +668,17 @@ def warn_of_classes_without_clips(run: Run) -> None:
 
 
 def labels_to_train_on(run: Run) -> LabelSummary:
-    """Ids and classes of the training clips."""
+    """Returns the ids and classes of the training clips."""
     return summarize_rows(run.clips.rows.select(run.split.train), run.clips.labels)
 
 
 def finish(
     brain: FineTuningBrain, run: Run, cut_scores: Scores | None
 ) -> Scores | None:
-    """Writes the model, scores it as its users will, and says where all of it is.
+    """Writes the model, scores it, and prints the scores and where the model is.
 
-    The scores are those of the tagger that the model's folder loads, on whole sounds.
+    The scores are those that ``AudioTagger`` gets from the model folder, on whole
+    sounds.
     """
     hparams, folder = run.hparams, run.folder
     clips = run.clips
@@ -697,7 +698,7 @@ def finish(
     for name, scores in found.items():
         print(f"{shown(name)}: {scores}")
     if not run.split.test:
-        print("No clips were set aside to test on: this model itself has no score.")
+        print("There are no test clips, so this model itself has no score.")
     if len(run.folds) > 1:
         print(f"The scores of the folds:\n{spread(run.folds)}")
     print(f"The model is in {folder / 'model'}")
@@ -705,7 +706,7 @@ def finish(
 
 
 def test(run: Run, device: str) -> dict[str, Scores]:
-    """Scores the model folder on the test clips, and writes what it finds."""
+    """Scores the model folder on the test clips, and writes the results."""
     folder, rows = run.folder, run.clips.rows.select(run.split.test)
     tagger = AudioTagger.from_hparams(
         str(folder / "model"), run_opts={"device": device}
@@ -725,7 +726,7 @@ def test(run: Run, device: str) -> dict[str, Scores]:
 
 
 def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> None:
-    """Draws what each epoch came to, beside the score of the one that was kept."""
+    """Plots the scores of all epochs, and that of the kept one."""
     scores = next(iter(found.values()), brain.scores)
     epochs = run.parts.history.epochs
     lines = [RunResult("each epoch", scores, None, epochs, "validation")]
@@ -736,14 +737,12 @@ def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> N
 
 
 def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
-    """What the model's card says of where it comes from."""
+    """Describes the origin of the model, for its card."""
     rows, split, dataset = run.clips.rows, run.split, run.hparams["dataset"]
     sizes = f"{len(split.train)} for training, {len(split.valid)} to choose the epoch"
     if json.loads((run.folder / KEPT_EPOCH).read_text()) == 0:
         fitted = len(split.train) + len(split.valid)
-        sizes = (
-            f"{fitted} for what is there before training, and no epoch of it is kept"
-        )
+        sizes = f"{fitted} for the model from before training; no epoch of it is kept"
         if run.hparams["probe_ridge"] is not None and not continues_training(
             run.hparams
         ):
@@ -758,7 +757,7 @@ def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
 
 
 def spread(scores: Mapping[str, Scores]) -> str:
-    """Each fold, their mean, and how far they are apart."""
+    """Lists the score of each fold, with mean and standard deviation."""
     values = [found.averages()[found.main] for found in scores.values()]
     name = next(iter(scores.values())).main
     lines = [f"{fold}: {found}" for fold, found in scores.items()]

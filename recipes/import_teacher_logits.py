@@ -1,4 +1,4 @@
-"""Makes a LogitsStore of the published logits of nine PaSST transformers.
+"""Imports the published logits of nine PaSST transformers into a LogitsStore.
 
 > python recipes/import_teacher_logits.py passt_enemble_logits_mAP_495.npy \
       fname_to_index.pkl teacher_logits/passt_ensemble
@@ -16,13 +16,13 @@ from efficientat_plugin.teachers.store.import_published import import_published
 
 
 def main(argv: list[str]) -> None:
-    """Imports what the command line names."""
+    """Imports the files that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("logits", help="the .npy file")
     parser.add_argument("index", help="the .pkl file, YouTube id to row")
-    parser.add_argument("store", help="folder to make")
+    parser.add_argument("store", help="folder to create")
     arguments = parser.parse_args(argv)
     labels = audioset_labels()
     try:

@@ -1,10 +1,10 @@
-"""Mixes the clips of a data set into many unlabelled ones, for a teacher to hear.
+"""Mixes the clips of a data set into many unlabelled ones, for a teacher to score.
 
 > python recipes/make_transfer_set.py hparams/make_transfer_set.yaml \
       --dataset PATH --split bal_train --num_clips 4000
 
-Then `dump_teacher_logits.py` with `--dataset FOLDER --split transfer` stores what the
-teacher says of them, and `audioset_kd.py` takes them as `--transfer_set FOLDER`.
+Then run `dump_teacher_logits.py` with `--dataset FOLDER --split transfer` to store the
+teacher's logits for them, and `audioset_kd.py` with `--transfer_set FOLDER`.
 """
 
 import sys

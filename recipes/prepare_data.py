@@ -1,10 +1,10 @@
-"""Writes any data set as Parquet shards that are quick to read: mono, 32 kHz.
+"""Writes any data set as Parquet shards that are fast to read: mono, 32 kHz.
 
 > python recipes/prepare_data.py hparams/prepare_data.yaml --dataset PATH \
       --split bal_train+eval --folder FOLDER --num_proc 8
 
-Rerun the same command to resume an interrupted run; on a folder that is whole it
-writes again what was damaged since. Then FOLDER is a ``--dataset`` as PATH was.
+Rerun the same command to resume an interrupted run; in a complete folder it rewrites
+shards that have become corrupt. FOLDER is then a ``--dataset``, as PATH is.
 """
 
 import sys
@@ -41,13 +41,13 @@ def main(argv: list[str]) -> None:
     if prepared.changed:
         some = some_of(prepared.changed)
         print(
-            f"{len(prepared.changed)} clips sound unlike before (correlation below "
-            f"one half): {some}; a higher --quality keeps them"
+            f"{len(prepared.changed)} clips changed audibly (correlation below one "
+            f"half): {some}; a higher --quality preserves them"
         )
 
 
 def open_splits(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Rows by split, as the YAML names them."""
+    """Opens the rows by split, as the YAML names them."""
     dataset, cache = hparams["dataset"], hparams["dataset_cache"]
     if dataset is None:
         raise ValueError("--dataset PATH is needed; see the head of the YAML")

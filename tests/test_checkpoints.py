@@ -111,7 +111,7 @@ def test_a_save_cut_short_leaves_the_checkpoint_before(
     _assert_holds(restarted, 1.0)
     after = _save(restarted, 3.0)
     assert set(tmp_path.iterdir()) == {before.path, after.path}
-    assert "which a kill left unfinished" in caplog.text
+    assert "which a killed run left unfinished" in caplog.text
 
 
 def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path, caplog):
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path, caplo
         assert _values(checkpointer) == [1.0], f"{file.name} is gone"
         file.write_bytes(content)
         assert _values(checkpointer) == [1.0, 2.0]
-    assert caplog.text.count(f"Passing over {damaged}") == 1
+    assert caplog.text.count(f"Skipping {damaged}") == 1
 
 
 def _cut(content):
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(name, damage, tmp_path, cap
     checkpointer = _checkpointer(tmp_path)
     assert checkpointer.recover_if_possible().meta["value"] == 2.0
     _assert_holds(checkpointer, 2.0)
-    assert f"Passing over {newest}" in caplog.text
+    assert f"Skipping {newest}" in caplog.text
     assert newest.is_dir()  # who only evaluates moves nothing
     _save(checkpointer, 4.0)
     [aside] = tmp_path.glob("DAMAGED*")
@@ -176,14 +176,14 @@ def test_where_every_checkpoint_is_damaged_nothing_begins_anew(tmp_path):
     for value in (1.0, 2.0):
         saved = _save(_checkpointer(tmp_path), value).path
         (saved / "student.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match="every checkpoint in .* is damaged"):
+    with pytest.raises(ValueError, match="every checkpoint in .* is corrupt"):
         _checkpointer(tmp_path).recover_if_possible()
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(tmp_path):
     _save(_checkpointer(tmp_path), 1.0)
     modules = {name: torch.nn.Linear(4, 1, bias=False) for name in RECOVERABLES}
-    with pytest.raises(ValueError, match="is of another model .size mismatch for"):
+    with pytest.raises(ValueError, match="belongs to another model .size mismatch for"):
         AtomicCheckpointer(tmp_path, modules).recover_if_possible()
 
 
@@ -313,7 +313,7 @@ def test_a_removal_cut_short_leaves_nothing_that_looks_damaged(
     assert list(tmp_path.glob("CKPT*")) == [kept.path]
     restarted = _checkpointer(tmp_path)
     assert restarted.recover_if_possible().path == kept.path
-    assert "Passing over" not in caplog.text
+    assert "Skipping" not in caplog.text
     after = _save(restarted, 3.0)
     assert set(tmp_path.iterdir()) == {kept.path, after.path}
 
@@ -372,6 +372,6 @@ def test_checkpoints_that_somebody_else_removes_are_missed_in_a_sentence(
     else:
         find = checkpointer.find_checkpoints
         monkeypatch.setattr(checkpointer, "find_checkpoints", find_before_another)
-    message = f"^checkpoints in {tmp_path} are being removed by somebody else; let"
+    message = f"^checkpoints in {tmp_path} are being deleted by another process; leave"
     with pytest.raises(OSError, match=message):
         checkpointer.delete_checkpoints(num_to_keep=0)

@@ -91,7 +91,7 @@ def runs(tmp_path_factory):
 )
 def test_either_family_is_taught_by_the_other(runs, yaml, kind):
     parent, printed = runs
-    assert "Teacher: it hears the student's log-mel, 8 clips of them" in printed
+    assert "Teacher: it takes the student's log-mel, for 8 clips" in printed
     assert json.loads((parent / yaml / "scores.json").read_text())["num_clips"] == 2
     (saved,) = (parent / yaml / "save").glob("CKPT*/student.ckpt")
     state = torch.load(saved, weights_only=True)

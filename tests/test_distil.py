@@ -110,16 +110,16 @@ def test_a_student_comes_to_say_what_its_teacher_says(place):
     changed = run_recipe("distil", calls, place, expect=1)
     (place / "ear.py").write_text(TEACHER)
     assert "holds another run (n_mels 128 there, 64 here); name another" in changed
-    assert "are not what the teacher says now, as of clip '0'; name another" in changed
+    assert "differ from what the teacher computes now, e.g. for clip '0'" in changed
 
 
 REFUSALS = {
     "--teacher is needed; see the head of": {"teacher": None},
-    "form=sounds needs a folder, but nowhere is none": {"dataset": "nowhere"},
+    "form=sounds needs a folder, but nowhere is not": {"dataset": "nowhere"},
     "the teacher ear:nobody cannot be imported": {"teacher": "ear:nobody"},
     "0.5 s are too short; I hear 10 s": {"teacher": "ear:too_long"},
     "number_of_epochs=0 trains nothing; give 1 or more": {"number_of_epochs": 0},
-    "--test_only is audioset_kd.py's; every run here ends": {"test_only": True},
+    "--test_only works in audioset_kd.py only; runs here end": {"test_only": True},
     "prior=2.0 must be between 0 and 1": {"prior": 2},
 }
 
@@ -171,7 +171,7 @@ def test_without_test_clips_a_student_is_trained_and_has_no_score(place):
         _call(place, place / "untested", test_share=0, number_of_epochs=1, seed=25),
     ]
     printed = run_recipe("distil", calls, place)
-    assert printed.count("No clips were set aside to test on: this model") == 2
+    assert printed.count("There are no test clips, so this model") == 2
     for output in ("sides", "untested"):
         assert len(read_model_folder(place / output / "model").labels) == 3
         assert not (place / output / "scores.json").exists()

@@ -199,7 +199,7 @@ def test_another_version_is_not_put_behind_the_first(server, tiny_body, tmp_path
         (NAME, ["too_short"], ValueError, "is no state dict"),
         (NAME, ["cut_without_length"], ValueError, "is no state dict"),
         (NAME, ["flipped"], ValueError, "is no state dict"),
-        ("mn04_as", ["whole"], ValueError, "has not the SHA-256 of mn04_as"),
+        ("mn04_as", ["whole"], ValueError, "does not have the SHA-256 of mn04_as"),
     ],
 )
 def test_failed_download_leaves_nothing(
@@ -274,7 +274,7 @@ def test_redirection_to_no_address_is_told(
         raising=False,
     )
     server.files[FILE], server.faults[FILE] = tiny_body, ["leads"] * http_file.TRIES
-    with pytest.raises(OSError, match="leads to one that is none") as refusal:
+    with pytest.raises(OSError, match="or redirects to such") as refusal:
         fetch(NAME, tmp_path)
     assert str(refusal.value).isprintable()
 
@@ -402,9 +402,9 @@ def test_no_network_is_refused_in_a_sentence(server, tmp_path):
     "base_url", ["release", "ftp://host/", "http://hö/", "http://h/\n", "data:,x"]
 )
 def test_what_is_no_address_is_refused(base_url, server, tmp_path):
-    with pytest.raises(ValueError, match="is no address of a folder with weights; gi"):
+    with pytest.raises(ValueError, match="is not the address of a folder with weights"):
         fetch(NAME, tmp_path, base_url=base_url)
-    with pytest.raises(OSError, match="is no address"):
+    with pytest.raises(OSError, match="is not a valid address"):
         fetch(NAME, tmp_path, base_url="http://somebody:secret@127.0.0.1/")
 
 
@@ -413,7 +413,7 @@ def test_what_is_no_address_is_refused(base_url, server, tmp_path):
 
 def test_cached_file_with_another_sum_is_refused(tmp_path):
     save(MN(**TINY), tmp_path / "mn04_as_mAP_432.pt")
-    with pytest.raises(ValueError, match="mn04_as_mAP_432.pt has not .* delete it"):
+    with pytest.raises(ValueError, match="mn04_as_mAP_432.pt does not .* delete it"):
         load_student("mn04_as", savedir=tmp_path)
 
 
@@ -458,7 +458,7 @@ def test_what_is_cached_needs_neither_network_nor_permission(
 def test_offline_is_told_without_asking_anybody(server, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        OSError, match="is not there, and HF_HUB_OFFLINE forbids .* put"
+        OSError, match="does not exist, and HF_HUB_OFFLINE forbids .* put"
     ):
         fetch(NAME, tmp_path)
     assert server.seen == []
@@ -477,7 +477,7 @@ def test_full_disk_is_told_and_left_as_it_was(server, tiny_body, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(tiny_body) // 2, before[1]))
     try:
         with pytest.raises(
-            OSError, match="cannot be written .File too large.; make ro"
+            OSError, match="cannot be written .File too large.; free sp"
         ):
             fetch(NAME, tmp_path)
     finally:
@@ -528,7 +528,7 @@ def test_another_file_than_the_first_is_refused(server, tiny_body, tmp_path):
     assert fetch(NAME, tmp_path) == path
     other = save(MN(**TINY), tmp_path / "other.pt").read_bytes()
     path.write_bytes(other)
-    with pytest.raises(ValueError, match=rf"{FILE} has not the SHA-256 in {NOTE}"):
+    with pytest.raises(ValueError, match=f"{FILE} does not have .* in {NOTE}"):
         fetch(NAME, tmp_path)
     path.unlink()
     server.files[FILE] = other

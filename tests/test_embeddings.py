@@ -259,15 +259,15 @@ def test_threads_do_not_disturb_each_other():
         (
             "mn",
             ["b16"],
-            "'b16' is none of this student's; choose among mel, clf1, clf2",
+            "'b16' is not a source of this student; choose from mel, clf1, clf2",
         ),
-        ("mn", ["se3"], "'se3' is none of"),
+        ("mn", ["se3"], "'se3' is not a source of"),
         ("mn", [], "there is no source"),
         ("mn", ["b5", "b5"], "a source appears twice"),
         ("mn", ["se", "se5"], "a source appears twice"),
-        ("mn_fc", ["clf2"], "'clf2' is none of this student's"),
-        ("mn_no_se", ["se"], "'se5' is none of this student's"),
-        ("dymn", ["se"], "illegal for this DyMN: 'se5' is none of"),
+        ("mn_fc", ["clf2"], "'clf2' is not a source of this student"),
+        ("mn_no_se", ["se"], "'se5' is not a source of this student"),
+        ("dymn", ["se"], "illegal for this DyMN: 'se5' is not a source of"),
     ],
 )
 def test_unknown_sources_are_refused(name, sources, message):
@@ -285,7 +285,7 @@ def test_other_illegal_arguments_are_refused():
         ValueError, match="a Student has no stages of .*; give an MN or a"
     ):
         LayerEmbedding(Student(3))
-    with pytest.raises(ValueError, match="log_mel has 40 bands, the embedding is"):
+    with pytest.raises(ValueError, match="log_mel has 40 bands, but the embedding is"):
         LayerEmbedding(student)(torch.zeros(1, 1, 40, 50))
     with pytest.raises(ValueError, match=r"a student takes\s+\[B, 1, F, T\]"):
         LayerEmbedding(student)(torch.zeros(1, 128, 50))

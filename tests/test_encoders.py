@@ -313,7 +313,7 @@ def test_load_encoder_refuses_what_is_not_of_the_weights(weights, options, messa
 @pytest.mark.parametrize(
     "shape, lengths, message",
     [
-        ((2, 48000), None, r"shape \(2, 48000\), an encoder takes \[B, T, F\]; from"),
+        ((2, 48000), None, r"shape \(2, 48000\), but an encoder takes \[B, T, F\]"),
         ((2, 9, 128), [1.0], r"shape \(1,\), the batch has 2 clips; give one"),
         ((2, 9, 128), [1.0, 0.0], "must be greater than 0 and at most 1; divide"),
         ((2, 9, 128), [900.0, 9.0], "must be greater than 0 and at most 1; divide"),

@@ -257,7 +257,7 @@ def test_labels_that_the_model_lacks_are_counted_and_said(
     assert _evaluate(models["folder"], data, output=tmp_path / "out") == 0
     printed = capsys.readouterr()
     assert "14 labels of 2 kinds are not in the label table" in printed.err
-    assert "cat (7), dog (7), so that 14 clips are not scored" in printed.err
+    assert "cat (7), dog (7), so 14 clips are not scored" in printed.err
     assert "(N = 21 clips, 3 classes)" in printed.out
 
 
@@ -300,12 +300,12 @@ def _file(models, sounds, tmp_path):
 
 REFUSED = {
     "other classes": (_other_classes, "none|\\(dog \\(7\\)\\) is one of the 3 classes"),
-    "a run": (_model_as("run.json"), "has a run.json, .* give another --output"),
+    "a run": (_model_as("run.json"), "contains run.json, .* give another --output"),
     "a model": (
         _model_as("hyperparams.yaml"),
-        "has a hyperparams.yaml, .* give another",
+        "contains hyperparams.yaml, .* give another",
     ),
-    "a file": (_file, "out is no folder; give another --output"),
+    "a file": (_file, "out is not a folder; give another --output"),
     "no data": (
         lambda models, sounds, tmp_path: [models["folder"], tmp_path / "nowhere"],
         "there is no file or folder .*nowhere",
@@ -322,7 +322,7 @@ REFUSED = {
             ],
             *["--label-column", "sort"],
         ],
-        r"has no column 'sort' \(--label-column\); found were file, kind",
+        r"has no column 'sort' \(--label-column\); its columns are file, kind",
     ),
     "no split": (
         lambda models, sounds, tmp_path: [models["folder"], sounds, "--split", "test"],
@@ -332,7 +332,7 @@ REFUSED = {
         lambda models, sounds, tmp_path: [
             *[models["folder"], sounds, "--split", "test", "--fold", "1"]
         ],
-        "split and fold were given, which each choose the clips",
+        "split and fold were given, but each chooses the clips",
     ),
     "labels": (
         lambda models, sounds, tmp_path: [models["onnx"], sounds, "--labels", "x.csv"],
@@ -362,7 +362,7 @@ def test_data_that_is_read_once_is_talked_of_once(models, sounds, tmp_path, capl
     caplog.set_level("INFO")
     output = tmp_path / "scores"
     assert _evaluate(tmp_path / "run", tmp_path / "sounds", output=output) == 0
-    assert caplog.text.count("passed over") == 1
+    assert caplog.text.count("1 file that is no sound") == 1
 
 
 # --- Which clips ----------------------------------------------------------------

@@ -280,7 +280,7 @@ def test_what_says_something_else_is_not_written(mn, tmp_path, monkeypatch):
 
     onnx_file_build = onnx_file.build_model
     monkeypatch.setattr(onnx_file, "build_model", wrong)
-    with pytest.raises(ValueError, match="says something else than PyTorch"):
+    with pytest.raises(ValueError, match="differs from PyTorch"):
         export_onnx("any", tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
     np.testing.assert_allclose(golden_vectors(mn)["logits"], right, atol=1e-5)
@@ -400,7 +400,7 @@ def test_the_command_writes_what_tags(folder, tmp_path, capsys, monkeypatch):
     code = main(["export", str(folder)])
     out, err = capsys.readouterr()
     assert code == 0, err
-    assert out.startswith("model.onnx: ") and "beside it: model.golden.npz" in out
+    assert out.startswith("model.onnx: ") and "next to it: model.golden.npz" in out
     sound = np.random.default_rng(0).normal(size=16000).astype(np.float32)
     assert len(Tagger("model.onnx").tag(sound, 32000)) == 3
 
@@ -421,17 +421,17 @@ def test_the_command_calibrates_on_folders(folder, sounds, tmp_path, capsys, any
         (["--precision", "int4"], "invalid choice: 'int4'"),
         (["--opset", "17"], "opset=17; it is from 18"),
         (["--opset", "x"], "give a whole number"),
-        (["--precision", "int8"], "int8 needs sounds to find its ranges on"),
+        (["--precision", "int8"], "int8 needs sounds to find its ranges"),
         (
             ["--precision", "int8", "--calibration", "empty"],
-            "the folder holds no sound",
+            "the folder contains no sound",
         ),
         (["--precision", "int8", "--calibration", "none.wav"], "there is no such file"),
-        (["--precision", "int8", "--calibration", "silent.wav"], "all are silent"),
+        (["--precision", "int8", "--calibration", "silent.wav"], "sounds are silent"),
         (["--calibration", "silent.wav"], "needs no calibration"),
-        (["--labels", "silent.wav"], "has its labels|is no table"),
+        (["--labels", "silent.wav"], "has its labels|is not a table"),
         (["--output", "a.pb"], "must end in .onnx"),
-        (["--output", "none/a.onnx"], "in a folder that exists"),
+        (["--output", "none/a.onnx"], "in an existing folder"),
     ],
     ids=" ".join,
 )
@@ -450,7 +450,7 @@ def test_litert_is_not_calibrated(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(export, "check_installed", lambda extra: None)
     options = ["--format", "litert", "--frontend", "out", "--calibration", "a.wav"]
     assert main(["export", str(folder), *options]) == 2
-    assert "--calibration is for int8, which litert has not" in capsys.readouterr().err
+    assert "int8, which litert does not offer" in capsys.readouterr().err
 
 
 # --- Refusals -------------------------------------------------------------------
@@ -463,14 +463,14 @@ def test_litert_is_not_calibrated(folder, tmp_path, capsys, monkeypatch):
         ({"front_end": "both"}, "it is 'in' or 'out'"),
         ({"opset": 17}, "opset=17; it is from 18"),
         ({"opset": 99}, "the newest of onnx"),
-        ({"precision": "int8"}, "int8 needs sounds to find its ranges on"),
+        ({"precision": "int8"}, "int8 needs sounds to find its ranges"),
         ({"calibration": ["a.wav"]}, "needs no calibration"),
         ({"path": "a.pb"}, "must end in .onnx"),
         ({"path": "nowhere/a.onnx"}, "cannot be written"),
-        ({"labels": None}, "does not tell its classes; state labels="),
+        ({"labels": None}, "does not state its classes; pass labels="),
         ({"labels": audioset_labels()}, "has 7 classes, but there are 527 labels"),
         ({"source": "mn04_az"}, "did you mean"),
-        ({"source": "mn04_as,mn10_as"}, "several models, .* export each by itself"),
+        ({"source": "mn04_as,mn10_as"}, "several models, .* export each separately"),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
@@ -503,12 +503,12 @@ def test_sounds_that_tell_nothing_are_refused(mn, tmp_path):
     soundfile.write(silent, np.zeros(32000), 32000)
     empty.write_bytes(b"")
     soundfile.write(constant, np.full(32000, 0.5), 32000)
-    with pytest.raises(ValueError, match="of 2 sounds all are silent"):
+    with pytest.raises(ValueError, match="all of the 2 sounds are silent"):
         observe(mn, [silent, constant])
     with pytest.raises(ValueError, match="empty.wav cannot be used"):
         observe(mn, [empty])
     soundfile.write(empty, np.ones(1) / 2, 192000)  # nothing of it is left at 32 kHz
-    with pytest.raises(ValueError, match="of 1 sounds all are silent"):
+    with pytest.raises(ValueError, match="all of the 1 sounds are silent"):
         observe(mn, [empty])
     with pytest.raises(ValueError, match="no sounds were given"):
         read_clips(mn, [])
@@ -540,11 +540,11 @@ def test_clips_that_a_fixed_student_cannot_take_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        ("target: multiclass", "target: any", "has target='any'; it is one of multi"),
-        ("short_clips: repeat", "short_clips: cut", "short_clips='cut'; it is one of"),
+        ("target: multiclass", "target: any", "has target='any', not one of multi"),
+        ("short_clips: repeat", "short_clips: cut", "short_clips='cut', not one of"),
         ("clip_seconds: 0.5", "clip_seconds: .nan", "clip_seconds=nan; it must be 0.0"),
-        ("clip_seconds: 0.5", "clip_seconds: 0.01", "nothing shorter"),
-        ("labels:", "a: [", "is no YAML; copy the folder again"),
+        ("clip_seconds: 0.5", "clip_seconds: 0.01", "the shortest sound"),
+        ("labels:", "a: [", "is not YAML; copy the folder again"),
         ("labels:", "names:", "has no 'labels'"),
         ("labels: ", "labels: 3\nothers: ", "is not a tagger's"),
     ],
@@ -567,10 +567,10 @@ def test_a_folder_cut_short_is_refused(folder, tmp_path):
     shutil.copy(folder / "hyperparams.yaml", yaml)
     weights = changed / "student.ckpt"
     weights.write_bytes(weights.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="as torch.save writes it, or was cut or"):
+    with pytest.raises(ValueError, match="as torch.save writes it, or is truncated"):
         find_source(changed)
     weights.unlink()
-    with pytest.raises(FileNotFoundError, match="student.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match="student.ckpt is not a file"):
         find_source(changed)
 
 
@@ -624,7 +624,7 @@ def test_a_litert_file_that_says_something_else_is_not_written(
     folder, tmp_path, litert
 ):
     litert["logits"] = torch.tensor([0.0, 0.1, 0.0])
-    with pytest.raises(ValueError, match="says something else than PyTorch"):
+    with pytest.raises(ValueError, match="differs from PyTorch"):
         export_litert(folder, tmp_path / "a.tflite")
     assert not list(tmp_path.iterdir())
 

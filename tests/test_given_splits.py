@@ -97,7 +97,7 @@ def test_folders_that_are_splits_in_name_only_are_said(tmp_path, caplog):
 def test_classes_that_are_called_as_splits_are_said(tmp_path, caplog):
     write_folders(tmp_path, "train", "test", "bus")
     assert label_table(read_table(tmp_path)).names == ("bus", "test", "train")
-    assert "taken for classes" in caplog.text and "test, train" in caplog.text
+    assert "read as classes" in caplog.text and "test, train" in caplog.text
 
 
 # --- Names of files in a table -----------------------------------------------------

@@ -63,7 +63,7 @@ def test_columns_decide_unless_they_are_told_otherwise():
     assert list(runs_of(folds)) == ["fold1", "fold2", "fold3"]
     assert list(runs_of(folds, fold=3)) == ["fold3"]
     assert runs_of(folds, valid_share=0.0)["fold1"].test == [2, 3, 8, 9]
-    with pytest.raises(ValueError, match="needs a column of folds, and the data has"):
+    with pytest.raises(ValueError, match="needs a column of folds, but the data has"):
         runs_of(rows_of(labels), "fold")
     with pytest.raises(ValueError, match="split='thirds'; it is one of"):
         runs_of(rows, "thirds")

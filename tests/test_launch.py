@@ -33,15 +33,18 @@ def _refusal(*argv):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--clip_secnds 5", "no option --clip_secnds; did you mean --clip_seconds?"),
-        ("--devcie cpu", "no option --devcie; did you mean --device?"),
-        ("--zzz 5", "no option --zzz; a YAML's keys are its options"),
+        (
+            "--clip_secnds 5",
+            "unknown option --clip_secnds; did you mean --clip_seconds?",
+        ),
+        ("--devcie cpu", "unknown option --devcie; did you mean --device?"),
+        ("--zzz 5", "unknown option --zzz; see --help"),
         ("--kd_weight 1.5", "kd_weight=1.5 must be from 0 (labels) to 1 (teacher)"),
-        ("--kd_weight much", "--kd_weight: 'much' is no number"),
-        ("clips", "'clips' is no option; give --name value"),
-        ("--device gpu", "--device: the device gpu is not there; give cpu"),
-        ("--device cuda:99", "--device: the device cuda:99 is not there; give cpu"),
-        ("--device meta", "--device: nothing is computed on the device meta"),
+        ("--kd_weight much", "--kd_weight: 'much' is not a number"),
+        ("clips", "'clips' is not an option; give --name value"),
+        ("--device gpu", "--device: the device gpu is not available; give cpu"),
+        ("--device cuda:99", "--device: the device cuda:99 is not available; give cpu"),
+        ("--device meta", "--device: the device meta computes nothing"),
     ],
 )
 def test_an_option_that_is_none_is_refused_in_a_sentence(options, message):
@@ -53,7 +56,7 @@ def test_an_option_that_is_none_is_refused_in_a_sentence(options, message):
     [
         (None, "No such file or directory"),
         ("a: [1", "line 1"),
-        ("just text", "it holds no options by name"),
+        ("just text", "it has no named options"),
         (b"RIFF\xff\xfe\x00", "can't decode"),
     ],
 )
@@ -62,9 +65,9 @@ def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     said = _refusal(path, "--dataset", "clips")
-    assert f"{path} is no YAML of a run (" in said and message in said
+    assert f"{path} is not the YAML of a run (" in said and message in said
     said = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
-    assert "is a folder; give a file); the first argument is one, as" in said
+    assert "is a folder; give a file); the first argument must be one, such as" in said
 
 
 @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"no run\.json, .* another recipe, or of one that was half removed",
+        match=r"no run\.json .* another recipe, or was only partly deleted",
     ):
         claim_folder(tmp_path, {"dataset": "dogs"}, started=True)
     assert not list(tmp_path.iterdir())

@@ -79,7 +79,7 @@ def test_splits_without_classes_are_refused_with_the_tables(tops, below, tmp_pat
     for top in tops:
         write_sound(tmp_path / top / below / "1.wav")
     write_table(tmp_path / "meta" / "notes.csv", ["when", "today"])
-    text = rf"(splits|folds) \(.*{tops[0]}.*\).* passed over: meta/notes.csv"
+    text = rf"(splits|folds) \(.*{tops[0]}.*\).* left out: meta/notes.csv"
     with pytest.raises(ValueError, match=text):
         read_table(tmp_path, form="class_folders")
     with pytest.raises(ValueError, match=text):
@@ -202,6 +202,6 @@ def test_a_stray_table_beside_class_folders_is_named(tmp_path, caplog):
     write_table(tmp_path / "notes.csv", ["date,weather", "2024-05-01,rain"])
     rows = read_table(tmp_path)
     assert label_table(rows).names == CLASSES and len(rows) == 3
-    assert "passed over tables" in caplog.text and "notes.csv" in caplog.text
+    assert "left out tables" in caplog.text and "notes.csv" in caplog.text
     with pytest.raises(ValueError, match="no column 'sky'"):  # as was asked for
         read_table(tmp_path, label_column="sky")

@@ -24,7 +24,7 @@ def test_run_whose_folder_another_run_is_at_work_in_is_refused(tmp_path):
     while not sign.exists():
         assert process.is_alive()
         time.sleep(0.01)
-    with pytest.raises(ValueError, match="another run is at work in .*--output_folder"):
+    with pytest.raises(ValueError, match="another run is using .*--output_folder"):
         occupy_folder(tmp_path)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

@@ -9,7 +9,7 @@ import pytest
 # Blocks that glibc maps by themselves, and so hands back as soon as they are freed.
 PROGRAM = """
 import ctypes, sys, torch
-from efficientat_plugin import memory
+from efficientat_plugin.support import memory
 
 class Mallinfo2(ctypes.Structure):
     # hblks, the mapped blocks, is the fourth of ten numbers

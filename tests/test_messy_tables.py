@@ -133,7 +133,7 @@ def test_every_form_of_json_is_the_same_table(form, folder):
 @pytest.mark.parametrize("text", ["3", "[]", "{}", '{"a": 1}', "[1, 2]", '["a", {}]'])
 def test_json_that_is_no_table_is_refused(text, folder):
     (folder / "clips.json").write_text(text)
-    with pytest.raises(ValueError, match=r"is JSON, but no table; write a list of obj"):
+    with pytest.raises(ValueError, match=r"is JSON, but not a table; write a list"):
         read_table(folder / "clips.json")
 
 
@@ -183,7 +183,7 @@ def test_what_is_missing_is_no_class(value, column, caplog):
     values = ["dog", value, ["cat", value], f"[{value}]"]
     assert read_labels(values, column) == [["dog"], [], ["cat"], []]
     if isinstance(value, str) and value.strip():
-        assert f"labels in column {column} are taken for missing" in caplog.text
+        assert f"labels in column {column} are treated as missing" in caplog.text
 
 
 def test_a_class_called_none_is_one_where_it_is_told():
@@ -299,14 +299,14 @@ def test_a_file_has_one_id_wherever_it_is_named_from(folder):
 def test_files_of_another_format_are_named(folder, caplog):
     columns = [[*files()[:3], "audio/d.mp3"], CLASSES]
     read_table(write_table(folder, ["file", "label"], columns))
-    message = "1 files of clips.csv are there in another format than it says: audio/d"
+    message = "1 files of clips.csv exist in another format than listed: audio/d"
     assert message in caplog.text
 
 
 HINTS = {
-    "x.wav": "set audio_folder=audio, since audio/x.wav is there",
-    "audio/x.wav": "set audio_folder=deep/er, since deep/er/audio/x.wav is there",
-    "sounds/x.wav": "audio/x.wav is there: write such names in column file",
+    "x.wav": "set audio_folder=audio, because audio/x.wav exists",
+    "audio/x.wav": "set audio_folder=deep/er, because deep/er/audio/x.wav exists",
+    "sounds/x.wav": "audio/x.wav exists: write such names in column file",
     "other.wav": "pass audio_folder, or another audio_column",
 }
 
@@ -374,7 +374,7 @@ def test_rows_of_a_file_are_events_in_it(folder, caplog):
     assert found["video_id"][:] == ["audio/a", "audio/b", "audio/c"]
     assert found["labels"][:] == [["dog", "cat"], ["dog"], []]
     assert "start" not in found.column_names
-    assert "5 rows are of 3 clips. Rows of the same clip are taken for" in caplog.text
+    assert "5 rows describe 3 clips. Rows of the same clip are read as" in caplog.text
     assert "The times (onset, offset) are not used" in caplog.text
 
 
@@ -456,16 +456,16 @@ def test_files_that_are_cut_already_are_read_whole(folder, caplog):
     lines = [[f, 60 + n, 64 + n, c] for n, (f, c) in enumerate(pairs)]
     write_csv(folder / "clips.csv", ["file", "start", "end", "label"], lines)
     assert "start" not in read_table(folder / "clips.csv").column_names
-    assert "taken to be segments already, and are read whole" in caplog.text
+    assert "assumed to be segments already and are read whole" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("times", "message"),
     [
         (["2", "1"], "row 1 of clips.csv has a segment from 2 to 1 s .* is empty"),
-        (["1:30", "1:40"], "has '1:30' in column start, which is no time in seconds"),
-        (["-1", "1"], "has '-1' in column start, which is no time in seconds"),
-        (["0", "inf"], "has 'inf' in column end, which is no time in seconds"),
+        (["1:30", "1:40"], "has '1:30' in column start, which is not a time"),
+        (["-1", "1"], "has '-1' in column start, which is not a time"),
+        (["0", "inf"], "has 'inf' in column end, which is not a time"),
     ],
 )
 def test_times_that_are_none_are_refused(times, message, folder):
@@ -671,7 +671,7 @@ def test_samples_in_a_table_are_told_to_be_such(folder):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("a.wav", "is a sound; give a folder"), ("x.mp3", "is a sound; give a folder")]
+    [("a.wav", "is a sound; pass a folder"), ("x.mp3", "is a sound; pass a folder")]
     + [("x.xlsx", "is a spreadsheet; export it as CSV")]
     + [("x.ods", "is a spreadsheet; export it as CSV")]
     + [("x.csv.gz", "gunzip"), ("x.zip", "unzip x.zip"), ("x.tar.gz", "tar xf")],

@@ -206,7 +206,7 @@ def test_brackets_from_pieces_are_refused(folder, attack, which_load):
     text = "a: '(!!python/object/ap'\n\nx: !ref <a>ply:os.mkdir [MARK])"
     _add(folder, attack.filled(text))
     assert _hyperpyyaml_runs(attack, folder) is (which_load == "first")
-    _refuses(folder, "is more than a key")
+    _refuses(folder, "is not a plain key")
     assert not attack.has_run()
 
 
@@ -279,7 +279,7 @@ def test_overrides_of_values_count(folder):
     assert tagger.clip_seconds == 2.5 and tagger.short_clips == "as_is"
     assert _load(folder, overrides="clip_seconds: 3").clip_seconds == 3
     _refuses(folder, "'clip_second' not found", overrides={"clip_second": 2.5})
-    _refuses(folder, "an override is neither", overrides={"target": object()})
+    _refuses(folder, "an override is not a", overrides={"target": object()})
 
 
 # --- Includes ------------------------------------------------------------------------
@@ -380,12 +380,12 @@ def test_the_tree_that_is_built_is_checked_itself(folder, attack, monkeypatch):
 )
 def test_a_reference_is_a_key_and_computes_nothing(folder, reference):
     _add(folder, f'x: !ref "{reference}"')
-    _refuses(folder, "is more than a key, as <student>")
+    _refuses(folder, "is not a plain key")
 
 
 def test_text_that_a_reference_would_compute_is_refused(folder):
     _add(folder, 'x: "<sample_rate> ** 9 ** 9 ** 9"\n\ny: !ref <x>')
-    _refuses(folder, r"has <\.\.\.> in it")
+    _refuses(folder, r"contains <\.\.\.>")
 
 
 def test_references_share_what_they_name(folder):
@@ -402,8 +402,8 @@ LAUGHS = "l0: &l0 [ha, ha]\n\n" + "\n\n".join(
     f"l{k}: &l{k} [{', '.join([f'*l{k - 1}'] * 10)}]" for k in range(1, 12)
 )
 BOMBS = {
-    "aliases of aliases": (LAUGHS, "aliases make more than"),
-    "an alias of itself": ("x: &x [*x]", "aliases make more than"),
+    "aliases of aliases": (LAUGHS, "aliases expand to more than"),
+    "an alias of itself": ("x: &x [*x]", "aliases expand to more than"),
     "brackets": ("x: " + "[" * 500, "makes no tagger"),
     "two documents": ("---\nx: 1", "makes no tagger"),
     "a key twice": ("target: multilabel", "makes no tagger"),
@@ -412,10 +412,10 @@ BOMBS = {
     "a placeholder": ("x: !PLACEHOLDER", "must be replaced"),
     "a control character in a tag": ("x: !new:%1b[2Jos.mkdir", "trust=True"),
     "a line break in a tag": ("x: !new:os%0a.mkdir", "trust=True"),
-    "a control character in a file": ("x: !include:%1b[2J.yaml", "is no file"),
+    "a control character in a file": ("x: !include:%1b[2J.yaml", "is not a file"),
     "copies of copies": (
         LAUGHS.replace("*", "!copy <").replace(",", ">,").replace("]", ">]"),
-        "the tag '!copy' is none that a tagger needs",
+        "the tag '!copy' is not one that a tagger needs",
     ),
     "long text again and again": (
         f"l0: '{'x' * 10**6}'\n\nl1: [{', '.join(['!ref <l0>'] * 40)}]",
@@ -430,7 +430,7 @@ BOMBS = {
     "megabytes": ("# " + "x" * 2 * 10**6, "is longer than 2000000 bytes"),
     "a rate beyond all sound": (
         f"again: !new:efficientat_plugin.LogMel {{sample_rate: {10**30}}}",
-        "none of sound",
+        "is not an audio sample rate",
     ),
     "a mel bank that fills the memory": (
         "again: !new:efficientat_plugin.LogMel {n_mels: 65536, n_fft: 65536}",
@@ -472,7 +472,7 @@ def test_a_bomb_is_refused_in_a_sentence(folder, kind):
     text, match = BOMBS[kind]
     _add(folder, text)
     started = time.monotonic()
-    if "is no file" in match:
+    if "is not a file" in match:
         with pytest.raises(FileNotFoundError, match=match) as caught:
             _load(folder)
         assert str(caught.value).isprintable()
@@ -487,7 +487,7 @@ def test_students_have_a_limit_together(folder, monkeypatch):
     _add(folder, again[0])
     _load(folder)
     _add(folder, "\n\n".join(again[1:]))
-    _refuses(folder, "with this MN it has more than 1000000 parameters")
+    _refuses(folder, "this MN brings it to more than 1000000 parameters")
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ def test_a_bomb_is_no_start_for_training(folder, place):
     assert place in text
     key = place.partition(":")[0]
     path.write_text(LAUGHS + "\n\n" + text.replace(place, f"{key}: *l7"))
-    with pytest.raises(ValueError, match="the aliases make more than 200000 entries"):
+    with pytest.raises(ValueError, match="aliases expand to more than 200000 entries"):
         read_model_folder(folder)
 
 
@@ -542,15 +542,15 @@ def test_what_is_no_settings_is_refused(folder, text):
         (("    student: !name:efficientat_plugin.load_published_state",
           "    student: !name:torch.save"), r"'!name:torch\.save'"),
         (("  loadables:\n", "  loadables:\n    other: !ref <log_mel>\n"),
-         "fills other, a LogMel, and no student"),
+         "fills other, a LogMel, not a student"),
         (("pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer",
           "pretrainer: !new:efficientat_plugin.KeepFeatures {}\n\nx:"),
          "has no pretrainer"),
-        (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and how"),
+        (("clip_seconds:", "compile: True\n\nclip_seconds:"), "sets compile, and only"),
         (("width: 0.1", "wide: 0.1"), "makes no tagger .TypeError"),
         (('names: [', 'names: ["more", '), "3 class ids but 4 names"),
         (("num_classes: 3", "num_classes: 3" + "0" * 1900), "makes no tagger"),
-        (("students.mn.MN", "students.mn.MN" + "9" * 3000), r"9\.\.\.' is none"),
+        (("plugin.MN", "plugin.MN" + "9" * 3000), r"9\.\.\.' is not one"),
         (("num_classes: 3", "num_classes: 3" + "0" * 3000), "a text of more than 2000"),
     ],
 )  # fmt: skip
@@ -574,8 +574,8 @@ def _of_two_classes(model):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (("sample_rate: 32000  #", "sample_rate: 16000  #"), "log_mel hears 32000 Hz"),
-        (("sample_rate: 32000  #", "sample_rate: 0  #"), "log_mel hears 32000 Hz"),
+        (("sample_rate: 32000  #", "sample_rate: 16000  #"), "log_mel has 32000 Hz"),
+        (("sample_rate: 32000  #", "sample_rate: 0  #"), "log_mel has 32000 Hz"),
         (("clip_seconds: 1.0", "clip_seconds: .inf"), "clip_seconds=inf must be"),
         (("clip_seconds: 1.0", "clip_seconds: .nan"), "clip_seconds=nan must be"),
         (("clip_seconds: 1.0", "clip_seconds: one"), "makes no tagger"),
@@ -671,7 +671,7 @@ def test_settings_are_no_lines_of_another_yaml(folder, name):
     hostile = f'{name}: "repeat\\nevil: !apply:os.mkdir [x]"'
     lines = [hostile if line.startswith(f"{name}:") else line for line in lines]
     path.write_text("\n".join(lines))
-    with pytest.raises(ValueError, match=f"it has {name}='.*; it is one of"):
+    with pytest.raises(ValueError, match=f"it has {name}='.*, not one of"):
         read_model_folder(folder)
 
 
@@ -693,7 +693,7 @@ def test_nothing_is_fetched_but_two_files(folder, tmp_path):
     assert {p.name for p in saved.iterdir()} == {"hyperparams.yaml", "student.ckpt"}
     assert _load(folder, download_only=True) is None
     (folder / "student.ckpt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"student\.ckpt is no file"):
+    with pytest.raises(FileNotFoundError, match=r"student\.ckpt is not a file"):
         _load(folder)
     (folder / "hyperparams.yaml").unlink()
     with pytest.raises(FileNotFoundError, match=r"hyperparams\.yaml"):

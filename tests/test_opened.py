@@ -246,7 +246,7 @@ def test_every_way_in_reads_an_mp3_whole(tmp_path, way, how):
 
 
 def test_joined_mp3s_of_two_rates_are_refused():
-    with pytest.raises(UnreadableClip, match="16000 and 32000 Hz are joined"):
+    with pytest.raises(UnreadableClip, match="joins sounds of 16000 and 32000 Hz"):
         joined(written("MP3") + written("MP3", rate=32000))
 
 

@@ -101,8 +101,8 @@ def test_a_number_is_one_or_is_refused(path):
     real = {*real, *(REAL & set(read_yaml(path)))}
     assert real
     for keys, value, said, bad in [
-        (whole, 7, "is no whole number", ["abc", "2.5", "", "1, 2"]),
-        (real, 1e-5, "is no number", ["abc", "nan", "", "1, 2"]),
+        (whole, 7, "is not a whole number", ["abc", "2.5", "", "1, 2"]),
+        (real, 1e-5, "is not a number", ["abc", "nan", "", "1, 2"]),
     ]:
         argv = [f"--{key}={value}" for key in keys]
         assert read_options([str(path), *argv])[2] == dict.fromkeys(keys, value)
@@ -125,7 +125,7 @@ def test_an_object_takes_its_arguments_or_is_refused(path):
         assert "give " in _refusal(path, f"--{key}", "abc")
         assert "give " in _refusal(path, f"--{key}", "{a: [")
     for key in OBJECTS & {key for key, v in document.items() if v is None}:
-        assert "write it there" in _refusal(path, f"--{key}", "{a: 1}")
+        assert "define it there" in _refusal(path, f"--{key}", "{a: 1}")
         assert read_options([str(path), f"--{key}=null"])[2] == {key: None}
 
 
@@ -151,14 +151,17 @@ def test_of_an_option_given_twice_the_last_counts():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("--separator", "--separator: expected one argument; where it begins with -"),
+        ("--separator", "--separator: expected one argument; if it begins with -"),
         ("--separator --x", "--separator: expected one argument"),
         ("--precision fp8", "--precision: invalid choice: 'fp8'"),
         ("--debug maybe", "'maybe' is neither yes nor no"),
-        ("--debug_batches few", "'few' is no whole number"),
-        ("--label_colum x", "no option --label_colum; did you mean --label_column?"),
+        ("--debug_batches few", "'few' is not a whole number"),
+        (
+            "--label_colum x",
+            "unknown option --label_colum; did you mean --label_column?",
+        ),
         ("--label_column caf\udce9", "is not UTF-8; rename it"),
-        ("--dev cpu", "no option --dev;"),  # nothing is abbreviated
+        ("--dev cpu", "unknown option --dev;"),  # nothing is abbreviated
         ("--batch_size 0", "--batch_size: '0' is given; give 1 or more"),
         ("--num_workers=-1", "--num_workers: '-1' is given; give 0 or more"),
         ("--number_of_epochs=-1", "'-1' is given; give 0 or more"),

@@ -171,7 +171,7 @@ def test_a_store_is_not_imported_over_another(tmp_path):
     before = _listing(tmp_path / "store")
     call[0] = tmp_path / "b.npy"
     printed = run_recipe("import_teacher_logits", [call], expect=1)
-    assert "exists; name a folder that does not" in printed
+    assert "exists; name another folder" in printed
     assert _listing(tmp_path / "store") == before
 
 

@@ -337,7 +337,7 @@ def test_complexity_of_passt_is_measured():
         ({"embed_dim": 0}, "embed_dim=0 "),
         ({"depth": 0}, "depth=0 "),
         ({"num_heads": 0}, "num_heads=0 "),
-        ({"embed_dim": 30}, "embed_dim=30 is no multiple of num_heads=4"),
+        ({"embed_dim": 30}, "embed_dim=30 is not a multiple of num_heads=4"),
         ({"mlp_ratio": 0}, "mlp_ratio=0 .*greater than 0"),
         ({"patchout_time": -1}, "patchout_time=-1 .*at least 0"),
         ({"patchout_frequency": True}, "patchout_frequency=True "),
@@ -377,6 +377,6 @@ def test_passt_refuses_what_it_has_no_positions_for(shape, text):
 )
 def test_patchout_that_leaves_nothing_is_refused(option, present):
     passt, clips = small(**option).train(), torch.zeros(1, 1, 32, 50)
-    with pytest.raises(ValueError, match=f"leaves nothing of the {present} that"):
+    with pytest.raises(ValueError, match=f"removes all of the {present} that"):
         passt(clips)
     assert passt.eval()(clips).logits.shape == (1, 3)

@@ -221,10 +221,10 @@ def test_weights_alone_are_refused_and_not_guessed(left_alone, data, tmp_path):
     (weights,) = (left_alone / "save").glob("CKPT*/student.ckpt")
     path = shutil.copy(weights, tmp_path / "student.ckpt")
     for load in (load_tagger, find_source, load_student, load_teacher, hear.load_model):
-        with pytest.raises(ValueError, match="does not tell its front end"):
+        with pytest.raises(ValueError, match="does not state its front end"):
             load(str(path))
     stated = {"n_mels": 64, "hop_length": 640, "clip_seconds": 0.5}
-    with pytest.raises(ValueError, match="tell its classes; state --labels CSV or "):
+    with pytest.raises(ValueError, match="state its classes; pass --labels CSV or "):
         load_tagger(str(path), None, "cpu", stated=stated)
     tagger = load_tagger(str(path), Path("audioset"), "cpu", stated=stated)
     reported = json.loads((left_alone / "scores.json").read_text())["mAP"]
@@ -237,7 +237,7 @@ def test_a_second_run_in_the_folder_of_the_first_is_refused(data, tmp_path):
     output.mkdir()
     held = FolderLock(output)
     text = run_to_end(_command(data, output), expect=1)
-    assert f"another run is at work in {output}; wait for it or end it, or" in text
+    assert f"another run is using {output}; wait for it or end it, or" in text
     assert "Traceback" not in text and not (output / "log.txt").exists()
     held.release()
     run_to_end(_command(data, output, number_of_epochs=1))
@@ -645,9 +645,9 @@ STREAM = {"streaming": True, "clips_per_epoch": 48}
         ),
         (
             STREAM | {"class_balanced": False, "teacher": "other"},
-            "the store knows 0.0% of 48 clips",
+            "the store has 0.0% of 48 clips",
         ),
-        ({"teacher": "other"}, "the store knows 0.0% of 48 clips"),
+        ({"teacher": "other"}, "the store has 0.0% of 48 clips"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
@@ -724,9 +724,9 @@ def test_labels_are_understood_however_they_are_written(
         found = clip.labels.nonzero()[:, 0].tolist()
         assert PLACE_OF[mid] in found and clip.labelled
         assert len(found) == (2 if how == "parted" else 1)
-    expected = "a class of somebody else (48)" if how == "some" else "0 is taken for"
+    expected = "a class of somebody else (48)" if how == "some" else "indices: 0 is "
     has_more = how in ("some", "digits", "numbers", "number")
-    assert ("left out" in printed or "taken for" in printed) == has_more
+    assert ("left out" in printed or "class indices" in printed) == has_more
     assert not has_more or expected in printed
 
 
@@ -741,7 +741,7 @@ def test_labels_of_other_classes_are_refused_before_training(
     options = STREAM | {"class_balanced": False} if streaming else {}
     options |= {"waveform_mix": None, "dataset_cache": str(tmp_path / "cache")}
     for teacher in (None, str(data / "teacher")):
-        with pytest.raises(SystemExit, match="of which none is an id or a name"):
+        with pytest.raises(SystemExit, match="but none is an id or a name"):
             _prepared(recipe, folder, tmp_path / "run", **options, teacher=teacher)
     assert not (tmp_path / "run" / "train_log.txt").exists()
 
@@ -837,7 +837,7 @@ def test_a_stream_is_looked_at_before_training(recipe, data, tmp_path, capsys):
     _prepared(recipe, data, tmp_path, class_balanced=False, **STREAM)
     text = capsys.readouterr().out
     assert "The stream's first 48 clips: 48 clips, 48 labelled" in text
-    assert "Teacher: ok: 100.0% of 48 clips known" in text
+    assert "Teacher: ok: 100.0% of 48 clips stored" in text
 
 
 def test_a_comparison_that_cannot_be_made_ends_before_training(data, tmp_path):

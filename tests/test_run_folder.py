@@ -160,5 +160,5 @@ def test_weights_are_the_same_wherever_they_lie(tmp_path):
 
 def test_a_damaged_record_of_a_run_is_named(tmp_path):
     (tmp_path / "run.json").write_text("[")
-    with pytest.raises(ValueError, match=r"run\.json, which says .* is damaged"):
+    with pytest.raises(ValueError, match=r"run\.json, which has .* is corrupt"):
         claim_folder(tmp_path, {}, started=True)

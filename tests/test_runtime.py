@@ -250,14 +250,14 @@ def test_a_file_cut_short_is_refused(files, tmp_path, backend):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"format_version": "2"}, "has format 2, and this version reads 1"),
+        ({"format_version": "2"}, "has format 2, but this version reads 1"),
         ({"format_version": None}, "was not written by `efficientat export`"),
         ({"mids": "[]"}, "has metadata that cannot be read"),
         ({"front_end": "{}"}, "has metadata that cannot be read"),
         ({"labels": "no JSON"}, "has metadata that cannot be read"),
         ({"target": '"any"'}, r"cannot be read \(target='any'\)"),
         ({"short_clips": '"any"'}, r"cannot be read \(short_clips='any'\)"),
-        ({"clip_seconds": "0"}, r"cannot be read \(clip_seconds=0, of"),
+        ({"clip_seconds": "0"}, r"cannot be read \(clip_seconds=0 must be"),
         ({"num_frames": "0"}, r"cannot be read \(num_frames=0\)"),
         ({"num_frames": '"any"'}, "has metadata that cannot be read"),
         ({"labels": '["a"]', "mids": '["a"]'}, "of 7 classes, .* of 1 classes; export"),
@@ -280,14 +280,14 @@ def test_files_of_others_are_refused(files, tmp_path, change, reason, backend):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"n_fft": 10**12}, "sizes .* of the front end"),
-        ({"hop_length": 0}, "sizes .* of the front end"),
-        ({"n_mels": "128"}, "sizes .* of the front end"),
+        ({"n_fft": 10**12}, "front end sizes .* must be"),
+        ({"hop_length": 0}, "front end sizes .* must be"),
+        ({"n_mels": "128"}, "front end sizes .* must be"),
         ({"win_length": 2048}, "win_length=2048, n_fft=1024"),
         ({"f_max": 99999.0}, r"f_max=99999\.0 Hz"),
         ({"sample_rate": 32000.5}, r"sample_rate=32000\.5 Hz"),
-        ({"sample_rate": 10**30}, r"sample_rate=10+ Hz, of \(1000, 768000\)"),
-        ({"n_mels": 1 << 14, "n_fft": 1 << 16}, "n_mels=16384 of n_fft=65536"),
+        ({"sample_rate": 10**30}, r"=10+ Hz must be within \(1000, 768000\)"),
+        ({"n_mels": 1 << 14, "n_fft": 1 << 16}, "n_mels=16384, n_fft=65536"),
         ({"pre_emphasis": None}, "pre_emphasis=None"),
         ({"offset": float("nan")}, "offset=nan"),
         ({"log_floor": -1}, "log_floor=-1"),
@@ -308,7 +308,7 @@ def test_a_front_end_that_cannot_be_is_refused(files, change, reason):
 @pytest.mark.parametrize("seconds", [20000.0, 1e300, 1e-300, math.inf, math.nan])
 def test_a_length_that_no_clip_has_is_refused(files, seconds):
     texts = Tagger(files["out"]).facts._replace(clip_seconds=seconds).as_texts()
-    with pytest.raises(ValueError, match=r"clip_seconds=.*, of 0\.0161 to 3600"):
+    with pytest.raises(ValueError, match=r"seconds=.* must be from 0\.0161 to 3600"):
         read_facts(texts, "x.onnx")
 
 
@@ -406,13 +406,13 @@ def test_lengths_that_the_graph_cannot_take_are_refused(tmp_path):
 
 @pytest.mark.parametrize("shape", [(32000,), (0, 32000), (1, 0), (1, 513), (1, 1, 999)])
 def test_waveforms_that_the_graph_cannot_take_are_refused(tagger, shape):
-    with pytest.raises(ValueError, match=r"give \[B, N\]|needs 514 or more; pad"):
+    with pytest.raises(ValueError, match=r"more, \[B, N\]|needs 514 or more; pad"):
         tagger.score(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("seconds", [np.inf, np.nan, 1e9])
 def test_windows_that_no_memory_holds_are_refused(tagger, sound, seconds):
-    with pytest.raises(ValueError, match="too long to hear at once; give at most 3600"):
+    with pytest.raises(ValueError, match="too long; give at most 3600"):
         next(tagger.scan(sound, RATE, seconds))
 
 

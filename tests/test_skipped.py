@@ -90,7 +90,7 @@ def test_the_error_names_clips_and_reasons():
     with pytest.raises(RuntimeError) as error:
         clips.finish_pass()
     lines = str(error.value).splitlines()
-    assert lines[0].endswith("mend the data or raise max_unreadable_share:")
+    assert lines[0].endswith("fix the data or raise max_unreadable_share:")
     assert lines[1] == "clip-000: it has no samples"
     assert len(lines) == 1 + 20 + 1 and lines[-1] == "... and 3 more"
 

@@ -148,7 +148,7 @@ def test_a_class_of_one_clip_is_trained_on_and_named(caplog):
         caplog.clear()
         split = split_rows(rows, 0.2, 0.2, seed=seed)
         assert 40 in split.train
-        message = "1 class is too small, or of too few groups, for clips in {}: rare"
+        message = "class is too small, or in too few groups, to have clips in {}: rare"
         assert message.format("valid") in caplog.text
         assert message.format("test") in caplog.text
 
@@ -187,12 +187,12 @@ def test_clips_without_labels_are_dealt_out_too():
         (
             rows_of(["dog", "dog"]),
             {},
-            r"the 2 clips have 1 class \(dog\); .* takes clips of two or more",
+            r"the 2 clips have 1 class \(dog\); .* needs clips of two or more",
         ),
         (
             rows_of(["dog", "cat"]),
             {},
-            r"2 clips cannot be split into 3 \(train, valid, test\); that takes",
+            r"2 clips cannot be split into 3 \(train, valid, test\); each needs",
         ),
         (
             rows_of(["dog", "cat"] * 4, ["x", "y"] * 4),
@@ -207,7 +207,7 @@ def test_clips_without_labels_are_dealt_out_too():
         (
             rows_of(["dog", "cat"] * 3, ["x", "x", "x", "x", "y", "z"]),
             {"valid_share": 0.4, "test_share": 0.4},
-            "nothing is left for train: 6 clips in 3 groups do not divide like that",
+            "no clips are left for train: 6 clips in 3 groups cannot be split",
         ),
         (
             DATA["single"],
@@ -264,7 +264,7 @@ def test_usual_names_of_splits_are_understood_and_others_refused():
 @pytest.mark.parametrize(("read", "name"), [(given_split, "split"), (None, "fold")])
 def test_a_missing_column_is_refused_with_what_there_is(read, name):
     read = read or (lambda rows: split_by_fold(rows, 1))
-    message = f"no column {name}, but video_id, labels; name it with {name}_column"
+    message = f"no column {name}, only video_id, labels; name it with {name}_column"
     with pytest.raises(ValueError, match=message):
         read(rows_of(["a"]))
 

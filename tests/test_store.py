@@ -393,14 +393,14 @@ def test_folder_of_somebody_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"version": 3}, "version 3 and only versions 1 and 2"),
+        ({"version": 3}, "version 3, and only versions 1 and 2"),
         ({"version": 2}, "lacks top_k"),
         ({"format": "x"}, "is not the manifest"),
         ({"count": 3}, "logits_bytes=12 is not count=3"),
         ({"count": "2"}, "count='2' must be an int"),
-        ({"count": 3, "logits_bytes": 18}, "has 12 bytes and the manifest promises 18"),
-        ({"clips_bytes": 7}, "has 6 bytes and the manifest promises 7"),
-        ({"clips_bytes": 5}, "must have 2 lines"),
+        ({"count": 3, "logits_bytes": 18}, "has 12 bytes, not the 18 in the manifest"),
+        ({"clips_bytes": 7}, "has 6 bytes, not the 7 in the manifest"),
+        ({"clips_bytes": 5}, "is not 2 lines"),
     ],
 )
 def test_damaged_store_is_refused(tmp_path, change, text):
@@ -418,8 +418,8 @@ def test_damaged_store_is_refused(tmp_path, change, text):
         ("manifest.json", b'{"format": "logits store", "version": 1}', "lacks teacher"),
         ("logits.f16", b"", "has 0 bytes"),
         ("clips.tsv", b"a\t\na\t\n", "has clip 'a' twice"),
-        ("clips.tsv", b"\t\nab\t\n", "must have 2 lines"),
-        ("clips.tsv", b"a\n\tb\t\n", "must have 2 lines"),
+        ("clips.tsv", b"\t\nab\t\n", "is not 2 lines"),
+        ("clips.tsv", b"a\n\tb\t\n", "is not 2 lines"),
     ],
 )
 def test_store_of_damaged_files_is_refused(tmp_path, name, content, text):
@@ -439,7 +439,7 @@ def test_a_store_of_what_is_no_file_is_refused(tmp_path, name, kind):
         path.mkdir()
     else:
         path.symlink_to(name if kind == "loop" else "/dev/null")
-    with pytest.raises(ValueError, match=f"{name} is no file, nor a link to one"):
+    with pytest.raises(ValueError, match=f"{name} is neither a file nor a link to one"):
         LogitsStore(tmp_path / "s")
 
 
@@ -472,7 +472,7 @@ def test_store_that_is_cut_while_it_is_open_is_refused(tmp_path):
     write(tmp_path / "s", ["a", "b"])
     store = LogitsStore(tmp_path / "s")
     os.truncate(tmp_path / "s" / "logits.f16", 0)
-    with pytest.raises(OSError, match=r"logits.f16 has 0 of 12 bytes now"):
+    with pytest.raises(OSError, match=r"logits.f16 now has only 0 of 12 bytes"):
         store.lookup(["a", "b"])
 
 
@@ -531,7 +531,7 @@ def test_aligned_store_passes(tmp_path, count, per_clip):
     report = verify(store_of(tmp_path / "s", clips, teacher_logits(clips)), clips)
     report.raise_if_bad()
     assert report.coverage == 1 and report.labels_match is None and report.blocks >= 2
-    assert str(report).startswith(f"ok: 100.0% of {count} clips known")
+    assert str(report).startswith(f"ok: 100.0% of {count} clips stored")
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -573,7 +573,7 @@ def test_store_off_by_one_is_refused(tmp_path, count, separation):
     logits = shift_from(teacher_logits(clips, separation=separation), 0)
     report = verify(store_of(tmp_path / "s", clips, logits), clips)
     assert report.aligned is False
-    with pytest.raises(ValueError, match="seem to be of other clips.*make the store"):
+    with pytest.raises(ValueError, match="seem to be of other clips.*rebuild the st"):
         report.raise_if_bad()
 
 
@@ -614,7 +614,7 @@ def test_label_tables_that_differ_are_refused(tmp_path):
     store = store_of(tmp_path / "s", clips, teacher_logits(clips))
     verify(store, clips, labels_sha256=ABOUT["labels_sha256"]).raise_if_bad()
     report = verify(store, clips, labels_sha256="9" * 64)
-    with pytest.raises(ValueError, match="label table is not the data set's"):
+    with pytest.raises(ValueError, match="label tables of the store and the data"):
         report.raise_if_bad()
     assert str(report).startswith("bad: ") and "tables different" in str(report)
 
@@ -633,7 +633,7 @@ def test_probabilities_are_refused(tmp_path, labelled):
     probabilities = 1 / (1 + np.exp(-teacher_logits(clips)))
     store = store_of(tmp_path / "s", clips, probabilities)
     clips = clips if labelled else [(name, []) for name, _ in clips]
-    with pytest.raises(ValueError, match="numbers are all from 0 to 1, so they are"):
+    with pytest.raises(ValueError, match="numbers are from 0 to 1, so they are"):
         verify(store, clips).raise_if_bad()
 
 
@@ -655,7 +655,7 @@ def test_low_coverage_is_refused(tmp_path):
     clips = labelled_clips(1000)
     store = store_of(tmp_path / "s", clips[:850], teacher_logits(clips[:850]))
     verify(store, iter(clips), minimum_coverage=0.85).raise_if_bad()
-    message = f"^{re.escape(str(tmp_path))}/s: the store knows 85.0% of 1000 clips,"
+    message = f"^{re.escape(str(tmp_path))}/s: the store has 85.0% of 1000 clips,"
     with pytest.raises(ValueError, match=message):
         verify(store, clips).raise_if_bad()
 
@@ -675,7 +675,7 @@ def test_too_few_labels_are_no_verdict(tmp_path, labels_of, found):
     report = verify(store, clips)
     assert report.aligned is None
     report.raise_if_bad()  # nothing speaks against it
-    assert re.search(f"^unjudged: .* only {found} clips .* takes 20", str(report))
+    assert re.search(f"^unjudged: .* only {found} clips .* and 20 are", str(report))
 
 
 def test_constant_class_does_not_disturb(tmp_path):
@@ -809,7 +809,7 @@ def test_classes_beyond_the_last_are_damage(tmp_path):
     content = bytearray(path.read_bytes())
     content[4:6] = (3).to_bytes(2, "little")
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="class 3 of 3.*make the store anew"):
+    with pytest.raises(ValueError, match="class 3 of 3.*rebuild the store"):
         LogitsStore(tmp_path / "s").lookup(["a"])
 
 
@@ -826,7 +826,7 @@ def test_a_clip_that_is_no_text_is_damage(tmp_path, letter):
         writer.append(["abcd"], np.zeros((1, writer.manifest.num_classes), "f4"))
     path = tmp_path / "s" / "clips.tsv"
     path.write_bytes(path.read_bytes().replace(b"b", letter))
-    with pytest.raises(ValueError, match="is not UTF-8.*make the store anew"):
+    with pytest.raises(ValueError, match="is not UTF-8.*rebuild the store"):
         LogitsStore(tmp_path / "s").clip(0)
 
 
@@ -963,7 +963,7 @@ CLASSES = 527
         (np.zeros((CLASSES, 30), "f4") - 1, "it is transposed, so save it again as"),
         (
             np.linspace(0, 1, 30 * CLASSES, dtype="f4").reshape(30, CLASSES),
-            "numbers from 0 to 1 alone, which",
+            "only numbers from 0 to 1, which",
         ),
         (np.full((30, CLASSES), np.nan, "f4"), "not finite"),
         (None, "no file .*; download the published logits"),
@@ -982,7 +982,7 @@ def test_the_recipe_refuses_other_logits_in_a_sentence(tmp_path, logits, text, c
 
 def test_import_refuses_paths_that_are_taken_or_missing(tmp_path):
     logits, index, path = publish(tmp_path, np.zeros((5, 2), "f4"), {NAMES[0]: 0})
-    with pytest.raises(ValueError, match="exists; name a folder that does not"):
+    with pytest.raises(ValueError, match="exists; name another folder"):
         import_published(logits, index, tmp_path, labels_sha256="l")
     with pytest.raises(FileNotFoundError, match="download the published logits"):
         import_published(tmp_path / "x", index, path, labels_sha256="l")

@@ -388,28 +388,28 @@ REFUSALS = {
     "form of a file": (
         lambda folder: csv_file(folder)[0],
         {"form": "class_folders"},
-        "needs a folder, but .*clips.csv is none",
+        "needs a folder, but .*clips.csv is not",
     ),
     "nothing there": (lambda folder: folder / "x", {}, "there is no file or folder"),
     "empty": (
         lambda folder: folder,
         {},
-        "holds neither one table .* found were no f",
+        "holds neither one table .* it has no f",
     ),
     "column": (
         _with_table(["file", "label"], ONE),
         {"label_column": "kind"},
-        r"no column 'kind' \(label_column\); found were file, label",
+        r"no column 'kind' \(label_column\); its columns are file, label",
     ),
     "no usual column": (
         _with_table(["file", "kind"], ONE),
         {},
-        "no column of a usual name .* found were file, kind: name one with label_col",
+        "no column of a usual name .* columns are file, kind: name one with label_col",
     ),
     "no audio column": (
         _with_table(["where", "label"], ONE),
         {},
-        "found were where, label: name one with audio_column",
+        "its columns are where, label: name one with audio_column",
     ),
     "unexpected label": (
         _with_table(["file", "label"], ONE),
@@ -424,12 +424,12 @@ REFUSALS = {
     "ids twice": (
         _with_table(["file", "label"], [["a1.wav", "dog"], ["a2.wav", "dog"]]),
         {"id_column": "label"},
-        r"more than once, or not at all: dog \(2\)",
+        r"repeated or empty clip ids: dog \(2\)",
     ),
     "all files missing": (
         _with_table(["file", "label"], [["zz.wav", "dog"]]),
         {},
-        "none of the 1 files of clips.csv exists in .*'zz.wav'; pass audio_folder",
+        r"none of the 1 files of clips.csv exists in .*'zz.wav'\); pass audio_folder",
     ),
     "two tables": (
         lambda folder: _with_table(["file", "label"], ONE, "more.csv")(
@@ -448,7 +448,7 @@ REFUSALS = {
     "fields": (
         _with_table(["file", "label"], [["a1.wav", "dog", "x"]]),
         {},
-        "line 2 of .* has 3 fields, but its header 2: file, label; put what holds",
+        "line 2 of .* has 3 fields, but its header has 2: file, label; quote fields",
     ),
     "not text": (_with_text(b"file,label\n\xff", "a.csv"), {}, "is not UTF-8 text"),
     "not JSON": (_with_text(b'{"a": 1}\n{', "a.jsonl"), {}, "line 2 of .* is not JSON"),
@@ -466,23 +466,23 @@ REFUSALS = {
     "a field without end": (
         _with_text(b"file,label\n" + b"a" * 200_000 + b",dog", "a.csv"),
         {},
-        "line 2 of .* is no row of a table",
+        "line 2 of .* is not a row of a table",
     ),
     "a pickle": (_with_text(b"\x80\x04cos\nsystem\n.", "a.csv"), {}, "is not UTF-8"),
     "no such split": (
         _with_table(["file", "label", "split"], [["a1.wav", "dog", "train"]]),
         {"splits": {"dev": "valid"}},
-        r"has no split dev; found were train \(1\): name those in splits",
+        r"has no split dev; it has train \(1\): name those in splits",
     ),
     "no splits": (
         _with_table(["file", "label"], ONE),
         {"splits": {"dev": "valid", "eval": "test"}},
-        "no split dev, eval; found were no splits at all",
+        "no split dev, eval; it has no splits at all",
     ),
     "judged without classes": (
         _with_table(["file", "label", "mask"], [["a1.wav", "dog", 1]]),
         {"judged_column": "mask"},
-        "judged_column=mask holds a number for each class; give classes",
+        "judged_column=mask holds a number for each class; pass classes",
     ),
 }
 
@@ -504,7 +504,7 @@ def test_a_hint_says_where_the_files_are(tmp_path):
     write_files(tmp_path / "sounds")
     write_csv(tmp_path / "clips.csv", ["file", "label"], ONE)
     with pytest.raises(
-        FileNotFoundError, match="set audio_folder=sounds, since sounds/a1"
+        FileNotFoundError, match="set audio_folder=sounds, because sounds/a1"
     ):
         read_table(tmp_path)
 
@@ -533,7 +533,7 @@ def test_a_folder_of_unlike_parquet_is_refused(tmp_path):
     for name in ("train", "test"):
         table = pa.table({"label": ["cat"], f"only_{name}": [1]})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    with pytest.raises(ValueError, match="no data set that `datasets` reads .* name"):
+    with pytest.raises(ValueError, match="a data set that `datasets` reads .* name"):
         read_table(tmp_path, cache_dir=str(tmp_path / "cache"))
 
 
@@ -566,7 +566,7 @@ def test_a_readme_names_nothing_outside_of_its_folder(settings, tmp_path):
     text = f"---\nconfigs:\n- config_name: default\n  {settings}\n---\n"
     (folder / "README.md").write_text(text)
     with pytest.raises(
-        ValueError, match=r"README.md\) name .* does not lie in it; mend"
+        ValueError, match=r"README.md\) name .* is not inside it; correct"
     ):
         read_table(folder, audio_folder="..", cache_dir=str(tmp_path / "cache"))
 
@@ -575,7 +575,7 @@ def test_a_hidden_readme_is_refused(tmp_path):
     folder = _two_parquets(tmp_path)
     text = "configs:\n- config_name: default\n  data_files: ../secret.csv\n"
     (folder / ".huggingface.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"name .huggingface.yaml, which does not"):
+    with pytest.raises(ValueError, match=r"name .huggingface.yaml, which is not"):
         read_table(folder, cache_dir=str(tmp_path / "cache"))
 
 
@@ -754,7 +754,7 @@ def test_the_official_folder_of_fsd50k_reads(layout, mid_last, tmp_path):
 
 def test_the_folder_of_fsd50k_is_refused_where_its_tables_do_not_fit(tmp_path):
     facts = facts_of("fsd50k_folder")
-    with pytest.raises(FileNotFoundError, match="dev.csv, .*eval.csv, .* is not there"):
+    with pytest.raises(FileNotFoundError, match="dev.csv, .*eval.csv, .* is missing"):
         read_table(tmp_path, **facts)
     fsd50k_folder(tmp_path)
     truth = tmp_path / "FSD50K.ground_truth"
@@ -770,7 +770,7 @@ def test_the_folder_of_fsd50k_is_refused_where_its_tables_do_not_fit(tmp_path):
     write_csv(
         truth / "vocabulary.csv", ["0", "Animal", "/m/0jbk"], [["1", "Dog", "/m/d"]]
     )
-    with pytest.raises(ValueError, match="has no column split; found were fname, lab"):
+    with pytest.raises(ValueError, match="has no column split; it has fname, lab"):
         read_table(tmp_path, **facts)
 
 
@@ -871,7 +871,7 @@ def test_tau2020_is_refused_where_its_tables_do_not_fit(tmp_path):
     ):
         read_table(tmp_path, **facts_of("tau2020"))
     (setup / "fold1_evaluate.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="fold1_test.csv is not there"):
+    with pytest.raises(FileNotFoundError, match="fold1_test.csv is missing"):
         read_table(tmp_path, **facts_of("tau2020"))
 
 
@@ -888,7 +888,7 @@ def test_facts_are_what_read_table_takes(path, tmp_path):
 
 
 def test_a_hub_id_without_network_is_refused_at_once(tmp_path):
-    with pytest.raises(FileNotFoundError, match="neither a file or folder here nor"):
+    with pytest.raises(FileNotFoundError, match="neither a local file or folder nor"):
         read_table("nobody/nothing", cache_dir=str(tmp_path))
 
 
@@ -939,7 +939,7 @@ def test_a_summary_says_what_of_long_clips_is_heard(tmp_path):
     said = str(summary).splitlines()
     assert said[0] == "4 clips, without labels"
     assert said[-1] == (
-        "2 clips are longer than 2 s; only their first 2 s are heard (0.00 of 0.00 "
+        "2 clips are longer than 2 s; only their first 2 s are used (0.00 of 0.00 "
         "hours)"
     )
     few = describe(found, max_headers=2, clip_seconds=2.0)
@@ -952,7 +952,7 @@ def test_a_summary_of_many_clips_says_that_it_looked_at_some(tmp_path):
     summary = describe(found, max_headers=2)
     assert summary.headers_read == 2 and summary.num_clips == 6
     assert summary.hours == pytest.approx(6 * 0.05 / 3600)
-    assert "of the sound, 2 of 6 headers were read" in str(summary)
+    assert "2 of 6 sound headers were read" in str(summary)
     assert str(summary).startswith(
         "6 clips of 3 classes: 1 (cow) to 3 (dog) clips each"
     )

@@ -58,7 +58,7 @@ def test_a_table_is_read_in_the_order_of_its_index(tmp_path):
 def test_a_file_that_is_no_table_is_refused_in_a_sentence(tmp_path, text):
     path = tmp_path / "labels.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=r"labels\.csv is no table of labels"):
+    with pytest.raises(ValueError, match=r"labels\.csv is not a table of labels"):
         LabelTable.from_csv(path)
 
 

@@ -307,7 +307,7 @@ def by_cmkd(place, kind, tmp_path):
     rows, batch = clip_batch(place)
     labels = audioset_labels()
     teacher = hparams["teacher"]
-    assert "3 clips of them" in teacher.check(summarize_rows(rows, labels), labels)
+    assert "for 3 clips" in teacher.check(summarize_rows(rows, labels), labels)
     log_mel = hparams["log_mel"].eval()(batch.waveform)
     return teacher(Heard(batch, log_mel, None)).logits
 
@@ -342,12 +342,12 @@ def test_every_recipe_takes_every_kind_of_teacher(ask, kind, place, tmp_path):
 @pytest.mark.parametrize(
     "sources, options, text",
     [
-        ("tiny_as,", {}, "names no teacher before or after a comma"),
-        ("tiny_as", ["time_stride"], "must be options by name"),
-        ("tiny_as", {"other.pt": {"width": 1}}, "for other.pt, which is none of the t"),
-        ("tiny_as", {"gain": 1}, "gain is no option of MN or LogMel"),
-        ("all_kinds:make", {"width": 1}, "width is no option of all_kinds:make, which"),
-        ("nobody", {}, "'nobody' is no published teacher and no file"),
+        ("tiny_as,", {}, "has a comma with no teacher before or after it"),
+        ("tiny_as", ["time_stride"], "must be a mapping of options"),
+        ("tiny_as", {"other.pt": {"width": 1}}, "for other.pt, which is not among"),
+        ("tiny_as", {"gain": 1}, "gain is not an option of MN or LogMel"),
+        ("all_kinds:make", {"width": 1}, "width is not an option of all_kinds:make"),
+        ("nobody", {}, "'nobody' is neither a published teacher nor"),
     ],
 )
 def test_what_names_no_teacher_is_refused(
@@ -385,11 +385,11 @@ def test_a_folder_without_a_model_is_refused_in_a_sentence(
 @pytest.mark.parametrize(
     "told, text",
     [
-        ({}, "front end; state --teacher_options '{n_mels: ..., hop_length: ...}'"),
+        ({}, "front end; pass --teacher_options '{n_mels: ..., hop_length: ...}'"),
         ({"n_mels": 128, "hop_length": 320}, "pass time_stride .* --teacher_options"),
         (
             {"n_mels": 128, "hop_length": 320, "time_stride": 16},
-            "pass num_heads, as --teacher_options",
+            "pass num_heads, with --teacher_options",
         ),
     ],
 )
@@ -478,6 +478,6 @@ def test_teachers_of_two_kinds_and_rates_listen_along(place, own_transformer):
     options |= {"output_folder": "loop", "compare_without_teacher": True}
     call = arguments_of("cmkd_cnn_from_transformer", **options)
     printed = run_recipe("audioset_kd", [call], place)
-    assert "Teacher: it hears the student's waveforms, 3 clips of them" in printed
+    assert "Teacher: it takes the student's waveforms, for 3 clips" in printed
     for row in ("student with teacher", "teacher", "student without teacher"):
         assert f"| {row} |" in (place / "loop" / "comparison.md").read_text()

@@ -130,7 +130,7 @@ def test_the_student_comes_to_agree_with_its_teacher():
 def test_what_does_not_fit_is_refused():
     summary = summarize_labels(["x"], [["a"]], LABELS)
     teacher = OnlineTeacher(model_of(), log_mel_of())
-    assert "log-mel, 1 clips" in teacher.check(summary, LABELS)
+    assert "log-mel, for 1 clips" in teacher.check(summary, LABELS)
     three = LabelTable("abc", "abc")
     with pytest.raises(ValueError, match="the teacher has 4 classes and the student 3"):
         teacher.check(summary, three)
@@ -175,7 +175,7 @@ def test_a_teacher_of_another_rate_hears_the_clips_resampled(
     teacher = OnlineTeacher(
         Ensemble([model, model]) if of_an_ensemble else model, log_mel_of()
     )
-    assert "hears the student's waveforms, 1 cl" in teacher.check(summary, LABELS)
+    assert "takes the student's waveforms, for 1 cl" in teacher.check(summary, LABELS)
     said = teacher(heard).logits
     torch.testing.assert_close(said, expected)
 

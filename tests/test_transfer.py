@@ -114,7 +114,7 @@ def test_an_interrupted_writing_leaves_nothing(rows, tmp_path, monkeypatch):
 
 def test_a_folder_that_is_there_is_left_alone(rows, tmp_path):
     (tmp_path / "set").mkdir()
-    with pytest.raises(FileExistsError, match="set is there already; delete it or"):
+    with pytest.raises(FileExistsError, match="set already exists; delete it or"):
         write_transfer_set(rows, READER, tmp_path / "set", num_clips=1)
     assert not list((tmp_path / "set").iterdir())
 

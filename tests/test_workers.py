@@ -23,7 +23,7 @@ def test_a_worker_that_dies_takes_nobody_with_it():
     refused = []
 
     def work():
-        with pytest.raises(OSError, match="was ended from outside") as raised:
+        with pytest.raises(OSError, match="was killed, perhaps") as raised:
             list(Workers(_die_while_counting, 2).run(range(8), lambda count: None))
         refused.append(raised.value)
 

@@ -1,16 +1,16 @@
 """The command line: ``efficientat list|tag|scan|embed|evaluate|info|export``.
 
-A module for each command says what it takes (``add_parser``) and does it (``run``).
-They share ``arguments`` (legal values), ``inputs`` (which files, and their sound),
-``models`` (by name, file or folder), ``outputs`` (formats, files written aside) and
-``parts`` (what a killed run goes on from).
+Each command has a module that defines its options (``add_parser``) and runs it
+(``run``). They share ``arguments`` (legal values), ``inputs`` (finding and decoding
+files), ``load_model`` (by name, file or folder), ``outputs`` (formats, atomic writes)
+and ``resumed_output`` (what an interrupted run resumes from).
 
-Nothing heavy is imported before a command needs it: ``--help`` and ``list`` answer
-at once.
+Heavy modules are imported only when a command needs them, so ``--help`` and ``list``
+respond at once.
 
-Exit codes: 0 all went well; 1 some inputs could not be read, the results of the
-others are written; 2 wrong usage, or nothing could be read; 130 interrupted; 141 who
-read the results stopped reading.
+Exit codes: 0 success; 1 some inputs could not be read, and the results of the others
+are written; 2 wrong usage, or nothing could be read; 130 interrupted; 141 the reader
+of stdout closed the pipe.
 """
 
 import argparse
@@ -33,12 +33,12 @@ FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command.
+    """Runs a command and returns its exit code.
 
     Arguments
     ---------
     argv : sequence of str or None
-        What stands behind the program's name; None: that of this process.
+        Arguments after the program's name; None: those of this process.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"efficientat: interrupted; {how_to_go_on}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # as `| head` does
-        # Or Python complains of it when it flushes at its end.
+        # Else Python reports the closed pipe when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except Exception as error:
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="efficientat",
         description="Tags, scans and embeds sound with small CNNs, and scores them.",
-        epilog="Exit codes: 0 all went well; 1 some inputs could not be read; "
+        epilog="Exit codes: 0 success; 1 some inputs could not be read; "
         "2 wrong usage, or nothing could be read; 130 interrupted.",
     )
     parser.add_argument(
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.set_defaults(debug=False, after_interrupt="run the same command again")
     common = argparse.ArgumentParser(add_help=False)
-    for one in (parser, common):  # before or behind the command
+    for one in (parser, common):  # before or after the command
         one.add_argument(
             "--debug",
             action="store_true",
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sentence(error: Exception) -> str:
-    """An error in one line; what nobody foresaw tells its type."""
+    """Returns an error as one line; an unexpected error includes its type."""
     text = shown(" ".join(str(error).split()))
     if isinstance(error, OSError | ValueError):
         return text

@@ -1,4 +1,4 @@
-"""``python -m efficientat_plugin.cli``: the command line without its script."""
+"""Runs the command line as ``python -m efficientat_plugin.cli``."""
 
 from efficientat_plugin.cli import main
 

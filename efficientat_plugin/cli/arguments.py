@@ -1,21 +1,21 @@
-"""What may stand on the command line: legal values, and options that commands share."""
+"""Option types that check their values, and options that several commands share."""
 
 import argparse
 import math
 from pathlib import Path
 from typing import Any
 
-Commands = argparse._SubParsersAction  # which has no public name
+Commands = argparse._SubParsersAction  # it has no public name
 
 MODEL_HELP = (
-    "a name of `efficientat list`; a model folder, or that of the run that left one; a "
-    "file of weights; several of these joined by commas, an ensemble; or an ONNX file "
-    "of `efficientat export`, which needs no torch"
+    "a name from `efficientat list`; a model folder or the run folder that holds it; a "
+    "weights file; several of these joined by commas, for an ensemble; or an ONNX file "
+    "from `efficientat export`, which runs without torch"
 )
 
 
 def whole_number(text: str) -> int:
-    """A number of things, at least one.
+    """Parses a whole number of at least 1.
 
     Example
     -------
@@ -30,7 +30,7 @@ def whole_number(text: str) -> int:
 
 
 def probability(text: str) -> float:
-    """From 0 to 1.
+    """Parses a number from 0 to 1.
 
     Example
     -------
@@ -44,7 +44,7 @@ def probability(text: str) -> float:
 
 
 def seconds(text: str) -> float:
-    """Above 0.
+    """Parses a duration above 0 seconds.
 
     Example
     -------
@@ -58,26 +58,26 @@ def seconds(text: str) -> float:
 
 
 def add_sounds(parser: argparse.ArgumentParser) -> None:
-    """Files and folders, as many as are given."""
+    """Adds the files and folders to process, one or more."""
     parser.add_argument(
         "sounds",
         nargs="+",
         type=Path,
         metavar="SOUND",
-        help="a file, or a folder, whose sounds at any depth are meant",
+        help="a file, or a folder, which is searched recursively",
     )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Which model hears, and where it runs."""
+    """Adds the model and the device it runs on."""
     parser.add_argument(
-        "--model", default="mn10_as", help=f"{MODEL_HELP} (%(default)s)"
+        "--model", default="mn10_as", help=f"{MODEL_HELP} (default: %(default)s)"
     )
     add_model_details(parser)
 
 
 def add_model_details(parser: argparse.ArgumentParser) -> None:
-    """What a model by name or file does not tell."""
+    """Adds the options that describe how to load a model."""
     add_what_weights_do_not_tell(parser)
     parser.add_argument(
         "--trust",
@@ -85,42 +85,44 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
         help="let the hyperparams.yaml of a model folder execute code; only for "
         "sources that you trust",
     )
-    parser.add_argument("--device", help="cpu or cuda:0 (default: a GPU if any)")
+    parser.add_argument("--device", help="cpu or cuda:0 (default: GPU if available)")
 
 
 def add_what_weights_do_not_tell(parser: argparse.ArgumentParser) -> None:
-    """What must be stated of a file of weights that nothing describes."""
+    """Adds the settings that must be given for a weights file without a description."""
     group = parser.add_argument_group(
-        "of a file of weights without published name, model folder or checkpoint folder"
+        "for a weights file that has no published name, model folder or checkpoint "
+        "folder"
     )
     group.add_argument(
         "--labels",
         type=Path,
         metavar="CSV",
-        help="its classes: columns index, mid, display_name; or audioset",
+        help="the classes: a CSV with columns index, mid, display_name; or audioset",
     )
     group.add_argument(
         "--front-end",
         type=front_end,
         metavar="N=V,...",
-        help="the log-mel that it was trained on, as n_mels=128,hop_length=320, or a "
-        "YAML of that; what is left out is as in LogMel",
+        help="log-mel settings it was trained with, such as "
+        "n_mels=128,hop_length=320, or a YAML file of them; omitted ones are as in "
+        "LogMel",
     )
     group.add_argument(
         "--clip-seconds",
         type=seconds,
         metavar="S",
-        help="the length of the clips that it was trained on",
+        help="length of the clips that it was trained on",
     )
     group.add_argument(
         "--target",
         choices=["multilabel", "multiclass"],
-        help="whether a sound has several classes or one (multilabel)",
+        help="whether a sound has several classes or one (default: multilabel)",
     )
 
 
 def stated_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was stated of a file of weights, as ``AudioTagger.from_student`` takes it.
+    """Returns the settings given for a weights file, for ``AudioTagger.from_student``.
 
     Example
     -------
@@ -135,7 +137,7 @@ def stated_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def front_end(text: str) -> dict[str, Any]:
-    """Settings of a log-mel, written out or in a YAML.
+    """Parses log-mel settings, either written out or in a YAML file.
 
     Example
     -------
@@ -156,20 +158,20 @@ def front_end(text: str) -> dict[str, Any]:
         isinstance(value, int | float | str) for value in settings.values()
     ):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is given; give NAME=VALUE, joined by commas, as "
-            "n_mels=128,hop_length=320, or a YAML of such lines"
+            f"{text!r} is given; give NAME=VALUE joined by commas, such as "
+            "n_mels=128,hop_length=320, or a YAML file of such lines"
         )
     return settings
 
 
 def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    """How much is heard at once."""
+    """Adds the batch size."""
     parser.add_argument(
         "--batch-size",
         type=whole_number,
         default=16,
         metavar="N",
-        help="sounds to hear at once (%(default)s)",
+        help="sounds per batch (default: %(default)s)",
     )
 
 
@@ -177,4 +179,4 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

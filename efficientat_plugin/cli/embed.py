@@ -1,4 +1,4 @@
-"""``efficientat embed``: embeddings of all sounds of a folder, in one file."""
+"""``efficientat embed``: writes the embeddings of a folder of sounds to one file."""
 
 import argparse
 import json
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
     from efficientat_plugin.cli.resumed_output import ResultParts, SoundFile
 
-    Embed = Callable[..., NDArray[np.float32]]  # of a sound, and of its rate
+    Embed = Callable[..., NDArray[np.float32]]  # (sound, sample_rate) -> [D]
 
 SUFFIXES = (".npz", ".parquet")
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
         "embed",
         parents=[common],
-        help="embeddings of all sounds of a folder, in one file",
-        description="Embeddings of all sounds of a folder, at any depth, sorted by "
-        "name. A run that was stopped goes on where it was when it is started again.",
+        help="write the embeddings of a folder of sounds to one file",
+        description="Computes the embeddings of all sounds in a folder, searched "
+        "recursively and sorted by name. To resume an interrupted run, rerun the same "
+        "command.",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument(
@@ -44,23 +45,26 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help="FILE.npz with the arrays names [N], embeddings [N, D] and settings, or "
-        "FILE.parquet with the columns name and embedding",
+        help="FILE.npz, with arrays names [N], embeddings [N, D] and settings, or "
+        "FILE.parquet, with columns name and embedding",
     )
     add_model(parser)
     parser.add_argument(
         "--sources",
         metavar="LAYERS",
-        help="what embeddings are made of, joined by commas, as mel,b5,clf1 "
-        "(mel,b5,b11,b13,b15); an exported file has one embedding and takes no layers",
+        help="layers that form the embedding, joined by commas, such as mel,b5,clf1 "
+        "(default: mel,b5,b11,b13,b15); not for exported files, which have one "
+        "embedding",
     )
-    parser.add_argument("--pooling", help="of the blocks, as avg_and_max (avg)")
+    parser.add_argument(
+        "--pooling", help="pooling of the blocks, such as avg_and_max (default: avg)"
+    )
     parser.add_argument(
         "--workers",
         type=whole_number,
         default=2,
         metavar="N",
-        help="threads that decode (%(default)s)",
+        help="decoding threads (default: %(default)s)",
     )
     parser.set_defaults(
         run=run,
@@ -70,10 +74,12 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Embeds what can be read, names what cannot."""
+    """Embeds the sounds that can be read and reports the others."""
     check_target(arguments.output, SUFFIXES)
     if not arguments.folder.is_dir():
-        raise ValueError(f"{shown(arguments.folder)} is no folder; give one of sounds")
+        raise ValueError(
+            f"{shown(arguments.folder)} is not a folder; give one of sounds"
+        )
     failures = Failures()
     paths = find_sounds([arguments.folder], failures)
     if not paths:
@@ -94,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     embed: Embed = partial(tagger.embed, **options)
     settings = settings_of(tagger, **(options or {"sources": ["embedding"]}))
-    # So that options of no meaning are refused before anything is kept.
+    # Embeds silence first, so that invalid options are refused before any work.
     silence = np.zeros(tagger.min_samples, np.float32)
     size = len(embed(silence, tagger.sample_rate))
     with parts_beside(arguments.output, settings) as parts:
@@ -116,7 +122,7 @@ def _hear(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> "dict[Path, SoundFile]":
-    """Adds to ``parts`` what they lack; gives the sounds that they have then."""
+    """Embeds the sounds that ``parts`` lack; returns all that they then hold."""
     from tqdm import tqdm
 
     from efficientat_plugin.cli.resumed_output import sound_files
@@ -146,7 +152,7 @@ def _hear(
 
 
 def embedding_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``LayerEmbedding``; an exported file has no layers to choose."""
+    """Returns the arguments of ``LayerEmbedding``; none for an exported file."""
     from efficientat_plugin.cli.load_model import is_exported
 
     if is_exported(arguments.model):
@@ -174,18 +180,18 @@ def write_embeddings(
     embeddings: "NDArray[np.float32]",
     settings: dict[str, Any],
 ) -> None:
-    """One file, the same bytes for the same content.
+    """Writes one file; the same content gives the same bytes.
 
     Arguments
     ---------
     output : Path
         ".npz" or ".parquet".
     names : sequence of str
-        Of the sounds, relative to their folder.
+        Paths of the sounds, relative to their folder.
     embeddings : NDArray
         [N, D]
     settings : dict
-        What they were made with.
+        What they were computed with.
     """
     import numpy as np
 

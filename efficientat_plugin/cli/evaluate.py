@@ -1,4 +1,4 @@
-"""``efficientat evaluate``: how well a model tags sounds whose classes are known."""
+"""``efficientat evaluate``: scores a model on labelled sounds."""
 
 import argparse
 import os
@@ -28,37 +28,42 @@ examples:
   efficientat evaluate mn04_as clips.csv --label-column category --output scores
   efficientat evaluate model.onnx esc50.parquet --fold 3 --output scores
 """
-NOT_HERE = ("run.json", "hyperparams.yaml")  # what marks the folder of a run or a model
+NOT_HERE = ("run.json", "hyperparams.yaml")  # files that mark a run or model folder
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
         "evaluate",
         parents=[common],
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        help="how well a model tags sounds whose classes are known",
+        help="score a model on labelled sounds",
         description="Scores a model on labelled sounds, each from beginning to end, as "
-        "recipes/finetune.py does,\nand writes scores.json, per_class.csv and, of one "
-        "class per sound, confusion.png.",
+        "recipes/finetune.py does,\nand writes scores.json, per_class.csv and, if "
+        "sounds have one class each, confusion.png.",
         epilog=EXAMPLES,
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="a folder of class folders; a CSV, TSV, JSONL or Parquet file with a "
-        "column of files and one of labels, or a folder with one; or a hub id",
+        help="a folder with one folder per class; a CSV, TSV, JSONL or Parquet file "
+        "with a column of files and one of labels, or a folder that contains one; or a "
+        "hub id",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="FOLDER", help="made if need be"
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="created if missing",
     )
     add_model_details(parser)
     add_table_options(parser)
     chosen = parser.add_argument_group(
         "which clips",
-        "unless one of these is given: those that the run of the model was tested on, "
-        "if DATA is that run's; or else the split named test; or else all",
+        "default: the test clips of the model's run, if DATA is the data of that run; "
+        "else the split named test; else all",
     )
     chosen.add_argument("--split", metavar="NAME", help="one split; all: every clip")
     chosen.add_argument("--fold", metavar="NAME", help="one fold")
@@ -66,67 +71,87 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--test-share",
         type=probability,
         metavar="P",
-        help="a share drawn as recipes/finetune.py draws its test clips",
+        help="a share, drawn as recipes/finetune.py draws its test clips",
     )
     chosen.add_argument(
-        "--seed", type=int, default=1234, help="of that draw (%(default)s)"
+        "--seed",
+        type=int,
+        default=1234,
+        help="seed of that draw (default: %(default)s)",
     )
     parser.add_argument(
         "--max-unreadable-share",
         type=probability,
         default=0.01,
         metavar="P",
-        help="of the clips; more that cannot be read are an error (%(default)s)",
+        help="fail if a larger share of the clips cannot be read (default: "
+        "%(default)s)",
     )
     parser.set_defaults(run=run)
 
 
 def add_table_options(parser: argparse.ArgumentParser) -> None:
-    """How labelled data is read; as in hparams/finetune.yaml."""
+    """Adds the options for reading labelled data, as in hparams/finetune.yaml."""
     group = parser.add_argument_group("how the data is read")
     group.add_argument(
-        "--label-column", metavar="NAME", help="(one of a usual name, as category)"
+        "--label-column",
+        metavar="NAME",
+        help="column of labels (default: found by a common name, such as category)",
     )
     group.add_argument(
-        "--audio-column", metavar="NAME", help="(sound, or one of a usual name)"
+        "--audio-column",
+        metavar="NAME",
+        help="column of sounds or files (default: found by content or a common name)",
     )
     group.add_argument(
         "--group-column",
         metavar="NAME",
-        help="of the recordings that --test-share keeps together",
+        help="column of recordings, which --test-share does not split",
     )
     for role in ("id", "fold", "split"):
         group.add_argument(
-            f"--{role}-column", metavar="NAME", help=f"of {role}s (a usual name)"
+            f"--{role}-column",
+            metavar="NAME",
+            help=f"column of {role}s (default: found by a common name)",
         )
-    group.add_argument("--separator", help="between the labels of one cell")
+    group.add_argument("--separator", help="separator of the labels in one cell")
     group.add_argument(
-        "--classes", help="names of classes, as dog,cat, for columns of 0 and 1"
+        "--classes",
+        help="class names, such as dog,cat, if each has a column of 0 and 1",
     )
     group.add_argument(
         "--whole-files",
         action="store_false",
         dest="segments",
         default=None,
-        help="even where columns such as start and end cut them into segments",
+        help="score whole files, even if columns such as start and end define segments",
     )
     group.add_argument(
-        "--audio-folder", metavar="FOLDER", help="where files are, if not beside DATA"
+        "--audio-folder",
+        metavar="FOLDER",
+        help="folder of the files (default: the one with DATA)",
     )
     group.add_argument(
-        "--form", default="auto", help="what DATA is, as class_folders (%(default)s)"
+        "--form",
+        default="auto",
+        help="layout of DATA, such as class_folders (default: %(default)s)",
     )
     group.add_argument(
-        "--facts", type=Path, metavar="YAML", help="one of hparams/data, or as these"
+        "--facts",
+        type=Path,
+        metavar="YAML",
+        help="a file from hparams/data, or one like it",
     )
-    group.add_argument("--config", metavar="NAME", help="of a data set on the hub")
     group.add_argument(
-        "--cache", metavar="FOLDER", help="where `datasets` keeps what it prepares"
+        "--config", metavar="NAME", help="configuration of a data set on the hub"
+    )
+    group.add_argument(
+        "--cache", metavar="FOLDER", help="cache folder of the `datasets` library"
     )
 
 
 def is_published(model: str, tagger: "SoundTagger") -> bool:
-    """Whether that is known, by its name, to be trained on AudioSet alone."""
+    """Whether all models have published names, so were trained on AudioSet alone."""
     from efficientat_plugin.pretrained.published import find_published
 
     facts = getattr(tagger, "facts", None)  # of an exported file
@@ -135,7 +160,7 @@ def is_published(model: str, tagger: "SoundTagger") -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scores what can be read, names what cannot."""
+    """Scores the clips that can be read and reports the others."""
     check_folder(arguments.output)
 
     from efficientat_plugin.cli.load_model import load_tagger
@@ -175,7 +200,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         elif not is_published(arguments.model, tagger):
             say(
-                f"Nothing tells here whether {arguments.model} was trained on some of "
+                f"It is not known whether {arguments.model} was trained on some of "
                 "these clips; if it was, its score on them is too high"
             )
     rows, what = choose_clips(clips.rows, *choice, arguments.seed, run)
@@ -184,8 +209,8 @@ def run(arguments: argparse.Namespace) -> int:
     if found.seconds[0] < tagger.clip_seconds and tagger.short_clips != "as_is":
         how = "repeated" if tagger.short_clips == "repeat" else "padded with silence"
         say(
-            f"Sounds shorter than the {tagger.clip_seconds:g} s that the model was "
-            f"trained on are {how} up to that"
+            f"Sounds shorter than {tagger.clip_seconds:g} s, the length that the model "
+            f"was trained on, are {how} up to it"
         )
     check_labels(tagger, clips._replace(rows=rows), what)
     skipped = SkippedClips(arguments.max_unreadable_share)
@@ -204,24 +229,24 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def say(text: str) -> None:
-    """What is not a result."""
+    """Prints a message to stderr."""
     print("\n".join(map(shown, text.splitlines())), file=sys.stderr)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses, before anything is computed, a folder that cannot be meant."""
+    """Raises a ``ValueError`` early if the output folder is not suitable."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give another --output")
+        raise ValueError(f"{folder} is not a folder; give another --output")
     found = [name for name in NOT_HERE if (folder / name).exists()]
     if found:
         raise ValueError(
-            f"{folder} has a {found[0]}, so it is a run's or a model's own folder, "
-            "whose scores would be replaced; give another --output"
+            f"{folder} contains {found[0]}, so it is a run or model folder, whose "
+            "scores would be replaced; give another --output"
         )
 
 
 def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Arguments of ``open_labelled``, as the command line has them."""
+    """Returns the arguments of ``open_labelled`` from the command line."""
     from efficientat_plugin.data.rows import has_parquet_split
 
     options: dict[str, Any] = {
@@ -242,12 +267,12 @@ def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     split = arguments.split
     if split and not arguments.facts and has_parquet_split(arguments.data, split):
-        options["splits"] = {split: split}  # as it is called there, and no other
+        options["splits"] = {split: split}  # reads this split only, under its own name
     return options
 
 
 class Readings:
-    """The labelled clips, read as the recipes read them, and once with some options."""
+    """Reads labelled clips as the recipes do, and only once for the same options."""
 
     def __init__(self, arguments: argparse.Namespace, tagger: "SoundTagger") -> None:
         self.arguments, self.tagger = arguments, tagger
@@ -269,9 +294,9 @@ class Readings:
 
 
 def clips_of_run(read: Readings, run: dict[str, Any]) -> "LabelledClips | None":
-    """The clips as the run of the model read them; None: it did not read these.
+    """Reads the clips as the model's run did; None if they are not the run's data.
 
-    What the command line does not say of them, the run does.
+    Options that are not on the command line are taken from the run.
     """
     from efficientat_plugin.data.labelled import TABLE_OPTIONS
     from efficientat_plugin.tagging.whole_clips import clips_tested_by
@@ -288,17 +313,17 @@ def clips_of_run(read: Readings, run: dict[str, Any]) -> "LabelledClips | None":
 
 
 def _as_options(text: str, names: Iterable[str]) -> str:
-    """What readers call by the names of their arguments, as it stands here."""
+    """Replaces argument names in a reader's message by command-line options."""
     text = text.replace("segments=False", "--whole-files")
     for name in names:
-        # A name of one word is a word, too.
+        # A name of one word may be an ordinary word in the message.
         end = r"\b" if "_" in name else "="
         text = re.sub(rf"\b{name}(?={end})", f"--{name.replace('_', '-')}", text)
     return text
 
 
 def run_of(model: str) -> dict[str, Any] | None:
-    """What is known of the run that trained and tested a model; None: nothing."""
+    """Returns ``run.json`` of the run that trained a model; None if unknown."""
     from efficientat_plugin.support.run_folder import read_run
 
     path = Path(model)
@@ -313,28 +338,28 @@ def run_of(model: str) -> dict[str, Any] | None:
 
 
 def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> None:
-    """Says which labels are left out; refuses what cannot be scored."""
+    """Reports labels that are left out; raises if nothing can be scored."""
     from efficientat_plugin.data.labels import refuse_other_labels
     from efficientat_plugin.data.rows import summarize_rows
 
     summary = summarize_rows(clips.rows, clips.labels)
     refuse_other_labels(what, summary, clips.labels)
     if not summary.num_labelled:
-        raise ValueError(f"{what} have no labels, so that nothing can be scored")
+        raise ValueError(f"{what} have no labels, so nothing can be scored")
     if summary.unknown:
         num_left = len(summary.indices) - summary.num_labelled
-        say(f"{summary.left_out}, so that {num_left} clips are not scored")
+        say(f"{summary.left_out}, so {num_left} clips are not scored")
     several = sum(len(indices) > 1 for indices in summary.indices)
     if tagger.target == "multiclass" and several:
         raise ValueError(
-            f"{several} of {what} have several of the model's classes, and the model "
-            "says one of each sound; score it on clips of one class, or name another "
-            "--label-column"
+            f"{several} of {what} have several of the model's classes, but the model "
+            "predicts one per sound; score it on clips with one class each, or give "
+            "another --label-column"
         )
 
 
 def write(folder: Path, tagger: "SoundTagger", scores: "Scores") -> None:
-    """The files that a run leaves, too."""
+    """Writes the same result files as a run."""
     from efficientat_plugin.evaluation.metrics import ClassificationScores
     from efficientat_plugin.evaluation.report import plot_confusion, write_scores
     from efficientat_plugin.support.files import told_if_not_writable
@@ -344,12 +369,12 @@ def write(folder: Path, tagger: "SoundTagger", scores: "Scores") -> None:
         write_scores(folder, scores, tagger.labels)
         if isinstance(scores, ClassificationScores):
             plot_confusion(folder / "confusion.png", scores, tagger.labels)
-        else:  # not that of an earlier command beside these scores
+        else:  # one from an earlier command would not match these scores
             (folder / "confusion.png").unlink(missing_ok=True)
 
 
 def by_device(stats: "TaggingStats", rows: Any) -> dict[str, "Scores"]:
-    """Scores of each recording device, where the data tells it."""
+    """Returns the scores of each recording device, if the data names devices."""
     if "device" not in rows.column_names:
         return {}
     pairs = zip(rows["video_id"][:], rows["device"][:], strict=True)

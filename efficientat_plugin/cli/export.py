@@ -1,4 +1,4 @@
-"""``efficientat export``: a model as a file that runs without torch."""
+"""``efficientat export``: writes a model to a file that runs without torch."""
 
 import argparse
 from importlib.util import find_spec
@@ -12,44 +12,52 @@ from efficientat_plugin.cli.arguments import (
 )
 from efficientat_plugin.cli.inputs import Failures, find_sounds
 
-# As in export.onnx_file, which is not imported before it is needed
+# Repeated from export.onnx_file, so that importing this module stays fast
 NEEDED = {"export": ("onnx", "onnxruntime"), "litert": ("onnx", "litert_torch")}
 PRECISIONS = ("fp32", "fp16", "int8_weights", "int8")
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
-        "export", parents=[common], help="a model as a file that runs without torch"
+        "export",
+        parents=[common],
+        help="write a model to a file that runs without torch",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a name of `efficientat list`, a model folder, that of the run that left "
-        "one, or a file of weights",
+        help="a name from `efficientat list`, a model folder, the run folder that "
+        "holds it, or a weights file",
     )
     parser.add_argument(
         "--format",
         choices=["onnx", "litert"],
         default="onnx",
-        help="litert: from log-mel, fp32, clips of one length (%(default)s)",
+        help="litert takes the log-mel, in fp32, of clips of one length (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of the network: int8_weights stores them so and computes in float32, "
-        "int8 computes convolutions in it and needs --calibration (%(default)s)",
+        help="precision of the network: int8_weights stores weights in int8 and "
+        "computes in float32; int8 computes convolutions in int8 and needs "
+        "--calibration (default: %(default)s)",
     )
     parser.add_argument(
         "--frontend",
         choices=["in", "out"],
         default="in",
         help="in: from waveform to probabilities; out: from log-mel to logits, for "
-        "long recordings, of which the runtime computes the log-mel once (%(default)s)",
+        "long recordings, whose log-mel the runtime computes once (default: "
+        "%(default)s)",
     )
     parser.add_argument(
-        "--opset", type=whole_number, default=18, help="of the operators (%(default)s)"
+        "--opset",
+        type=whole_number,
+        default=18,
+        help="ONNX operator set (default: %(default)s)",
     )
     parser.add_argument(
         "--calibration",
@@ -57,32 +65,32 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         type=Path,
         default=(),
         metavar="SOUND",
-        help="files and folders of sounds like those it will hear, for int8",
+        help="for int8: files and folders of sounds like those the model is meant for",
     )
     add_what_weights_do_not_tell(parser)
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="(in this folder MODEL.onnx, MODEL_from_log_mel.onnx without the front "
-        "end, with the precision if it is not fp32)",
+        help="(default: MODEL.onnx in this folder, or MODEL_from_log_mel.onnx without "
+        "front end; the name includes a precision other than fp32)",
     )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exports, and tells what was written and how near it is to PyTorch."""
+    """Exports the model and prints the files and the difference from PyTorch."""
     is_litert = arguments.format == "litert"
     check_installed("litert" if is_litert else "export")
     if is_litert and arguments.calibration:
         raise ValueError(
-            "--calibration is for int8, which litert has not; leave it out"
+            "--calibration is for int8, which litert does not offer; leave it out"
         )
     if is_litert and (arguments.precision, arguments.frontend) != ("fp32", "out"):
         raise ValueError(
             f"--precision {arguments.precision} --frontend {arguments.frontend} was "
-            "asked of litert, which has fp32 without front end alone; pass --precision "
-            "fp32 --frontend out"
+            "given; litert offers only fp32 without front end: pass --precision fp32 "
+            "--frontend out"
         )
     failures = Failures()
     sounds = find_sounds(arguments.calibration, failures)
@@ -118,12 +126,12 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{written.path}: {written.num_bytes / 1e6:.2f} MB, {written.parity}")
     if arguments.precision == "int8":
         print(f"{written.num_int8} convolutions compute in int8")
-    print(f"beside it: {', '.join(other.name for other in written.others)}")
+    print(f"next to it: {', '.join(other.name for other in written.others)}")
     return failures.conclude(len(sounds)) if arguments.calibration else 0
 
 
 def check_installed(extra: str) -> None:
-    """Refuses to begin without what an extra brings."""
+    """Raises a ``ValueError`` if the packages of an extra are not installed."""
     absent = [name for name in NEEDED[extra] if find_spec(name) is None]
     if absent:
         raise ValueError(
@@ -133,7 +141,7 @@ def check_installed(extra: str) -> None:
 
 
 def default_output(model: str, form: str, precision: str, front_end: str) -> Path:
-    """What a file is called, in this folder.
+    """Returns the default name of the exported file.
 
     Example
     -------
@@ -147,7 +155,7 @@ def default_output(model: str, form: str, precision: str, front_end: str) -> Pat
     if path.is_dir():
         name = path.resolve().name
     suffix = "" if precision == "fp32" else f"_{precision}"
-    if form == "litert":  # has but one front end and precision
+    if form == "litert":  # has only one front end and precision
         return Path(f"{name}.tflite")
     start = "_from_log_mel" if front_end == "out" else ""
     return Path(f"{name}{start}{suffix}.{form}")

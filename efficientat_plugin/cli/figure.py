@@ -1,4 +1,4 @@
-"""A picture of a scan: the log-mel, and the likeliest classes over time."""
+"""Plots a scan: the log-mel, and the most likely classes over time."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from efficientat_plugin.contracts import ScanWindow
     from efficientat_plugin.tagging.base import SoundTagger
 
-MAX_COLUMNS = 2000  # twice what the picture has pixels for; even
+MAX_COLUMNS = 2000  # twice the width of the axes in pixels; even
 NUM_CLASSES = 10
-CHUNK_SECONDS = 10.0  # of log-mel at once
+CHUNK_SECONDS = 10.0  # per log-mel computation
 
 
 class PairedColumns:
-    """Columns over time, averaged in pairs whenever they have become too many.
+    """Collects columns over time and averages them in pairs when they exceed a limit.
 
     Arguments
     ---------
     limit : int
-        Columns to hold, even.
+        Maximum number of columns, even.
 
     Example
     -------
@@ -42,11 +42,11 @@ class PairedColumns:
         self._limit = limit
         self._per_column = 1
         self._whole: list[NDArray] = []
-        self._sum: NDArray | None = None  # of the column that is not complete
+        self._sum: NDArray | None = None  # of the incomplete column
         self._count = 0
 
     def add(self, column: NDArray) -> None:
-        """One more."""
+        """Adds a column."""
         if len(self._whole) == self._limit and not self._count:
             pairs = zip(self._whole[::2], self._whole[1::2], strict=True)
             self._whole = [(left + right) / 2 for left, right in pairs]
@@ -58,20 +58,20 @@ class PairedColumns:
             self._sum, self._count = None, 0
 
     def columns(self) -> NDArray[np.float64]:
-        """[columns, size]"""
+        """Returns [columns, size]."""
         rest = [] if self._sum is None else [self._sum / self._count]
         return np.stack([*self._whole, *rest])
 
 
 class ScanFigure:
-    """Gathers the windows of a scan and draws them, in constant memory.
+    """Collects the windows of a scan and draws them, in constant memory.
 
     Arguments
     ---------
     path : Path
         The sound.
     tagger : SoundTagger
-        What scans it; of an ensemble, the log-mel of the first member is drawn.
+        The tagger of the scan; for an ensemble, the first member's log-mel is drawn.
     """
 
     def __init__(self, path: Path, tagger: "SoundTagger") -> None:
@@ -80,13 +80,13 @@ class ScanFigure:
         self._seconds = 0.0
 
     def add(self, window: "ScanWindow") -> None:
-        """One more."""
+        """Adds a window."""
         where = [window.start_seconds, window.end_seconds]
         self._windows.add(np.concatenate([where, window.probabilities]))
         self._seconds = window.end_seconds
 
     def save(self, path: Path) -> None:
-        """Draws and writes a PNG."""
+        """Draws the figure and writes it as PNG."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -100,23 +100,23 @@ class ScanFigure:
             aspect="auto",
             extent=(0, self._seconds, 0, log_mel.shape[1]),
         )
-        # A name may have dollars, which are no formula here.
+        # A dollar sign in a name must not start a formula.
         upper.set_title(shown(self._path.name), parse_math=False)
         upper.set_ylabel("mel band")
         edges, names, probabilities = self._classes()
         rows = np.arange(len(names) + 1)
         mesh = lower.pcolormesh(edges, rows, probabilities.T, vmin=0, vmax=1)
         lower.set_yticks(rows[:-1] + 0.5, names, parse_math=False)
-        lower.invert_yaxis()  # the likeliest on top
+        lower.invert_yaxis()  # the most likely on top
         lower.set(xlabel="time (s)", xlim=(0, self._seconds))
         figure.colorbar(mesh, ax=lower, label="probability")
         with written_aside(path) as unfinished, warnings.catch_warnings():
-            # A name in letters that the font has not is drawn as boxes.
+            # Characters that the font lacks are drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from")
             figure.savefig(unfinished, format="png", dpi=110)
 
     def _classes(self) -> tuple[NDArray, list[str], NDArray]:
-        """Edges of the windows' cells [n + 1], classes [k], probabilities [n, k]."""
+        """Returns cell edges of the windows [n + 1], classes [k], values [n, k]."""
         columns = self._windows.columns()
         middles = columns[:, :2].mean(axis=1)
         between = (middles[1:] + middles[:-1]) / 2
@@ -127,7 +127,7 @@ class ScanFigure:
         return edges, names, probabilities[:, order]
 
     def _log_mel(self) -> NDArray[np.float64]:
-        """[columns, F]; the file is read once more, as far as it can be."""
+        """Reads the file again, as far as possible; returns [columns, F]."""
         columns = PairedColumns()
         for samples in self._chunks():
             for frame in self._tagger.log_mel_of(samples).T:
@@ -135,7 +135,7 @@ class ScanFigure:
         return columns.columns()
 
     def _chunks(self) -> Iterator[NDArray[np.float32]]:
-        """The sound in equal pieces, and what is left."""
+        """Yields the sound in pieces of equal length, then the remainder."""
         rate = self._tagger.sample_rate
         size = round(CHUNK_SECONDS * rate)
         held = np.zeros(0, np.float32)
@@ -145,7 +145,7 @@ class ScanFigure:
                 while len(held) >= size:
                     yield held[:size]
                     held = held[size:]
-        except UnreadableClip:  # drawn as far as it was scanned
+        except UnreadableClip:  # the figure ends where the scan ended
             pass
         if len(held):
             yield held

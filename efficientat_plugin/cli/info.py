@@ -1,4 +1,4 @@
-"""``efficientat info``: what a model is, hears and costs."""
+"""``efficientat info``: prints a model's architecture, input and cost."""
 
 import argparse
 from typing import TYPE_CHECKING, cast
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
-        "info", parents=[common], help="what a model is, hears and costs"
+        "info", parents=[common], help="print a model's architecture, input and cost"
     )
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     add_model_details(parser)
@@ -30,7 +30,7 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints it, for each member of an ensemble."""
+    """Prints the facts of a model, or of each member of an ensemble."""
     from efficientat_plugin.cli.load_model import is_exported, load_tagger
 
     tagger = load_tagger(
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _exported_lines(tagger: "Tagger") -> list[str]:
-    """What an exported file tells of itself; what it costs, only its source tells."""
+    """Formats the metadata of an exported file; only its source has the cost."""
     facts = tagger.facts
     front_end, frames = facts.front_end, "any number of"
     if facts.num_frames is not None:
@@ -77,7 +77,7 @@ def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
     from efficientat_plugin.cost.complexity import measure
 
     student, log_mel = member.student, member.log_mel
-    # A tagger's parameters are frozen, and those that training changes are counted.
+    # Unfrozen again, because trainable parameters are counted.
     student.requires_grad_(True)
     clip_seconds = tagger.clip_seconds
     num_frames = log_mel.num_frames(tagger.clip_samples)
@@ -92,7 +92,7 @@ def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
 
 
 def front_end_text(log_mel: "LogMel | FrontEndSettings") -> str:
-    """What a front end hears, in a line.
+    """Describes a front end in one line.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Which files are meant, their sound decoded ahead, and what could not be read."""
+"""Finds the input files, decodes them ahead of use, and reports unreadable ones."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHORT_SECONDS = 60.0  # sounds longer than this are never whole in memory
+SHORT_SECONDS = 60.0  # longer sounds are never held in memory as a whole
 
 
 class Failures:
-    """What could not be read, and why.
+    """Collects the inputs that could not be read, with the reasons.
 
     Example
     -------
@@ -40,17 +40,17 @@ class Failures:
         return path in self._reasons
 
     def add(self, path: Path, reason: object, is_partly_read: bool = False) -> None:
-        """One more; ``reason`` is a text or an error."""
+        """Adds an input; ``reason`` is a text or an error."""
         self._reasons[path] = shown(" ".join(str(reason).split()))
         self._has_results |= is_partly_read
 
     def conclude(self, num_read: int) -> int:
-        """Names the failures on stderr and gives the exit code.
+        """Prints the failures to stderr and returns the exit code.
 
         Arguments
         ---------
         num_read : int
-            Sounds that could be read, to their ends.
+            Sounds that could be read completely.
 
         Returns
         -------
@@ -60,7 +60,7 @@ class Failures:
         Raises
         ------
         ValueError
-            Where nothing could be read.
+            If nothing could be read.
         """
         if not self._reasons and num_read:
             return 0
@@ -77,27 +77,27 @@ class Failures:
 
 
 def find_sounds(given: Iterable[Path], failures: Failures) -> list[Path]:
-    """Files as given, and those in folders, at any depth, in the order of their names.
+    """Lists the given files, and all sounds below given folders, sorted by name.
 
     Arguments
     ---------
     given : iterable of Path
-        Files, of any suffix, and folders, of which sounds are taken by suffix.
+        Files of any suffix, and folders, in which sounds are found by suffix.
     failures : Failures
-        Gets what is not there, and folders without sound.
+        Receives missing files and folders without sound.
 
     Returns
     -------
     list of Path
-        Each once.
+        Without duplicates.
     """
     found: dict[Path, None] = {}
     for path in given:
-        if os.path.isdir(path):  # unlike Path's, false where it may not be looked
+        if os.path.isdir(path):  # unlike Path.is_dir, False without permission
             inside = _sounds_below(path, failures)
             if not inside:
                 suffixes = ", ".join(AUDIO_SUFFIXES)
-                failures.add(path, f"the folder holds no sound ({suffixes})")
+                failures.add(path, f"the folder contains no sound ({suffixes})")
             found |= dict.fromkeys(inside)
         else:
             found[path] = None
@@ -115,44 +115,46 @@ def _sounds_below(folder: Path, failures: Failures) -> list[Path]:
         failures.add(Path(error.filename), error.strerror)
 
     content = walk_sounds(folder, refused)
-    if text := content._replace(not_text=[]).passed_over():  # those are failures
-        logger.info("%s: passed over %s", shown(folder), text)
+    if text := content._replace(
+        not_text=[]
+    ).passed_over():  # those are reported as failures
+        logger.info("%s: skipped %s", shown(folder), text)
     return [folder / name for name in (*content.sounds, *content.not_text)]
 
 
 def _refusal(path: Path) -> str | None:
-    """Why a path cannot be read, as far as can be told without opening it."""
+    """Returns why a path cannot be read, as far as known without opening it."""
     if not os.path.lexists(path):
         return "there is no such file"
-    if not os.path.isfile(path):  # a pipe that is opened would be waited for
-        return "it is no file"
+    if not os.path.isfile(path):  # opening a pipe would block
+        return "it is not a file"
     try:
         str(path).encode()
-    except UnicodeEncodeError:  # which libsndfile's binding would raise
+    except UnicodeEncodeError:  # the binding of libsndfile would raise it
         return "its name is not UTF-8; rename it"
     return None
 
 
 class Decoded(NamedTuple):
-    """A file's sound, or why there is none."""
+    """The sound of a file, or why it cannot be read."""
 
     path: Path
-    samples: "NDArray[np.float32] | None"  # None: too long to hold, or not readable
+    samples: "NDArray[np.float32] | None"  # None: too long to hold, or unreadable
     fault: str | None = None
 
     @property
     def sound(self) -> "Path | NDArray[np.float32]":
-        """What a tagger takes: samples of a short sound, the file of a long one."""
+        """The input of a tagger: samples of a short sound, the path of a long one."""
         return self.path if self.samples is None else self.samples
 
 
 def decoded_ahead(
     paths: Iterable[Path], sample_rate: int, workers: int
 ) -> Iterator[Decoded]:
-    """Sounds in the order of ``paths``, decoded by threads while others are heard.
+    """Decodes sounds in threads ahead of use, and yields them in the given order.
 
-    Threads will do: decoding and resampling leave the interpreter to others, nothing
-    has to be handed from process to process, and it is the same on every system.
+    Threads suffice: decoding and resampling release the GIL, nothing has to be passed
+    between processes, and it works alike on every system.
 
     Arguments
     ---------
@@ -160,7 +162,7 @@ def decoded_ahead(
     sample_rate : int
         Of the samples, Hz.
     workers : int
-        Threads, at least 1; twice as many sounds are held.
+        Threads, at least 1; up to twice as many sounds are held in memory.
 
     Yields
     ------

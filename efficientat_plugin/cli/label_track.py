@@ -1,4 +1,4 @@
-"""Audacity's label tracks: where a class is, over windows that belong together."""
+"""Writes Audacity label tracks, with consecutive windows of a class merged."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class TimeLabel(NamedTuple):
-    """A class, and where it is."""
+    """A class with its start and end."""
 
     start_seconds: float
     end_seconds: float
@@ -20,12 +20,12 @@ class TimeLabel(NamedTuple):
 
 
 class LabelMerger:
-    """Makes one label of windows of a class that follow each other or overlap.
+    """Merges consecutive or overlapping windows of a class into one label.
 
     Arguments
     ---------
     names : sequence of str
-        Of the classes.
+        Names of the classes.
 
     Example
     -------
@@ -46,7 +46,7 @@ class LabelMerger:
     def add(
         self, start_seconds: float, end_seconds: float, classes: Sequence[int]
     ) -> list[TimeLabel]:
-        """One more window, and its classes; gives the labels that end before it."""
+        """Adds a window with its classes; returns the labels that end before it."""
         ended = []
         for k, label in list(self._open.items()):
             follows = k in self._before and k in classes
@@ -59,14 +59,14 @@ class LabelMerger:
         return ended
 
     def finish(self) -> list[TimeLabel]:
-        """The labels that end with the sound."""
+        """Returns the labels that end with the sound."""
         ended = sorted(self._open.values(), key=lambda label: label.end_seconds)
         self._open, self._before = {}, set()
         return ended
 
 
 class AudacityWriter:
-    """A label track: start, end and class, in the order in which labels end.
+    """Writes a label track: start, end and class, in the order in which labels end.
 
     Arguments
     ---------
@@ -81,12 +81,12 @@ class AudacityWriter:
     def write(
         self, path: Path, window: "ScanWindow", top: int, threshold: float
     ) -> None:
-        """One more; all classes count, or a label would break where others are loud."""
+        """Adds a window; ``top`` is ignored, else louder classes would split labels."""
         above = (window.probabilities >= threshold).nonzero()[0].tolist()
         self._print(self._merger.add(window.start_seconds, window.end_seconds, above))
 
     def finish(self) -> None:
-        """The sound has ended."""
+        """Writes the labels that end with the sound."""
         self._print(self._merger.finish())
 
     def _print(self, labels: list[TimeLabel]) -> None:

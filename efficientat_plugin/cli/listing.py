@@ -1,4 +1,4 @@
-"""``efficientat list``: the published students. Imports nothing heavy."""
+"""``efficientat list``: lists the published students, without heavy imports."""
 
 import argparse
 import json
@@ -11,16 +11,16 @@ COLUMNS = ("name", "width", "mAP", "front end", "trained on")
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
-        "list", parents=[common], help="the published students"
+        "list", parents=[common], help="list the published students"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints them."""
+    """Prints the published students."""
     if arguments.json:
         print(json.dumps([described(entry) for entry in PUBLISHED.values()], indent=1))
         return 0
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def described(entry: PublishedStudent) -> dict[str, Any]:
-    """A published student for programs.
+    """Returns the facts of a published student, for JSON.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Models as the command line names them."""
+"""Loads the models named on the command line."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,24 +20,23 @@ def load_tagger(
     trust: bool = False,
     stated: Mapping[str, Any] | None = None,
 ) -> "SoundTagger":
-    """A tagger of a name, a file, several of these joined by commas, or a folder.
+    """Loads a tagger from a name, file or folder, or several joined by commas.
 
-    An ONNX file that ``efficientat export`` wrote is computed without torch, which need
-    not be installed for it.
+    An ONNX file from ``efficientat export`` runs without torch, which need not be
+    installed.
 
     Arguments
     ---------
     model : str
-        A folder is a model folder, or that of the run that left one.
+        A folder is a model folder or the run folder that holds one.
     labels_file : Path or None
-        Classes of a file of weights that does not tell them; "audioset": AudioSet's.
+        Classes of a weights file that lacks them; "audioset": those of AudioSet.
     device : str or None
-        As torch names it; None: a GPU where there is one.
+        A device name of torch; None: a GPU if available.
     trust : bool
-        Whether that of a folder may run whatever it names.
+        Whether the YAML of a model folder may execute any code it names.
     stated : Mapping or None
-        What else a file of weights does not tell, as ``AudioTagger.from_student``
-        takes it.
+        Other settings that a weights file lacks, as for ``AudioTagger.from_student``.
 
     Returns
     -------
@@ -46,7 +45,7 @@ def load_tagger(
     Raises
     ------
     OSError, ValueError
-        For what is no model, no table of labels, or no device that is there.
+        If the model, the table of labels or the device does not exist or is invalid.
     """
     if is_exported(model):
         return load_exported(model, labels_file, device, trust, stated)
@@ -56,19 +55,19 @@ def load_tagger(
 
     run_opts = None if device is None else {"device": _usable(device)}
     labels = None if labels_file is None else read_labels(labels_file)
-    if os.path.isdir(model):  # unlike Path's, takes names that are too long for a file
+    if os.path.isdir(model):  # unlike Path.is_dir, accepts names too long for a file
         refuse_stated(model, labels, stated)
         return AudioTagger.from_hparams(
             str(model_folder(model).resolve()), trust=trust, run_opts=run_opts
         )
     names = [name.strip() for name in model.split(",")]
-    # A file's name may have a comma.
+    # A file name may contain a comma.
     sources = [model] if os.path.isfile(model) or len(names) == 1 else names
     for source in sources:
         known = describe(source) if os.path.exists(source) else None
         is_bare = known is not None and known.front_end is None
         if not is_bare:
-            # Of published weights the classes may be named otherwise.
+            # The classes of published weights may be given other names.
             has_yaml = known is not None and known.yaml is not None
             refuse_stated(source, labels if has_yaml else None, stated)
     with asked_for_options():
@@ -78,14 +77,14 @@ def load_tagger(
 
 
 def model_folder(folder: str) -> Path:
-    """The model folder that a folder is or has."""
+    """Returns the folder itself if it is a model folder, or the one it contains."""
     from efficientat_plugin.pretrained.described import find_model_folder
 
     found = find_model_folder(folder)
     if found is None:
         raise ValueError(
             f"the folder {folder} has no hyperparams.yaml; give a folder that training "
-            "left, a file of weights or a name of `efficientat list`"
+            "wrote, a weights file or a name from `efficientat list`"
         )
     return found
 
@@ -93,19 +92,19 @@ def model_folder(folder: str) -> Path:
 def refuse_stated(
     model: str, labels: object, stated: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuses what is stated of a model that is known, and may be another."""
+    """Raises a ``ValueError`` for settings that the model already contains."""
     if labels is not None:
         raise ValueError(f"{model} has its labels; leave out --labels")
     if stated:
         raise ValueError(
-            f"{model} tells its front end, clips and target; leave out --front-end, "
-            "--clip-seconds and --target"
+            f"{model} has its own front end, clip length and target; leave out "
+            "--front-end, --clip-seconds and --target"
         )
 
 
 @contextmanager
 def asked_for_options() -> Iterator[None]:
-    """What must be stated is stated by options here."""
+    """Names missing settings in errors as command-line options."""
     from efficientat_plugin.pretrained.described import ON_COMMAND_LINE, Unstated
 
     try:
@@ -134,7 +133,7 @@ def load_exported(
     trust: bool,
     stated: Mapping[str, Any] | None = None,
 ) -> "SoundTagger":
-    """A tagger of an exported file; refuses what such a file leaves no choice of."""
+    """Loads a tagger from an exported file; refuses options that do not apply to it."""
     if "," in model and not os.path.isfile(model):
         raise ValueError(
             f"{model} names several models, and an exported file cannot be part of an "
@@ -142,13 +141,13 @@ def load_exported(
         )
     if not model.lower().endswith(".onnx"):
         raise ValueError(
-            f"{model} is a file for LiteRT, which this command does not run; export "
-            "the model with --format onnx"
+            f"{model} is a LiteRT file, which this command cannot run; export the "
+            "model with --format onnx"
         )
     refuse_stated(model, None, stated)
     for option, is_given, why in (
         ("--labels", labels_file is not None, "contains its own labels"),
-        ("--trust", trust, "contains no code to be trusted with"),
+        ("--trust", trust, "contains no code to trust"),
         (f"--device {device}", device not in (None, "cpu"), "runs on the CPU"),
     ):
         if is_given:
@@ -163,7 +162,7 @@ def load_exported(
 
 
 def read_labels(path: Path) -> "LabelTable":
-    """A table of classes from a CSV, or AudioSet's; ``ValueError`` where it is none."""
+    """Reads a table of classes from a CSV, or AudioSet's; may raise ``ValueError``."""
     from efficientat_plugin.data.labels import LabelTable, audioset_labels
 
     if str(path) == "audioset" and not path.is_file():
@@ -172,8 +171,10 @@ def read_labels(path: Path) -> "LabelTable":
 
 
 def _usable(device: str) -> str:
-    """A device that is there, by the name that SpeechBrain understands."""
+    """Checks that a device exists; returns the name that SpeechBrain expects."""
     from efficientat_plugin.support.devices import check_device
 
     check_device(device)
-    return "cuda:0" if device == "cuda" else device  # else it warns of no number
+    return (
+        "cuda:0" if device == "cuda" else device
+    )  # else it warns about a missing index

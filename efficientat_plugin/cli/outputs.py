@@ -1,4 +1,4 @@
-"""How results are written: as a table to read, as JSON lines, as CSV; whole or not."""
+"""Writes results as a table, JSON lines or CSV, atomically."""
 
 import csv
 import json
@@ -16,11 +16,11 @@ from efficientat_plugin.support.plain_text import cell, path_cell, shown
 if TYPE_CHECKING:
     from efficientat_plugin.contracts import Tag
 
-DECIMALS = 6  # of probabilities and seconds, in what programs read
+DECIMALS = 6  # of probabilities and seconds, in JSON lines and CSV
 
 
 class Finding(NamedTuple):
-    """Classes of a sound, or of a window of it."""
+    """The tags of a sound, or of a window of it."""
 
     path: Path
     tags: "Sequence[Tag]"
@@ -31,11 +31,11 @@ class Writer(Protocol):
     """Writes findings one by one."""
 
     def write(self, finding: Finding) -> None:
-        """One more."""
+        """Writes a finding."""
 
 
 class TableWriter:
-    """For people: the name of a sound, and its classes or windows below.
+    """Writes a readable table: the name of each sound, then its tags or windows.
 
     Arguments
     ---------
@@ -48,7 +48,7 @@ class TableWriter:
         self._path: Path | None = None
 
     def write(self, finding: Finding) -> None:
-        """One more."""
+        """Writes a finding."""
         if finding.path != self._path:
             self._path = finding.path
             print(shown(finding.path), file=self._file)
@@ -66,7 +66,7 @@ class TableWriter:
 
 
 class JsonLinesWriter:
-    """For programs: an object for each sound or window, names as they are.
+    """Writes JSON lines: an object per sound or window, with names unchanged.
 
     Arguments
     ---------
@@ -78,7 +78,7 @@ class JsonLinesWriter:
         self._file = file
 
     def write(self, finding: Finding) -> None:
-        """One more."""
+        """Writes a finding."""
         content: dict[str, object] = {"sound": str(finding.path)}
         if finding.seconds is not None:
             start, end = finding.seconds
@@ -92,7 +92,7 @@ class JsonLinesWriter:
 
 
 class CsvWriter:
-    """For spreadsheets: a row for each class of a sound or window, no name a formula.
+    """Writes CSV: a row per class of a sound or window; no cell becomes a formula.
 
     Arguments
     ---------
@@ -106,7 +106,7 @@ class CsvWriter:
         self._rows.writerow(["sound", *where, "name", "mid", "probability"])
 
     def write(self, finding: Finding) -> None:
-        """One more."""
+        """Writes a finding."""
         where = [f"{moment:.{DECIMALS}f}" for moment in finding.seconds or ()]
         for tag in finding.tags:
             chance = f"{tag.probability:.{DECIMALS}f}"
@@ -122,42 +122,42 @@ FORMATS: dict[str, type[TableWriter] | type[JsonLinesWriter] | type[CsvWriter]] 
 
 
 def check_target(path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuses, before any work is done, a file that cannot be meant.
+    """Raises a ``ValueError`` early if an output file is not suitable.
 
     Arguments
     ---------
     path : Path
-        To be written.
+        The file to write.
     suffixes : sequence of str
-        Those that it may have; none: any but those of sound.
+        Legal suffixes; empty: any but those of sound files.
 
     Raises
     ------
     ValueError
-        For another suffix, and where it cannot be written.
+        For another suffix, and if the file cannot be written.
     """
     suffix = path.suffix.lower()
     if suffixes and suffix not in suffixes:
         raise ValueError(
-            f"{shown(path)} is to be written; its name must end in "
+            f"the name of the output file {shown(path)} must end in "
             f"{' or '.join(suffixes)}"
         )
     if suffix in AUDIO_SUFFIXES:
         raise ValueError(
-            f"{shown(path)} is to be written, but is named as a sound; give another "
-            "name"
+            f"the output file {shown(path)} has the suffix of a sound file; give "
+            "another name"
         )
     is_another = path.exists() and not path.is_file()  # a device would be replaced
     if is_another or not os.access(path.parent, os.W_OK):
         raise ValueError(
-            f"{shown(path)} cannot be written; give a file in a folder that exists and "
-            "may be written to"
+            f"{shown(path)} cannot be written; give a file in an existing folder with "
+            "write permission"
         )
 
 
 @contextmanager
 def text_output(path: Path | None) -> Iterator[TextIO]:
-    """Where results go: stdout, or a file that is whole or not there."""
+    """Opens stdout, or a file that is written completely or not at all."""
     if path is None:
         yield sys.stdout
         return
@@ -169,5 +169,5 @@ def text_output(path: Path | None) -> Iterator[TextIO]:
 
 
 def hides_progress(output: Path | None) -> bool:
-    """Whether a bar would be seen by nobody, or stand between the results."""
+    """Whether a progress bar would not be visible, or would mix with the results."""
     return not sys.stderr.isatty() or (output is None and sys.stdout.isatty())

@@ -1,4 +1,4 @@
-"""Results on their way to one file, kept in parts so that a killed run goes on."""
+"""Keeps results in parts until one file is written, so that a run can resume."""
 
 import json
 import os
@@ -21,28 +21,28 @@ from efficientat_plugin.support.plain_text import shown
 if TYPE_CHECKING:
     from efficientat_plugin.tagging.base import SoundTagger
 
-PART_SOUNDS = 500  # a part is written after so many sounds,
-PART_SECONDS = 60.0  # or after so long, whichever comes first
+PART_SOUNDS = 500  # a part is written after this many sounds,
+PART_SECONDS = 60.0  # or after this time, whichever comes first
 SETTINGS, PARTS = "settings.json", "part-*.npz"
 OWN = (SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
 
 
 class SoundFile(NamedTuple):
-    """A file as it was when it was heard; another size or time means another sound."""
+    """A file as it was when scored; a new size or time means a new sound."""
 
-    name: str  # with all its folders
+    name: str  # absolute path
     size: int  # bytes
     modified_ns: int
 
 
 def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFile]:
-    """What is known of files without reading them.
+    """Returns the path, size and time of files, without reading them.
 
     Arguments
     ---------
     paths : iterable of Path
     failures : Failures
-        Gets those that are gone.
+        Receives files that are gone.
     """
     files = {}
     for path in paths:
@@ -57,30 +57,30 @@ def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFi
 
 
 def settings_of(tagger: "SoundTagger", **options: Any) -> dict[str, Any]:
-    """All that a result depends on besides the sound.
+    """Returns everything that a result depends on besides the sound.
 
     Arguments
     ---------
     tagger : SoundTagger
     **options
-        Of the command.
+        Options of the command.
 
     Returns
     -------
     dict
-        What JSON can hold.
+        Serialisable as JSON.
     """
     return {"version": __version__} | tagger.fingerprint() | options
 
 
 @contextmanager
 def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultParts]":
-    """Parts that are gone when ``output`` is written, and kept when it is not.
+    """Opens the parts of ``output``; deletes them once it is written, else keeps them.
 
     Arguments
     ---------
     output : Path
-        The one file, which is written in the block.
+        The file that is written within the block.
     settings : dict
         See ``settings_of``.
 
@@ -99,20 +99,20 @@ def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultPart
 
 
 class ResultParts:
-    """A folder of a row for each sound, part by part; each is whole or not there.
+    """A folder with a row for each sound, in parts that are each written atomically.
 
     Arguments
     ---------
     folder : Path
-        Made where it is not there, else gone on with.
+        Created if missing, else resumed from.
     settings : dict
-        All that results depend on: kept, and compared when a run goes on.
+        All that results depend on: stored, and compared when a run resumes.
 
     Raises
     ------
     ValueError
-        For a folder with results of other settings, one that another run fills, and
-        one with files of somebody else.
+        If the folder has results with other settings, is used by another run, or
+        contains foreign files.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -121,15 +121,15 @@ class ResultParts:
         self._new: list[tuple[SoundFile, NDArray[np.float32]]] = []
         self._begun = time.monotonic()
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{shown(folder)} is no folder; give another --output")
+            raise ValueError(f"{shown(folder)} is not a folder; give another --output")
         with told_if_not_writable(folder):
             folder.mkdir(exist_ok=True)
         try:
             self._lock = FolderLock(folder)
         except BlockingIOError:
             raise ValueError(
-                f"{shown(folder)} is being filled by another run; wait for it or end "
-                "it, or give another --output"
+                f"{shown(folder)} is in use by another run; wait for it or end it, or "
+                "give another --output"
             ) from None
         try:
             self._refuse_others()
@@ -144,14 +144,14 @@ class ResultParts:
             raise
 
     def add(self, sounds: Sequence[SoundFile], rows: NDArray[np.float32]) -> None:
-        """More of them, which stay in one part; [sounds, D]."""
+        """Adds rows [sounds, D], which are kept in the same part."""
         self._new += zip(sounds, rows, strict=True)
         is_old = time.monotonic() - self._begun > PART_SECONDS
         if is_old or len(self._new) >= PART_SOUNDS:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was added since the last part."""
+        """Writes the rows added since the last part."""
         self._begun = time.monotonic()
         if not self._new:
             return
@@ -175,10 +175,10 @@ class ResultParts:
         self._new = []
 
     def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray[np.float32]]:
-        """[D] of each, in their order; all of them must be done."""
+        """Yields the row [D] of each sound, in order; all of them must be done."""
         self.flush()
 
-        @lru_cache(maxsize=8)  # where sounds of several runs take turns
+        @lru_cache(maxsize=8)  # parts of several runs may alternate
         def results_of(part: Path) -> NDArray[np.float32]:
             with np.load(part) as content:
                 return np.asarray(content["results"])
@@ -188,22 +188,22 @@ class ResultParts:
             yield results_of(part)[row]
 
     def remove(self) -> None:
-        """The file is written: the parts are not needed any more."""
+        """Deletes the parts, once the output file is written."""
         for part in self.folder.glob(PARTS):
             part.unlink()
-        (self.folder / SETTINGS).unlink()  # last: parts without it are of nobody
+        (self.folder / SETTINGS).unlink()  # last: without it, parts cannot be resumed
         self.folder.rmdir()
 
     def close(self) -> None:
-        """Another run may go on with what is there."""
+        """Releases the folder, so that another run may resume from it."""
         self._lock.release()
 
     def _refuse_others(self) -> None:
         for file in self.folder.iterdir():
             if not any(file.match(pattern) for pattern in OWN):
                 raise ValueError(
-                    f"{shown(self.folder)} holds {shown(file.name)}, which no run has "
-                    "put there; give another --output"
+                    f"{shown(self.folder)} contains {shown(file.name)}, which no run "
+                    "writes there; give another --output"
                 )
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
@@ -219,10 +219,10 @@ class ResultParts:
             kept = None
         if not isinstance(kept, dict):
             raise ValueError(
-                f"{shown(path)} is damaged, so that nobody knows of what settings the "
-                "results are; delete the folder"
+                f"{shown(path)} is corrupt, so the settings of the results are "
+                "unknown; delete the folder"
             )
-        # As JSON has it, where a tuple is a list
+        # JSON turns tuples into lists
         settings = json.loads(json.dumps(settings))
         differing = [
             name
@@ -231,22 +231,22 @@ class ResultParts:
         ]
         if differing:
             raise ValueError(
-                f"{shown(self.folder)} holds results that differ in "
-                f"{shown(', '.join(differing))[:200]}; delete the folder, or give the "
-                "options of the run that it is of"
+                f"{shown(self.folder)} has results of a run with other settings "
+                f"({shown(', '.join(differing))[:200]}); delete the folder, or repeat "
+                "the options of that run"
             )
 
     def _read_names(self, part: Path) -> None:
         try:
-            # numpy leaves a file open that it opened and cannot read.
+            # Opened here, because numpy leaves an unreadable file open.
             with open(part, "rb") as file, np.load(file) as content:
                 columns = [content[name] for name in ("names", "sizes", "modified_ns")]
-                results = content["results"]  # read to see that it is whole
+                results = content["results"]  # read to check that it is complete
             rows = zip(*(column.tolist() for column in columns), strict=True)
             numbered = zip(range(len(results)), rows, strict=True)
             done = {SoundFile(*values): (part, row) for row, values in numbered}
-        except Exception:  # of a damaged archive, nearly anything
-            part.unlink()  # its sounds are heard again
+        except Exception:  # a corrupt archive can raise almost anything
+            part.unlink()  # its sounds are scored again
             return
         self.done |= done
 

@@ -1,4 +1,4 @@
-"""``efficientat scan``: which classes are where in long sounds."""
+"""``efficientat scan``: finds which classes occur when in long sounds."""
 
 import argparse
 from collections.abc import Iterator
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
-        "scan", parents=[common], help="which classes are where in long sounds"
+        "scan", parents=[common], help="find which classes occur when in long sounds"
     )
     add_sounds(parser)
     add_model(parser)
@@ -43,58 +43,62 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--window",
         type=seconds,
         metavar="SECONDS",
-        help="length of a window (that of the clips the model was trained on)",
+        help="window length (default: length of the clips the model was trained on)",
     )
     parser.add_argument(
         "--hop",
         type=seconds,
         metavar="SECONDS",
-        help="from one window to the next, at most a window (half of it)",
+        help="time between window starts, at most a window (default: half a window)",
     )
     parser.add_argument(
         "--top",
         type=whole_number,
         default=5,
         metavar="N",
-        help="classes of a window, at most (%(default)s); audacity names all",
+        help="maximum number of classes per window (default: %(default)s); audacity "
+        "has no maximum",
     )
     parser.add_argument(
         "--threshold",
         type=probability,
         default=0.3,
         metavar="P",
-        help="only classes at least as probable (%(default)s)",
+        help="minimum probability of a class (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
         type=whole_number,
         metavar="N",
-        help="windows to hear at once (16, or fewer of long ones)",
+        help="windows per batch (default: 16, fewer if they are long)",
     )
     parser.add_argument(
         "--format",
         choices=[*FORMATS, "audacity"],
         default="table",
-        help="audacity is a label track: windows of a class that follow each other or "
-        "overlap become one label (%(default)s)",
+        help="audacity is a label track in which consecutive or overlapping windows of "
+        "a class become one label (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="written when all is done (stdout)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write at the end of the run (default: stdout)",
     )
     parser.add_argument(
         "--figure",
         type=Path,
         metavar="PNG",
-        help="log-mel of the one sound, and its likeliest classes over time",
+        help="plot the log-mel and the most likely classes over time; takes one sound",
     )
     parser.set_defaults(
         run=run,
-        after_interrupt="a file of results was not written; run the same command again",
+        after_interrupt="no output file was written; run the same command again",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Scans what can be read, names what cannot."""
+    """Scans the sounds that can be read and reports the others."""
     if arguments.output is not None:
         check_target(arguments.output)
     if arguments.figure is not None:
@@ -109,8 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         if is_given and len(paths) > 1:
             raise ValueError(
-                f"{option} is of one sound, {len(paths)} were given; scan each by "
-                "itself"
+                f"{option} takes one sound, {len(paths)} were given; scan each "
+                "separately"
             )
 
     from efficientat_plugin.cli.load_model import load_tagger
@@ -153,7 +157,7 @@ def _windows(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> "Iterator[ScanWindow]":
-    """The windows of a sound, as far as it can be read, under a bar."""
+    """Yields the windows of a sound as far as it can be read, with a progress bar."""
     from tqdm import tqdm
 
     from efficientat_plugin.data.decoding import UnreadableClip
@@ -173,7 +177,7 @@ def _windows(
                 batch_size=arguments.batch_size,
             ):
                 end_seconds = window.end_seconds
-                bar.n = round(end_seconds, 1)  # rounded steps would not add up to it
+                bar.n = round(end_seconds, 1)  # sums of rounded steps would drift
                 bar.update(0)
                 yield window
         except UnreadableClip as fault:
@@ -188,7 +192,7 @@ def _windows(
 
 
 class WindowWriter:
-    """Windows in a format that tagging has too.
+    """Writes windows in one of the formats of ``tag``.
 
     Arguments
     ---------
@@ -205,7 +209,7 @@ class WindowWriter:
     def write(
         self, path: Path, window: "ScanWindow", top: int, threshold: float
     ) -> None:
-        """One more."""
+        """Writes a window."""
         from efficientat_plugin.data.labels import likeliest
 
         tags = likeliest(self._labels, window.probabilities, top, threshold)
@@ -213,13 +217,13 @@ class WindowWriter:
         self._writer.write(Finding(path, tags, where))
 
     def finish(self) -> None:
-        """The sound has ended."""
+        """Does nothing; a label track needs the end of the sound."""
 
 
 def scan_writer(
     file: TextIO, form: str, labels: "LabelTable"
 ) -> WindowWriter | AudacityWriter:
-    """What writes windows in a format."""
+    """Returns the writer of a format."""
     if form == "audacity":
         return AudacityWriter(file, labels)
     return WindowWriter(file, form, labels)

@@ -1,4 +1,4 @@
-"""``efficientat tag``: the likeliest classes of sounds."""
+"""``efficientat tag``: prints the most likely classes of sounds."""
 
 import argparse
 import sys
@@ -36,20 +36,19 @@ if TYPE_CHECKING:
 
     from efficientat_plugin.tagging.base import SoundTagger
 
-    Heard = tuple[Path, NDArray[np.float32]]  # [K], how probable each class is
+    Heard = tuple[Path, NDArray[np.float32]]  # [K], probabilities
 
 DECODERS = 2  # threads; enough to keep up with a student on a CPU
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
-    """What the command takes."""
+    """Adds the command and its options."""
     parser = commands.add_parser(
         "tag",
         parents=[common],
-        help="the likeliest classes of sounds",
-        description="The likeliest classes of sounds, in the order of their names. A "
-        "run that writes a file and was stopped goes on where it was when it is "
-        "started again.",
+        help="print the most likely classes of sounds",
+        description="Predicts the most likely classes of sounds. To resume an "
+        "interrupted run that writes a file, rerun the same command.",
     )
     add_sounds(parser)
     add_model(parser)
@@ -58,21 +57,27 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         type=whole_number,
         default=10,
         metavar="N",
-        help="classes to name, at most (%(default)s)",
+        help="maximum number of classes (default: %(default)s)",
     )
     parser.add_argument(
         "--threshold",
         type=probability,
         default=0.0,
         metavar="P",
-        help="only classes at least as probable (%(default)s)",
+        help="minimum probability of a class (default: %(default)s)",
     )
     add_batch_size(parser)
     parser.add_argument(
-        "--format", choices=FORMATS, default="table", help="(%(default)s)"
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="output format (default: %(default)s)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="written when all is done (stdout)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write at the end of the run (default: stdout)",
     )
     parser.set_defaults(
         run=run,
@@ -82,7 +87,7 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tags what can be read, names what cannot."""
+    """Tags the sounds that can be read and reports the others."""
     if arguments.output is not None:
         check_target(arguments.output)
     failures = Failures()
@@ -109,7 +114,7 @@ def _print(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> int:
-    """Says of each sound what it is as soon as it is heard; how many were read."""
+    """Prints the tags of each sound once computed; returns how many were read."""
     writer, num_read = FORMATS[arguments.format](sys.stdout, has_windows=False), 0
     for group in decoded_groups(tagger, paths, (), arguments):
         for path, probabilities in _hear(tagger, group, failures, arguments):
@@ -125,7 +130,7 @@ def _write(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> int:
-    """Writes a file when all is heard, and keeps what is until then; as ``_print``."""
+    """Writes one file at the end, and parts until then; returns as ``_print``."""
     import numpy as np
 
     from efficientat_plugin.cli.resumed_output import (
@@ -173,10 +178,10 @@ def decoded_groups(
     done: Collection[Path],
     arguments: argparse.Namespace,
 ) -> Iterator[list[Decoded]]:
-    """Sounds that are not done, in their order, by groups that are heard together.
+    """Yields the sounds not yet done, in order, in groups that form one batch.
 
-    Groups do not depend on what is done already: others beside it move a sound's
-    probabilities, if only by rounding.
+    The grouping does not depend on what is already done: the other sounds of a batch
+    change a sound's probabilities, if only by rounding.
     """
     from tqdm import tqdm
 
@@ -202,7 +207,7 @@ def _hear(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> "Iterator[Heard]":
-    """Short sounds are heard together, long ones by themselves, as they are read."""
+    """Scores short sounds in one batch, and each long one by itself as it is read."""
     from efficientat_plugin.data.decoding import UnreadableClip
 
     rate, size = tagger.sample_rate, arguments.batch_size

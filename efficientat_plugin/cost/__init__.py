@@ -1,1 +1,1 @@
-"""What a network costs: parameters, multiply-accumulates, memory, time."""
+"""Computes the cost of networks: parameters, multiply-accumulates, memory, time."""

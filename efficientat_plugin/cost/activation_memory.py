@@ -1,4 +1,4 @@
-"""The memory that a student's activations need at once, counted and not measured."""
+"""Counts, without measuring, the peak memory of a student's activations."""
 
 import math
 from typing import NamedTuple
@@ -9,20 +9,20 @@ from efficientat_plugin.cost.tracing import Call, Trace, trace
 from efficientat_plugin.students.blocks import InvertedResidual
 from efficientat_plugin.students.dynamic import DynamicInvertedResidual
 
-BLOCKS = (InvertedResidual, DynamicInvertedResidual)  # what can be done in slices
+BLOCKS = (InvertedResidual, DynamicInvertedResidual)  # can be computed in slices
 
 
 class PeakMemory(NamedTuple):
     """Bytes of activations during the most demanding operation, for one clip."""
 
-    plain: int  # every operation gives all its channels
-    efficient: int  # no expanded map is ever whole
+    plain: int  # every operation computes all its channels at once
+    efficient: int  # blocks compute one expanded channel at a time
 
 
 def _buffers(traced: Trace) -> tuple[list[int], list[set[int]]]:
-    """The buffer of every value, and those occupied during every operation.
+    """Returns the buffer of every value, and the buffers in use in every operation.
 
-    A buffer goes by the number of the first value in it.
+    A buffer has the number of the first value in it.
     """
     last_use = {0: 0}
     for index, operation in enumerate(traced.operations):
@@ -36,7 +36,8 @@ def _buffers(traced: Trace) -> tuple[list[int], list[set[int]]]:
     for index, operation in enumerate(traced.operations):
         ending = {value for value in operation.read if last_use[value] == index}
         for value in operation.written if operation.is_pointwise else ():
-            # Of a block's result and its shortcut the younger one: the result
+            # Where a block's result and its shortcut are added, overwrite the result,
+            # which is the newer value.
             for other in sorted(ending, reverse=True):
                 if sizes[other] == sizes[value]:
                     buffer_of[value] = buffer_of[other]
@@ -51,10 +52,10 @@ def _buffers(traced: Trace) -> tuple[list[int], list[set[int]]]:
 def _sliced_peak(
     traced: Trace, call: Call, buffer_of: list[int], occupied: list[set[int]]
 ) -> int:
-    """Values at once in a block whose inner maps have one channel at a time."""
+    """Counts the values in a block whose inner maps keep one channel at a time."""
     ends = {buffer_of[call.read], buffer_of[call.written]}
     sizes = {tuple(traced.shapes[value][2:]) for value in (call.read, call.written)}
-    sizes |= {(math.prod(size),) for size in sizes}  # bands and frames in one
+    sizes |= {(math.prod(size),) for size in sizes}  # bands and frames flattened
     inner = {
         buffer_of[value]
         for operation in traced.operations[call.first : call.last]
@@ -77,27 +78,27 @@ def peak_memory(
     n_frames: int = 1000,
     bytes_per_value: int = 4,
 ) -> PeakMemory:
-    """The most that a clip's activations occupy at once, in two ways of computing.
+    """Counts the peak memory of a clip's activations, for two ways of computing them.
 
-    Counted for every operation is what it reads, what it writes, and what a later one
-    will read: a shortcut, a gate, the kernel that a dynamic convolution mixed for the
-    clip. Pointwise operations (normalisation, activation, gating, addition) write
-    over what they read where nothing needs it again; views are free. The weights,
-    and what a library needs inside an operation, do not count.
+    For every operation, the count includes its inputs, its outputs, and the values that
+    later operations read: a shortcut, a gate, the kernel that a dynamic convolution has
+    mixed for the clip. Pointwise operations (normalisation, activation, gating,
+    addition) overwrite their input if nothing else needs it; views are free. Weights,
+    and memory that a library needs inside an operation, are not counted.
 
-    ``plain`` is the largest count. For ``efficient``, the inverted residuals, dynamic
-    ones included, are computed one expanded channel after the other: expanded,
-    filtered depthwise, gated, and its share added to the block's result, whose
-    channels are complete at the last. Counted there is the block's input and
-    its result, whole and from beginning to end; of every map between them one
-    channel; and gates, contexts and mixed kernels as above. Where squeeze-excite
-    needs means of filtered maps first, the channels are computed twice, once for the
-    means: that costs time, not memory. A block that needs no less in slices is
-    computed whole, and so is everything outside blocks.
+    ``plain`` is the largest count. For ``efficient``, inverted residuals, including
+    dynamic ones, are computed one expanded channel after the other: each is expanded,
+    filtered depthwise and gated, and its share is added to the block's result, which is
+    complete after the last channel. The count of a block then includes its whole input
+    and its whole result, from start to end; one channel of every map between them; and
+    gates, contexts and mixed kernels as above. If squeeze-excite first needs the means
+    of the filtered maps, the channels are computed twice, once for the means, which
+    costs time but no memory. A block that does not need less memory in slices is
+    computed as a whole, and so is everything outside blocks.
 
     Source: Sandler et al., "MobileNetV2", CVPR 2018, section 5.1, equation 2 for
     ``plain`` and 3 for ``efficient`` with as many parts as channels; differs from it
-    in that every expanded map is counted, not only the block's ends.
+    in that every expanded map is counted, not only the block's input and result.
 
     Arguments
     ---------
@@ -117,7 +118,7 @@ def peak_memory(
     Raises
     ------
     ValueError
-        For a clip without bands or frames, or values without bytes.
+        If ``n_mels``, ``n_frames`` or ``bytes_per_value`` is less than 1.
 
     Example
     -------
@@ -126,7 +127,7 @@ def peak_memory(
     """
     if bytes_per_value < 1:
         raise ValueError(
-            f"bytes_per_value={bytes_per_value} must be 1 or more; float32 has 4"
+            f"bytes_per_value={bytes_per_value} must be 1 or more; give 4 for float32"
         )
     traced = trace(student, n_mels, n_frames, modules=BLOCKS)
     buffer_of, occupied = _buffers(traced)

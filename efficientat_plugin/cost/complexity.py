@@ -1,4 +1,4 @@
-"""What a student costs: parameters, multiply-accumulates, memory and time."""
+"""Computes the cost of a student: parameters, multiply-accumulates, memory, time."""
 
 import statistics
 import time
@@ -31,7 +31,7 @@ __all__ = [
 
 
 class Complexity(NamedTuple):
-    """What one clip costs."""
+    """The size of a student, and its cost for one clip."""
 
     parameters: int
     macs: int
@@ -41,12 +41,12 @@ class Complexity(NamedTuple):
     receptive_field: ReceptiveField
 
     def describe(self, log_mel: "LogMel | None" = None) -> str:
-        """One figure in a line, with its unit.
+        """Lists the figures with their units, one per line.
 
         Arguments
         ---------
         log_mel : LogMel or None
-            The student's front end; tells how long the receptive field is in time.
+            The student's front end, used to express the receptive field in ms.
 
         Returns
         -------
@@ -86,7 +86,7 @@ class Complexity(NamedTuple):
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Parameters that training changes.
+    """Counts the trainable parameters.
 
     Arguments
     ---------
@@ -105,11 +105,11 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def count_state(module: nn.Module) -> int:
-    """Numbers in the state dict: parameters, statistics and other buffers.
+    """Counts the numbers in the state dict: parameters, statistics, other buffers.
 
-    Single numbers are left out: batch norm's count of batches, which scoring does
-    not read, and a `DyMN`'s temperature, which published state dicts do not have.
-    The published sizes of DyMN are these counts, those of MN `count_parameters`.
+    Scalars are left out: the number of batches in batch norms, which inference does not
+    use, and a `DyMN`'s temperature, which published state dicts do not have. The
+    published sizes of DyMN are these counts, those of MN are `count_parameters`.
 
     Arguments
     ---------
@@ -128,9 +128,9 @@ def count_state(module: nn.Module) -> int:
 
 
 class _Biases(TorchFunctionMode):
-    """Counts the biases that are added, whether a module adds them or a function.
+    """Counts additions of biases, whether by a module or a function.
 
-    Some layers are not called but read: their weights go to ``functional.linear``.
+    Some layers are never called, but their weights are passed to ``functional.linear``.
     """
 
     LAYERS = (functional.linear, functional.conv1d, functional.conv2d)
@@ -150,16 +150,16 @@ class _Biases(TorchFunctionMode):
 
 
 def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> int:
-    """Multiply-accumulates of one clip, as published.
+    """Counts the multiply-accumulates of one clip, as published.
 
-    Products of convolutions and matrices count, squeeze-excite's and those that mix
-    a dynamic convolution's kernels for the clip included, attention's of queries with
-    keys and of weights with values, and one for every bias that a convolution or linear
-    layer adds; normalisation, activations, softmax, gating, pooling and residuals are
-    free. Nothing is computed but shapes.
+    The count includes the products of convolutions and matrices: also those of
+    squeeze-excite, those that mix the kernels of dynamic convolutions, and those of
+    queries with keys and weights with values in attention. Every bias that a
+    convolution or linear layer adds counts as one. Normalisation, activations, softmax,
+    gating, pooling and residuals are free. Only shapes are computed.
 
-    Source: the README of github.com/fschmid56/EfficientAT has the counts. Its digits
-    would be the same without biases, and without the mixing of kernels.
+    Source: the counts are in the README of github.com/fschmid56/EfficientAT. To the
+    digits given there, biases and the mixing of kernels make no difference.
 
     Arguments
     ---------
@@ -168,7 +168,7 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     n_mels : int
         F, at least 1.
     n_frames : int
-        T, at least 1; 1000 are ten seconds at a hop of 10 ms.
+        T, at least 1; 1000 frames are ten seconds at a hop of 10 ms.
 
     Returns
     -------
@@ -177,28 +177,28 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     Raises
     ------
     ValueError
-        For a clip without bands or frames.
+        If ``n_mels`` or ``n_frames`` is less than 1.
 
     Example
     -------
     >>> count_macs(torch.nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)
     1600
     """
-    # It imports the compiler Triton, which nobody needs who only hears sounds.
+    # Imported here, since it imports the compiler Triton, which tagging does not need.
     from torch.utils.flop_counter import FlopCounterMode
 
     counter, biases = FlopCounterMode(display=False), _Biases()
     clip = silence(student, n_mels, n_frames, device="meta")
     with biases:
         run_on_shapes(student, clip, counter)
-    # A product is a multiplication and an addition.
+    # A multiply-accumulate is two floating-point operations.
     return counter.get_total_flops() // 2 + biases.additions
 
 
 def measure_latency(
     student: nn.Module, n_mels: int = 128, n_frames: int = 1000, rounds: int = 20
 ) -> float:
-    """Median time for one clip by itself, in milliseconds, on the student's device.
+    """Measures the median time for one clip, in ms, on the student's device.
 
     Arguments
     ---------
@@ -209,7 +209,7 @@ def measure_latency(
     n_frames : int
         T, at least 1.
     rounds : int
-        Timed runs, at least 1; three more go before them, untimed.
+        Timed runs, at least 1, after three untimed ones.
 
     Returns
     -------
@@ -218,7 +218,8 @@ def measure_latency(
     Raises
     ------
     ValueError
-        For a clip without bands or frames, no rounds, or a student without numbers.
+        If ``n_mels``, ``n_frames`` or ``rounds`` is less than 1, or the student is on
+        the meta device.
 
     Example
     -------
@@ -226,7 +227,7 @@ def measure_latency(
     True
     """
     if rounds < 1:
-        raise ValueError(f"rounds={rounds} times nothing; give 1 or more")
+        raise ValueError(f"rounds={rounds} measures nothing; give 1 or more")
     clip = silence(student, n_mels, n_frames)
     if clip.is_meta:
         raise ValueError(
@@ -254,11 +255,12 @@ def measure(
     rounds: int = 20,
     bytes_per_value: int = 4,
 ) -> Complexity:
-    """All at once; see `count_parameters`, `count_state`, `count_macs`,
-    `peak_memory`, `receptive_field` and `measure_latency`.
+    """Computes all figures of a student.
 
-    A transformer's receptive field is a patch, since attention sees the whole clip; its
-    peak memory has attention's weights, of which fused kernels hold only some.
+    See `count_parameters`, `count_state`, `count_macs`, `peak_memory`,
+    `receptive_field` and `measure_latency`. The receptive field of a transformer is
+    given as one patch, although attention covers the whole clip; its peak memory
+    includes all attention weights, of which fused kernels hold only a part.
 
     Arguments
     ---------
@@ -271,7 +273,7 @@ def measure(
     rounds : int
         Timed runs, at least 1.
     bytes_per_value : int
-        Of activations: 4 for float32; at least 1.
+        Bytes per value of the activations: 4 for float32; at least 1.
 
     Returns
     -------
@@ -280,7 +282,7 @@ def measure(
     Raises
     ------
     ValueError
-        As those functions do.
+        As for those functions.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""How much of the log-mel one cell of a student's maps is computed from."""
+"""Computes the receptive field: the part of the log-mel that one cell depends on."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,7 +9,7 @@ from efficientat_plugin.cost.tracing import Window, trace
 if TYPE_CHECKING:
     from efficientat_plugin.features import LogMel
 
-# Operations whose results are no maps, since they have seen all of them
+# Operations whose results are not maps, since they depend on all cells
 REDUCTIONS = (
     "mean",
     "sum",
@@ -21,11 +21,11 @@ REDUCTIONS = (
     "_adaptive_avg_pool2d",
     "adaptive_max_pool2d",
 )
-ENLARGING = ("transposed_convolution", "upsample")  # first words of their names
+ENLARGING = ("transposed_convolution", "upsample")  # prefixes of their names
 
 
 class ReceptiveField(NamedTuple):
-    """What a cell of the last maps sees, and how far its neighbour's view is."""
+    """The part of the log-mel that a cell depends on, and the step between cells."""
 
     bands: int  # mel bands
     frames: int  # mel frames
@@ -33,13 +33,13 @@ class ReceptiveField(NamedTuple):
     frame_step: int = 1  # mel frames from cell to cell
 
     def milliseconds(self, log_mel: "LogMel") -> float:
-        """Its length in time: hops between its frames, and the last one's window.
+        """Computes the length in ms: hops between the frames, and the last window.
 
         Arguments
         ---------
         log_mel : LogMel
-            The student's front end. The one sample before, which pre-emphasis needs,
-            is left out.
+            The student's front end. The one sample before it, which pre-emphasis uses,
+            is not counted.
 
         Returns
         -------
@@ -56,7 +56,7 @@ class ReceptiveField(NamedTuple):
 
 
 def _behind(field: ReceptiveField, window: Window) -> ReceptiveField:
-    """The field behind a convolution or pooling."""
+    """Computes the field after a convolution or pooling."""
     reach = [
         dilation * (kernel - 1)
         for kernel, dilation in zip(window.kernel, window.dilation, strict=True)
@@ -72,12 +72,12 @@ def _behind(field: ReceptiveField, window: Window) -> ReceptiveField:
 def receptive_field(
     student: nn.Module, n_mels: int = 128, n_frames: int = 1000
 ) -> ReceptiveField:
-    """The receptive field of the last maps, along the convolutions alone.
+    """Computes the receptive field of the last maps, through the convolutions alone.
 
-    Squeeze-excite, the context of dynamic blocks, and everything behind a mean over
-    bands or frames see the whole clip: with them every cell depends on all of it, if
-    only by a few numbers. They are left out; of several paths the widest counts. The
-    field does not end where the clip does: it may have more bands than the log-mel.
+    Squeeze-excite, the context of dynamic blocks, and everything after a mean over
+    bands or frames are left out, since they make every cell depend on the whole clip,
+    if only through a few numbers. If there are several paths, the widest counts. The
+    field is not cut to the size of the clip: it may have more bands than the log-mel.
 
     Source: Araujo et al., "Computing Receptive Fields of Convolutional Neural
     Networks", Distill 2019, equation 2.
@@ -98,7 +98,7 @@ def receptive_field(
     Raises
     ------
     ValueError
-        For a clip without bands or frames, and for maps that are enlarged.
+        If ``n_mels`` or ``n_frames`` is less than 1, or the student enlarges maps.
 
     Example
     -------
@@ -106,19 +106,19 @@ def receptive_field(
     >>> receptive_field(nn.Sequential(*layers))
     ReceptiveField(bands=3, frames=7, band_step=2, frame_step=2)
     """
-    fields = {0: ReceptiveField(1, 1)}  # of values that are maps
+    fields = {0: ReceptiveField(1, 1)}  # of the values that are maps
     for operation in trace(student, n_mels, n_frames).operations:
         if operation.name in REDUCTIONS:
             continue
-        # A convolution's kernels may be values as well; its maps come first.
+        # The kernels of a convolution may be values, too; its maps come first.
         read = operation.read[:1] if operation.window else operation.read
         known = [fields[value] for value in read if value in fields]
         if not known:
             continue
         if operation.name.startswith(ENLARGING):
             raise ValueError(
-                f"the student enlarges its maps ({operation.name}), and the receptive "
-                "field of that is not known here; ask for the part in front of it"
+                f"the student enlarges its maps ({operation.name}), for which no "
+                "receptive field can be computed; give only the layers before it"
             )
         field = _widest(known)
         if operation.window is not None:
@@ -128,5 +128,5 @@ def receptive_field(
 
 
 def _widest(fields: list[ReceptiveField]) -> ReceptiveField:
-    """The widest of each in bands and in frames, and the coarsest steps."""
+    """Returns the largest sizes and steps, separately in bands and frames."""
     return ReceptiveField(*(max(numbers) for numbers in zip(*fields, strict=True)))

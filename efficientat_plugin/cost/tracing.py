@@ -1,9 +1,9 @@
-"""What a network does to one clip, operation by operation, on shapes alone.
+"""Records the operations of a network on one clip, using only shapes.
 
-The network runs on PyTorch's meta device with stand-ins for its weights: nothing is
-computed, no weight is copied, and the network stays as it was. A network that decides
-by values what to compute has no one cost, and cannot be traced. `complexity.py`,
-`activation_memory.py` and `receptive_field.py` read what was recorded.
+The network runs on PyTorch's meta device with placeholders for its weights: nothing is
+computed, no weight is copied, and the network is not changed. A network whose
+operations depend on values has no single cost and cannot be traced. `complexity.py`,
+`activation_memory.py` and `receptive_field.py` use the traces.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Operations from one number to one number, though PyTorch does not mark them as such
+# Pointwise operations that PyTorch does not mark as such
 POINTWISE = ("hardswish", "native_batch_norm", "_native_batch_norm_legit_no_training")
 
 
 class Window(NamedTuple):
-    """What a convolution or a pooling slides over bands and frames."""
+    """The window of a convolution or pooling, over bands and frames."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
@@ -30,9 +30,9 @@ class Window(NamedTuple):
 class Operation(NamedTuple):
     """One operation; values are numbered in the order in which they appear."""
 
-    name: str  # of ATen, as "convolution"
-    is_pointwise: bool  # may overwrite what it reads
-    read: tuple[int, ...]  # values, weights left out
+    name: str  # in ATen, such as "convolution"
+    is_pointwise: bool  # may overwrite its input
+    read: tuple[int, ...]  # values, without weights
     written: tuple[int, ...]
     window: Window | None = None  # of convolutions and poolings
 
@@ -42,22 +42,22 @@ class Call(NamedTuple):
 
     first: int
     last: int
-    read: int  # the value it is given
-    written: int  # the value it returns
+    read: int  # value of the input
+    written: int  # value of the output
 
 
 class Trace(NamedTuple):
-    """All that a network does to one clip; value 0 is the clip."""
+    """All operations of a network on one clip; value 0 is the clip."""
 
     shapes: tuple[tuple[int, ...], ...]  # of the values
     operations: tuple[Operation, ...]
     results: tuple[int, ...]  # values that the network returns
-    calls: tuple[Call, ...]  # of the modules that were asked for
+    calls: tuple[Call, ...]  # of the requested modules
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; every part's mode comes back after it."""
+    """Sets evaluation mode without gradients, and restores every module's mode."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -71,11 +71,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def silence(
     network: nn.Module, n_mels: int, n_frames: int, device: str | None = None
 ) -> Tensor:
-    """One clip, where the network is or on ``device``: [1, 1, n_mels, n_frames]."""
+    """Makes a silent clip on the network's or another device: [1, 1, F, T]."""
     if n_mels < 1 or n_frames < 1:
         raise ValueError(
-            f"n_mels={n_mels} and n_frames={n_frames} must be 1 or more; 128 and 1000 "
-            "are ten seconds of the published students"
+            f"n_mels={n_mels} and n_frames={n_frames} must be 1 or more; the published "
+            "students take 128 and, for ten seconds, 1000"
         )
     first = next(network.parameters(), torch.empty(()))
     return torch.zeros(
@@ -86,23 +86,23 @@ def silence(
 def run_on_shapes(
     network: nn.Module, clip: Tensor, watched_by: AbstractContextManager[Any]
 ) -> Any:
-    """What the network gives for a clip of the meta device, in evaluation mode."""
+    """Runs the network on a clip on the meta device, in evaluation mode."""
     named = [*network.named_parameters(), *network.named_buffers()]
-    # Made before anyone watches: weights are no values.
+    # Made before recording starts, since weights do not count as values.
     stand_ins = {name: torch.empty_like(each, device="meta") for name, each in named}
     with evaluating(network), watched_by:
         return torch.func.functional_call(network, stand_ins, (clip,))
 
 
 class _Recorder(TorchDispatchMode):
-    """Numbers values by their storage: a view is the value that it looks at."""
+    """Numbers values by their storage, so a view has the number of its base."""
 
     def __init__(self, clip: Tensor) -> None:
         super().__init__()
         self.numbers: dict[int, int] = {}
         self.shapes: list[tuple[int, ...]] = []
         self.operations: list[Operation] = []
-        self.kept: list[Tensor] = []  # storages that are freed share addresses
+        self.kept: list[Tensor] = []  # else addresses of freed storages would recur
         self.number_new(clip)
 
     def number_new(self, tensor: Tensor) -> int:
@@ -112,7 +112,7 @@ class _Recorder(TorchDispatchMode):
         return len(self.shapes) - 1
 
     def numbers_of(self, tree: Any) -> list[int]:
-        """Values among tensors in lists, tuples and dicts; others are weights."""
+        """Returns the values in lists, tuples and dicts of tensors, without weights."""
         storages = (
             leaf.untyped_storage()._cdata
             for leaf in tree_leaves(tree)
@@ -131,7 +131,7 @@ class _Recorder(TorchDispatchMode):
             if isinstance(leaf, Tensor)
         }
         name = func._schema.name.removeprefix("aten::").removesuffix("_")
-        # Of a batch norm the rest are statistics, which evaluation does not make.
+        # The other results of a batch norm are statistics, which evaluation omits.
         leaves = tree_leaves(result[0] if "batch_norm" in name else result)
         written = [
             self.number_new(leaf)
@@ -154,7 +154,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def _window(name: str, args: tuple[Any, ...]) -> Window | None:
-    """The window of an operation, from its arguments as ATen has them."""
+    """Returns the window of an operation, from its ATen arguments."""
     if name == "convolution":
         _, weight, _, stride, _, dilation = args[:6]
         return Window(_pair(weight.shape[2:]), _pair(stride), _pair(dilation))
@@ -171,7 +171,7 @@ def _window(name: str, args: tuple[Any, ...]) -> Window | None:
 
 
 def _pair(numbers: Any) -> tuple[int, int]:
-    """Of bands and of frames; an operation with one number is over frames."""
+    """Returns the numbers for bands and frames; a single number is for frames."""
     bands, frames = (1, *numbers)[-2:]
     return bands, frames
 
@@ -182,7 +182,7 @@ def trace(
     n_frames: int,
     modules: tuple[type[nn.Module], ...] = (),
 ) -> Trace:
-    """All that a network does to one clip, in the order of its operations.
+    """Records all operations of a network on one clip, in order.
 
     Arguments
     ---------
@@ -193,7 +193,7 @@ def trace(
     n_frames : int
         T, at least 1.
     modules : tuple of type
-        Classes whose calls the trace shall name; they take and return maps first.
+        Classes whose calls to record; maps are their first argument and result.
 
     Returns
     -------
@@ -202,7 +202,7 @@ def trace(
     Raises
     ------
     ValueError
-        For a clip without bands or frames.
+        If ``n_mels`` or ``n_frames`` is less than 1.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""How the rows of a data set become batches of waveforms, labels and clip ids."""
+"""Turns the rows of a data set into batches of waveforms, labels and clip ids."""
 
 from typing import Any
 

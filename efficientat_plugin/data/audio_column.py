@@ -1,4 +1,4 @@
-"""From a table to rows: what each clip is called, and where its sound is."""
+"""Makes rows from a table: gives each clip an id and finds its sound."""
 
 import itertools
 import logging
@@ -34,7 +34,7 @@ from efficientat_plugin.support.plain_text import shown, some_of
 logger = logging.getLogger(__name__)
 
 SOUND = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
-# What a path begins with, SpeechBrain's word for the folder of the data among others
+# Starts of absolute paths, and SpeechBrain's placeholders for the data's folder
 ROOT = r"[A-Za-z]:|~|\{data_root\}|\{data_folder\}|\$data_root|\$data_folder"
 ID_NAMES = ("video_id", "clip_id")
 FEATURES = {
@@ -51,11 +51,11 @@ FEATURES = {
 
 
 def find_file(name: str, folders: Sequence[Path]) -> str | None:
-    """Where a file is, or None.
+    """Returns the path of a file, or None if it does not exist.
 
-    A name may lack its suffix, as in FSD50K's tables; or be of another format, if the
-    files were converted; or come from another system, as ``audio\\a.wav`` or the
-    absolute path of a folder that was copied.
+    A name may lack its suffix, as in FSD50K's tables; have another format's suffix, if
+    the files were converted; or come from another system, such as ``audio\\a.wav`` or
+    the absolute path of a folder that was copied.
 
     Arguments
     ---------
@@ -76,31 +76,31 @@ def find_file(name: str, folders: Sequence[Path]) -> str | None:
 
 
 def _spellings(name: str) -> Iterator[str]:
-    """A name as it stands, and as this system would write it."""
+    """Yields a name as it was written, and as this system would write it."""
     yield name
     plain = name.strip().replace("\\", "/")
     found = {unicodedata.normalize(form, plain): None for form in ("NFC", "NFD")}
     if re.match(ROOT + "|/", plain):
-        # Of a copied folder, the end of the path is still right.
+        # If a folder was copied, the end of the path is still right.
         parts = re.sub(f"^({ROOT})", "", plain).strip("/").split("/")
         found |= {"/".join(parts[place:]): None for place in range(len(parts))}
     yield from (spelling for spelling in found if spelling != name)
 
 
 def embedded_sound(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """A column of sound as ``{bytes, path}``, undecoded; stays on the disk.
+    """Returns a column of sound as ``{bytes, path}``, undecoded and still on disk.
 
     Arguments
     ---------
     rows : datasets.Dataset
-        Has it as bytes, as a list of them, or as an ``Audio`` feature.
+        Hold the sound as bytes, as lists of bytes, or as an ``Audio`` feature.
     column : str
-        Its name.
+        Name of the column.
     """
     rows = rows.select_columns([column])
     kind = rows.data.schema.field(column).type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        # Once, into the cache: a list of numbers takes long to make Python objects of.
+        # Once, into the cache: turning lists of numbers into Python objects is slow.
         rows = rows.with_format("arrow").map(
             _pack,
             batched=True,
@@ -112,12 +112,12 @@ def embedded_sound(rows: datasets.Dataset, column: str) -> datasets.Dataset:
         rows = rows.with_format(None)
     elif column != "audio":
         rows = rows.rename_column(column, "audio")
-    # Parquet remembers an Audio column, which would decode by torchcodec.
+    # Parquet keeps the Audio feature, which would decode with torchcodec.
     return rows.cast_column("audio", datasets.Audio(decode=False))
 
 
 def _pack(table: pa.Table) -> pa.Table:
-    """Lists of uint8 as bytes."""
+    """Packs lists of uint8 into bytes."""
     sound = [
         {"bytes": number_list.values.to_numpy().tobytes(), "path": None}
         if number_list.is_valid
@@ -135,7 +135,7 @@ def _ids(
     id_column: str | None,
     files: Sequence[str] | None,
 ) -> list[str]:
-    """Ids of the kept rows; ``files`` are their names from the data's folder on."""
+    """Makes ids of the kept rows; ``files`` are relative to the data's folder."""
     names = source.columns
     choices: list[list[str]] = []
     column = id_column or find_column(names, ID_NAMES)
@@ -164,8 +164,8 @@ def _ids(
         twice = {name: n for name, n in Counter(choices[0]).items() if n > 1}
         if twice:
             logger.warning(
-                "%s: column %s is not used for ids, since it names clips more than "
-                "once, or not at all: %s; ids are the names of files",
+                "%s: column %s is not used for ids, because its names repeat or are "
+                "missing: %s; ids are the names of files",
                 source.name,
                 column,
                 some_of(f"{name} ({n})" for name, n in twice.items()),
@@ -174,7 +174,7 @@ def _ids(
 
 
 def _times(start: float | None, end: float | None) -> str:
-    """A segment as a part of its clip's id."""
+    """Formats a segment as a part of its clip's id."""
     if start is None and end is None:
         return ""
     return f":{start or 0:.10g}-" + ("" if end is None else f"{end:.10g}")
@@ -203,8 +203,8 @@ def _say_where(
 ) -> str:
     looked = " and ".join(dict.fromkeys(str(folder) for folder in folders))
     text = (
-        f"none of the {len(absent)} files of {source} exists in {looked}, the first "
-        f"one being {shown(absent[0])[:200]!r}; "
+        f"none of the {len(absent)} files of {source} exists in {looked} (the first is "
+        f"{shown(absent[0])[:200]!r}); "
     )
     wanted = without_suffix(absent[0].replace("\\", "/"))
     alike = ""
@@ -212,16 +212,16 @@ def _say_where(
         stem = without_suffix(name)
         if stem.endswith("/" + wanted):
             folder = shown(stem.removesuffix("/" + wanted))
-            return text + f"set audio_folder={folder}, since {shown(name)} is there"
+            return text + f"set audio_folder={folder}, because {shown(name)} exists"
         if Path(stem).name == Path(wanted).name:
             alike = alike or shown(name)
     if alike:
-        return text + f"{alike} is there: write such names in column {column}"
+        return text + f"{alike} exists: write such names in column {column}"
     return text + "pass audio_folder, or another audio_column"
 
 
 def embedded_column(source: Source, audio_column: str | None) -> str | None:
-    """The column of a source that holds its sound; None: it names files."""
+    """Returns the column of a source that holds sound; None if it names files."""
     column = audio_column or next(iter(source.embedded), "")
     is_embedded = source.rows is not None and column in source.embedded
     return column if is_embedded else None
@@ -235,29 +235,29 @@ def rows_with_sound(
     id_column: str | None = None,
     audio_folder: str | None = None,
 ) -> datasets.Dataset:
-    """Rows of a source, with their sound undecoded.
+    """Makes the rows of a source, with their sound undecoded.
 
     Arguments
     ---------
     source : Source
-        Where the sound is.
+        Table that holds or names the sound.
     table : dict[str, list]
-        Columns of the rows, but for ids and sound; one value a row of the source.
+        Columns of the rows except ids and sound, with a value for each source row.
     kept : Sequence[int]
-        Rows that matter.
+        Rows to use.
     audio_column, id_column, audio_folder : str | None
         See ``read_table``.
 
     Returns
     -------
     datasets.Dataset
-        A row for each clip; several rows of one become one: see ``merge_rows``. A clip
-        whose file does not exist is there, too, and is unreadable.
+        A row for each clip; several rows of one clip are merged: see ``merge_rows``. A
+        clip whose file does not exist is included, and is unreadable.
 
     Raises
     ------
     FileNotFoundError
-        If no file exists.
+        If none of the files exists.
     ValueError
         If a column is missing, or two clips have one name.
     """
@@ -265,7 +265,7 @@ def rows_with_sound(
     if embedded is not None and source.rows is not None:
         every = range(len(table["labels"]))
         table = {**table, "video_id": _ids(source, table, every, id_column, None)}
-        # Side by side, so that the sound stays where it is on the disk.
+        # Joined side by side, so that the sound stays where it is on disk.
         parts = [_dataset(table), embedded_sound(source.rows, embedded)]
         rows = datasets.concatenate_datasets(parts, axis=1)
         return rows if len(kept) == len(rows) else rows.select(kept)
@@ -274,16 +274,16 @@ def rows_with_sound(
     )
     if any(isinstance(value, list | dict) for value in source.columns[column]):
         raise ValueError(
-            f"column {column} of {source.name} holds lists or objects, and files are "
-            "read: write each sound with soundfile.write, and a column of their paths"
+            f"column {column} of {source.name} holds lists or objects, not file "
+            "names; write each sound with soundfile.write, and a column of their paths"
         )
-    # As they stand: a walker of folders tells them in the form of the disk.
+    # Not in the Unicode form of `cell_text`: the disk may have another one.
     names = [cell_text(n) and str(n) for n in source.columns[column]]
     files = _files(source, column, names, kept, audio_folder)
     if "start" in table and are_cut_already(files, table, kept):
         logger.warning(
-            "%s: most files end before their segments begin or end, so that the files "
-            "are taken to be segments already, and are read whole",
+            "%s: most files end before their segments begin or end, so the files "
+            "are assumed to be segments already and are read whole",
             source.name,
         )
         del table["start"], table["end"]
@@ -303,7 +303,7 @@ def _files(
     kept: Sequence[int],
     audio_folder: str | None,
 ) -> list[str | None]:
-    """Where the file of each row is, or would be."""
+    """Returns the path where the file of each row is, or would be."""
     base = source.folder or Path()
     folders = [base, source.table_folder or base]
     if audio_folder is not None:
@@ -311,7 +311,7 @@ def _files(
         if not folders[0].is_dir():
             raise FileNotFoundError(
                 f"there is no folder {shown(audio_folder)} in {base} (audio_folder); "
-                "give a folder from there on, or its whole path"
+                "pass its path from there, or its absolute path"
             )
     files: list[str | None] = [None] * len(names)
     absent, others = [], []
@@ -338,7 +338,7 @@ def _files(
         )
     if others:
         logger.warning(
-            "%d files of %s are there in another format than it says: %s",
+            "%d files of %s exist in another format than listed: %s",
             len(others),
             source.name,
             some_of(others),
@@ -347,7 +347,7 @@ def _files(
 
 
 def _from_folder(file: str | None, base: Path) -> str | None:
-    """A file's name from the folder of the data on, if it lies there."""
+    """Returns a file's name relative to the data's folder, if it is inside."""
     if file is None:
         return None
     inside = os.path.relpath(file, base)

@@ -1,4 +1,4 @@
-"""The name of a clip: what data sets, files and stores of logits agree on."""
+"""Makes the clip ids that data sets, files and stores of logits have in common."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from efficientat_plugin.support.plain_text import some_of
 
-# What PyAV reads, and libsndfile does not.
+# Formats that PyAV reads and libsndfile does not.
 CONTAINER_SUFFIXES = (".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma")
 AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".oga", ".aif", ".aiff", ".aifc"),
@@ -18,13 +18,13 @@ AUDIO_SUFFIXES = (
 
 
 def youtube_id(name: str) -> str:
-    """The bare YouTube id in a file's name, with or without prefix and start time.
+    """Returns the bare YouTube id in a file name, without prefix or start time.
 
     Arguments
     ---------
     name : str
-        ``Y`` or nothing, 11 characters, ``_`` and a start time or nothing, and the
-        suffix of a sound file or none. Of other names only the suffix goes.
+        An optional ``Y``, 11 characters, an optional ``_`` with a start time, and an
+        optional audio suffix. Other names only lose their audio suffix.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def youtube_id(name: str) -> str:
 
 
 def is_audio(name: str) -> bool:
-    """Whether a file's name ends as that of a sound file.
+    """Whether a file name has the suffix of an audio file.
 
     Example
     -------
@@ -54,9 +54,10 @@ def is_audio(name: str) -> bool:
 
 
 def without_suffix(name: Any) -> str:
-    """A file's name as the id of its clip: alike for copies in another format.
+    """Returns a file name without its audio suffix, as the id of a clip.
 
-    It is also alike on systems that write paths or accents in another way.
+    The id is the same for copies in other formats, and on systems that encode accents
+    in another way.
 
     Example
     -------
@@ -69,12 +70,12 @@ def without_suffix(name: Any) -> str:
 
 
 def ids_of_files(names: Iterable[str]) -> list[str]:
-    """Ids of files, named from the folder of the data on; the same in every reader.
+    """Returns the ids that every reader gives files, by their paths in the data folder.
 
     Arguments
     ---------
     names : Iterable[str]
-        Paths with slashes; those that are alike but for their suffix keep it.
+        Paths with slashes; those that differ only in their suffix keep it.
 
     Example
     -------
@@ -90,7 +91,7 @@ def ids_of_files(names: Iterable[str]) -> list[str]:
 
 
 def unique_ids(choices: Iterable[Sequence[str]], source: str) -> list[str]:
-    """The first of several ways to name clips that names no two alike.
+    """Returns the first of several lists of ids in which each clip has its own id.
 
     Raises
     ------
@@ -104,6 +105,6 @@ def unique_ids(choices: Iterable[Sequence[str]], source: str) -> list[str]:
         twice = twice or {name: n for name, n in Counter(ids).items() if n > 1}
     some = some_of(f"{name} ({n})" for name, n in twice.items())
     raise ValueError(
-        f"{source} names clips more than once, or not at all: {some}; name a column "
-        "of ids with id_column"
+        f"{source} has repeated or empty clip ids: {some}; choose a column of unique "
+        "ids with id_column"
     )

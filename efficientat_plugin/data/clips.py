@@ -1,4 +1,4 @@
-"""From clips to batches: data sets, at random access or in passing."""
+"""Data sets of clips, map-style and streamed, and the collation of batches."""
 
 import math
 from collections.abc import Container, Iterator, Sequence
@@ -19,24 +19,24 @@ MAX_REPLACEMENTS = 100
 
 
 class Clips(torch.utils.data.Dataset):
-    """Map-style clips; works in forked and in spawned loader workers.
+    """A map-style data set of clips; works in forked and in spawned loader workers.
 
     Arguments
     ---------
     rows : datasets.Dataset
         From ``load_rows``.
     reader : ClipReader
-        Makes clips of rows.
+        Turns rows into clips.
     augment : WaveformAugment | None
         Gain and roll, for training.
     waveform_mix : WaveformMix | None
         Mixing of two clips, for training.
     seed : int
-        Of what happens to a clip at random, with the epoch and the position of the
-        ``Draw`` that asks for it.
+        Seeds the random changes of a clip, together with the epoch and the position
+        of its ``Draw``.
     replace_unreadable : bool
-        True puts the next readable row in the place of an unreadable one, so that
-        training batches keep their size; False leaves the place empty.
+        Whether the next readable row replaces an unreadable one, so that training
+        batches keep their size; if False, the place stays empty.
 
     Example
     -------
@@ -121,34 +121,34 @@ class Clips(torch.utils.data.Dataset):
 
 
 class ClipStream(torch.utils.data.IterableDataset):
-    """Clips in passing, of data that is not on the disk.
+    """A streamed data set of clips, for data that is not on the disk.
 
-    What happens to a clip at random is a function of (seed, epoch, clip id), since
-    a stream's positions depend on the number of workers. Clips are shuffled within a
-    buffer and drawn without class balance; an epoch begins with the first of them,
-    or of the files, which are shuffled too.
+    The random changes of a clip are a function of (seed, epoch, clip id), because
+    positions in a stream depend on the number of workers. Clips are shuffled within
+    a buffer, without class balance. Each epoch starts again from the first clip, or,
+    if clips are shuffled, from the first of the files, which are shuffled too.
 
     Arguments
     ---------
     rows : datasets.IterableDataset
         From ``load_rows(streaming=True)``.
     reader : ClipReader
-        Makes clips of rows.
+        Turns rows into clips.
     augment : WaveformAugment | None
         Gain and roll, for training.
     shuffle_buffer : int
-        Clips to choose the next one from; 0 keeps the order.
+        Number of clips from which the next one is drawn; 0 keeps the order.
     clips_per_epoch : int | None
-        Clips of an epoch over all processes, the stream repeated as needed; None:
-        the whole stream once.
+        Clips per epoch over all processes; the stream repeats as needed. None: the
+        whole stream once.
     seed : int
-        Of the shuffling and of what happens to a clip.
+        Seeds the shuffling and the random changes of clips.
     rank : int
-        Of this process.
+        Rank of this process.
     world_size : int
         Number of processes, which share the stream.
     passed_over : Container of str
-        Ids of clips to leave out, not even decoded.
+        Ids of clips to leave out without decoding them.
     """
 
     def __init__(
@@ -166,8 +166,8 @@ class ClipStream(torch.utils.data.IterableDataset):
         if world_size > 1 and clips_per_epoch is None:
             raise ValueError(
                 f"a stream shared by {world_size} processes needs clips_per_epoch, or "
-                "the longest share would wait for the others for ever; set it to the "
-                "clips of an epoch over all processes"
+                "the process with the most clips would wait for the others forever; "
+                "set it to the number of clips per epoch over all processes"
             )
         if shuffle_buffer:
             rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
@@ -185,7 +185,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Brain before each epoch."""
+        """Sets the epoch; the Brain calls this before each one."""
         self.epoch = epoch
         self.rows.set_epoch(epoch)
 
@@ -222,7 +222,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         if worker is None:
             return share
-        # Files are dealt out to the workers, so that those beyond get none.
+        # Workers share the files, so workers beyond the number of files get none.
         busy = min(worker.num_workers, self.rows.num_shards)
         if worker.id >= busy:
             return 0
@@ -235,13 +235,13 @@ def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -
 
 
 def _empty_place(skipped: Sequence[Skipped]) -> Clip:
-    """A clip that is none: what ``collate`` leaves out, but for who was skipped."""
+    """Returns a placeholder, of which ``collate`` keeps only the skipped clips."""
     nothing = torch.zeros(0)
     return Clip("", nothing, nothing, torch.tensor(0.0), skipped=tuple(skipped))
 
 
 def collate(clips: Sequence[Clip]) -> ClipBatch:
-    """Stacks clips; empty places only leave the names of who was skipped."""
+    """Stacks clips into a batch; placeholders only add to the skipped clips."""
     present = [clip for clip in clips if clip.clip_id]
     return ClipBatch(
         clip_id=[clip.clip_id for clip in present],
@@ -255,6 +255,6 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
-    # In a worker torch's own stacks in the memory that it shares with the main process;
-    # else that is a copy more, and as much memory.
+    # In a worker, default_collate stacks into memory shared with the main process;
+    # torch.stack would cost another copy, and as much memory again.
     return default_collate(parts) if parts else torch.zeros(0, 0)

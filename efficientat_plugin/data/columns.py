@@ -1,4 +1,4 @@
-"""From columns as their maker wrote them to labels."""
+"""Reads labels from the columns of a table, in whatever form they were written."""
 
 import ast
 import json
@@ -15,7 +15,7 @@ from efficientat_plugin.support.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
-# The first of a list that a table has is taken.
+# Of each list, the first name that a table has is used.
 AUDIO_NAMES = (
     "audio",
     "file",
@@ -32,13 +32,13 @@ LABEL_NAMES = ("labels", "label", "category", "class", "class_name", "scene_labe
     "event_labels",
     "target",
 )
-# Names that promise several labels; under another one a comma belongs to a name.
+# Columns that may hold several labels; in others, a comma is part of a name.
 PLURAL_NAMES = ("labels", "categories", "classes", "tags", "targets", "events") + (
     "event_labels",
 )
 LISTED = 20  # columns in a message
-SEPARATORS = "|;,"  # from the one least likely within a name
-# How pandas, numpy, R and spreadsheets write that nothing is there.
+SEPARATORS = "|;,"  # the least likely within a name first
+# How pandas, numpy, R and spreadsheets write a missing value.
 MISSING = frozenset(
     ("", "nan", "NaN", "NAN", "None", "null", "NULL", "NA", "N/A", "n/a")
     + ("#N/A", "<NA>")
@@ -46,7 +46,7 @@ MISSING = frozenset(
 
 
 def plain_name(name: str) -> str:
-    """A column's name without its case, spelling and unit.
+    """Normalizes a column's name: its case, spacing and unit.
 
     Example
     -------
@@ -58,13 +58,13 @@ def plain_name(name: str) -> str:
 
 
 def find_column(columns: Iterable[str], names: Sequence[str]) -> str | None:
-    """The first of some usual names that a table has, in its own spelling; or None."""
+    """Finds the first of ``names`` in a table, as the table spells it; or None."""
     by_name = {plain_name(column): column for column in reversed(list(columns))}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
 def cell_text(value: Any) -> str | None:
-    """A cell as text in one Unicode form; None where nothing is there.
+    """Converts a cell to text in one Unicode form; None if the value is missing.
 
     Example
     -------
@@ -74,15 +74,15 @@ def cell_text(value: Any) -> str | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas makes numbers of a column with gaps floating point
+        value = int(value)  # pandas turns integer columns with gaps into floats
     text = unicodedata.normalize("NFC", str(value)).strip()
     return None if text in MISSING else text
 
 
 def whole_numbers(values: Sequence[Any]) -> Sequence[Any]:
-    """A column as it was before a gap made its whole numbers floating point.
+    """Restores whole numbers that pandas wrote as floats because of gaps in the column.
 
-    So pandas writes it as text. Nothing changes where any cell is something else.
+    Nothing changes if any cell is something else.
 
     Example
     -------
@@ -99,7 +99,7 @@ def whole_numbers(values: Sequence[Any]) -> Sequence[Any]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Names sorted: as numbers, where all of them are, so that 10 comes after 2.
+    """Sorts names; as numbers if all of them are, so that 10 comes after 2.
 
     Example
     -------
@@ -113,7 +113,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def class_names(classes: Sequence[Any] | str | None) -> list[str] | None:
-    """Names of classes as a list of text: given so, or apart by commas.
+    """Converts class names, in a list or separated by commas, to a list of text.
 
     Example
     -------
@@ -133,15 +133,15 @@ def choose_column(
     argument: str,
     source: str,
 ) -> str:
-    """The column that ``argument`` names, or else the first common name found.
+    """Returns the column that ``argument`` names, or the first usual name found.
 
-    Names are found in any case; of a table without a header, and where no column has
-    such a name, a number is the place of a column, from 0.
+    Names match in any case. If no column has that name, as in a table without a header,
+    a number is the position of a column, from 0.
 
     Raises
     ------
     ValueError
-        If there is none; says which columns there are.
+        If there is none; the message lists the columns there are.
 
     Example
     -------
@@ -157,7 +157,7 @@ def choose_column(
         if given.isdecimal() and int(given) < len(found):
             return found[int(given)]
         raise ValueError(
-            f"{source} has no column {given!r} ({argument}); found were "
+            f"{source} has no column {given!r} ({argument}); its columns are "
             f"{some_of(found, LISTED)}"
         )
     by_name = {plain_name(name): name for name in reversed(found)}
@@ -165,10 +165,10 @@ def choose_column(
     if not present:
         more = ""
         if argument == "label_column":
-            more = "; or where each class has a column of 0 and 1, say classes=dog,cat"
+            more = "; or if each class has a column of 0 and 1, pass classes=dog,cat"
         raise ValueError(
-            f"{source} has no column of a usual name ({', '.join(names)}); found were "
-            f"{some_of(found, LISTED)}: name one with {argument}{more}"
+            f"{source} has no column of a usual name ({', '.join(names)}); its columns "
+            f"are {some_of(found, LISTED)}: name one with {argument}{more}"
         )
     if len(present) > 1:
         logger.info("%s=%s, not %s", argument, present[0], ", ".join(present[1:]))
@@ -182,22 +182,22 @@ def read_labels(
     classes: Sequence[str] | None = None,
     min_probability: float = 0.5,
 ) -> list[list[str]]:
-    """Class names of each clip.
+    """Reads the class names of each clip.
 
     Arguments
     ---------
     values : Sequence
-        A name or number each, several joined by a separator, a list, or a number for
-        each of ``classes``: a probability, or 0 or 1.
+        For each clip a name or number, several joined by a separator, a list, or a
+        number for each of ``classes``: a probability, or 0 or 1.
     column : str
-        Its name, which tells whether names are joined.
+        Name of the column, which decides whether names may be joined.
     separator : str | None
-        Between names; "" where there is none; None: a bar, semicolon or comma, if the
-        column's name is a plural.
+        Separator of names; "": none; None: a bar, semicolon or comma, if the column's
+        name is a plural.
     classes : Sequence[str] | None
         All classes in their order, where they are fixed.
     min_probability : float
-        A class is there above it.
+        A class is present above this value.
 
     Raises
     ------
@@ -227,7 +227,7 @@ def read_labels(
         labels = [_names(value, separator, known, missing) for value in values]
         if missing:
             logger.warning(
-                "%d labels in column %s are taken for missing: %s",
+                "%d labels in column %s are treated as missing: %s",
                 sum(missing.values()),
                 column,
                 most_frequent(missing),
@@ -240,9 +240,9 @@ def read_labels(
 
 
 def _are_multi_hot(values: Sequence[Any]) -> bool:
-    """Lists of one length that hold nothing but 0 and 1.
+    """Whether all values are lists of the same length that hold only 0 and 1.
 
-    As numbers of classes they would say that a clip has both, and some twice.
+    Read as class indices, they would give a clip both classes, one of them repeatedly.
     """
     lists = [value for value in values if isinstance(value, list)]
     sizes = {len(value) for value in lists}
@@ -262,7 +262,7 @@ def _above(
 ) -> list[list[str]]:
     if classes is None:
         raise ValueError(
-            f"column {column} holds a number for each class, but not their names; give "
+            f"column {column} holds a number for each class, but not their names; pass "
             "the names as classes, in the order of the numbers, or write a clip's "
             "labels as names"
         )
@@ -285,12 +285,12 @@ def _guess_separator(values: Sequence[Any], column: str) -> str:
     texts = [value for value in values if isinstance(value, str)]
     separator = next((s for s in SEPARATORS if any(s in text for text in texts)), "")
     if separator:
-        logger.info("labels in column %s are parted at %r", column, separator)
+        logger.info("labels in column %s are split at %r", column, separator)
     return separator
 
 
 def _list_in(text: str) -> Any:
-    """A list as Python, JSON or numpy writes it, within a cell; other text as it is."""
+    """Parses a list that Python, JSON or numpy wrote in a cell; returns other text."""
     text = text.strip()
     if not re.fullmatch(r"\[.*\]|\(.*,.*\)|\{.*\}", text, re.DOTALL):
         return text
@@ -299,12 +299,12 @@ def _list_in(text: str) -> Any:
             parts = re.split(r"[\s,]+", text[1:-1].strip(" ,\n"))
             return [float(n) if "." in n else int(n) for n in parts if n]
         if "'" in text or '"' in text:
-            # Python would join names that stand side by side, as numpy writes them.
+            # numpy writes no commas between names, and Python would join these.
             text_ = re.sub(r"""(['"])\s+(?=['"])""", r"\1, ", text)
             value = _literal(text_)
             return list(value) if isinstance(value, list | tuple | set) else text
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text  # a name in brackets, or a list too deep to be one
+        return text  # a name in brackets, or too deeply nested
     inner = text[1:-1]
     if inner.strip() in MISSING:
         return []
@@ -323,7 +323,7 @@ def _literal(text: str) -> Any:
 def _names(
     value: Any, separator: str, classes: frozenset[str], missing: Counter[str]
 ) -> list[str]:
-    """What a cell names; counts what says that nothing is there."""
+    """Returns the names in a cell, and counts missing values in ``missing``."""
     if isinstance(value, str) and separator:
         value = value.split(separator)
     names: dict[str, None] = {}
@@ -340,29 +340,29 @@ def _names(
 
 
 def _tell_odd(labels: Iterable[Iterable[str]], column: str) -> None:
-    """Says which classes are hardly meant to be such."""
+    """Warns of classes that are probably mistakes."""
     classes = sorted({name for names in labels for name in names})
     in_any_case = defaultdict(list)
     for name in classes:
         in_any_case[name.casefold()].append(name)
     if alike := [names for names in in_any_case.values() if len(names) > 1]:
         logger.warning(
-            "column %s has classes that differ only in case, and count as several: %s; "
-            "write each in one way if they are one",
+            "column %s has classes that differ only in case and count as several: %s; "
+            "use one spelling if they are the same",
             column,
             some_of(name for names in alike for name in names),
         )
     if objects := [name for name in classes if re.fullmatch(r"\{.*\}", name)]:
         logger.warning(
-            "column %s has labels that are written as objects, each of which counts as "
-            "a class: %s; write their names, or give another label_column",
+            "column %s has labels that are written as objects, and each counts as a "
+            "class: %s; write names, or pass another label_column",
             column,
             some_of(objects, 2),
         )
     if joined := [name for name in classes if "|" in name]:
         logger.warning(
-            "column %s has classes with a bar in their names: %s; if it parts several "
-            "labels, say separator='|'",
+            "column %s has classes with a bar in their names: %s; if it separates "
+            "labels, pass separator='|'",
             column,
             some_of(joined),
         )
@@ -378,5 +378,5 @@ def _refuse_unknown(
         raise ValueError(
             f"column {column} has {len(unknown)} labels that are not among the "
             f"{len(classes)} classes: {some}; the classes begin with "
-            f"{', '.join(classes[:5])}: take the column of their names, or mend classes"
+            f"{', '.join(classes[:5])}: use the column of names, or correct classes"
         )

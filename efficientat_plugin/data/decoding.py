@@ -1,4 +1,4 @@
-"""From a row to a clip: decoded, resampled with soxr, of one length."""
+"""Decodes rows into clips of one length, resampled with soxr."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,15 +18,15 @@ from efficientat_plugin.support.limits import SAMPLE_RATES
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Read beyond the cut, so that the resampler's filter rings on sound, not on its end.
+# Extra sound read beyond the cut, so that the resampler's filter has no edge there.
 MARGIN_SECONDS = 0.1
-BLOCK_FRAMES = 65536  # fewer of more than 8 channels,
-BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # of which this many are held
-# Floating point of a file: what was 16-bit integers, and never divided, is louder.
+BLOCK_FRAMES = 65536  # fewer with more than 8 channels
+BLOCK_SAMPLES = 8 * BLOCK_FRAMES  # over all channels
+# Largest sample of a floating-point file; undivided 16-bit integers are louder.
 LOUDEST = 64.0
-LOUDEST_GIVEN = 2 * LOUDEST  # in memory: resampling makes peaks higher
+LOUDEST_GIVEN = 2 * LOUDEST  # for arrays: resampling raises peaks
 SAME_LENGTH = tuple(how for how in SHORT_CLIPS if how != "as_is")
-MAX_CHANNELS = 64  # of samples; an axis longer than this is taken for time
+MAX_CHANNELS = 64  # a longer axis is taken for time
 
 
 def decode(
@@ -35,22 +35,22 @@ def decode(
     num_samples: int,
     short_clips: str = "zero_pad",
 ) -> NDArray[np.float32]:
-    """The start of a sound file: mono, resampled, cut or lengthened.
+    """Decodes the start of a sound file: mono, resampled, cut or lengthened.
 
     Reads no more of the file than it needs. Resamples with soxr's high quality,
-    which moves the probabilities of a tagger by 4e-4 at most.
+    which changes the probabilities of a tagger by at most 4e-4.
 
     Arguments
     ---------
     audio : dict | bytes | str | Path
         What an undecoded ``Audio`` column holds (``bytes`` and ``path``), the bytes
-        of a file, or its path: WAV, FLAC, OGG, Opus, MP3 and what else libsndfile
-        reads; M4A, MP4, AAC, WebM, Matroska and WMA where PyAV is installed. A
+        of a file, or its path: WAV, FLAC, OGG, Opus, MP3 and whatever else libsndfile
+        reads; with PyAV installed also M4A, MP4, AAC, WebM, Matroska and WMA. A
         dict may also hold ``start`` and ``end``: see ``sound_of``.
     sample_rate : int
-        Of the result, Hz.
+        Sample rate of the result, Hz.
     num_samples : int
-        Of the result.
+        Length of the result.
     short_clips : str
         How shorter sound is lengthened: "zero_pad" or "repeat".
 
@@ -62,13 +62,13 @@ def decode(
     Raises
     ------
     UnreadableClip
-        If there is no file, no sound in it, or values that are not finite or far
+        If there is no file, or no sound in it, or if samples are not finite or far
         beyond full scale.
     """
     seconds = num_samples / sample_rate + MARGIN_SECONDS
     blocks = list(decode_blocks(audio, sample_rate, seconds))
     waveform = np.concatenate(blocks)[:num_samples]
-    if not len(waveform):  # which padding would make a clip of silence
+    if not len(waveform):  # padding would turn it into a clip of silence
         raise UnreadableClip(f"it is shorter than a sample at {sample_rate} Hz")
     return lengthened(waveform, num_samples, short_clips)
 
@@ -78,26 +78,26 @@ def decode_blocks(
     sample_rate: int,
     max_seconds: float = math.inf,
 ) -> Iterator[NDArray[np.float32]]:
-    """A sound file block by block, in constant memory: mono, resampled.
+    """Decodes a sound file block by block, in constant memory: mono, resampled.
 
     Arguments
     ---------
     audio : dict | bytes | str | Path
         As ``decode`` takes it.
     sample_rate : int
-        Of the blocks, Hz.
+        Sample rate of the blocks, Hz.
     max_seconds : float
-        To read of the file, at most.
+        Reads at most this much of the file, s.
 
     Yields
     ------
     NDArray
-        [samples], float32; one after the other they are the sound.
+        [samples], float32; joined, they are the sound.
 
     Raises
     ------
     UnreadableClip
-        As ``decode``, when the block that is bad is reached.
+        As ``decode``, once the unreadable block is reached.
     """
     with open_sound(audio) as sound:
         rate = sound.samplerate
@@ -121,14 +121,13 @@ def decode_blocks(
 
 
 def sound_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``decode`` and taggers take to read the sound of a row.
+    """Returns the sound of a row in the form that ``decode`` and taggers take.
 
     Arguments
     ---------
     row : Mapping
-        Its ``audio`` is ``{bytes, path}``; ``start`` and ``end``, s, say which segment
-        of the file the clip is. None or no such column: from the beginning, to the
-        end.
+        Its ``audio`` is ``{bytes, path}``; ``start`` and ``end``, s, mark the clip's
+        segment of the file. None or no such column: from the beginning, to the end.
 
     Example
     -------
@@ -140,7 +139,7 @@ def sound_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _frames_of(audio: Any, rate: int) -> tuple[int, float]:
-    """The frames of a file that are its segment: the first, and the first after it."""
+    """Returns the first frame of the segment, and the first frame after it."""
     times = audio if isinstance(audio, dict) else {}
     last = times.get("end", math.inf) * rate
     return round(times.get("start", 0) * rate), last if last == math.inf else round(
@@ -149,7 +148,7 @@ def _frames_of(audio: Any, rate: int) -> tuple[int, float]:
 
 
 class Resampler:
-    """Mono sound to another rate, chunk by chunk; as the whole at once would be.
+    """Resamples mono sound in chunks, with the same result as in one piece.
 
     Arguments
     ---------
@@ -161,7 +160,7 @@ class Resampler:
     Raises
     ------
     ValueError
-        For a rate that no sound has.
+        For an invalid sample rate.
 
     Example
     -------
@@ -176,8 +175,8 @@ class Resampler:
             is_number = isinstance(rate, Real)
             if not is_number or not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
                 raise ValueError(
-                    f"a sample rate of {rate if is_number else repr(rate)} is none of "
-                    f"sound; give Hz, from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
+                    f"a sample rate of {rate if is_number else repr(rate)} is not "
+                    f"valid; give Hz, from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
                 )
         self._stream = None
         if source_rate != target_rate:
@@ -186,12 +185,12 @@ class Resampler:
             )
 
     def feed(self, chunk: NDArray) -> NDArray[np.float32]:
-        """[samples] in, what is ready of the result out."""
+        """Takes [samples] and returns the resampled ones that are ready."""
         chunk = chunk.astype(np.float32, copy=False)
         return chunk if self._stream is None else self._stream.resample_chunk(chunk)
 
     def finish(self) -> NDArray[np.float32]:
-        """What the filter still holds."""
+        """Returns the samples that the filter still holds."""
         nothing = np.zeros(0, np.float32)
         if self._stream is None:
             return nothing
@@ -199,27 +198,27 @@ class Resampler:
 
 
 def _mono_blocks(sound: OpenSound, max_frames: float) -> Iterator[NDArray[np.float32]]:
-    """Block by block, so that many channels never stand in memory at once."""
-    # Not SoundFile.blocks, which goes by the length that the header claims: where a
-    # file breaks off before, it gives what happens to stand in memory for sound.
+    """Yields mono blocks, so that many channels are never in memory at once."""
+    # SoundFile.blocks trusts the length that the header claims: for a truncated file
+    # it returns uninitialised memory as sound.
     remaining = max_frames
     while remaining > 0:
         at_once = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
         block = sound.next_block(math.ceil(min(at_once, remaining)))
         if not len(block):
             return
-        # Of both infinities there would be no mean.
+        # Checked before the mean, which both infinities would turn into NaN.
         if fault := _fault_of(block):
             raise UnreadableClip(f"it has {fault}")
-        # The mean of one channel is the channel, in a tenth of the time.
+        # A single channel is its own mean; computing none takes a tenth of the time.
         yield block[:, 0] if block.shape[1] == 1 else block.mean(axis=1)
         remaining -= len(block)
 
 
 def _fault_of(samples: NDArray, loudest: float = LOUDEST) -> str | None:
-    """What makes samples no sound, if anything does."""
+    """Returns what is wrong with samples, or None."""
     lowest, highest = float(samples.min()), float(samples.max())
-    if -loudest <= lowest and highest <= loudest:  # so that none of them is NaN
+    if -loudest <= lowest and highest <= loudest:  # False if a sample is NaN
         return None
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         return "samples that are not finite"
@@ -230,7 +229,7 @@ def _fault_of(samples: NDArray, loudest: float = LOUDEST) -> str | None:
 
 
 def as_array(samples: "NDArray | Tensor") -> NDArray:
-    """Numbers of an array, a list or a tensor on any device.
+    """Converts an array, a list or a tensor on any device to a NumPy array.
 
     Example
     -------
@@ -246,7 +245,7 @@ def as_array(samples: "NDArray | Tensor") -> NDArray:
 
 
 def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
-    """Samples of any type and number of channels as mono floating point.
+    """Converts samples of any type and number of channels to mono floating point.
 
     Arguments
     ---------
@@ -273,8 +272,8 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
     samples = as_array(sound)
     if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:
         raise ValueError(
-            f"samples of type {samples.dtype} do not tell their full scale; give int16 "
-            "or int32, or floating point in [-1, 1]"
+            f"samples of type {samples.dtype} have no known full scale; give int16 or "
+            "int32, or floating point in [-1, 1]"
         )
     if samples.dtype.kind in "iu":
         scale = 2.0 ** (8 * samples.dtype.itemsize - 1)
@@ -282,18 +281,18 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
         samples = (samples.astype(np.float64) - offset) / scale
     elif samples.dtype.kind != "f":
         raise ValueError(
-            f"samples of type {samples.dtype} are no sound; give floating point in "
+            f"samples of type {samples.dtype} are not sound; give floating point in "
             "[-1, 1] or integers"
         )
     if not samples.size:  # whatever its shape
         return np.zeros(0, np.float32)
     if fault := _fault_of(samples, LOUDEST_GIVEN):
         raise ValueError(
-            f"the sound has {fault}, or give numbers in [-1, 1], or integers as they "
-            "are"
+            f"the sound has {fault}; give floating point in [-1, 1], or integers as "
+            "they are"
         )
     if samples.ndim == 2:
-        # Sound has more samples than channels, whichever comes first.
+        # The shorter axis is that of the channels, whichever comes first.
         channels = int(np.argmin(samples.shape))
         if samples.shape[channels] > MAX_CHANNELS:
             raise ValueError(
@@ -310,12 +309,12 @@ def mono_samples(sound: "NDArray | Tensor") -> NDArray[np.float32]:
 
 
 class ClipReader:
-    """Makes a ``Clip`` of a row.
+    """Turns a row into a ``Clip``.
 
     Arguments
     ---------
     labels : LabelTable
-        What K means.
+        Defines the K classes.
     clip_seconds : float
         Length of every clip, s; longer sound is cut to its beginning.
     sample_rate : int
@@ -326,7 +325,7 @@ class ClipReader:
     Raises
     ------
     ValueError
-        For a length or a way that no clip can have.
+        If ``clip_seconds`` or ``short_clips`` is not legal.
     """
 
     def __init__(
@@ -341,7 +340,7 @@ class ClipReader:
         if short_clips not in SAME_LENGTH:
             raise ValueError(
                 f"short_clips={short_clips!r} does not make all clips equally long, "
-                f"as a batch needs them; choose one of {', '.join(SAME_LENGTH)}"
+                f"as batches require; choose one of {', '.join(SAME_LENGTH)}"
             )
         self.labels = labels
         self.sample_rate = sample_rate
@@ -349,18 +348,18 @@ class ClipReader:
         self.short_clips = short_clips
 
     def read(self, row: dict[str, Any]) -> Clip:
-        """Decodes a row; ``UnreadableClip`` where that cannot be."""
-        import torch  # sound is decoded without it, too
+        """Decodes a row; raises ``UnreadableClip`` if that fails."""
+        import torch  # here, so that sound can be decoded without torch
 
         if not row["video_id"]:
             raise UnreadableClip("its video_id is empty")
         waveform = decode(
             sound_of(row), self.sample_rate, self.num_samples, self.short_clips
         )
-        # What the table does not have was counted when the data was summed up.
+        # Labels that are not in the table were counted when the data was summarised.
         indices, _ = self.labels.indices(row["labels"])
         labelled = torch.tensor(float(bool(indices)))
-        if row.get("judged") is not None:  # the others may be there or not
+        if row.get("judged") is not None:  # other classes may be present or not
             judged, _ = self.labels.indices(row["judged"])
             labelled = self.labels.multi_hot([*judged, *indices])
         return Clip(

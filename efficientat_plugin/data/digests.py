@@ -1,4 +1,4 @@
-"""What tells one set of clips from another, wherever it lies; nothing is decoded."""
+"""Computes digests that tell one set of clips from another; decodes nothing."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import datasets
 
-HEARD = 8  # clips whose sound is looked at
-HEAD_BYTES = 1 << 20  # of each
+HEARD = 8  # clips whose sound is digested
+HEAD_BYTES = 1 << 20  # of each file
 
 
 def digest_of_clips(
@@ -17,14 +17,14 @@ def digest_of_clips(
     labels: Iterable[Iterable[Any] | None],
     sounds: Iterable[Any] = (),
 ) -> str:
-    """What tells one set of clips from another: ids, labels, and some of the sound.
+    """Computes the digest of a set of clips: of ids, labels, and some of the sound.
 
     Arguments
     ---------
     clip_ids : Iterable
-        In the order in which they are trained on.
+        In training order.
     labels : Iterable
-        Of each clip.
+        Labels of each clip.
     sounds : Iterable
         From ``sounds_of``.
 
@@ -51,10 +51,10 @@ def digest_of_clips(
 
 
 def sounds_of(rows: "Sequence[Mapping[str, Any]] | datasets.Dataset") -> list[bytes]:
-    """A digest of the files of a few clips, spread over the rows; nothing is decoded.
+    """Computes digests of the files of a few clips, spread over the rows.
 
-    So that other sounds under the same names are noticed. Of each file the size and
-    the first megabyte count.
+    They reveal other sounds under the same names. Each covers the size and the first
+    megabyte of a file; nothing is decoded.
 
     Arguments
     ---------
@@ -94,6 +94,6 @@ def _digest_of_file(audio: Any) -> bytes:
         try:
             with open(path, "rb") as file:
                 size, head = os.fstat(file.fileno()).st_size, file.read(HEAD_BYTES)
-        except (OSError, TypeError):  # unreadable clips are another's to report
+        except (OSError, TypeError):  # unreadable clips are reported elsewhere
             size, head = 0, b""
     return hashlib.sha256(f"{size}\n".encode() + head).digest()

@@ -1,4 +1,4 @@
-"""What a folder of sounds holds: one walk, for every reader and command."""
+"""Finds the sounds below a folder, with one walk for every reader and command."""
 
 import logging
 import os
@@ -12,25 +12,25 @@ from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
-# What systems and their tools put into every folder, beside names that begin with ".".
-# A file "._a.mp3" has what macOS knows of a.mp3, and no sound.
+# Folders that operating systems and their tools create, besides names that begin with
+# ".". A file "._a.mp3" holds metadata of macOS about a.mp3, and no sound.
 HIDDEN = (
     *("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"),
     "lost+found",
 )
-NAMED = 5  # kinds of files
+NAMED = 5  # kinds of files that are listed
 
 
 class FolderContent(NamedTuple):
-    """Files below a folder; names are from there on, with "/" between their parts."""
+    """Lists the files below a folder, by relative names with "/" as separator."""
 
-    sounds: list[str]  # as paths sort: folder by folder
-    others: Counter[str]  # how many files are of another suffix, or name without one
-    hidden: int  # folders, and sounds by their names, that are passed over
+    sounds: list[str]  # sorted as paths: folder by folder
+    others: Counter[str]  # number of other files by suffix, or by name if there is none
+    hidden: int  # number of hidden folders and sounds, which are skipped
     not_text: list[str]  # sounds whose names are not UTF-8
 
     def passed_over(self) -> str:
-        """What is no sound to be read, in words; "" if there is nothing."""
+        """Describes what is skipped, in words; "" if nothing is."""
         parts = []
         if count := self.others.total():
             counts = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
@@ -54,14 +54,14 @@ def walk_sounds(
 ) -> FolderContent:
     """Finds the sounds below a folder, at any depth, by their suffixes.
 
-    Hidden files and folders are passed over. Links to folders are followed, but into
-    each folder once, and by its own name if it lies below.
+    Hidden files and folders are skipped. Links to folders are followed, but each folder
+    is visited once, and under its own name if it is below ``folder``.
 
     Arguments
     ---------
     folder : str or Path
     onerror : callable or None
-        Gets the errors of folders that cannot be read; None refuses them.
+        Called with the error of each folder that cannot be read; None: refuse it.
 
     Returns
     -------
@@ -103,16 +103,16 @@ def walk_sounds(
 
 
 def find_sounds_below(folder: str | Path) -> list[str]:
-    """The names of ``walk_sounds``, and what it passed over is logged."""
+    """Returns the sounds that ``walk_sounds`` finds, and logs what it skips."""
     content = walk_sounds(folder)
     if passed_over := content.passed_over():
         level = logging.WARNING if content.not_text else logging.INFO
-        logger.log(level, "%s: passed over %s", shown(folder), passed_over)
+        logger.log(level, "%s: skipped %s", shown(folder), passed_over)
     return content.sounds
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of that name is not meant to be seen.
+    """Whether a file or folder of this name is hidden.
 
     Example
     -------
@@ -123,7 +123,7 @@ def is_hidden(name: str) -> bool:
 
 
 def refuse_folder(error: OSError) -> None:
-    """For ``os.walk``, which would else pass over what cannot be read."""
+    """Handles errors of ``os.walk``, which would skip what cannot be read."""
     raise PermissionError(
         f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
         "it away"
@@ -133,7 +133,7 @@ def refuse_folder(error: OSError) -> None:
 def _places(
     folder: str, onerror: Callable[[OSError], None]
 ) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As ``os.walk``, through links to folders too, after all that is no link."""
+    """Walks as ``os.walk`` does, and then through links to folders, too."""
     waiting, visited = [folder], set[str]()
     while waiting:
         for place, folders, files in os.walk(waiting.pop(0), onerror=onerror):

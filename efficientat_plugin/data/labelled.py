@@ -1,4 +1,4 @@
-"""Labelled clips for fine-tuning: what they are of, and which of them are for what."""
+"""Reads labelled clips for fine-tuning: their classes, and their splits."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,13 +38,13 @@ TABLE_OPTIONS = (
     "splits",
 )
 KINDS = ("auto", "random", "fold", "given")
-# Values of these options that leave them as they are
+# Values of these options that count as not given
 UNSET: tuple[Any, ...] = (None, "auto", {}, True)
 TARGETS = ("auto", "multilabel", "multiclass")
 
 
 class LabelledClips(NamedTuple):
-    """Rows, and what K means for all of them."""
+    """Holds rows and the classes K of all of them."""
 
     rows: datasets.Dataset
     labels: LabelTable
@@ -58,22 +58,22 @@ def open_labelled(
     labels: LabelTable | None = None,
     **given: Any,
 ) -> LabelledClips:
-    """Reads a table of clips and finds out what its labels are.
+    """Reads a table of clips and determines its classes and target.
 
     Arguments
     ---------
     dataset : str or Path
         Folder, file or hub id.
     facts : Mapping, str or Path
-        Arguments of ``read_table``, or a YAML with them.
+        Arguments of ``read_table``, or a YAML file with them.
     target : str
-        "multiclass", "multilabel", or "auto": the former where every clip has one
+        "multiclass", "multilabel", or "auto": the former if every labelled clip has one
         class.
     labels : LabelTable or None
-        What K means, and the labels of rows are its ids or names; None: the classes
-        of the facts, or those that are found.
+        The classes, whose ids or names the labels of rows are; None: the classes of the
+        facts, or those found in the rows.
     **given
-        Arguments of ``read_table`` that go before the facts, unless they are None,
+        Arguments of ``read_table`` that override the facts, unless they are None,
         "auto", True or empty.
 
     Returns
@@ -83,8 +83,8 @@ def open_labelled(
     Raises
     ------
     OSError, ValueError
-        As ``read_table``; for a YAML that holds no facts; and for labels none of
-        which is a class of ``labels``.
+        As in ``read_table``; if a YAML file holds no facts; and if no label of the rows
+        is a class of ``labels``.
 
     Example
     -------
@@ -123,7 +123,7 @@ def runs_of(
     test_share: float = 0.1,
     seed: int = 0,
 ) -> dict[str, Split]:
-    """Which clips to train, choose and test on, by the name of the run.
+    """Splits clips to train, validate and test on, for each run by its name.
 
     Arguments
     ---------
@@ -133,15 +133,15 @@ def runs_of(
         "given" (the ``split`` column), "fold" (the ``fold`` column), "random", or
         "auto": the first of these that the columns allow.
     fold : int, str or None
-        To test on, which makes "auto" a split by folds; None: each in turn, a run for
-        each.
+        Fold to test on, which makes "auto" a split by folds; None: each fold in turn,
+        in a run of its own.
     valid_share : float
-        Of the clips to train on, set aside to choose the epoch on where the data does
-        not say which; 0: none.
+        Share of the training clips that is set aside to choose the epoch, if the data
+        gives no validation clips; 0: none.
     test_share : float
-        Of the clips, where no column says which; 0: nothing is tested.
+        Share of the clips to test on, if no column gives them; 0: none.
     seed : int
-        Of what is drawn at random. Test clips do not depend on ``valid_share``.
+        Seed of random splits. Test clips do not depend on ``valid_share``.
 
     Returns
     -------
@@ -150,8 +150,8 @@ def runs_of(
     Raises
     ------
     ValueError
-        For another kind, a column that is not there, or, of labelled clips, a side
-        without labels.
+        If the kind is unknown, a column is missing, or a side of labelled clips has no
+        labels.
 
     Example
     -------
@@ -181,23 +181,23 @@ def runs_of(
         if len(rows) and not tests["given"].train:
             names = some_of(sorted(set(rows["split"])))
             raise ValueError(
-                f"{_told_by(rows, 'split')} says {names} of all {len(rows)} clips, so "
-                "that there is nothing to train on; give another split_column, or say "
+                f"{_told_by(rows, 'split')} gives {names} for all {len(rows)} clips, "
+                "which leaves nothing to train on; pass another split_column, or "
                 "split=random"
             )
     elif "fold" not in columns:
         asked = "split=fold" if fold is None else f"fold={fold}"
         raise ValueError(
-            f"{asked} needs a column of folds, and the data has none called fold; name "
+            f"{asked} needs a column of folds, but the data has none called fold; name "
             "one with fold_column"
         )
     else:
         folds = in_order({str(each) for each in rows["fold"] if each})
         if len({*rows["fold"]}) < 2:
             raise ValueError(
-                f"{_told_by(rows, 'fold')} says {some_of(folds) or 'nothing'} of all "
-                f"{len(rows)} clips, and folds are two or more; give another "
-                "fold_column, or say split=random"
+                f"{_told_by(rows, 'fold')} gives {some_of(folds) or 'nothing'} for all "
+                f"{len(rows)} clips, but two folds or more are needed; pass another "
+                "fold_column, or split=random"
             )
         folds = folds if fold is None else [str(fold)]
         tests = {f"fold{each}": split_by_fold(rows, each) for each in folds}
@@ -214,7 +214,7 @@ def runs_of(
 def split_in_words(
     rows: datasets.Dataset, runs: Mapping[str, Split], seed: int = 0
 ) -> str:
-    """What decides which clips are for what, and how many there are of each.
+    """Describes how the clips were split, and how many there are on each side.
 
     Arguments
     ---------
@@ -223,7 +223,7 @@ def split_in_words(
     runs : Mapping
         From ``runs_of``.
     seed : int
-        That it was given.
+        The seed passed to ``runs_of``.
 
     Example
     -------
@@ -252,7 +252,7 @@ def split_in_words(
 
 
 def _told_by(rows: datasets.Dataset, role: str) -> str:
-    """What the values of a role are from, in words."""
+    """Describes where the values of a role come from."""
     for line in (rows.info.description or "").splitlines():
         if line.startswith(f"{role}: "):
             return line.removeprefix(f"{role}: ")
@@ -262,7 +262,7 @@ def _told_by(rows: datasets.Dataset, role: str) -> str:
 def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> None:
     for side in ("train", "valid", "test"):
         places = getattr(split, side)
-        if not places and side != "train":  # nothing is chosen, or tested
+        if not places and side != "train":  # no validation or test
             continue
         if not any(rows.select(places)["labels"]):
             raise ValueError(
@@ -277,7 +277,7 @@ def _refuse_other_classes(rows: datasets.Dataset, labels: LabelTable) -> None:
         raise ValueError(
             f"no label of the clips ({most_frequent(summary.unknown)}) is one of the "
             f"{len(labels)} classes, such as {labels.names[0]!r}; write labels as "
-            "these, or give another label_column, the separator of several in a cell, "
+            "these, or pass another label_column, the separator of several in a cell, "
             "or form=sounds"
         )
 

@@ -1,4 +1,4 @@
-"""From labels to tensors: the official AudioSet classes, multi-hot targets, counts."""
+"""Maps labels to classes: label tables, AudioSet's classes, multi-hot targets."""
 
 import csv
 import hashlib
@@ -30,16 +30,16 @@ Labels: TypeAlias = Iterable[str | int] | str | int | None  # of a clip
 
 
 class LabelTable:
-    """Classes in a fixed order: what the K of every ``[B, K]`` means.
+    """Holds classes in a fixed order, the axis K of every ``[B, K]``.
 
     Arguments
     ---------
     mids : Iterable[str]
-        Identifier of each class, unique; for AudioSet its machine id, /m/09x0r.
-        Labels are mapped by these: names drift between copies of AudioSet. Labels
-        that people wrote may be names, to a table made by ``with_names``.
+        Unique identifier of each class; for AudioSet its machine id, /m/09x0r.
+        Labels are looked up by these, because names differ between copies of
+        AudioSet. A table made by ``with_names`` accepts names, too.
     names : Iterable[str]
-        What people call each class.
+        Human-readable name of each class.
 
     Example
     -------
@@ -59,12 +59,12 @@ class LabelTable:
         for text in (*self.mids, *self.names):
             if not isinstance(text, str):
                 raise ValueError(
-                    f"class ids and names must be text, but {text!r:.80} is none; "
+                    f"class ids and names must be text, but {text!r:.80} is not; "
                     "write it in quotes"
                 )
         self.index = {mid: index for index, mid in enumerate(self.mids)}
         self.index_of_name: dict[str, int] = {}  # see `with_names`
-        self.most_parts = 1  # of a name, between its commas
+        self.most_parts = 1  # comma-separated parts of a name, at most
         self.has_numbers = False  # see `with_numbers`
         if len(self.index) != len(self.mids):
             twice = [mid for mid, n in Counter(self.mids).items() if n > 1]
@@ -81,14 +81,14 @@ class LabelTable:
         OSError
             If the file cannot be read.
         ValueError
-            If it is no such table.
+            If it is not such a table.
         """
         try:
             text = read_text(path, MAX_SETTINGS_BYTES, "utf-8-sig")
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
             rows.sort(key=lambda row: int(row["index"]))
             if any(None in row.values() for row in rows):
-                raise ValueError("a row of it is cut short")
+                raise ValueError("a row is cut short")
             columns = [
                 [of_cell(row[name]) for row in rows] for name in ("mid", "display_name")
             ]
@@ -97,16 +97,16 @@ class LabelTable:
             return cls(*columns)
         except (csv.Error, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is no table of labels ({type(error).__name__}: {error}); it "
-                "must be a CSV with the columns index, mid and display_name, each mid "
-                "once"
+                f"{path} is not a table of labels ({type(error).__name__}: {error}); "
+                "it must be a CSV with the columns index, mid and display_name, and "
+                "unique mids"
             ) from error
 
     def with_names(self) -> "LabelTable":
-        """The same classes, of which a label may also be the name, in any case.
+        """Returns the same classes, accepting names as labels, in any case.
 
-        Ids go before names, and a name that several classes have is of none. A name
-        that has commas is understood when a reader took these for separators, too.
+        Ids take precedence over names, and a name shared by several classes is not
+        accepted. A name with commas is recognized even if a reader split it at them.
 
         Example
         -------
@@ -127,11 +127,11 @@ class LabelTable:
         return table
 
     def with_numbers(self) -> "LabelTable":
-        """The same classes, of which a label may also be the name or the place.
+        """Returns the same classes, accepting names and class indices as labels.
 
-        Places count from 0, and are numbers or their digits. Only for labels that
-        cannot be meant otherwise: those of a table that has no numbers for ids or
-        names, in data that is known to follow this table.
+        Indices count from 0, as numbers or as their digits. They are only accepted if
+        no id or name is a number; use this only for data that is known to follow this
+        table.
 
         Example
         -------
@@ -150,11 +150,11 @@ class LabelTable:
 
     @property
     def sha256(self) -> str:
-        """Digest of ids in order: two tables with the same one mean the same K."""
+        """Digest of the ids in order; tables with equal digests have the same K."""
         return hashlib.sha256("\n".join(self.mids).encode()).hexdigest()
 
     def indices(self, labels: Labels) -> tuple[list[int], list[str]]:
-        """Class indices of the labels of a clip, and those that the table lacks.
+        """Splits the labels of a clip into class indices and unknown labels.
 
         Arguments
         ---------
@@ -180,7 +180,7 @@ class LabelTable:
         return known, unknown
 
     def _named(self, texts: list[str]) -> tuple[int | None, int]:
-        """The class of the longest name that ``texts`` begin with, and its length."""
+        """Finds the longest name that ``texts`` begin with: its class and length."""
         for length in range(len(texts), 0, -1):
             index = self.index_of_name.get(_folded(",".join(texts[:length])))
             if index is not None:
@@ -188,14 +188,14 @@ class LabelTable:
         return None, 1
 
     def multi_hot(self, indices: Iterable[int]) -> "Tensor":
-        """[K], 1 at ``indices``.
+        """Returns a vector [K] that is 1 at ``indices`` and 0 elsewhere.
 
         Example
         -------
         >>> LabelTable(["a", "b", "c"], ["A", "B", "C"]).multi_hot([0, 2])
         tensor([1., 0., 1.])
         """
-        import torch  # what else the table does is done without it, too
+        import torch  # only needed here
 
         target = torch.zeros(len(self))
         target[list(indices)] = 1.0
@@ -203,12 +203,12 @@ class LabelTable:
 
 
 def listed(labels: Labels) -> list[str]:
-    """Labels of a clip, as text, however its row has them.
+    """Converts the labels of a clip to a list of text.
 
     Arguments
     ---------
     labels : iterable of str or int; or str, int or None
-        One that stands alone is a list of one; None: nobody labelled the clip.
+        A single label becomes a list of one; None: nobody labelled the clip.
 
     Example
     -------
@@ -223,20 +223,20 @@ def listed(labels: Labels) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """A name in any case and Unicode form, with any space around its commas."""
+    """Normalizes a name's case, Unicode form and the space around its commas."""
     name = unicodedata.normalize("NFC", name)
     return ",".join(part.strip() for part in name.casefold().split(","))
 
 
 @lru_cache
 def audioset_labels() -> LabelTable:
-    """The 527 classes of AudioSet in their official order."""
+    """Returns the 527 classes of AudioSet in their official order."""
     return LabelTable.from_csv(AUDIOSET_LABELS)
 
 
 @lru_cache
 def audioset_vocabulary() -> LabelTable:
-    """``audioset_labels``, by whatever a copy of AudioSet calls a class.
+    """Returns ``audioset_labels``, accepting ids, names and class indices as labels.
 
     Example
     -------
@@ -247,9 +247,9 @@ def audioset_vocabulary() -> LabelTable:
 
 
 def vocabulary_of(table: LabelTable) -> LabelTable:
-    """The same classes, by whatever data in AudioSet's schema may call them.
+    """Returns the same classes, accepting any label of data in AudioSet's schema.
 
-    That is an id or a name, and AudioSet's own index, but the place of no other table.
+    Such a label is an id, a name or, for AudioSet's own classes only, a class index.
 
     Example
     -------
@@ -261,15 +261,15 @@ def vocabulary_of(table: LabelTable) -> LabelTable:
 
 
 def refuse_other_labels(what: str, summary: "LabelSummary", table: LabelTable) -> None:
-    """Refuses labels none of which is a class of the table.
+    """Refuses data if none of its labels is a class of the table.
 
     Arguments
     ---------
     what : str
-        The clips, for the message.
+        Name of the clips in the message.
     summary : LabelSummary
     table : LabelTable
-        By which they were summed up.
+        The table that the summary was made with.
 
     Raises
     ------
@@ -277,25 +277,25 @@ def refuse_other_labels(what: str, summary: "LabelSummary", table: LabelTable) -
     """
     if summary.unknown and not summary.num_labelled:
         raise ValueError(
-            f"{what} have labels ({most_frequent(summary.unknown)}) of which none is "
-            f"an id or a name of the {len(table)} classes, such as {table.mids[0]!r} "
-            f"or {table.names[0]!r}; write labels as these, or none (an empty list) "
-            "for clips that nobody labelled"
+            f"{what} have labels ({most_frequent(summary.unknown)}) but none is an "
+            f"id or a name of the {len(table)} classes, such as {table.mids[0]!r} or "
+            f"{table.names[0]!r}; write ids or names, or an empty list for clips that "
+            "nobody labelled"
         )
 
 
 class LabelSummary(NamedTuple):
-    """What the label column of a data set says, read without any audio."""
+    """Holds the labels of a data set, mapped to classes and counted."""
 
     clip_ids: list[str]
     indices: list[list[int]]  # classes of each clip; empty where unlabelled
     counts: NDArray[np.int64]  # [K], clips of each class
-    unknown: Counter  # labels the table does not have
-    numbers: str = ""  # what labels that are numbers were taken for
+    unknown: Counter  # labels that are not in the table
+    numbers: str = ""  # how labels that are numbers were read
 
     @property
     def num_labelled(self) -> int:
-        """Clips with at least one known label."""
+        """Counts the clips with at least one known label."""
         return sum(1 for indices in self.indices if indices)
 
     def __str__(self) -> str:
@@ -308,7 +308,7 @@ class LabelSummary(NamedTuple):
 
     @property
     def left_out(self) -> str:
-        """How many labels the table does not have, and the most frequent of them.
+        """Reports how many labels are not in the table, and the most frequent of them.
 
         Example
         -------
@@ -328,7 +328,7 @@ class LabelSummary(NamedTuple):
 
 
 def most_frequent(counts: Counter, number: int = 5) -> str:
-    """The most frequent of some labels, and how many kinds more there are.
+    """Lists the most frequent labels, and how many more kinds there are.
 
     Example
     -------
@@ -353,7 +353,7 @@ def summarize_labels(
     >>> print(summarize_labels(["x", "y"], [["a", "z"], []], table))
     2 clips, 1 labelled with 1 classes; 1 label of 1 kind is not in the label table ...
     """
-    # Plain numbers: an array takes ten times as long to count a clip.
+    # A list of integers: counting in an array takes ten times as long per clip.
     counts = [0] * len(table)
     unknown: Counter = Counter()
     indices, num_numbers = [], 0
@@ -371,8 +371,8 @@ def summarize_labels(
     if num_numbers:
         last = len(table) - 1
         numbers = (
-            f"labels of {num_numbers} clips are numbers, of which 0 is taken for "
-            f"{shown(table.names[0])} and {last} for {shown(table.names[last])}"
+            f"labels of {num_numbers} clips are numbers, read as class indices: 0 is "
+            f"{shown(table.names[0])}, {last} is {shown(table.names[last])}"
         )
     return LabelSummary(
         list(clip_ids), indices, np.array(counts, np.int64), unknown, numbers
@@ -390,18 +390,18 @@ def likeliest(
     top_k: int | None,
     threshold: float,
 ) -> list[Tag]:
-    """Classes of [K] probabilities, the likeliest first.
+    """Returns the classes of [K] probabilities as tags, the most probable first.
 
     Arguments
     ---------
     labels : LabelTable
-        What the classes are.
+        The classes.
     probabilities : NDArray
         [K]
     top_k : int or None
-        Classes to give, at most; None: all.
+        Number of tags, at most; None: all.
     threshold : float
-        Only those at least as probable.
+        Lowest probability of a tag.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""From a folder to its table: what names of folders and of tables within it mean."""
+"""Reads a folder as one table, by the names of its folders and tables."""
 
 import logging
 import re
@@ -22,15 +22,15 @@ SPLIT_WORDS = (
     *("test", "testing", "eval", "evaluation"),
 )
 FOLD = re.compile(r"fold[ _-]?0*(\d+)", re.IGNORECASE)
-# As Speech Commands has its noise, which is no word.
+# Such as the noise of Speech Commands, which is not a word.
 NO_CLASS = re.compile(r"_.+_")
-# Of Speech Commands: the files of a split, a name a line.
+# Split lists of Speech Commands, with one file name per line.
 LISTS = {"validation_list.txt": "valid", "testing_list.txt": "test"}
-MAX_TABLES = 20  # of more, each is about one clip
+MAX_TABLES = 20  # if there are more, each describes one clip
 
 
 class Marks(NamedTuple):
-    """What the first folders of paths say of each."""
+    """Holds the split or fold of each path, as its first folders name it."""
 
     role: str  # "split" or "fold"
     values: list[str]
@@ -38,7 +38,7 @@ class Marks(NamedTuple):
 
 
 def split_word(name: str) -> str | None:
-    """The word for a split that is in a name, if there is one alone.
+    """Returns the split word in a name, or None unless there is exactly one.
 
     Example
     -------
@@ -50,12 +50,12 @@ def split_word(name: str) -> str | None:
 
 
 def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
-    """The splits or folds that paths lie in, if their first folders are nothing else.
+    """Reads splits or folds from the first folders of paths, if all of them name one.
 
     Arguments
     ---------
     paths : sequence of sequence of str
-        The parts of each, the file's name at its end.
+        The parts of each path, with the file's name last.
 
     Example
     -------
@@ -67,7 +67,7 @@ def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
     for depth in range(min(map(len, paths), default=1) - 1):
         folders = dict.fromkeys(path[depth] for path in paths)
         splits = {name: split_word(name) for name in folders}
-        # A class may be called "train", or "train horn"; splits are called alike.
+        # A class may be "train" or "train horn"; splits differ in this word only.
         rests = {n.lower().replace(word or "", "", 1) for n, word in splits.items()}
         if all(splits.values()) and len(rests) == 1:
             return Marks(
@@ -83,14 +83,14 @@ def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
 
 
 def tell_unused_marks(paths: Sequence[Sequence[str]], source: object) -> None:
-    """Says so where folders are called as splits are, and are taken for none.
+    """Warns of folders that are named like splits but not used as such.
 
     Arguments
     ---------
     paths : sequence of sequence of str
-        As ``read_marks`` takes them.
+        As for ``read_marks``.
     source : object
-        For the message.
+        Name of the data in the message.
     """
     folders = dict.fromkeys(name for path in paths for name in path[:-1])
     words = {name: word for name in folders if (word := split_word(name))}
@@ -99,13 +99,13 @@ def tell_unused_marks(paths: Sequence[Sequence[str]], source: object) -> None:
     places = ("/".join(path[:-1]) for path in paths if not {*words} & {*path[:-1]})
     others = some_of(dict.fromkeys(place or "." for place in places))
     logger.warning(
-        "%s: folders %s are called as splits are, but %s, so that they are not used as "
-        "splits, and may be taken for classes; call them train, valid and test, and "
-        "put every clip into one, or write a table with a column of splits "
+        "%s: folders %s are named like splits, but %s, so they are not used as splits "
+        "and may be read as classes; name them train, valid and test and put every "
+        "clip into one of them, or write a table with a column of splits "
         "(split_column)",
         source,
         some_of(sorted(words)),
-        f"other clips lie in {others}" if others else "not alike",
+        f"other clips are in {others}" if others else "not alike",
     )
 
 
@@ -114,7 +114,7 @@ def _has_train_and_more(words: Iterable[str]) -> bool:
 
 
 def read_sounds(folder: Path) -> Source:
-    """All audio below a folder, of which nothing is known."""
+    """Reads all audio below a folder, without labels."""
     names = find_sounds_below(folder)
     if not names:
         raise FileNotFoundError(
@@ -124,10 +124,10 @@ def read_sounds(folder: Path) -> Source:
 
 
 def read_class_folders(folder: Path) -> Source:
-    """``<class>/.../<clip>``, which may lie in folders of splits or folds.
+    """Reads ``<class>/.../<clip>``, which may be inside folders of splits or folds.
 
-    Folders as ``_background_noise_`` are no classes. The lists of Speech Commands
-    (``testing_list.txt``) are splits.
+    Folders such as ``_background_noise_`` are not classes. The lists of Speech Commands
+    (``testing_list.txt``) are read as splits.
     """
     names = find_sounds_below(folder)
     inside = [name for name in names if "/" in name]
@@ -135,8 +135,8 @@ def read_class_folders(folder: Path) -> Source:
         found = some_of(sorted(entry.name for entry in folder.iterdir()))
         raise FileNotFoundError(
             f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
-            f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); found were "
-            f"{found or 'no files'}; of sound without labels, say form=sounds"
+            f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); it has "
+            f"{found or 'no files'}; for sound without labels, pass form=sounds"
         )
     _tell_empty(folder, {name.split("/")[0] for name in inside})
     parts = _without_others([name.split("/") for name in inside], folder)
@@ -156,11 +156,11 @@ def read_class_folders(folder: Path) -> Source:
     if marks and len(set(columns["label"]) - {None}) < 2:
         some = some_of(dict.fromkeys(part[depth - 1] for part in parts))
         tables = some_of(path.relative_to(folder) for path in find_tables(folder))
-        others = tables and f"; tables passed over: {tables}"
+        others = tables and f"; tables left out: {tables}"
         raise ValueError(
-            f"the folders of {folder} are {marks.role}s ({some}), and there are no "
-            f"class folders in them{others}; name the table that has the labels, or "
-            "give the folder that it is in, or say form=sounds"
+            f"the folders of {folder} are {marks.role}s ({some}) and contain no "
+            f"class folders{others}; name the table that has the labels, or pass the "
+            "folder that contains it, or pass form=sounds"
         )
     if lists := [name for name in LISTS if (folder / name).is_file()]:
         side_of = {
@@ -178,8 +178,8 @@ def read_class_folders(folder: Path) -> Source:
     if no_class:
         some = some_of(f"{name} ({count} clips)" for name, count in no_class.items())
         logger.warning(
-            "%s: left out, as names in underscores are no classes: %s; rename a folder "
-            "that is one",
+            "%s: left out, because names in underscores are not classes: %s; rename "
+            "folders that are classes",
             folder,
             some,
         )
@@ -196,7 +196,7 @@ def read_class_folders(folder: Path) -> Source:
 
 
 def _without_others(parts: list[list[str]], folder: Path) -> list[list[str]]:
-    """The paths in folders of splits, where those with the same classes are there."""
+    """Leaves out paths outside the folders of splits, if these share classes."""
     for depth in range(min(map(len, parts)) - 1):
         folders = Counter(part[depth] for part in parts)
         splits = {name: word for name in folders if (word := split_word(name))}
@@ -217,8 +217,8 @@ def _without_others(parts: list[list[str]], folder: Path) -> list[list[str]]:
             return parts
         others = {name: count for name, count in folders.items() if name not in splits}
         logger.warning(
-            "%s: left out, as folders beside those of splits (%s): %s; move them into "
-            "one of these to use them",
+            "%s: left out, because they are not in the folders of splits (%s): %s; "
+            "move them into one of these to use them",
             folder,
             some_of(splits),
             some_of(f"{name} ({count} clips)" for name, count in others.items()),
@@ -228,7 +228,7 @@ def _without_others(parts: list[list[str]], folder: Path) -> list[list[str]]:
 
 
 def _marks_within_classes(parts: list[list[str]]) -> tuple[int, Marks | None]:
-    """The depth of class folders, each of which has folders of splits or folds."""
+    """Finds the depth of class folders that contain folders of splits or folds."""
     for depth in range(min(map(len, parts)) - 2):
         if len({part[depth] for part in parts}) == 1:
             continue
@@ -246,31 +246,31 @@ def find_layout(
     audio_column: str | None = None,
     label_column: str | None = None,
 ) -> Source | None:
-    """The table of a folder that is one of tables, class folders or both.
+    """Reads the table of a folder that contains tables, class folders or both.
 
-    A table counts if it has columns of file names and labels. Several are one, if
+    A table is used if it has columns of file names and labels. Several are joined if
     their names or those of their folders are splits: ``train.csv``, ``test.csv``, or
-    ``train/metadata.csv``. Without any, class folders say what clips are of.
+    ``train/metadata.csv``. Without any table, class folders give the labels.
 
     Arguments
     ---------
     folder : Path
     read : callable
-        Reads a table, given its path and the folder that file names start from.
+        Reads a table, given its path and the folder that file names are relative to.
     forms : sequence of str
-        What a user may say that a folder is, for messages.
+        Values of ``form`` that a user may pass, for messages.
     audio_column, label_column : str or None
         See ``read_table``.
 
     Returns
     -------
     Source or None
-        None for Parquet files, which `datasets` tells apart.
+        None for several Parquet files, whose splits `datasets` finds.
 
     Raises
     ------
     FileNotFoundError, ValueError
-        If nothing of that kind is there, or the folder may mean several things.
+        If nothing of that kind is found, or the folder is ambiguous.
     """
     found = find_tables(folder)
     if len(found) > 1 and all(file.suffix.lower() == ".parquet" for file in found):
@@ -301,16 +301,16 @@ def find_layout(
             if not found:
                 raise
         else:
-            # One "class" beside tables is a folder with all of the audio.
+            # A single "class" beside tables is a folder with all of the audio.
             if not found or len(set(classes.columns["label"])) > 1:
                 _tell_others(found, (), folder)
                 return classes
     if len(found) == 1:
-        return read(found[0], folder)  # whose fault is told
+        return read(found[0], folder)  # which raises its own error
     names = some_of(file.relative_to(folder) for file in found)
     raise ValueError(
-        f"{folder} holds {len(found)} tables ({names}); name one of them, or say what "
-        f"the folder is by form ({', '.join(forms)})"
+        f"{folder} holds {len(found)} tables ({names}); name one of them, or pass "
+        f"the layout of the folder as form ({', '.join(forms)})"
     )
 
 
@@ -325,15 +325,15 @@ def _tell_others(found: Sequence[Path], used: Iterable[Path], folder: Path) -> N
     others = set(found) - set(used)
     if others:
         logger.warning(
-            "%s: passed over tables that have no columns of files and labels: %s; name "
-            "a table to use it",
+            "%s: left out tables that have no columns of files and labels: %s; name a "
+            "table to use it",
             folder,
             some_of(sorted(path.relative_to(folder) for path in others)),
         )
 
 
 def _split_of(table: Path, folder: Path) -> str | None:
-    """Which split a table is of, by its name or its folder's."""
+    """Returns the split that the name of a table, or of its folder, stands for."""
     by_name = split_word(table.stem)
     if by_name or table.parent == folder:
         return by_name
@@ -346,8 +346,8 @@ def _joined(
     splits: Mapping[Path, str | None],
     audio_column: str | None,
 ) -> Source:
-    """Tables of splits as one, whose file names are relative to the folder."""
-    below = defaultdict(list)  # the paths of a file's name
+    """Joins the tables of splits into one, with file names relative to the folder."""
+    below = defaultdict(list)  # paths by file name
     for name in walk_sounds(folder).sounds:
         below[Path(name).name].append(name)
     columns: dict[str, list[Any]] = {}
@@ -367,7 +367,7 @@ def _joined(
         num_rows += len(table[column])
     counts = Counter(columns["split"])
     some = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
-    logger.info("%s: splits by the names of tables and folders: %s", folder, some)
+    logger.info("%s: splits given by the names of tables and folders: %s", folder, some)
     told_by = {"split": "the names of tables and folders"}
     return Source(folder.name, columns, folder, told_by=told_by)
 
@@ -379,7 +379,7 @@ def _place_of(
     split: str | None,
     below: Mapping[str, Sequence[str]],
 ) -> str:
-    """Where a file of a table lies: beside it, or in a folder of that split."""
+    """Finds a file of a table: beside the table, or in a folder of its split."""
     for place in (beside / name, Path(name)):
         if (folder / place).is_file():
             return place.as_posix()

@@ -1,4 +1,4 @@
-"""Clips as they are, batch after batch, with progress: to be scored or listened to."""
+"""Reads clips once, in order, as batches, with a progress bar."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,27 +19,27 @@ def read_batches(
     already_read: int = 0,
     **loader_options: Any,
 ) -> Iterator[ClipBatch]:
-    """Reads clips once, in order; those that cannot be read are named and left out.
+    """Reads clips once, in order; unreadable ones are reported and left out.
 
     Arguments
     ---------
     clips : Clips or ClipStream
     description : str or None
-        Of the progress bar; None: no bar.
+        Label of the progress bar; None: no bar.
     max_unreadable_share : float
-        More than this is an error.
+        A larger share of unreadable clips, from 0 to 1, is an error.
     num_clips : int or None
-        To come, for the bar; None: all of them, or nobody knows of a stream.
+        Total of the bar; None: all clips, or unknown for a stream.
     already_read : int
-        Clips of the same data that were read before, in an interrupted run: the share
-        is of all of them.
+        Clips of the same data that an interrupted run has read; they count in the
+        share.
     **loader_options
-        Of ``torch.utils.data.DataLoader``, as ``batch_size=32``.
+        Options of ``torch.utils.data.DataLoader``, such as ``batch_size=32``.
 
     Yields
     ------
     ClipBatch
-        With one clip at least.
+        With at least one clip.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def read_batches(
         num_clips = len(clips)
     with tqdm(total=num_clips, desc=description, unit="clip", disable=hidden) as bar:
         for batch in loader:
-            # Each clip comes once: of millions a count takes less than their names.
+            # Each clip comes once, so that a count will do; ids would take memory.
             skipped.already_read += len(batch.clip_id)
             skipped.add(batch.skipped, read=())
             if batch.clip_id:

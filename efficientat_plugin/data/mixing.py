@@ -1,8 +1,8 @@
-"""What training does to sound at random: gain, roll, mixing of waveforms, mixup.
+"""Augments sound at random in training: gain, roll, mixing of waveforms, mixup.
 
-Clip by clip, in the loader, with the clip's own generator: ``WaveformAugment`` and
-``WaveformMix``. Batch by batch, on the device, with torch's global generator, which
-the Brain seeds at every step: ``Mixup``.
+``WaveformAugment`` and ``WaveformMix`` run in the loader, clip by clip, with the
+clip's own generator. ``Mixup`` runs on the device, batch by batch, with torch's global
+generator, which the Brain seeds at every step.
 """
 
 from typing import NamedTuple
@@ -18,14 +18,14 @@ Waveform = NDArray[np.float32]
 
 
 class WaveformAugment:
-    """Random gain and random circular shift of a clip.
+    """Applies a random gain and a random circular shift to a clip.
 
     Arguments
     ---------
     gain_db : int
-        Gain is a whole number of decibels from ``-gain_db`` to ``gain_db``.
+        The gain is a whole number of decibels from ``-gain_db`` to ``gain_db``.
     roll_samples : int
-        Shift is from ``-roll_samples`` to ``roll_samples`` samples.
+        The shift is from ``-roll_samples`` to ``roll_samples`` samples.
 
     Example
     -------
@@ -54,7 +54,7 @@ class WaveformAugment:
 
 
 class MixDraw(NamedTuple):
-    """``weight`` of a clip against that of the row mixed into it."""
+    """The row to mix into a clip, and the weight of the clip itself."""
 
     partner: int  # row of the data set
     weight: float  # in [0.5, 1]
@@ -64,13 +64,13 @@ class WaveformMix:
     """Mixes the waveforms of two clips, and their labels with the same weights.
 
     Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout",
-    Interspeech 2022, whose stored teacher knew only the first clip of such a mix;
-    here the partner travels with the clip and the teacher is asked for both.
+    Interspeech 2022, where the stored teacher knew only the first clip of such a mix;
+    here the partner's id travels with the clip, and the teacher has targets for both.
 
     Arguments
     ---------
     probability : float
-        That a clip is mixed at all.
+        Probability that a clip is mixed.
     alpha : float
         Weights are drawn from Beta(alpha, alpha).
 
@@ -92,24 +92,24 @@ class WaveformMix:
         self.alpha = alpha
 
     def draw(self, num_rows: int, rng: np.random.Generator) -> MixDraw | None:
-        """Whether to mix, and if so with which row."""
+        """Draws the row to mix with and the weight; None: the clip is not mixed."""
         if rng.random() >= self.probability:
             return None
         weight = float(rng.beta(self.alpha, self.alpha))
         return MixDraw(int(rng.integers(num_rows)), max(weight, 1 - weight))
 
     def mix(self, waveform: Waveform, partner: Waveform, weight: float) -> Waveform:
-        """[N], [N] -> [N]; each without its mean, and the mix too."""
+        """[N], [N] -> [N]; removes the mean of each waveform and of the mix."""
         mixed = weight * (waveform - waveform.mean())
         mixed += (1 - weight) * (partner - partner.mean())
         return (mixed - mixed.mean()).astype(np.float32)
 
 
 class Mixup:
-    """Mixes each log-mel of a batch with another; targets follow by ``Mix``.
+    """Mixes each log-mel of a batch with another; ``Mix`` makes the targets follow.
 
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, with
-    a weight for each clip, and the clip itself always the louder one.
+    one weight per clip, never below 0.5 for the clip itself.
 
     Arguments
     ---------
@@ -129,8 +129,8 @@ class Mixup:
         self.alpha = alpha
 
     def __call__(self, log_mel: Tensor) -> tuple[Tensor, Mix]:
-        """[B, F, T] -> [B, F, T] and how it was mixed."""
-        # Drawn on the CPU, so that a run mixes alike on every device.
+        """[B, F, T] -> [B, F, T], and how the clips were mixed."""
+        # Drawn on the CPU, so that a run draws the same mixes on every device.
         size = (len(log_mel),)
         weight = torch.distributions.Beta(self.alpha, self.alpha).sample(size)
         weight = torch.maximum(weight, 1 - weight).to(log_mel.device)

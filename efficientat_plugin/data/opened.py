@@ -1,4 +1,4 @@
-"""A file of sound, opened to be read once, from beginning to end."""
+"""Opens sound files for reading once, from beginning to end."""
 
 import io
 import os
@@ -13,8 +13,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-# What a file begins with, behind any ID3 tags, and ffmpeg's name of the format. No
-# other one is tried: some (playlists) name files, which ffmpeg would open.
+# The first bytes of a file, after any ID3 tags, and ffmpeg's name for the format. No
+# others are tried: some (playlists) name files, which ffmpeg would open.
 CONTAINERS = {
     rb"....(ftyp|moov|mdat|wide)": "mov",
     rb"\x1a\x45\xdf\xa3": "matroska",
@@ -22,34 +22,34 @@ CONTAINERS = {
     rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "asf",
 }
 NO_PYAV = (
-    "it is M4A, MP4, AAC, WebM, Matroska or WMA, which PyAV reads, and that is not "
-    "installed; give the command: pip install 'efficientat_plugin[containers]'"
+    "it is M4A, MP4, AAC, WebM, Matroska or WMA, which needs PyAV, and PyAV is not "
+    "installed; run: pip install 'efficientat_plugin[containers]'"
 )
-# Where libsndfile finds a place to the sample; elsewhere what comes before is read.
+# Formats in which libsndfile seeks to the exact sample; others are read up to it.
 EXACT_FORMATS = ("WAV", "WAVEX", "RF64", "W64", "FLAC", "AIFF", "AU", "CAF")
 EXACT_SUBTYPES = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
-# More than any file holds. libsndfile reads an MP3 as far as it estimates it to go by
-# its size and its first frame.
+# More than any file holds: libsndfile estimates the length of an MP3 from its size and
+# its first frame, and reads no further.
 ENDLESS = 2**40
-LONGEST_COUNTED = 2**32  # frames, and fewer than are estimated from that
-# Padding to go before an MP3, which libsndfile may take for another format without it.
+LONGEST_COUNTED = 2**32  # frames; estimates from ENDLESS are longer
+# Put before an MP3, which libsndfile may take for another format without it.
 ID3_TAG = b"ID3\3\0\0\0\0\0\x22" + bytes(0x22)
 ID3V1_BYTES = 128  # at the end of a file
-HELD_BYTES = 65536  # of a file, to be read bit by bit
-MAX_TAGS = 16  # in a row, before sound
+HELD_BYTES = 65536  # size of the read buffer
+MAX_TAGS = 16  # in a row, before the sound
 SKIPPED_FRAMES = 65536  # at once
 
 Audio: TypeAlias = "dict[str, Any] | bytes | str | Path"
 
 
 class UnreadableClip(ValueError):
-    """Sound that no clip can be made of; its text says which, if it is known, and why.
+    """Raised for an unreadable clip; the text names it, if its name is known, and why.
 
     Arguments
     ---------
     reason : str
     name : str, Path or None
-        Of the file.
+        Name of the file, if known.
     """
 
     def __init__(self, reason: str, name: str | Path | None = None) -> None:
@@ -58,7 +58,7 @@ class UnreadableClip(ValueError):
 
 
 class OpenSound(Protocol):
-    """Sound that is read forwards."""
+    """An open sound, which is read forwards only."""
 
     @property
     def samplerate(self) -> int:
@@ -66,24 +66,24 @@ class OpenSound(Protocol):
 
     @property
     def channels(self) -> int:
-        """Of what is read next."""
+        """Number of channels of the next block."""
 
     def next_block(self, num_frames: int) -> NDArray[np.float32]:
-        """The next [frames, channels]: at most so many, and none at the end."""
+        """Returns the next [frames, channels]: at most ``num_frames``, 0 at the end."""
 
     def skip(self, num_frames: int) -> int:
-        """Passes over so many frames, or what is left of them; says how many."""
+        """Skips ``num_frames``, or as many as are left; returns how many."""
 
     def count_frames(self) -> int:
-        """How many there are; nothing can be read afterwards."""
+        """Counts the frames; nothing can be read afterwards."""
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
 
 
 @contextmanager
 def open_sound(audio: Audio) -> Iterator[OpenSound]:
-    """Opens a file of sound, whatever its format.
+    """Opens a sound file of any supported format.
 
     Arguments
     ---------
@@ -98,7 +98,7 @@ def open_sound(audio: Audio) -> Iterator[OpenSound]:
     Raises
     ------
     UnreadableClip
-        Where there is no file, or none that can be decoded, be it later on.
+        If there is no file, or it cannot be decoded, even if only later, while reading.
 
     Example
     -------
@@ -118,7 +118,7 @@ def open_sound(audio: Audio) -> Iterator[OpenSound]:
             finally:
                 sound.close()
     except (soundfile.SoundFileError, OSError, TypeError, UnicodeError) as error:
-        # soundfile begins with an address in memory, of what is no path.
+        # For a file object soundfile's message begins with an address in memory.
         reason = getattr(error, "error_string", None) or str(error)
         raise UnreadableClip(f"not decodable: {reason}") from error
 
@@ -132,9 +132,9 @@ def _opened_file(audio: Audio) -> BinaryIO:
     if isinstance(content, bytes):
         return io.BytesIO(content)
     if isinstance(content, str | Path):
-        if not os.path.isfile(content):  # a pipe that is opened would be waited for
+        if not os.path.isfile(content):  # opening a pipe would block
             raise UnreadableClip(f"not decodable: there is no file {content}")
-        return open(os.path.abspath(content), "rb")  # "-" is no name to libsndfile
+        return open(os.path.abspath(content), "rb")  # "-" means stdin to libsndfile
     raise UnreadableClip("the row holds neither bytes nor the path of a file")
 
 
@@ -151,30 +151,30 @@ def _open_kind(file: BinaryIO) -> OpenSound:
     name = getattr(file, "name", None)
     if name is None:
         sound = _Forwards(_Piece(file, 0, file.seek(0, os.SEEK_END)))
-    else:  # any name, and not only one of UTF-8
+    else:  # as bytes, since names need not be UTF-8
         sound = _Forwards(name if os.name == "nt" else os.fsencode(name))
     if sound.format != "MP3":
         return sound
-    sound.close()  # an MP3 behind something else
+    sound.close()  # an MP3 that follows other bytes
     return _Joined(file, [(0, ENDLESS)], ID3_TAG)
 
 
 class _Piece:
-    """Part of a file, as a file of its own for libsndfile.
+    """Presents part of a file to libsndfile as a file of its own.
 
-    A header that is damaged may send it before the beginning. As with a file on the
-    disk the place stays what it was; an exception would be printed, since there is no
-    way for it through libsndfile.
+    A damaged header may make libsndfile seek to before the beginning. As in a file on
+    disk, the position then stays the same; an exception would only be printed, since
+    it cannot pass through libsndfile.
 
     Arguments
     ---------
     file : BinaryIO
     start : int
-        Where it begins, bytes.
+        Offset of the part, bytes.
     length : int
-        Bytes; ENDLESS for a file whose end nobody is to find.
+        Bytes; ENDLESS hides where the file ends.
     head : bytes
-        To go before.
+        Bytes to put before the part.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class _Piece:
             content = bytes(size)
         elif self._place < len(self._head):
             content = self._head[self._place :][:size]
-            # A read that ended here would be taken for the end of the file.
+            # A short read here would be taken for the end of the file.
             more = size - len(content)
             content += self._bytes_at(self._start + len(self._head), more)
         else:
@@ -213,19 +213,19 @@ class _Piece:
         return content
 
     def _bytes_at(self, place: int, size: int) -> bytes:
-        """Out of a chunk that is held: libsndfile reads an MP3 in hundreds of bytes."""
+        """Reads through a buffer: libsndfile reads MP3s in hundreds of bytes."""
         begin = place - self._held_from
         if not 0 <= begin <= len(self._held) - size:
             begin, self._held_from = 0, place
             self._held = _bytes_at(self._file, place, max(size, HELD_BYTES))
         return self._held[begin : begin + size]
 
-    def write(self, _content: bytes) -> int:  # which soundfile asks of any file
+    def write(self, _content: bytes) -> int:  # soundfile requires the method
         raise io.UnsupportedOperation("write")
 
 
 class _Skipping:
-    """Sound in which no place can be found but by reading up to it."""
+    """A sound that cannot seek: it skips frames by reading them."""
 
     def next_block(self, num_frames: int) -> NDArray[np.float32]:
         raise NotImplementedError
@@ -246,11 +246,11 @@ class _Skipping:
 
 
 class _Forwards(soundfile.SoundFile, _Skipping):
-    """A file that libsndfile reads from beginning to end.
+    """Reads a file with libsndfile from beginning to end.
 
-    Of a file that can be searched, soundfile looks up its place again after every read,
-    which libsndfile finds only roughly in an MP3: hundreds of samples of the next block
-    were wrong.
+    In a seekable file, soundfile seeks to its position again after every read, which
+    libsndfile finds only roughly in an MP3: hundreds of samples of the next block were
+    wrong.
     """
 
     def seekable(self) -> bool:
@@ -272,15 +272,15 @@ class _Forwards(soundfile.SoundFile, _Skipping):
 
 
 class _Joined(_Skipping):
-    """Sounds that were joined to one file, each read to its end; or one MP3.
+    """Reads several sounds joined in one file, one after the other; or one MP3.
 
     Arguments
     ---------
     file : BinaryIO
     pieces : iterable of (int, int)
-        Where each begins, and its length, bytes.
+        Start and length of each, bytes.
     head : bytes
-        To go before each.
+        Bytes to put before each.
     """
 
     def __init__(
@@ -304,8 +304,8 @@ class _Joined(_Skipping):
             self._sound = following
             if following.samplerate != self.samplerate:
                 raise UnreadableClip(
-                    f"sounds of {self.samplerate} and {following.samplerate} Hz are "
-                    "joined in it; give them as two files"
+                    f"it joins sounds of {self.samplerate} and {following.samplerate} "
+                    "Hz; split it into two files"
                 )
             block = following.next_block(num_frames)
         return block
@@ -322,14 +322,14 @@ class _Joined(_Skipping):
 
 
 class _Container(_Skipping):
-    """The first sound of a file that libsndfile does not read, by PyAV.
+    """Decodes the first audio stream of a file with PyAV, where libsndfile cannot.
 
     Arguments
     ---------
     file : BinaryIO
-        As a file, since ffmpeg takes a name for an address that it may look up.
+        An open file, since ffmpeg takes a name for a URL that it may look up.
     kind : str
-        ffmpeg's name of its format.
+        ffmpeg's name for its format.
     """
 
     def __init__(self, file: BinaryIO, kind: str) -> None:
@@ -338,14 +338,14 @@ class _Container(_Skipping):
         except ImportError:
             raise UnreadableClip(NO_PYAV) from None
         self._fault = av.FFmpegError
-        self._resampler = av.AudioResampler(format="fltp")  # another type, and no more
+        self._resampler = av.AudioResampler(format="fltp")  # changes the type only
         file.seek(0)
         try:
             self._container = av.open(file, "r", format=kind)
         except self._fault as error:
             raise UnreadableClip(f"not decodable: {error.strerror}") from error
         self._blocks = self._decoded()
-        # Of what is decoded: a header may tell half of the rate (HE-AAC).
+        # The decoded sound gives the rate: a header may state half of it (HE-AAC).
         first = next(self._blocks, None)
         if first is None:
             self.close()
@@ -386,11 +386,11 @@ def _bytes_at(file: BinaryIO, place: int, size: int) -> bytes:
 
 
 def _behind_tags(file: BinaryIO, place: int) -> int:
-    """Where the ID3 tags at a place end."""
+    """Returns the offset at which the ID3 tags at ``place`` end."""
     for _tag in range(MAX_TAGS):
         head = _bytes_at(file, place, 10)
         if head.startswith(b"ID3") and len(head) == 10:
-            sevens = [byte & 127 for byte in head[6:]]  # seven bits of the size each
+            sevens = [byte & 127 for byte in head[6:]]  # each has 7 bits of the size
             size = sum(bits << 7 * (3 - n) for n, bits in enumerate(sevens))
             place += 10 + size + (10 if head[5] & 16 else 0)  # with a footer
         elif head.startswith(b"TAG"):
@@ -401,10 +401,10 @@ def _behind_tags(file: BinaryIO, place: int) -> int:
 
 
 def _mp3_pieces(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """Start and length of each MP3 that a file begins with, bytes.
+    """Yields start and length, in bytes, of each MP3 at the beginning of a file.
 
-    Several were joined where another one begins at the end that the header of the first
-    one tells. libsndfile would go on no further than that.
+    Several are joined if another one begins where the first ends according to its
+    header. libsndfile would stop there.
     """
     size = file.seek(0, os.SEEK_END)
     start, is_last = 0, False
@@ -425,15 +425,15 @@ def _mp3_pieces(file: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _ogg_links(file: BinaryIO) -> Iterator[tuple[int, int]]:
-    """Start and length of each Ogg stream that follows another in a file, bytes.
+    """Yields start and length, in bytes, of each of the Ogg streams chained in a file.
 
-    libsndfile reads the first. Streams at once, as of pictures and sound, begin with
-    one page each, before any other page.
+    libsndfile reads only the first. Multiplexed streams, such as pictures and sound,
+    all begin with one page each, before any other page.
     """
     start = place = 0
     is_begun = False
     while (head := _bytes_at(file, place, 27)).startswith(b"OggS") and len(head) == 27:
-        is_first = bool(head[5] & 2)  # page of its stream
+        is_first = bool(head[5] & 2)  # is the first page of its stream
         if is_first and is_begun:
             yield start, place - start
             start = place
@@ -444,7 +444,7 @@ def _ogg_links(file: BinaryIO) -> Iterator[tuple[int, int]]:
 
 
 def _begins_mp3(head: bytes) -> bool:
-    """Whether there is the header of a frame of MPEG audio."""
+    """Whether the bytes begin with the header of an MPEG audio frame."""
     bits = int.from_bytes(head[:4], "big")
     version, layer = bits >> 19 & 3, bits >> 17 & 3
     bit_rate, sample_rate = bits >> 12 & 15, bits >> 10 & 3
@@ -453,7 +453,7 @@ def _begins_mp3(head: bytes) -> bool:
 
 
 def _counts_of(head: bytes) -> tuple[int, int]:
-    """Frames and bytes of an MP3 by its first frame; 0 where that does not tell."""
+    """Returns the frames and bytes of an MP3 as its first frame gives them; 0: none."""
     if found := re.search(rb"Xing|Info", head[:44]):
         flags, *counts = np.frombuffer(head[found.end() :][:12], ">u4").tolist()
         frames = counts.pop(0) if flags & 1 else 0

@@ -1,8 +1,8 @@
-"""Files that take far more memory than room on the disk, found before decoding.
+"""Refuses files that take far more memory than disk space, before decoding them.
 
-A few bytes of Parquet may say "this text, four thousand times", or "a hundred million
-zeros". How much there is to come stands in a file's metadata, but for text that is kept
-once and repeated: of that, the numbers of the repeated values are read, not the text.
+A few bytes of Parquet may stand for one text four thousand times, or for a hundred
+million zeros. The metadata of a file gives the decoded size, except for text that is
+stored once and repeated: for that, the indices of the values are read, not the text.
 
 Source: https://parquet.apache.org/docs/file-format
 """
@@ -26,24 +26,24 @@ from efficientat_plugin.support.limits import (
 from efficientat_plugin.support.plain_text import shown
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-# Of values that repeat nothing but what is packed; of others some stand for many.
+# Encodings that store each value; in others, one stored value may stand for many.
 AS_THEY_ARE = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
 ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 14, 1 << 26
-MOST_COUNTED = 1 << 28  # bytes on the disk of a column that is read to be counted
+MOST_COUNTED = 1 << 28  # bytes on disk; longer columns are not read to be counted
 REPEATING = (
     *("dictionary", "run_end_encoded", "string_view", "binary_view"),
     *("list_view", "large_list_view"),
 )
-# A page begins with its kind and its length, unpacked, each a number of Thrift's.
+# A page header begins with its kind and its unpacked length, as Thrift integers.
 DICTIONARY_PAGE, NUMBER = 2, 0x15
 
 
 class Packed(ValueError):
-    """Says of a file that it takes far more memory than room on the disk."""
+    """Raised for a file that would take far more memory than disk space."""
 
 
 def refuse_packed(files: Sequence[Path]) -> None:
-    """Refuses Parquet files that nobody would unpack.
+    """Refuses Parquet files that would take too much memory.
 
     Arguments
     ---------
@@ -52,14 +52,14 @@ def refuse_packed(files: Sequence[Path]) -> None:
     Raises
     ------
     Packed
-        For more rows or columns than any table has, and for values that take more than
-        20 times the room of the files and more than 1 GB.
+        For too many rows or columns, and for values that take more than 20 times the
+        size of the files and more than 1 GB.
     OSError, ValueError
         For a file that cannot be read.
     """
     most = max(MAX_TABLE_BYTES, MAX_PACKED * sum(file.stat().st_size for file in files))
     num_rows, known = 0, 0
-    doubtful: list[tuple[int, Path, int]] = []  # bytes at most, of a column
+    doubtful: list[tuple[int, Path, int]] = []  # bytes at most, file, column
     for path in files:
         with open_file(path) as file, pq.ParquetFile(file) as content:
             metadata = content.metadata
@@ -86,28 +86,28 @@ def refuse_packed(files: Sequence[Path]) -> None:
             break
     if known > most:
         raise Packed(
-            f"{path} takes more than {most} bytes of memory, of {path.stat().st_size} "
-            "on the disk: few values are repeated in it; write it again without the "
-            "column that is so long"
+            f"{path} takes more than {most} bytes of memory, but {path.stat().st_size} "
+            "on disk, because a few values are repeated in it; write it again without "
+            "the column that is so long"
         )
 
 
 def refuse_odd_arrow(path: Path) -> None:
-    """Refuses what ``save_to_disk`` never writes, and would be believed when mapped.
+    """Refuses what ``save_to_disk`` never writes and would be trusted when mapped.
 
-    That is batches that are compressed, values that are repeated, and places of text
-    beyond its end, where other things of the process are in memory.
+    That is compressed batches, repeated values, and offsets beyond the end of a text,
+    where other memory of the process begins.
 
     Arguments
     ---------
     path : Path
-        A stream of Arrow.
+        An Arrow stream.
 
     Raises
     ------
     Packed
     FileNotFoundError
-        Where it is no file.
+        If there is no such file.
     """
     refuse_special(path)
     try:
@@ -138,7 +138,7 @@ def refuse_odd_arrow(path: Path) -> None:
 
 
 def _refuse_repeating(kind: pa.DataType) -> None:
-    """Refuses types of which a few bytes stand for any many values."""
+    """Refuses types in which a few bytes may stand for any number of values."""
     if any(getattr(pa.types, f"is_{name}")(kind) for name in REPEATING):
         raise ValueError(f"it has a column of {kind}")
     for place in range(kind.num_fields):
@@ -146,13 +146,13 @@ def _refuse_repeating(kind: pa.DataType) -> None:
 
 
 def _is_compressed(message: bytes) -> bool:
-    """Whether the batch of a message has the field that names a compression.
+    """Whether the batch in a message has the field that names a compression.
 
     Source: Message.fbs of Apache Arrow; https://flatbuffers.dev/internals
     """
 
     def field(table: int, number: int) -> int:
-        """Where it is; 0: it is not there."""
+        """Returns the offset of a field; 0: it is absent."""
         (back,) = struct.unpack_from("<i", message, table)
         (length,) = struct.unpack_from("<H", message, table - back)
         place = 4 + 2 * number
@@ -168,7 +168,7 @@ def _is_compressed(message: bytes) -> bool:
 
 
 def _is_plain(chunk: Any) -> bool:
-    """Whether each value of a column, in a group of rows, takes as much as it is."""
+    """Whether each value of a column chunk is stored in full."""
     is_plain = {*chunk.encodings} <= AS_THEY_ARE and not chunk.has_dictionary_page
     return is_plain or chunk.physical_type in WIDTHS
 
@@ -179,12 +179,12 @@ def _plain_bytes(chunk: Any) -> int:
 
 
 def _unpacked_bytes(chunk: Any) -> int:
-    """What its pages take, in which a repeated value may stand once."""
+    """Returns the unpacked size of the pages, which may hold a repeated value once."""
     return max(chunk.total_uncompressed_size, 0)
 
 
 def _most_bytes(chunk: Any, file: BinaryIO) -> int:
-    """What repeated values may take: no one is longer than all that are kept."""
+    """Returns an upper bound: no value is longer than all stored ones together."""
     longest = packed = _unpacked_bytes(chunk)
     if chunk.has_dictionary_page:
         longest = _dictionary_bytes(file, chunk.dictionary_page_offset) or packed
@@ -192,7 +192,7 @@ def _most_bytes(chunk: Any, file: BinaryIO) -> int:
 
 
 def _dictionary_bytes(file: BinaryIO, start: int) -> int:
-    """Length of a page of dictionary, unpacked; 0: it is none."""
+    """Returns the unpacked length of a dictionary page; 0: it is another page."""
     file.seek(start)
     header, numbers, place = file.read(32), [], 0
     for _ in range(2):
@@ -205,15 +205,15 @@ def _dictionary_bytes(file: BinaryIO, start: int) -> int:
             number |= (byte & 0x7F) << shift
             shift += 7
         place += 1
-        numbers.append(number >> 1)  # positive ones are even there
+        numbers.append(number >> 1)  # zigzag: positive numbers are even
     return numbers[1] if numbers[0] == DICTIONARY_PAGE else 0
 
 
 def _counted_bytes(path: Path, column: int, most: int) -> int:
-    """Counts what the values of a column take in memory, until that is too much.
+    """Counts the bytes of memory that a column takes, until they exceed ``most``.
 
-    A column that takes more than ``MOST_COUNTED`` on the disk is not read: that would
-    take long, and what is so large does not come unnoticed.
+    A column of more than ``MOST_COUNTED`` on disk is not read: that would take long,
+    and a file of that size does not go unnoticed.
     """
     with open_file(path) as file, pq.ParquetFile(file) as content:
         metadata = content.metadata
@@ -230,8 +230,8 @@ def _counted_bytes(path: Path, column: int, most: int) -> int:
         at_once = max(BYTES_AT_ONCE * rows[group] // (packed + 1), 1)
         if num_bytes + packed > most:
             return num_bytes + packed
-        # A group by itself: each has its own dictionary, and pyarrow cannot join two
-        # within a struct, such as a sound's.
+        # One row group at a time: each has its own dictionary, and pyarrow cannot join
+        # two within a struct, such as the audio column.
         with (
             open_file(path) as file,
             pq.ParquetFile(file, read_dictionary=[name]) as content,
@@ -246,7 +246,7 @@ def _counted_bytes(path: Path, column: int, most: int) -> int:
 
 
 def _decoded_bytes(values: pa.Array) -> int:
-    """What values take that are kept as their numbers in a dictionary."""
+    """Returns the decoded size of values, in bytes, without decoding dictionaries."""
     while pa.types.is_nested(values.type):
         if pa.types.is_struct(values.type):
             values = values.field(0)

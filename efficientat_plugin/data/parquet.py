@@ -1,4 +1,4 @@
-"""Clips written as Parquet in AudioSet's schema, their sound as FLAC."""
+"""Writes clips as Parquet in AudioSet's schema, with their sound as FLAC."""
 
 import hashlib
 import io
@@ -22,18 +22,18 @@ SCHEMA = pa.schema(
     ]
 )
 
-# 64 clips of 5 s are about 15 MB: as much as a reader holds at a time.
+# 64 clips of 5 s are about 15 MB, which a reader holds at a time.
 ROWS_PER_GROUP = 64
 
 
 def to_pcm(waveform: NDArray[Any]) -> NDArray[np.int16]:
-    """Invert the decoding of int16: times 32768, to the nearest step, clipped."""
+    """Inverts the decoding of int16: multiplies by 32768, rounds and clips."""
     steps = np.rint(np.asarray(waveform, dtype=np.float64) * 32768)
     return np.clip(steps, -32768, 32767).astype("<i2")
 
 
 def waveform_digest(waveform: ArrayLike) -> str:
-    """Name a waveform by its content, alike before and after it is written to disk.
+    """Computes the digest of a waveform, the same before and after writing it to disk.
 
     Arguments
     ---------
@@ -71,7 +71,7 @@ def audioset_row(
     labels: Sequence[str] = (),
     human_labels: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A clip [N] as a row of ``SCHEMA``; no labels means that nobody labelled it."""
+    """Returns a clip [N] as a row of ``SCHEMA``; without labels it is unlabelled."""
     flac = io.BytesIO()
     soundfile.write(
         flac, to_pcm(np.asarray(waveform)), sample_rate, format="FLAC", subtype="PCM_16"
@@ -85,7 +85,7 @@ def audioset_row(
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes rows of ``SCHEMA``, a row group at a time; makes the folder."""
+    """Writes rows of ``SCHEMA``, a row group at a time; creates the folder."""
     path.parent.mkdir(parents=True)
     rows = iter(rows)
     with pq.ParquetWriter(path, SCHEMA) as writer:

@@ -1,4 +1,4 @@
-"""From a data set's name to the rows of a split.
+"""Loads the rows of a split of a data set.
 
 Rows are in the ``agkphysics/AudioSet`` schema (``video_id``, ``audio``, ``labels``),
 and `datasets` never decodes their sound.
@@ -35,7 +35,7 @@ from efficientat_plugin.support.plain_text import shown, some_of
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("video_id", "audio", "labels")
-# As AudioSet's own files of segments call its splits
+# Names of the splits in AudioSet's own segment files
 OFFICIAL = {"bal_train": "balanced_train", "unbal_train": "unbalanced_train"}
 ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 HUB_TIMEOUT_SECONDS = 10
@@ -49,32 +49,32 @@ def load_rows(
     cache_dir: str | None = None,
     more_columns: Sequence[str] = (),
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """A split in the AudioSet schema, undecoded, with its three columns alone.
+    """Loads a split in the AudioSet schema, undecoded, with its three columns only.
 
     Arguments
     ---------
     dataset : str
         Hub id; or a folder of Parquet files (``data/<split>/*.parquet``,
         ``<split>/*.parquet`` or ``<split>*.parquet``), of ``save_to_disk``, or of
-        audio files with the official ``<split>_segments.csv``; or a Parquet file; or
-        a folder of audio files that nobody labelled. Their ids are their paths from
-        there on, or YouTube's where a ``*_segments.csv`` says that they are AudioSet's.
+        audio files with AudioSet's ``<split>_segments.csv``; or a Parquet file; or a
+        folder of unlabelled audio files, whose ids are their paths below it, or their
+        YouTube ids if a ``*_segments.csv`` shows that they are AudioSet's.
     split : str | None
-        Its name; several, joined by "+", follow each other. None: all audio files of
+        Its name; several, joined by "+", are concatenated. None: all audio files of
         a folder, unlabelled.
     streaming : bool
-        Rows in passing, for what does not fit the disk: an ``IterableDataset``.
+        Whether to stream rows that do not fit on disk, as an ``IterableDataset``.
     config : str | None
-        Of a hub data set.
+        Configuration of a hub data set.
     cache_dir : str | None
-        Where `datasets` keeps what it prepares; None: its default.
+        Where `datasets` caches what it prepares; None: its default.
     more_columns : Sequence[str]
-        To keep as well, those of them that are there.
+        Further columns to keep, if present.
 
     Raises
     ------
     FileNotFoundError
-        If nothing of that form is there.
+        If no such data is found.
     PermissionError
         If a folder of sounds cannot be read.
     ValueError
@@ -103,24 +103,24 @@ def load_rows(
         refuse_decoded(rows, f"{dataset} ({name})")
         kept = [column for column in more_columns if column in found]
         rows = rows.select_columns([*COLUMNS, *kept])
-        # Parquet remembers an Audio column, which would decode by torchcodec.
+        # Parquet files record an Audio column, which would decode with torchcodec.
         rows = rows.cast_column("audio", datasets.Audio(decode=False))
         parts.append(_with_named_labels(rows))
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
 
 def refuse_archives(path: Path) -> None:
-    """Refuses shards of WebDataset and other archives, which nothing here unpacks.
+    """Refuses WebDataset shards and other archives, which are never unpacked here.
 
     Arguments
     ---------
     path : Path
-        A file, or a folder of which each entry is looked at.
+        A file, or a folder whose entries are checked.
 
     Raises
     ------
     ValueError
-        Where it is an archive, or holds nothing else.
+        If it is an archive, or holds nothing else.
 
     Example
     -------
@@ -135,14 +135,14 @@ def refuse_archives(path: Path) -> None:
         command = "unzip" if name.endswith(".zip") else "tar xf"
         if name.endswith(".gz") and not name.endswith(".tar.gz"):
             raise ValueError(
-                f"{shown(path)} is compressed, which is not read; unpack it (gunzip "
-                f"{shown(entries[0].name)}) and name what comes out"
+                f"{shown(path)} is compressed, which is not supported; unpack it "
+                f"(gunzip {shown(entries[0].name)}) and pass the result"
             )
         raise ValueError(
-            f"{shown(path)} holds archives, as of WebDataset, which are not read; "
-            f"unpack them ({command} {shown(entries[0].name)}), write the labels into "
-            "a CSV with the columns filename and label beside the sounds, and name "
-            "that folder"
+            f"{shown(path)} holds archives, such as WebDataset shards, which are not "
+            f"supported; unpack them ({command} {shown(entries[0].name)}), write the "
+            "labels into a CSV with the columns filename and label next to the sounds, "
+            "and pass that folder"
         )
 
 
@@ -153,26 +153,26 @@ def refuse_decoded(rows: Any, source: str) -> None:
     ---------
     rows : datasets.Dataset or datasets.IterableDataset
     source : str
-        For the message.
+        Name of the data, for the message.
 
     Raises
     ------
     ValueError
-        Where a column has "array" and "sampling_rate".
+        If a column has "array" and "sampling_rate".
     """
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature):
             raise ValueError(
                 f"{source} holds decoded sound (its column {name} has array and "
-                "sampling_rate), and files are read: write each with soundfile.write, "
-                "and a column of their paths in its place"
+                "sampling_rate), but only files are read; write each sound with "
+                "soundfile.write, and replace the column by one of their paths"
             )
 
 
 def _with_named_labels(
     rows: datasets.Dataset | datasets.IterableDataset,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Class numbers by the names that the data set keeps for them, as text."""
+    """Replaces class numbers by the names that the data set keeps for them."""
     feature = (rows.features or {}).get("labels")
     kinds = feature, getattr(feature, "feature", None)
     if not any(isinstance(kind, datasets.ClassLabel) for kind in kinds):
@@ -185,7 +185,7 @@ def _with_named_labels(
         return [[name for name in each if name is not None] for each in lists]
 
     if isinstance(rows, datasets.Dataset):
-        # Beside the sound, which stays where it is on the disk.
+        # Only labels are rewritten; the sound stays where it is on disk.
         column = {"labels": named(rows["labels"][:])}
         labels = datasets.Dataset.from_dict(column, datasets.Features(labels=names))
         others = rows.remove_columns(["labels"])
@@ -199,9 +199,9 @@ def _with_named_labels(
 
 
 def _class_names(values: list[Any], feature: Any) -> list[Any]:
-    """Class numbers by the names that `datasets` keeps for them."""
+    """Returns the names that `datasets` keeps for class numbers."""
     if isinstance(feature, datasets.ClassLabel):
-        # A negative number says that nobody labelled the clip.
+        # A negative number marks an unlabelled clip.
         known = [value is not None and value >= 0 for value in values]
         return [
             feature.int2str(value) if is_known else None
@@ -244,13 +244,13 @@ def _load_split(
             f"{path} holds no split {split!r}: expected {split}/*.parquet, "
             f"data/{split}/*.parquet, {split}*.parquet, {split}_segments.csv with "
             "audio files, or a save_to_disk folder; pass the right folder or split, or "
-            "none to take all audio files as unlabelled"
+            "no split to read all audio files as unlabelled"
         )
     return _load_parquet({"train": files}, cache_dir, streaming)["train"]
 
 
 def load_saved(folder: Path) -> Any:
-    """A ``save_to_disk`` folder, all of which lies in it.
+    """Loads a ``save_to_disk`` folder that refers to nothing outside itself.
 
     Arguments
     ---------
@@ -259,8 +259,8 @@ def load_saved(folder: Path) -> Any:
     Raises
     ------
     ValueError
-        If it names a file or a folder elsewhere, which `datasets` would read, or is
-        damaged.
+        If it is damaged, or names a file or folder elsewhere, which `datasets` would
+        read.
     """
     folders = [folder]
     if (folder / "dataset_dict.json").is_file():
@@ -273,7 +273,7 @@ def load_saved(folder: Path) -> Any:
 
 
 def _names_in(file: Path) -> list[str]:
-    """What ``save_to_disk`` wrote beside one of its own files."""
+    """Returns the names of files or folders that a ``save_to_disk`` file lists."""
     try:
         told = json.loads(read_text(file, MAX_SETTINGS_BYTES))
         if file.name == "state.json":
@@ -297,7 +297,7 @@ def _load_hub(
     name_on_hub(dataset)
     try:
         if not datasets.config.HF_HUB_OFFLINE:
-            # Says at once what `datasets` would say after minutes of trying again.
+            # Fails at once where `datasets` would fail after minutes of retries.
             huggingface_hub.HfApi().dataset_info(dataset, timeout=HUB_TIMEOUT_SECONDS)
         return datasets.load_dataset(
             dataset, config, split=split, streaming=streaming, cache_dir=cache_dir
@@ -305,15 +305,15 @@ def _load_hub(
     except Exception as error:  # the hub raises errors of many kinds
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise FileNotFoundError(
-            f"{dataset!r} is neither a file or folder here nor a data set that the "
-            f"hub gives ({reason}); pass a local path or check the network"
+            f"{dataset!r} is neither a local file or folder nor a data set on the hub "
+            f"({reason}); pass a local path or check the network"
         ) from error
 
 
 def _load_parquet(
     files: Mapping[str, Sequence[Path]], cache_dir: str | None, streaming: bool = False
 ) -> Any:
-    """Splits of Parquet files; ``ValueError`` names one that is damaged."""
+    """Loads splits of Parquet files; raises ``ValueError`` if one is damaged."""
     named = {
         split: [str(file.absolute()) for file in part] for split, part in files.items()
     }
@@ -355,7 +355,7 @@ def _parquet_files(path: Path, split: str) -> list[Path]:
 
 
 def has_parquet_split(path: str | Path, split: str) -> bool:
-    """Whether a folder has Parquet files of a split, by the names of AudioSet's schema.
+    """Whether a folder has Parquet files of a split, named as AudioSet's are.
 
     Example
     -------
@@ -367,12 +367,12 @@ def has_parquet_split(path: str | Path, split: str) -> bool:
 
 
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
-    """Rows of the audio files below a folder, none of them labelled."""
+    """Reads the audio files below a folder as unlabelled rows."""
     names = find_sounds_below(folder) if folder.is_dir() else []
     if not names:
         raise FileNotFoundError(
-            f"{folder} is no folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
-            "name one, or the split of a data set"
+            f"{folder} is not a folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
+            "pass one, or the split of a data set"
         )
     ids: Sequence[str] = []
     if any(folder.glob("*_segments.csv")):  # AudioSet's, whose files are named by id
@@ -380,7 +380,7 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
         ids = [below + slash + youtube_id(file) for below, slash, file in parts]
     if len(set(ids)) < len(names):
         ids = ids_of_files(names)
-    # In Arrow from the start: a dictionary for each of millions of files is much.
+    # Built in Arrow: a dictionary for each of millions of files takes much memory.
     paths = pa.array([os.path.join(folder, name) for name in names])
     nothing = pa.nulls(len(names), pa.binary())
     audio = pa.StructArray.from_arrays([nothing, paths], ["bytes", "path"])
@@ -390,7 +390,7 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
 
 
 def _read_segments(segments: Path) -> datasets.Dataset:
-    """Rows of an official segments CSV for whose clips there is an audio file."""
+    """Reads the rows of AudioSet's segments CSV whose clips have an audio file."""
     names = find_sounds_below(segments.parent)
     files = {youtube_id(Path(name).name): str(segments.parent / name) for name in names}
     ids, labels, absent = [], [], 0
@@ -411,15 +411,15 @@ def _read_segments(segments: Path) -> datasets.Dataset:
         )
     logger.info("%s: %d clips, %d without a file", segments.name, len(ids), absent)
     audio = [{"bytes": None, "path": files[clip_id]} for clip_id in ids]
-    # A plain struct: an Audio feature could not be built without torchcodec.
+    # A plain struct: an Audio feature cannot be built without torchcodec.
     return datasets.Dataset.from_dict(
         {"video_id": ids, "audio": audio, "labels": labels}
     )
 
 
 def summarize_rows(rows: datasets.Dataset, table: LabelTable) -> LabelSummary:
-    """Ids and labels of map-style rows; reads no audio."""
-    # In passing: the labels of AudioSet's two million clips are as many lists of text.
+    """Summarises the ids and labels of map-style rows; reads no audio."""
+    # Streamed: the labels of AudioSet's two million clips are as many lists of text.
     return summarize_labels(_column(rows, "video_id"), _column(rows, "labels"), table)
 
 

@@ -1,8 +1,8 @@
-"""Which clips an epoch draws, and in what order.
+"""Draws the clips of an epoch, in a reproducible order.
 
-A draw carries its epoch and its place within it, so that what happens to the clip
-at random is a function of (seed, epoch, position): the same for any number of
-workers, and after a resume.
+A draw carries its epoch and its position in it, so that the random changes of a clip
+are a function of (seed, epoch, position): the same for any number of workers, and
+after a resume.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,20 +28,20 @@ class Draw(NamedTuple):
 class Draws(Sampler):
     """Draws clips anew each epoch, reproducibly.
 
-    Processes share the draws (``deal``), and an epoch may be resumed after any number
-    of them (``start``), on another number of processes, too.
+    Processes share the draws (``deal``). An epoch can be resumed after any number of
+    them (``start``), even with another number of processes.
 
     Arguments
     ---------
     num_rows : int
         Rows of the data set.
     clips_per_epoch : int | None
-        Draws of an epoch; None: all rows. No row is drawn twice before all were
-        drawn once.
+        Draws per epoch; None: all rows. No row is drawn twice before all were drawn
+        once.
     weights : Sequence[float] | None
-        [num_rows], how likely each row is drawn; None: all alike.
+        [num_rows], relative probability of each row; None: all are equal.
     seed : int
-        Of the draws; the epoch is added to it.
+        Seeds the draws; the epoch is added to it.
 
     Raises
     ------
@@ -84,20 +84,21 @@ class Draws(Sampler):
                 weights, clips_per_epoch, replacement=False, seed=seed
             )
         self.clips_per_epoch = clips_per_epoch
-        self.start = 0  # draws of the epoch, over all processes, to pass over
+        self.start = 0  # draws of the epoch to leave out, over all processes
         self.rank, self.world_size, self.drop_last = 0, 1, False
 
     def deal(self, rank: int, world_size: int, drop_last: bool) -> None:
-        """Leaves this process every ``world_size``-th draw, as DistributedSampler does.
+        """Gives this process every ``world_size``-th draw, as DistributedSampler does.
 
         Arguments
         ---------
         rank : int
-            Of this process.
+            Rank of this process.
         world_size : int
             Number of processes.
         drop_last : bool
-            Leaves out what does not go around; or else the first draws are repeated.
+            Whether to drop draws that do not divide evenly; if False, the first draws
+            are repeated.
 
         Example
         -------
@@ -110,11 +111,11 @@ class Draws(Sampler):
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the Brain before each epoch."""
+        """Sets the epoch; the Brain calls this before each one."""
         self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Draws of this process in a whole epoch."""
+        """Returns the number of draws of this process in a whole epoch."""
         return self._share_of(self.clips_per_epoch)
 
     def _share_of(self, count: int) -> int:
@@ -131,14 +132,14 @@ class Draws(Sampler):
 
 @dataclass
 class PlaceInEpoch:
-    """How far an epoch is: in clips, so that other processes can resume it.
+    """Counts an epoch's progress in clips, so that other processes can resume it.
 
     Arguments
     ---------
     draws : Draws or None
-        Of the training clips; None: they are drawn otherwise, and no place is known.
+        Draws of the training clips; None: another sampler, whose place is unknown.
     clips_per_step : int
-        Of all processes together.
+        Clips per step of all processes together.
 
     Example
     -------
@@ -153,32 +154,32 @@ class PlaceInEpoch:
     draws: Draws | None = None
     clips_per_step: int = 0
     steps_before: int = 0  # of this epoch, before this process started
-    clips_before: int = 0  # that were drawn in them
-    per_step_before: int = 0  # clips
+    clips_before: int = 0  # drawn in these steps
+    per_step_before: int = 0  # clips per step at that time
 
     def begin(self) -> None:
-        """Another epoch begins with its first clip."""
+        """Starts another epoch at its first clip."""
         self.steps_before = self.clips_before = 0
 
     def resume(self, step: int, clips_drawn: int, clips_per_step: int) -> None:
-        """After ``step`` steps, by whatever processes, which drew ``clips_drawn``."""
+        """Resumes after ``step`` steps, in which all processes drew ``clips_drawn``."""
         self.steps_before, self.clips_before = step, clips_drawn
         self.per_step_before = clips_per_step
 
     def clips_drawn(self, step: int) -> int:
-        """Of the epoch, by all processes, after ``step`` steps of it."""
+        """Returns the clips that all processes drew in ``step`` steps of the epoch."""
         if self.draws is None:
             return 0
         since = (step - self.steps_before) * self.clips_per_step
         return min(self.clips_before + since, self.draws.clips_per_epoch)
 
     def change(self) -> str | None:
-        """What is to be said where steps have other clips than before."""
+        """Returns a notice if the number of clips per step has changed, else None."""
         if self.per_step_before in (0, self.clips_per_step) or self.draws is None:
             return None
         text = (
-            f"This run had {self.per_step_before} clips a step, of all processes, and "
-            f"now has {self.clips_per_step}"
+            f"This run had {self.per_step_before} clips per step over all processes, "
+            f"and now has {self.clips_per_step}"
         )
         if self.clips_before:
             text += (
@@ -189,7 +190,7 @@ class PlaceInEpoch:
 
 
 class _Permutations:
-    """Rows in random order, again and again in another one, ``num_draws`` in all."""
+    """Yields ``num_draws`` rows: one random permutation of all rows after another."""
 
     def __init__(self, num_rows: int, num_draws: int, seed: int) -> None:
         self.num_rows, self.num_draws, self.seed = num_rows, num_draws, seed
@@ -210,10 +211,11 @@ class _Permutations:
 def class_balanced_weights(
     indices: Sequence[Sequence[int]], num_classes: int
 ) -> NDArray[np.float64]:
-    """How likely each clip is drawn, so that rare classes are heard as well.
+    """Computes sampling weights of clips, so that rare classes are drawn as well.
 
-    A clip weighs the sum over its classes of ``1000 / (100 + clips of the class)``;
-    one without labels weighs the average of those with.
+    The weight of a clip is the sum over its classes of
+    ``1000 / (100 + clips of the class)``; a clip without labels gets the mean weight of
+    those with labels.
 
     Source: the published code of Koutini et al., "Efficient Training of Audio
     Transformers with Patchout", Interspeech 2022.
@@ -237,7 +239,7 @@ def class_balanced_weights(
     """
     num_clips = len(indices)
     sizes = np.fromiter(map(len, indices), np.int64, num_clips)
-    # One after the other, and the clip of each
+    # The classes of all clips in one array, and the clip of each
     classes = np.fromiter(chain.from_iterable(indices), np.int64, sizes.sum())
     clips = np.repeat(np.arange(num_clips), sizes)
     counts = np.bincount(classes, minlength=num_classes)

@@ -1,4 +1,4 @@
-"""Official folders of named data sets, which several tables describe."""
+"""Reads official folders of data sets that are described by several tables."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from efficientat_plugin.support.plain_text import some_of
 
 
 def read_fsd50k_folder(folder: Path) -> Source:
-    """FSD50K as Zenodo gives it, or as ``Fhrozen/FSD50k`` on the hub keeps it.
+    """Reads FSD50K as published on Zenodo, or as ``Fhrozen/FSD50k`` on the hub.
 
     Arguments
     ---------
@@ -28,7 +28,7 @@ def read_fsd50k_folder(folder: Path) -> Source:
     Raises
     ------
     FileNotFoundError
-        If a table is not there.
+        If a table is missing.
     ValueError
         If a label is not in the vocabulary.
 
@@ -64,9 +64,9 @@ def read_fsd50k_folder(folder: Path) -> Source:
 
 
 def read_vocabulary(path: Path) -> list[str]:
-    """Class names of FSD50K's ``vocabulary.csv``, in its order.
+    """Reads the class names of FSD50K's ``vocabulary.csv``, in its order.
 
-    It has no header, and copies differ in the order of name and machine id.
+    The file has no header, and copies differ in the order of name and machine id.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def read_vocabulary(path: Path) -> list[str]:
     rows = [row for row in csv.reader(text) if row]
     if rows and all(len(row) == 3 for row in rows):
         for ids, names in ((2, 1), (1, 2)):
-            # Not of every row: a header may stand above them after all.
+            # Without the first row, which may be a header after all.
             if all(row[ids].startswith(("/m/", "/t/", "/g/")) for row in rows[1:]):
                 header = not rows[0][ids].startswith("/")
                 return [row[names] for row in rows[header:]]
@@ -88,7 +88,7 @@ def read_vocabulary(path: Path) -> list[str]:
 
 
 def read_tau2020_folder(folder: Path) -> Source:
-    """TAU Urban Acoustic Scenes 2020 Mobile, development set.
+    """Reads TAU Urban Acoustic Scenes 2020 Mobile, development set.
 
     Arguments
     ---------
@@ -99,14 +99,14 @@ def read_tau2020_folder(folder: Path) -> Source:
     -------
     Source
         Its splits are "train" and "test", of the official fold, and "unused"; a group
-        is a place of recording, a device "a", "b", "c" or "s1" to "s6".
+        is a recording location, a device "a", "b", "c" or "s1" to "s6".
 
     Raises
     ------
     FileNotFoundError
-        If a table is not there.
+        If a table is missing.
     ValueError
-        If the tables do not fit each other.
+        If the tables contradict each other.
 
     Source
     ------
@@ -116,7 +116,7 @@ def read_tau2020_folder(folder: Path) -> Source:
     setup = folder / "evaluation_setup"
     meta = folder / "meta.csv"
     train = setup / "fold1_train.csv"
-    # The same clips as in fold1_test.csv, but with labels; copies may have one alone.
+    # The same clips as in fold1_test.csv, with labels; copies may have one only.
     test = setup / "fold1_evaluate.csv"
     if not test.is_file():
         test = setup / "fold1_test.csv"
@@ -148,7 +148,7 @@ def read_tau2020_folder(folder: Path) -> Source:
 
 
 def read_urbansound8k_folder(folder: Path) -> Source:
-    """UrbanSound8K, whose ten folds are to be used as they are.
+    """Reads UrbanSound8K, whose ten folds must be used as they are.
 
     Arguments
     ---------
@@ -159,13 +159,13 @@ def read_urbansound8k_folder(folder: Path) -> Source:
     Returns
     -------
     Source
-        A group is a recording of Freesound. Where a slice was in it (``start`` and
-        ``end``) is left out: the files are the slices.
+        A group is a recording on Freesound. The times of a slice in it (``start`` and
+        ``end``) are left out, because the files are the slices.
 
     Raises
     ------
     FileNotFoundError
-        If the table is not there.
+        If the table is missing.
     ValueError
         If it lacks a column.
 
@@ -191,7 +191,7 @@ def _columns_of(path: Path, names: Sequence[str]) -> dict[str, list[Any]]:
     missing = [name for name in names if name not in table]
     if missing:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)}; found were {', '.join(table)}"
+            f"{path} has no column {', '.join(missing)}; it has {', '.join(table)}"
         )
     return table
 
@@ -200,6 +200,6 @@ def _require(paths: Sequence[Path]) -> None:
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{', '.join(missing)} is not there; pass the folder that was unpacked, "
-            "with its tables"
+            f"{', '.join(missing)} is missing; pass the unpacked folder, with its "
+            "tables"
         )

@@ -1,4 +1,4 @@
-"""What rows of one file are: segments of it, or events in it, or the same clip."""
+"""Turns the rows of one file into segments of it, or merges them into one clip."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
-# As `columns.plain_name` has them; in seconds, as everywhere here.
+# In the form of `columns.plain_name`. All times in this file are in seconds.
 START_NAMES = ("start", "start_time", "begin", "begin_time", "start_s", "start_sec") + (
     *("start_seconds", "t_start", "tmin", "xmin"),
 )
@@ -21,25 +21,25 @@ END_NAMES = ("end", "end_time", "stop", "stop_time", "end_s", "end_sec") + (
     *("end_seconds", "t_end", "tmax", "xmax"),
 )
 LENGTH_NAMES = ("duration", "duration_s", "duration_sec", "duration_seconds", "length")
-# Of events within a clip, as DCASE's tables have them; there, offset is an end.
+# Events within a clip in DCASE's tables, where offset is an end.
 EVENT_NAMES = ("onset", "offset", "event_onset", "event_offset")
-# Of other units, what begins something, and what says how far it goes
+# Names of columns in other units: of starts, and of ends or durations
 _UNIT = "(ms|msecs?|millis|milliseconds|frames?|samples?)"
 _STARTS = "(start|begin|onset|offset)(_time)?"
 _REACHES = "(end|stop|offset|duration|length|num)(_time)?"
-LOOKED_AT = 50  # headers, to see whether files are longer than their segments say
+LOOKED_AT = 50  # headers read to check whether files are as long as their segments say
 
 
 class Times(NamedTuple):
-    """Columns that say which part of a file a row is."""
+    """Names the columns that give the part of a file that a row describes."""
 
     start: str
     end: str | None
-    length: str | None  # where there is no end
+    length: str | None  # if there is no end
 
 
 def find_times(columns: Mapping[str, Any]) -> Times | None:
-    """The columns that cut segments: start and end, or offset and duration.
+    """Finds the columns that cut segments: start and end, or offset and duration.
 
     Example
     -------
@@ -58,7 +58,7 @@ def find_times(columns: Mapping[str, Any]) -> Times | None:
             _tell_other_units(columns)
         else:
             logger.warning(
-                "Column %s cuts no segments, since there is none of ends or durations",
+                "Column %s cuts no segments, because no column has ends or durations",
                 start,
             )
         return None
@@ -66,7 +66,7 @@ def find_times(columns: Mapping[str, Any]) -> Times | None:
 
 
 def _tell_other_units(columns: Iterable[str]) -> None:
-    """Says that columns such as ``start_ms`` and ``end_ms`` are not used."""
+    """Warns that columns such as ``start_ms`` and ``end_ms`` are not used."""
     plain = {name: re.sub("[^a-z]+", "_", name.lower()).strip("_") for name in columns}
 
     def found(word: str) -> list[str]:
@@ -75,9 +75,9 @@ def _tell_other_units(columns: Iterable[str]) -> None:
 
     if starts := found(_STARTS):
         logger.warning(
-            "Columns %s are not used, since they are not in seconds, so that whole "
-            "files are read; write them as start and end, or offset and duration, in "
-            "seconds to cut segments",
+            "Columns %s are not used, because they are not in seconds, and whole "
+            "files are read; to cut segments, write start and end, or offset and "
+            "duration, in seconds",
             some_of(dict.fromkeys([*starts, *found(_REACHES)])),
         )
 
@@ -85,12 +85,12 @@ def _tell_other_units(columns: Iterable[str]) -> None:
 def read_times(
     columns: Mapping[str, Sequence[Any]], times: Times, source: str
 ) -> dict[str, list[float | None]]:
-    """When each row's segment starts and ends, s; None where nothing is said.
+    """Reads when each row's segment starts and ends, s; None if it gives no time.
 
     Raises
     ------
     ValueError
-        For what is no time, or a segment without length.
+        If a value is not a time, or a segment is empty.
     """
     starts = _seconds(columns[times.start], times.start, source)
     name = times.end or times.length or ""
@@ -104,8 +104,8 @@ def read_times(
         if end is not None and end <= (start or 0.0):
             raise ValueError(
                 f"row {row + 1} of {source} has a segment from {start or 0.0:g} to "
-                f"{end:g} s ({times.start}, {name}), which is empty; mend it, or pass "
-                "segments=False to read whole files"
+                f"{end:g} s ({times.start}, {name}), which is empty; correct it or "
+                "pass segments=False to read whole files"
             )
     return {"start": starts, "end": ends}
 
@@ -121,7 +121,7 @@ def _seconds(values: Sequence[Any], column: str, source: str) -> list[float | No
         if seconds is not None and not 0 <= seconds < math.inf:
             raise ValueError(
                 f"row {row + 1} of {source} has {shown(str(value))[:40]!r} in column "
-                f"{column}, which is no time in seconds; write seconds, or pass "
+                f"{column}, which is not a time in seconds; write seconds, or pass "
                 "segments=False to read whole files"
             )
         found.append(seconds)
@@ -135,26 +135,26 @@ def merge_rows(
     source: str,
     columns: Mapping[str, Any],
 ) -> list[int]:
-    """One row for each file, or each segment of it, with all of its labels.
+    """Merges rows into one for each file or segment, with all of its labels.
 
     Arguments
     ---------
     table : dict[str, list]
-        Gets the labels of rows that are merged in the first of them; and, where files
-        have several segments, a group for each file.
+        Changed in place: the first of several merged rows gets all of their labels,
+        and if files have several segments, each file becomes a group.
     files : Sequence[str | None]
-        Of each row; None: nobody says.
+        File of each row; None: the row names none.
     kept : Sequence[int]
-        Rows that matter.
+        Rows to use.
     source : str
-        For messages.
+        Name of the table in messages.
     columns : Mapping
-        Of the source, to find out what rows of one file may be.
+        Columns of the source, to find those that give times of events.
 
     Returns
     -------
     list[int]
-        Those of ``kept`` that stand for their file or segment.
+        The rows of ``kept`` that represent their file or segment.
 
     Raises
     ------
@@ -174,8 +174,8 @@ def merge_rows(
         events = [name for name in columns if find_column([name], EVENT_NAMES)]
         unused = f" The times ({', '.join(events)}) are not used." if events else ""
         logger.warning(
-            "%s: %d rows are of %d clips. Rows of the same clip are taken for events "
-            "in it, so that the clip gets the labels of all of them.%s",
+            "%s: %d rows describe %d clips. Rows of the same clip are read as events "
+            "in it, so the clip gets the labels of all of them.%s",
             source,
             len(kept),
             len(merged),
@@ -207,7 +207,7 @@ def _merge(
 def _group_by_file(
     table: dict[str, list[Any]], files: Sequence[str | None], kept: Sequence[int]
 ) -> None:
-    """Makes groups of files, and of files that share a group."""
+    """Groups the segments of a file, and the files that share a group."""
     own = table.get("group", [None] * len(files))
     parent: dict[Any, Any] = {}
 
@@ -230,10 +230,10 @@ def _group_by_file(
 def are_cut_already(
     files: Sequence[str | None], table: Mapping[str, Sequence[Any]], kept: Sequence[int]
 ) -> bool:
-    """Whether each file is a segment, cut from a recording that is not there.
+    """Whether each file is itself a segment, cut from a recording that is not included.
 
-    So it is where no file has two rows, and most of some files that are looked at end
-    before their segments do: the times are those in the recording, as in UrbanSound8K.
+    This is so if no file has two rows and most of the files that are checked end before
+    their segments do: the times are those in the recording, as in UrbanSound8K.
     """
     if max(Counter(files[row] for row in kept).values(), default=0) > 1:
         return False

@@ -1,4 +1,4 @@
-"""Clips that are shorter than a model is used to."""
+"""Lengthens clips that are shorter than a model expects."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,17 +9,17 @@ from efficientat_plugin.contracts import SHORT_CLIPS
 def lengthened(
     samples: NDArray[np.float32], num_samples: int, how: str
 ) -> NDArray[np.float32]:
-    """A short sound made as long as a model is used to; longer ones are left alone.
+    """Lengthens a short sound; one that is long enough stays as it is.
 
     Arguments
     ---------
     samples : NDArray
         [N], at least one.
     num_samples : int
-        To reach.
+        Length to reach.
     how : str
-        "repeat" plays it again and again, "zero_pad" adds silence behind it,
-        "as_is" leaves it short.
+        "repeat" repeats the sound, "zero_pad" appends silence, "as_is" leaves it
+        short.
 
     Returns
     -------
@@ -29,7 +29,7 @@ def lengthened(
     Raises
     ------
     ValueError
-        For another ``how``.
+        For any other ``how``.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Clips that could not be read: each named once, all counted, too many an error."""
+"""Counts and reports unreadable clips; too many of them are an error."""
 
 import logging
 from collections.abc import Iterable
@@ -8,27 +8,26 @@ from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
-# A share of fewer clips says little while a pass is under way.
+# During a pass, the share is not judged by fewer clips than this.
 ENOUGH_TO_JUDGE = 1000
 NAMED_IN_ERROR = 20
 
 
 class TooManyUnreadable(RuntimeError):
-    """So many clips cannot be read that the data as a whole needs a look."""
+    """Raised when so many clips are unreadable that the data needs checking."""
 
 
 class SkippedClips:
-    """Keeps count of skipped clips over the passes through the data.
+    """Counts skipped clips in each pass through the data.
 
-    A clip counts once in a pass, however often it is drawn, or met on the way to one
-    that replaces another.
+    A clip counts once per pass, however often it is drawn or tried as a replacement.
 
     Arguments
     ---------
     max_share : float
-        More of the clips of a pass than this, from 0 to 1, fails the run.
+        A larger share of the clips of a pass, from 0 to 1, ends the run.
     already_read : int
-        Clips of the same data that were read before: they count in every pass.
+        Clips of the same data that were read earlier; they count in every pass.
 
     Example
     -------
@@ -49,11 +48,11 @@ class SkippedClips:
 
     @property
     def num_tried(self) -> int:
-        """Clips met in this pass, and those of before."""
+        """The number of clips tried in this pass, plus ``already_read``."""
         return self.already_read + len(self.read) + len(self.in_pass)
 
     def add(self, skipped: Iterable[Skipped], read: Iterable[str]) -> None:
-        """Counts a batch: the ids of good clips, and those skipped on the way."""
+        """Counts a batch: the skipped clips, and the ids of those that were read."""
         self.read.update(map(hash, read))
         for clip_id, reason in skipped:
             if clip_id not in self.reasons:
@@ -65,7 +64,7 @@ class SkippedClips:
             self._judge()
 
     def finish_pass(self) -> None:
-        """Judges the pass and starts the next one.
+        """Checks the pass and starts the next one.
 
         Raises
         ------
@@ -82,7 +81,7 @@ class SkippedClips:
         self._start_pass()
 
     def _start_pass(self) -> None:
-        self.read: set[int] = set()  # hashes of ids, which of millions are shorter
+        self.read: set[int] = set()  # hashes of ids, to save memory
         self.in_pass: set[str] = set()
 
     def _judge(self) -> None:
@@ -96,7 +95,7 @@ class SkippedClips:
         more = f"\n... and {len(named) - NAMED_IN_ERROR} more"
         raise TooManyUnreadable(
             f"{num_skipped} of {num_tried} clips could not be read, more than the "
-            f"allowed share of {self.max_share:g}; mend the data or raise "
+            f"allowed share of {self.max_share:g}; fix the data or raise "
             "max_unreadable_share:\n"
             + "\n".join(named[:NAMED_IN_ERROR])
             + (more if len(named) > NAMED_IN_ERROR else "")

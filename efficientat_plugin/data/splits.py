@@ -1,7 +1,7 @@
-"""Which clips to train, validate and test on: by seed, class and recording source.
+"""Splits clips to train, validate and test on, by seed, class and recording source.
 
-Clips of one ``group`` (a recording, a place) never stand on both sides: a network would
-be tested on what it has heard.
+Clips of one ``group`` (a recording, a place) are never on two sides: a network would be
+tested on recordings that it was trained on.
 """
 
 import logging
@@ -18,15 +18,15 @@ from efficientat_plugin.support.plain_text import some_of
 
 logger = logging.getLogger(__name__)
 
-# What others call the sides.
+# Names that data sets give to the sides.
 SIDES = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SIDES |= {"valid": "valid", "validation": "valid", "val": "valid"}
-# Beside "train", and where nothing else is that side.
+# Used beside "train", if no other name stands for that side.
 BESIDE_TRAIN = {"dev": "valid", "eval": "test", "evaluation": "test"}
 
 
 class Split(NamedTuple):
-    """Rows of each side, in order; a side may be empty."""
+    """Holds the rows of each side, in order; a side may be empty."""
 
     train: list[int]
     valid: list[int]
@@ -39,21 +39,21 @@ def split_rows(
     test_share: float = 0.1,
     seed: int = 0,
 ) -> Split:
-    """Splits rows at random: groups whole, each class in proportion.
+    """Splits rows at random, with groups kept whole and each class in proportion.
 
-    Where clips have one label and no group, each side has the share of each class to
-    within a clip; elsewhere, as nearly as groups and labels allow. Clips without any
-    label are split by number alone. The outcome depends on the seed and on ids and
-    groups, not on the order of rows.
+    If clips have one label and no group, each side gets its share of each class to
+    within one clip; otherwise, as nearly as groups and labels allow. Clips without a
+    label are only split by number. The result depends on the seed, ids and groups, not
+    on the order of rows.
 
     Arguments
     ---------
     rows : datasets.Dataset
         From ``read_table``; no audio is read.
     valid_share, test_share : float
-        Of the clips, from 0 (none) to less than 1 in sum.
+        Shares of the clips, from 0 (none) to less than 1 in sum.
     seed : int
-        Another one gives another split.
+        Another seed gives another split.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def split_rows(
 def make_folds(
     rows: datasets.Dataset, num_folds: int = 5, seed: int = 0
 ) -> list[list[int]]:
-    """Rows of each of ``num_folds`` folds of like size; see ``split_rows``.
+    """Splits rows into ``num_folds`` folds of similar size; see ``split_rows``.
 
     Raises
     ------
@@ -120,9 +120,9 @@ def split_by_fold(
     rows : datasets.Dataset
         With a column ``fold``.
     test_fold : int | str
-        Its name.
+        Name of the fold to test on.
     valid_fold : int | str | None
-        One to validate on; None: none.
+        Fold to validate on; None: none.
 
     Raises
     ------
@@ -149,11 +149,11 @@ def split_by_fold(
 
 
 def given_split(rows: datasets.Dataset) -> Split:
-    """The split that the ``split`` column gives.
+    """Returns the split that the ``split`` column gives.
 
     Its names are "train", "valid" and "test", or "training", "validation", "val" and
-    "testing", in any case. Beside "train", and where no other is, "dev" is to validate
-    and "eval" to test; elsewhere what they are differs from one data set to the next.
+    "testing", in any case. Beside "train", "dev" is the validation side and "eval" the
+    test side, if no other name is; elsewhere, their meaning differs between data sets.
 
     Raises
     ------
@@ -176,8 +176,8 @@ def given_split(rows: datasets.Dataset) -> Split:
     if other:
         sides = some_of(f"{n}: {SIDES.get(n.lower(), '...')}" for n in found)
         raise ValueError(
-            f"column split holds {some_of(other)}, which may be any side; say which "
-            f"(train, valid, test) each is, as splits={{{sides}}}"
+            f"column split holds {some_of(other)}, which may be any side; pass the "
+            f"side (train, valid, test) of each, as splits={{{sides}}}"
         )
     return _by_name(rows, [sides_of[name.lower()] for name in names])
 
@@ -185,7 +185,7 @@ def given_split(rows: datasets.Dataset) -> Split:
 def with_validation(
     rows: datasets.Dataset, split: Split, valid_share: float, seed: int = 0
 ) -> Split:
-    """Sets a share of the training clips aside to validate on; see ``split_rows``.
+    """Sets aside a share of the training clips for validation; see ``split_rows``.
 
     Example
     -------
@@ -204,7 +204,7 @@ def with_validation(
 
 
 def split_digest(rows: datasets.Dataset, split: Split) -> dict[str, str]:
-    """What tells one split from another: a digest of each side's clips.
+    """Computes a digest of each side's clips, which tells splits apart.
 
     Example
     -------
@@ -231,8 +231,8 @@ def split_digest(rows: datasets.Dataset, split: Split) -> dict[str, str]:
 def _column(rows: datasets.Dataset, name: str) -> list:
     if name not in rows.column_names:
         raise ValueError(
-            f"the rows have no column {name}, but {', '.join(rows.column_names)}; name "
-            f"it with {name}_column as they are read, or use split_rows"
+            f"the rows have no column {name}, only {', '.join(rows.column_names)}; "
+            f"name it with {name}_column when reading them, or use split_rows"
         )
     return rows[name][:]
 
@@ -245,7 +245,7 @@ def _by_name(rows: datasets.Dataset, names: Sequence[str]) -> Split:
         placed = set(zip(rows["group"][:], names, strict=True))
         count = Counter(group for group, _ in placed if group is not None)
         torn = sorted(group for group, n in count.items() if n > 1)
-        if torn:  # as its makers want it, so that it is not refused
+        if torn:  # the makers of the data set chose it: no reason to refuse
             logger.warning(
                 "%d groups are on several sides of the given split: %s",
                 len(torn),
@@ -272,15 +272,15 @@ def _deal_out(
     empty = [name for name in names if not sides[name]]
     if empty:
         raise ValueError(
-            f"nothing is left for {' and '.join(empty)}: {num_rows} clips in "
-            f"{len(units)} groups do not divide like that; give more clips, or larger "
-            "or fewer shares"
+            f"no clips are left for {' and '.join(empty)}: {num_rows} clips in "
+            f"{len(units)} groups cannot be split like that; give more clips, or "
+            "larger or fewer shares"
         )
     for name in names:
         absent = sorted(set(counts) - held[name])
         if absent:
             logger.warning(
-                "%d %s too small, or of too few groups, for clips in %s: %s",
+                "%d %s too small, or in too few groups, to have clips in %s: %s",
                 len(absent),
                 "class is" if len(absent) == 1 else "classes are",
                 name,
@@ -290,7 +290,7 @@ def _deal_out(
 
 
 def _units(rows: datasets.Dataset) -> list[Unit]:
-    """Groups, and clips of no group, in an order of their names alone."""
+    """Returns groups, and clips without a group, sorted by name."""
     wanted = [n for n in ("video_id", "labels", "group") if n in rows.column_names]
     by_name: dict[tuple[str, str], Unit] = {}
     place = 0
@@ -314,10 +314,10 @@ def _refuse_too_few(
     names: Sequence[str],
     shares: Sequence[float],
 ) -> None:
-    if len(counts) == 1:  # without any, there is nothing to keep in proportion
+    if len(counts) == 1:  # with no class, there is nothing to keep in proportion
         raise ValueError(
-            f"the {num_rows} clips have 1 class ({', '.join(counts)}); to split them "
-            "by class takes clips of two or more"
+            f"the {num_rows} clips have 1 class ({', '.join(counts)}); splitting by "
+            "class needs clips of two or more"
         )
     if len(units) < len(names):
         kind, why = "clips", ""
@@ -329,7 +329,7 @@ def _refuse_too_few(
             )
         raise ValueError(
             f"{len(units)} {kind} cannot be split into {len(names)} "
-            f"({', '.join(names)}); that takes one for each at least{why}"
+            f"({', '.join(names)}); each needs at least one{why}"
         )
     share, name = min(zip(shares, names, strict=True))
     if share * num_rows < 0.5:

@@ -1,4 +1,4 @@
-"""Groups of labelled clips dealt out to sides, each class in proportion."""
+"""Assigns groups of labelled clips to sides, with each class in proportion."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_PASSES = 10  # over groups to move; two or three are what it takes
+MAX_PASSES = 10  # over the groups to move; two or three are usually enough
 
-# Clips that each side still wants: of each class, and, under None, of all.
+# Clips that each side still lacks: of each class and, under the key None, of all.
 Lacking = dict[str | None, np.ndarray]
 
 
 class Unit(NamedTuple):
-    """Clips that stay together, and how often each class is among them."""
+    """Holds clips that stay together, and how many of them have each class."""
 
     name: tuple[str, str]
     rows: list[int]
@@ -30,10 +30,10 @@ def total_counts(units: Iterable[Unit]) -> Counter[str]:
 def _quotas(
     counts: Counter[str], num_rows: int, shares: np.ndarray, rng: np.random.Generator
 ) -> Lacking:
-    """Clips of each class, and of all (None), that each side should get.
+    """Computes how many clips of each class, and of all (None), each side should get.
 
-    Whole numbers next to the exact share, rounded so that the sides' sums stay near
-    theirs, too: many small classes would all be rounded alike otherwise.
+    Quotas are whole numbers next to the exact share, rounded so that the sum of each
+    side stays near its share, too; otherwise all small classes would be rounded alike.
     """
     quotas: Lacking = {None: shares * num_rows}
     owed = np.zeros(len(shares))
@@ -43,9 +43,9 @@ def _quotas(
         quota = np.floor(exact + 1e-9)
         owed += exact - quota
         spare = round(counts[labels[place]] - quota.sum())
-        # What cannot be learnt cannot be tested: the first side comes first.
+        # A class that is not trained cannot be tested: the first side has priority.
         ranking = owed + np.where((quota == 0) & (np.arange(len(shares)) == 0), 1e6, 0)
-        # One each at most, and none beyond an exact share.
+        # At most one for each side, and none where the exact share is whole.
         ranking[exact - quota < 1e-9] = -np.inf
         for side in np.argsort(-ranking, kind="stable")[:spare]:
             quota[side] += 1
@@ -55,11 +55,11 @@ def _quotas(
 
 
 def _deal(units: Sequence[Unit], lacking: Lacking) -> list[int]:
-    """The side of each unit; leaves in ``lacking`` what is wanted yet.
+    """Assigns units to sides; leaves in ``lacking`` what the sides still lack.
 
-    Rarest class first, to the side that lacks most of it.
+    The rarest class comes first, and goes to the side that lacks most of it.
     """
-    bare = {label: quota > 0 for label, quota in lacking.items()}  # sides without it
+    bare = {label: quota > 0 for label, quota in lacking.items()}  # sides without any
     left = total_counts(units)
     holders: dict[str, list[int]] = defaultdict(list)
     for place, unit in enumerate(units):
@@ -69,7 +69,7 @@ def _deal(units: Sequence[Unit], lacking: Lacking) -> list[int]:
 
     def put(place: int, label: str | None, num_free: int) -> None:
         lack = lacking[label]
-        # The last groups of a class go where there is none of it, however large.
+        # The last groups of a class go to sides with none of it, however large.
         if 0 < num_free <= bare[label].sum():
             lack = np.where(bare[label], lack, -np.inf)
         most = np.flatnonzero(lack == lack.max())
@@ -84,7 +84,7 @@ def _deal(units: Sequence[Unit], lacking: Lacking) -> list[int]:
     while holders:
         label = min(holders, key=lambda name: (left[name], name))
         free = [place for place in holders.pop(label) if place not in side_of]
-        # Large groups first: small ones can still make up for them.
+        # Large groups first: small ones can compensate for them.
         free.sort(key=lambda place: -units[place].counts[label])
         for number, place in enumerate(free):
             put(place, label, len(free) - number)
@@ -97,10 +97,10 @@ def _deal(units: Sequence[Unit], lacking: Lacking) -> list[int]:
 def _move_groups(
     units: Sequence[Unit], side_of: list[int], lacking: Lacking, wanted: Lacking
 ) -> None:
-    """Moves groups as long as the sides come nearer to what they want.
+    """Moves groups as long as this brings the sides closer to their quotas.
 
-    Dealt out by one class, a group brings clips of others along, and of those too many
-    may have come together. Single clips are not moved: they stand as well as can be.
+    A group is assigned by one class but brings clips of others, and a side may get too
+    many of these. Single clips are not moved: their sides cannot be improved.
     """
     total = {name: max(quota.sum(), 1.0) for name, quota in wanted.items()}
     groups = [place for place, unit in enumerate(units) if len(unit.rows) > 1]
@@ -116,7 +116,7 @@ def _move_groups(
                 for name, size in sizes.items()
             ):
                 continue  # the last of a class on its side
-            # By how much the squared distance grows, each class relative to its size.
+            # Growth of the squared distance, each class relative to its size.
             growth = sum(
                 size / total[name] * (lacking[name][here] - lacking[name] + size)
                 for name, size in sizes.items()
@@ -136,23 +136,23 @@ def _move_groups(
 def stratify(
     units: Sequence[Unit], shares: Sequence[float], rng: np.random.Generator
 ) -> list[int]:
-    """The side of each unit.
+    """Assigns each unit to a side; returns the index of its side.
 
     Arguments
     ---------
     units : Sequence[Unit]
-        In the order in which like ones are dealt out.
+        Similar ones are assigned in this order.
     shares : Sequence[float]
-        Of each side in the clips; sum to 1. A class too small for all goes to the
-        first.
+        Share of the clips for each side; sum to 1. A class too small for all sides goes
+        to the first.
     rng : np.random.Generator
         Decides which classes are rounded up on which side.
 
     Source
     ------
     The order is that of Sechidis, Tsoumakas and Vlahavas, "On the Stratification of
-    Multi-Label Data", ECML PKDD 2011; differs from it in dealing out groups, in wanting
-    whole numbers of clips, and in moving groups afterwards.
+    Multi-Label Data", ECML PKDD 2011; differs from it in assigning groups, in quotas
+    that are whole numbers of clips, and in moving groups afterwards.
 
     Example
     -------

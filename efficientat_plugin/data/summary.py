@@ -1,4 +1,4 @@
-"""What a data set holds: its labels, and what the headers of its sound say."""
+"""Sums up a data set: its labels, and the headers of its sound."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,28 +12,28 @@ from efficientat_plugin.contracts import Skipped
 from efficientat_plugin.data.opened import UnreadableClip, open_sound
 from efficientat_plugin.support.plain_text import shown
 
-NAMED = 5  # of what could not be opened
-# How long clips are where the sounds decide it ("auto"): see `fitting_seconds`
+NAMED = 5  # entries that a line lists
+# Clip length if the sounds determine it ("auto"): see `fitting_seconds`
 SHARE_HELD = 0.95
 STEP_SECONDS = 0.25
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 10.0
 
 
 class RowsSummary(NamedTuple):
-    """What ``describe`` found."""
+    """Holds the results of ``describe``."""
 
     num_clips: int
     num_unlabelled: int
-    class_counts: dict[str, int]  # clips of each class, most first
-    num_groups: int  # 0 where there are none
-    headers_read: int  # of how many clips the fields below speak
+    class_counts: dict[str, int]  # clips of each class, most frequent first
+    num_groups: int  # 0 if there are none
+    headers_read: int  # number of clips that the fields below describe
     seconds: tuple[float, float, float]  # shortest, median, longest; 0 if none
-    hours: float  # of all clips: from the mean where not every header was read
+    hours: float  # of all clips; an estimate if not every header was read
     sample_rates: dict[int, int]  # Hz: clips, most first
     channels: dict[int, int]  # channels: clips, most first
     num_unreadable: int
     unreadable: tuple[Skipped, ...]  # the first of them
-    clip_seconds: float | None  # heard of each clip, s; None: all of it
+    clip_seconds: float | None  # used of each clip, s; None: all of it
     num_longer: int  # clips longer than that
     hours_heard: float
 
@@ -46,17 +46,17 @@ def describe(
     max_headers: int = 2000,
     clip_seconds: float | str | None = None,
 ) -> RowsSummary:
-    """Sums up rows; of the sound only headers are read.
+    """Sums up rows, reading only the headers of their sound.
 
     Arguments
     ---------
     rows : datasets.Dataset
         From ``read_table`` or ``load_rows``.
     max_headers : int
-        Of more clips, this many are looked at, evenly spread.
+        If there are more clips, this many headers are read, evenly spread.
     clip_seconds : float, "auto" or None
-        What is heard of each clip, s, from its start; "auto": as ``fitting_seconds``
-        finds it; None: all of it.
+        Length used of each clip, s, from its start; "auto": as ``fitting_seconds``
+        computes it; None: all of it.
 
     Raises
     ------
@@ -99,10 +99,10 @@ def describe(
     if clip_seconds == "auto":
         clip_seconds = fitting_seconds(seconds)
     elif isinstance(clip_seconds, str):
-        raise ValueError(f"clip_seconds={clip_seconds!r} must be seconds or 'auto'")
+        raise ValueError(f"clip_seconds={clip_seconds!r} must be a number or 'auto'")
     scale = len(rows) / max_headers if len(rows) > max_headers else 1.0
     limit = np.inf if clip_seconds is None else clip_seconds
-    too_long = 1.01 * limit  # what a codec or a cut adds is no loss
+    too_long = 1.01 * limit  # allows for what a codec or a cut adds
     spread = np.quantile(seconds or [0.0], [0, 0.5, 1])
     return RowsSummary(
         num_clips=len(rows),
@@ -123,18 +123,18 @@ def describe(
 
 
 def fitting_seconds(seconds: Sequence[float]) -> float:
-    """The length of clips that holds nearly all sounds whole, and little silence.
+    """Computes a clip length that holds nearly all sounds whole, and little silence.
 
     Arguments
     ---------
     seconds : Sequence[float]
-        How long sounds are.
+        Lengths of the sounds, s.
 
     Returns
     -------
     float
-        What 95 % of them do not exceed, as a multiple of 0.25 s, from 0.5 s to the
-        10 s that published students were trained on.
+        Length that 95 % of the sounds do not exceed, as a multiple of 0.25 s, from
+        0.5 s to the 10 s that published students were trained on.
 
     Raises
     ------
@@ -148,10 +148,10 @@ def fitting_seconds(seconds: Sequence[float]) -> float:
     """
     if not len(seconds):
         raise ValueError(
-            "the length of none of the sounds can be read; pass --clip_seconds"
+            "the lengths of the sounds cannot be read; pass --clip_seconds"
         )
     held = float(np.quantile(seconds, SHARE_HELD))
-    steps = np.ceil((held - 1e-3) / STEP_SECONDS)  # a millisecond over is no loss
+    steps = np.ceil((held - 1e-3) / STEP_SECONDS)  # ignores an excess of 1 ms
     return float(np.clip(STEP_SECONDS * steps, SHORTEST_SECONDS, LONGEST_SECONDS))
 
 
@@ -177,7 +177,7 @@ def _read_headers(
 
 
 def _seconds_of(row: Mapping[str, Any], length: float) -> float:
-    """How long the clip of a row is, in a file of so many seconds."""
+    """Returns the length of a row's clip in a file of ``length``, both in s."""
     start, end = row.get("start") or 0.0, row.get("end")
     if start >= length > 0:
         raise UnreadableClip(
@@ -228,7 +228,7 @@ def _sound_lines(summary: RowsSummary) -> list[str]:
         lines.append(
             f"{about}{summary.num_longer} clips are longer than "
             f"{summary.clip_seconds:g} s; only their first {summary.clip_seconds:g} s "
-            f"are heard ({summary.hours_heard:.2f} of {summary.hours:.2f} hours)"
+            f"are used ({summary.hours_heard:.2f} of {summary.hours:.2f} hours)"
         )
     if summary.num_unreadable:
         some = shown(
@@ -240,7 +240,7 @@ def _sound_lines(summary: RowsSummary) -> list[str]:
         )
     if sampled:
         lines.append(
-            f"of the sound, {summary.headers_read} of {summary.num_clips} headers were "
-            "read, evenly spread"
+            f"{summary.headers_read} of {summary.num_clips} sound headers were read, "
+            "evenly spread"
         )
     return lines

@@ -1,4 +1,4 @@
-"""From a path or a hub id to a table as its maker wrote it, in whatever form."""
+"""Reads a path or a hub id as a table, in whatever form its maker wrote it."""
 
 import logging
 from collections import defaultdict
@@ -44,28 +44,28 @@ ROOTS = ("/", "\\", "~")
 
 
 class Source(NamedTuple):
-    """A table as it was found; its columns are read when they are asked for."""
+    """Holds a table as it was found; its columns are read on access."""
 
     name: str  # for messages
-    columns: Mapping[str, Sequence[Any]]  # but for those that hold sound
-    folder: Path | None = None  # what file names are relative to
-    table_folder: Path | None = None  # or to this one
-    rows: datasets.Dataset | None = None  # where sound stands in the table
-    embedded: tuple[str, ...] = ()  # its columns in ``rows``
-    told_by: Mapping[str, str] = {}  # what a column was made of, in words
+    columns: Mapping[str, Sequence[Any]]  # except those that hold sound
+    folder: Path | None = None  # that file names are relative to
+    table_folder: Path | None = None  # or relative to this one
+    rows: datasets.Dataset | None = None  # if the table holds the sound
+    embedded: tuple[str, ...] = ()  # columns of sound in ``rows``
+    told_by: Mapping[str, str] = {}  # where a column comes from, in words
 
 
 class ArrowColumns(Mapping[str, Sequence[Any]]):
-    """Columns of a `datasets.Dataset`, each read from the disk on its own.
+    """Reads the columns of a `datasets.Dataset` from disk, each one on access.
 
     Arguments
     ---------
     rows : datasets.Dataset
-        Without an indices mapping: as loaded.
+        As loaded, without an indices mapping.
     hidden : Sequence[str]
         Columns of ``rows`` to leave out.
     more : Mapping[str, Sequence]
-        Columns that ``rows`` does not have, or not like this.
+        Columns to add to those of ``rows``, or to use instead.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
         return _class_names(values, self.rows.features[name])
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names  # that of Mapping would read the column
+        return name in self.names  # the one of Mapping would read the column
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -100,9 +100,9 @@ class ArrowColumns(Mapping[str, Sequence[Any]]):
 def read_table_file(
     path: Path, folder: Path, cache_dir: str | None, numbered: bool = False
 ) -> Source:
-    """A CSV, TSV, JSON or Parquet file whose file names are relative to ``folder``.
+    """Reads a CSV, TSV, JSON or Parquet file with file names relative to ``folder``.
 
-    ``numbered`` says that its columns are called by number: it may have no header.
+    ``numbered``: columns are given by number, so the file may have no header.
     """
     if path.suffix.lower() == ".csv" and is_official(path):
         parts = {"train": _read_segments(path)}
@@ -114,13 +114,13 @@ def read_table_file(
 
 
 def is_official(path: Path) -> bool:
-    """Whether a file is one of the tables that AudioSet is published as."""
+    """Whether a file is one of the published tables of AudioSet."""
     with open_file(path) as file:
         return file.read(len(OFFICIAL_START)) == OFFICIAL_START
 
 
 def with_one_hot(source: Source, classes: Sequence[str] | None) -> Source:
-    """A table with a column of 0 and 1 for each class, and the lists of these."""
+    """Adds a column of lists to a table with a column of 0 and 1 for each class."""
     if classes is None or find_column(source.columns, LABEL_NAMES):
         return source
     found = {name: find_column(source.columns, [plain_name(name)]) for name in classes}
@@ -140,16 +140,16 @@ def _numbers(source: Source, column: str) -> list[float]:
         except ValueError as error:
             raise ValueError(
                 f"row {row} of {source.name} has {shown(text)[:40]!r} in column "
-                f"{column}, which is a class, so that it holds 0 or 1"
+                f"{column}, which is a class and must hold 0 or 1"
             ) from error
     return numbers
 
 
 def find_tables(folder: Path) -> list[Path]:
-    """Tables in a folder, or else in those within, or else Parquet yet deeper.
+    """Finds tables in a folder, else one level deeper, else Parquet two levels deeper.
 
-    JSON counts where nothing else does: beside a table, or above one, it is about
-    something else.
+    JSON files count only if there are no other tables: next to a table, or above one,
+    they describe something else.
     """
     of_json: list[Path] = []
     for pattern in ("*", "*/*", "*/*/*.parquet"):
@@ -171,7 +171,7 @@ def read_rows(
     config: str | None,
     cache_dir: str | None,
 ) -> Source:
-    """All splits of a hub data set, a ``save_to_disk`` folder or Parquet files."""
+    """Reads all splits of a hub data set, ``save_to_disk`` folder or Parquet files."""
     path = Path(dataset).expanduser()
     loaded: Any
     every_split: Any = None
@@ -193,12 +193,12 @@ def _load_parquet_folder(
     files = {name: _parquet_files(path, name) for name in split_names}
     if files and all(files.values()):
         return _load_parquet(files, cache_dir)
-    try:  # splits by `datasets`' own reading of the names, or of the README
+    try:  # `datasets` finds the splits by file names or the README
         elsewhere = _named_elsewhere(path)
         if not elsewhere:
             refuse_packed(sorted(path.rglob("*.parquet")))
-            # By a whole path: a folder named "parquet" or "csv" would be taken for
-            # the loader of that name, which reads the current folder.
+            # An absolute path: `datasets` would take a folder named "parquet" or "csv"
+            # for its loader of that name, which reads the current folder.
             whole = str(path.absolute())
             return datasets.load_dataset(whole, config, cache_dir=cache_dir)
     except Packed:
@@ -207,22 +207,22 @@ def _load_parquet_folder(
         _refuse_damaged(find_tables(path), error)
         reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
         raise ValueError(
-            f"the Parquet files of {path} are no data set that `datasets` reads "
+            f"the Parquet files of {path} are not a data set that `datasets` reads "
             f"({reason}); name one file"
         ) from error
     raise ValueError(
         f"the settings of {path} (README.md) name {shown(elsewhere[0])[:200]}, which "
-        "does not lie in it; mend them, or name one file"
+        "is not inside it; correct them, or name one file"
     )
 
 
 def _named_elsewhere(folder: Path) -> list[str]:
-    """What a folder's README tells `datasets` to read, and does not lie in it."""
-    if (folder / HIDDEN_README).exists():  # goes before the README, and is in no use
+    """Lists what a folder's README tells `datasets` to read from elsewhere."""
+    if (folder / HIDDEN_README).exists():  # precedes the README; not in use
         return [HIDDEN_README]
     if not (folder / "README.md").is_file():
         return []
-    # As `datasets` does, so that both find the same.
+    # Read as `datasets` does, so that both find the same.
     text = read_text(folder / "README.md", MAX_SETTINGS_BYTES, "utf-8-sig")
     card = huggingface_hub.DatasetCard(text)
     configs = MetadataConfigs.from_dataset_card_data(card.data).values()
@@ -231,7 +231,7 @@ def _named_elsewhere(folder: Path) -> list[str]:
 
 
 def _texts(value: Any) -> list[str]:
-    """All of the text in what YAML may hold."""
+    """Collects all text in a value from YAML."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -240,7 +240,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _is_inside(pattern: str) -> bool:
-    """A path below the folder that it is taken from, and on this machine."""
+    """Whether a path is below the folder it is relative to, and on this machine."""
     parts = pattern.replace("\\", "/").split("/")
     return ":" not in pattern and ".." not in parts and not pattern.startswith(ROOTS)
 
@@ -270,14 +270,14 @@ def _of_splits(
 
 
 def _how_audio_stands(rows: datasets.Dataset, field: pa.Field) -> str:
-    """In a column: as "bytes", as a "path", or "" for not at all."""
+    """Finds how a column holds audio: as "bytes", as a "path", or "" for not at all."""
     kind = field.type
     if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         if kind.get_field_index("bytes") < 0:
             return "path"
         chunks = rows.data.column(field.name).chunks
         parts = [chunk.field("bytes") for chunk in chunks]
-        # Counts what is absent, which reads none of what is there.
+        # Counting nulls reads none of the sound itself.
         absent = all(part.null_count == len(part) for part in parts)
         return "path" if absent else "bytes"
     if pa.types.is_struct(kind):

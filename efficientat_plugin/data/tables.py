@@ -1,4 +1,4 @@
-"""Labelled clips of any common form as rows that ``Clips`` and ``ClipReader`` read."""
+"""Reads labelled clips of any common form as rows for ``Clips`` and ``ClipReader``."""
 
 import logging
 from collections import Counter
@@ -52,14 +52,14 @@ NAMED_FOLDERS: dict[str, Callable[[Path], Source]] = {
     "urbansound8k_folder": read_urbansound8k_folder,
 }
 FORMS = ("auto", *NAMED_FOLDERS)
-# Folders and tables that only one named data set has.
+# Folders and tables that only one data set has.
 MARKS = {
     "FSD50K.ground_truth": "fsd50k_folder",
     "evaluation_setup": "tau2020_folder",
     "metadata/UrbanSound8K.csv": "urbansound8k_folder",
     "UrbanSound8K.csv": "urbansound8k_folder",
 }
-SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk writes
+SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
 
 
 def read_table(
@@ -85,68 +85,69 @@ def read_table(
     clip_seconds: float | None = None,
     licence: str | None = None,
 ) -> datasets.Dataset:
-    """Labelled clips, undecoded, of whatever form.
+    """Reads labelled clips of any common form, without decoding their sound.
 
-    No sound is read to find labels. Clips whose files do not exist are unreadable, and
-    a warning names them; whether the others can be decoded shows when they are. Several
-    rows of one file are one clip with all of their labels, as of events, unless columns
-    say which segment of the file a row is: ``start`` and ``end`` or ``duration``, or
-    ``offset`` and ``duration``, in seconds. All segments of a file are in one group.
+    Clips whose files do not exist count as unreadable, and a warning names them; files
+    that cannot be decoded are found only when they are decoded. Several rows of one
+    file become one clip with all of their labels, as for events, unless columns give
+    each row's segment of the file: ``start`` and ``end`` or ``duration``, or ``offset``
+    and ``duration``, in seconds. All segments of a file are in one group.
 
     Arguments
     ---------
     dataset : str | Path
-        A folder of class folders, which may lie in folders of splits (``train``) or
-        folds (``fold1``), or hold these; a CSV, TSV, JSON, JSONL or Parquet file, or a
-        folder with audio and one of them, or one for each split; a ``save_to_disk``
-        folder or one of Parquet files; or a hub id.
+        A folder of class folders, which may be inside folders of splits (``train``) or
+        folds (``fold1``), or contain them; a CSV, TSV, JSON, JSONL or Parquet file; a
+        folder with audio and one such file, or one for each split; a ``save_to_disk``
+        folder or a folder of Parquet files; or a hub id.
     form : str
-        "auto" finds it out; "class_folders", "sounds" (without labels, as files or in
-        Parquet), "fsd50k_folder", "tau2020_folder" or "urbansound8k_folder" say what
-        the folder is.
+        What the folder is: "auto" to detect it, or "class_folders", "sounds" (without
+        labels, as files or in Parquet), "fsd50k_folder", "tau2020_folder" or
+        "urbansound8k_folder".
     audio_column : str | None
-        File names or the sound itself; None: sound if there is any, or else a usual
-        name such as ``filename``. Names of columns count in any case, and a number
-        is the place of a column, from 0, in a table without a header.
+        Column of file names or of the sound itself; None: the sound if the table holds
+        it, otherwise a usual name such as ``filename``. Column names match in any case;
+        in a table without a header, a number is the position of a column, from 0.
     label_column : str | None
-        Class names or numbers; several joined by ``separator`` or as a list; or a
-        probability for each of ``classes``. None: a usual name such as ``category``.
+        Column of class names or numbers, several joined by ``separator`` or as a list;
+        or of a probability for each of ``classes``. None: a usual name such as
+        ``category``.
     id_column : str | None
-        Unique names of clips, from which an audio suffix is taken; None: a column
-        ``video_id`` or ``clip_id``, or else the paths of files from ``dataset`` on.
+        Column of unique clip names, whose audio suffixes are removed; None: a column
+        ``video_id`` or ``clip_id``, otherwise the file paths relative to ``dataset``.
     group_column, fold_column, split_column, device_column : str | None
-        Source of a recording (kept on one side of a split), fold, split, device;
-        None: a column named "group", "fold", "split" or "device", if there is one; and
-        of splits, one named "subset", "set", "partition" or "usage" that holds nothing
-        but "train", "valid" and "test", or else folders in all names of files.
+        Columns of the recording's source (kept on one side of a split), fold, split and
+        device; None: a column named "group", "fold", "split" or "device", if there is
+        one; for splits also one named "subset", "set", "partition" or "usage" that
+        holds only "train", "valid" and "test", otherwise folders in all file names.
     judged_column : str | None
-        1 for each class whose presence or absence somebody judged, else 0; None: the
-        names in a column "judged" of lists, if there is one.
+        Column with 1 for each class whose presence or absence somebody judged, else 0;
+        None: a column "judged" with lists of class names, if there is one.
     separator : str | None
-        Between labels; "": none; None: see ``columns.read_labels``.
+        Separator of labels; "": none; None: see ``columns.read_labels``.
     classes : Sequence[str] | str | None
-        All classes in their order, as a list or apart by commas; a label beyond them
-        is refused. They may be columns of 0 and 1. None: any.
+        All classes in their order, as a list or separated by commas; other labels are
+        refused. They may be columns of 0 and 1. None: any.
     min_probability : float
-        A class is there above it, where labels are probabilities.
+        Where labels are probabilities, a class is present above this value.
     segments : bool
-        False: files are read whole, whatever columns of times say.
+        False: files are read whole, even if there are columns of times.
     splits : Mapping[str, str] | None
         New names of the source's splits, such as ``{"dev": "valid"}``; rows of other
-        splits are left out. None: all, as they are named.
+        splits are left out. None: all, under their own names.
     audio_folder : str | None
-        What file names are relative to; itself relative to ``dataset``. They are
-        looked for in ``dataset`` and beside the table, too.
+        Folder that file names are relative to; itself relative to ``dataset``. Files
+        are also looked up in ``dataset`` and next to the table.
     config : str | None
-        Of a hub data set.
+        Configuration of a hub data set.
     cache_dir : str | None
-        Where `datasets` keeps what it prepares; None: its default.
+        Cache folder of `datasets`; None: its default.
     num_clips : int | None
-        Of the whole data set: an incomplete copy is warned of.
+        Number of clips in the complete data set; a different number causes a warning.
     clip_seconds : float | None
-        Usual length, s, for the YAML of a run to refer to; not used here.
+        Usual clip length, s, for the YAML of a run to refer to; not used here.
     licence : str | None
-        Of the data; becomes ``rows.info.license``.
+        Licence of the data; stored in ``rows.info.license``.
 
     Returns
     -------
@@ -158,9 +159,9 @@ def read_table(
     Raises
     ------
     FileNotFoundError
-        If nothing of a known form is there, or none of its files.
+        If nothing of a known form is found, or none of its files exists.
     ValueError
-        If a column is missing, a label unexpected, or a clip named twice.
+        If a column is missing, a label is unexpected, or two clips have one name.
     PermissionError
         If a folder cannot be read.
 
@@ -214,10 +215,10 @@ def read_table(
     if form != "sounds" and not any(table["labels"][row] for row in kept):
         raise ValueError(
             f"no clip of {source.name} has a label in column {labels}; name another "
-            "one with label_column"
+            "column with label_column"
         )
     rows.info.license = licence or ""
-    # Where `data.labelled` looks it up, to say which split is used.
+    # `data.labelled` reads this to report which split is used.
     rows.info.description = "\n".join(f"{role}: {by}" for role, by in told.items())
     unlabelled = sum(not labels for labels in rows["labels"])
     logger.info("%s: %d clips, %d unlabelled", source.name, len(rows), unlabelled)
@@ -227,16 +228,16 @@ def read_table(
 def label_table(
     rows: datasets.Dataset, classes: Sequence[str] | None = None
 ) -> LabelTable:
-    """What K means: fixed classes in their order, or those of the rows, sorted.
+    """Makes the label table: fixed classes in order, or those of the rows, sorted.
 
-    Labels that are numbers are sorted as such, so that those from 0 on are the index.
+    Numbers are sorted as numbers, so that labels 0, 1, 2, ... are the class indices.
 
     Arguments
     ---------
     rows : datasets.Dataset
-        From ``read_table``; all of them, so that every split has the same K.
+        From ``read_table``; pass all of them, so that every split has the same K.
     classes : Sequence[str] | None
-        Those of a data set where they are fixed.
+        Classes that the data set fixes; None: those of the rows.
 
     Example
     -------
@@ -281,7 +282,7 @@ def _find_source(
         form = "auto"
     if form in NAMED_FOLDERS:
         if not path.is_dir():
-            raise FileNotFoundError(f"form={form} needs a folder, but {path} is none")
+            raise FileNotFoundError(f"form={form} needs a folder, but {path} is not")
         return NAMED_FOLDERS[form](path)
     if path.is_file():
         return read(path, path.parent)
@@ -292,7 +293,7 @@ def _find_source(
 
 
 def _is_parquet(path: Path) -> bool:
-    """A folder of Parquet files without any of sound."""
+    """Whether a folder has Parquet tables only, and no sound files."""
     files = find_tables(path) if path.is_dir() else []
     only_parquet = all(file.suffix.lower() == ".parquet" for file in files)
     return bool(files) and only_parquet and not walk_sounds(path).sounds
@@ -304,7 +305,7 @@ def _read_judged(
     column = choose_column(source.columns, column, (), "judged_column", source.name)
     if classes is None:
         raise ValueError(
-            f"judged_column={column} holds a number for each class; give classes, in "
+            f"judged_column={column} holds a number for each class; pass classes, in "
             "the order of the numbers"
         )
     numbers = [[float(n) for n in value or ()] for value in source.columns[column]]
@@ -312,7 +313,7 @@ def _read_judged(
 
 
 def _has_names(source: Source, column: str) -> bool:
-    """Whether there is such a column, of lists of text."""
+    """Whether the source has this column, with lists of text."""
     if source.rows is None or column not in source.rows.column_names:
         return False
     kind = source.rows.data.schema.field(column).type
@@ -332,7 +333,7 @@ def _say_if_incomplete(name: str, found: int, num_clips: int | None) -> None:
 def _rename_splits(
     table: dict[str, list[Any]], splits: Mapping[str, str], source: str
 ) -> list[int]:
-    """Rows of the named splits; their names in ``table`` become the new ones."""
+    """Returns the rows of the named splits, and renames these in ``table``."""
     if "split" not in table and len(splits) == 1:
         table["split"] = list(splits) * len(table["labels"])
     counts = Counter(table.get("split", ()))
@@ -340,7 +341,7 @@ def _rename_splits(
     if missing:
         found = some_of(f"{name} ({n})" for name, n in counts.items())
         raise ValueError(
-            f"{source} has no split {', '.join(missing)}; found were "
+            f"{source} has no split {', '.join(missing)}; it has "
             f"{found or 'no splits at all'}: name those in splits"
         )
     left_out = {name: n for name, n in counts.items() if name not in splits}

@@ -1,4 +1,4 @@
-"""Tables of text: columns of CSV, TSV, JSON and JSONL files."""
+"""Reads tables of text: columns of CSV, TSV, JSON and JSONL files."""
 
 import csv
 import io
@@ -22,16 +22,16 @@ SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
-    """Columns of a CSV, TSV, JSON or JSONL file.
+    """Reads the columns of a CSV, TSV, JSON or JSONL file.
 
     Arguments
     ---------
     path : Path
-        ``.jsonl``: an object a line. ``.json``: see ``_read_json``. Else text with a
-        header, its fields apart by tabs, semicolons or commas, whichever the header has
-        most of. A first line that names a sound file is no header.
+        ``.jsonl``: one object per line. ``.json``: see ``_read_json``. Others: text
+        with a header, and fields separated by tabs, semicolons or commas, whichever the
+        header has most of. A first line that names a sound file is not a header.
     numbered : bool
-        Columns are called by number, so that a first line without any usual name is no
+        Columns are given by number, so a first line without any usual name is not a
         header, either.
 
     Raises
@@ -43,7 +43,7 @@ def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
         raise ValueError(f"{path} is a spreadsheet; export it as CSV")
     if is_audio(path.name):
         raise ValueError(
-            f"{path} is a sound; give a folder, or a table with a column of files and "
+            f"{path} is a sound; pass a folder, or a table with a column of files and "
             "one of labels"
         )
     text = text_of(path)
@@ -54,17 +54,17 @@ def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
     else:
         columns = _read_fields(path, text, numbered)
     if not columns or not len(next(iter(columns.values()))):
-        raise ValueError(f"{path} has no rows; it needs a header and a row a clip")
+        raise ValueError(f"{path} has no rows; it needs a header and a row per clip")
     return columns
 
 
 def text_of(path: Path) -> str:
-    """A table as one text, without a mark of byte order.
+    """Reads a table as one text, without a byte order mark.
 
     Raises
     ------
     FileNotFoundError
-        If it is no file.
+        If it is not a file.
     ValueError
         If it is larger than any table, or not UTF-8.
     """
@@ -72,7 +72,7 @@ def text_of(path: Path) -> str:
     with open_file(path, MAX_TABLE_BYTES) as file:
         while chunk := file.read(CHUNK_BYTES):
             content += chunk
-            if b"\0" in chunk:  # of which a file that takes no room may have a billion
+            if b"\0" in chunk:  # a sparse file may have a billion of them
                 break
     try:
         if b"\0" in content:
@@ -87,7 +87,7 @@ def text_of(path: Path) -> str:
 
 
 def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
-    """Refuses a table that takes far more memory than room on the disk."""
+    """Refuses a table that would take far more memory than disk space."""
     if (
         num_rows > MAX_ROWS
         or num_columns > MAX_COLUMNS
@@ -95,8 +95,8 @@ def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
     ):
         raise ValueError(
             f"{path} has {num_rows} rows and {num_columns} columns; a table has at "
-            f"most {MAX_ROWS} rows, {MAX_COLUMNS} columns and {MAX_CELLS} cells, so "
-            "leave out columns, or split it"
+            f"most {MAX_ROWS} rows, {MAX_COLUMNS} columns and {MAX_CELLS} cells; leave "
+            "out columns, or split it"
         )
 
 
@@ -104,13 +104,13 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
     header = text.partition("\n")[0]
     delimiter = max("\t;,", key=header.count)
     _refuse_too_large(path, text.count("\n"), 1 + header.count(delimiter))
-    # Quotes may hold line ends, so that lines are the reader's to tell apart.
+    # Quoted fields may contain line ends, so the reader must split the lines.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         lines = [(reader.line_num, fields) for fields in reader]
     except csv.Error as error:
         raise ValueError(
-            f"line {reader.line_num} of {path} is no row of a table ({error}); is a "
+            f"line {reader.line_num} of {path} is not a row of a table ({error}); is a "
             "quote left open?"
         ) from error
     names = [name.strip() for name in lines[0][1]] if lines else []
@@ -131,20 +131,20 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
         raise ValueError(f"the header of {path} has {twice[0]!r} twice; rename one")
     rows = []
     for number, fields in lines[first:]:
-        if not any(map(str.strip, fields)):  # as spreadsheets leave them
+        if not any(map(str.strip, fields)):  # as spreadsheets write them
             continue
         if len(fields) != len(names):
             raise ValueError(
                 f"line {number} of {path} has {len(fields)} fields, but its "
-                f"header {len(names)}: {shown(', '.join(names))[:200]}; put what holds "
-                f"a {delimiter!r} into quotes"
+                f"header has {len(names)}: {shown(', '.join(names))[:200]}; quote "
+                f"fields that contain {delimiter!r}"
             )
         rows.append(fields)
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
 def _invented_names(fields: list[str]) -> list[str]:
-    """Of a table without a header: numbers, but for what its first line tells."""
+    """Names columns without a header: by number, or by what the first line shows."""
     names = [str(place) for place in range(len(fields))]
     files = [place for place, field in enumerate(fields) if is_audio(field)]
     if len(files) == 1:
@@ -155,12 +155,12 @@ def _invented_names(fields: list[str]) -> list[str]:
 
 
 def _read_json(path: Path, text: str) -> dict[str, list[Any]]:
-    """Columns of a JSON file.
+    """Reads the columns of a JSON file.
 
     It is a list of objects; an object with one such list, as ``{"data": [...]}``; an
-    object with a list for each column; or one that tells by file names what the labels
-    are, or the columns; or, as SpeechBrain's, the columns by the names of clips. A file
-    of JSON lines is taken for what it is.
+    object with a list for each column; an object that maps file names to labels or to
+    columns; or, as in SpeechBrain, one that maps clip names to columns. A file of JSON
+    lines is read as such.
     """
     try:
         content = json.loads(text)
@@ -185,7 +185,7 @@ def _read_json(path: Path, text: str) -> dict[str, list[Any]]:
     if _is_list_of(values, list) and len({len(each) for each in values}) == 1:
         return dict(zip(content, values, strict=True))
     raise ValueError(
-        f"{path} is JSON, but no table; write a list of objects, such as "
+        f"{path} is JSON, but not a table; write a list of objects, such as "
         '[{"file": "a.wav", "label": "dog"}]'
     )
 
@@ -205,13 +205,13 @@ def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"line {number} of {path} is not JSON ({error}); JSONL holds an object "
-                "a line"
+                f"line {number} of {path} is not JSON ({error}); JSONL holds one "
+                "object per line"
             ) from error
         if not isinstance(row, dict):
             raise ValueError(
-                f"line {number} of {path} is a {type(row).__name__}; JSONL holds an "
-                'object a line, such as {"file": "a.wav", "labels": ["dog"]}'
+                f"line {number} of {path} is a {type(row).__name__}; JSONL holds one "
+                'object per line, such as {"file": "a.wav", "labels": ["dog"]}'
             )
         rows.append(row)
         names |= dict.fromkeys(row)

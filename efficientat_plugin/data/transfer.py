@@ -1,7 +1,7 @@
-"""A transfer set: many unlabelled clips made of few, for a teacher to speak of.
+"""Makes a transfer set: many unlabelled mixes of a few clips, for a teacher to score.
 
-What a teacher says of a mix of sounds teaches more than what it says of the same few
-clips again, and needs no labels.
+A student learns more from a teacher's scores of new mixes than from its scores of the
+same few clips again, and mixes need no labels.
 """
 
 import json
@@ -22,10 +22,10 @@ from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.parquet import audioset_row, write_rows
 from efficientat_plugin.support.differences import differences_of
 
-MAX_GAIN_DB = 15.0  # of a source below the loudest one
-PEAK_DB = (-18.0, -1.0)  # of a mix, below full scale
+MAX_GAIN_DB = 15.0  # by which a source is attenuated
+PEAK_DB = (-18.0, -1.0)  # of a mix, relative to full scale
 SPLIT = "transfer"
-MADE = "made_of.json"  # what another transfer set is told by
+MADE = "made_of.json"  # settings and clips, which tell transfer sets apart
 
 
 def write_transfer_set(
@@ -38,23 +38,23 @@ def write_transfer_set(
 ) -> Path:
     """Writes mixes of one to ``max_sources`` clips, each shifted, as split "transfer".
 
-    A mix is a function of (seed, its number) and the rows. The folder takes its name
-    when all of it is written.
+    A mix is a function of (seed, its number) and the rows. The folder gets its name
+    once all of it is written.
 
     Arguments
     ---------
     rows : datasets.Dataset
         Clips to mix, from ``load_rows``.
     reader : ClipReader
-        Says how long clips are; unreadable ones are passed over.
+        Sets the length of clips; unreadable ones are left out.
     folder : str | Path
-        To make; must not be there yet.
+        Folder to create; must not exist yet.
     num_clips : int
-        Mixes.
+        Number of mixes.
     max_sources : int
-        Clips in a mix, at most.
+        Largest number of clips in a mix.
     seed : int
-        Another one makes other mixes.
+        Another seed makes other mixes.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def write_transfer_set(
     Raises
     ------
     FileExistsError
-        If ``folder`` is there already.
+        If ``folder`` already exists.
     UnreadableClip
         If no sound is found in the rows.
     """
@@ -94,7 +94,7 @@ def write_transfer_set(
 
 
 def _digest(rows: datasets.Dataset) -> str:
-    """Of the clips that are mixed."""
+    """Computes the digest of the clips that are mixed."""
     ids = rows.select_columns(["video_id"])["video_id"][:]
     return digest_of_clips(ids, [()] * len(ids), sounds_of(rows))
 
@@ -106,10 +106,10 @@ def _refuse_existing(folder: Path, made: dict[str, Any]) -> None:
         found = json.loads((folder / MADE).read_text(encoding="utf-8"))
         other = differences_of(found, made)
     except (OSError, ValueError, AttributeError, RecursionError):
-        other = []  # it is something else
+        other = []  # not a transfer set
     listed = f" ({'; '.join(map(str, other))})" if other else ""
     raise FileExistsError(
-        f"{folder} is there already{listed}; delete it or name another --folder"
+        f"{folder} already exists{listed}; delete it or pass another --folder"
     )
 
 
@@ -141,7 +141,7 @@ def _mixes(
 def _source(
     rows: datasets.Dataset, reader: ClipReader, rng: np.random.Generator
 ) -> np.ndarray:
-    """A clip at random, level and shift too; silence where it cannot be read."""
+    """Returns a random clip at a random level and shift; silence if unreadable."""
     row, shift = rng.integers(len(rows)), rng.integers(reader.num_samples)
     gain = 10 ** (-rng.uniform(0, MAX_GAIN_DB) / 20)
     try:

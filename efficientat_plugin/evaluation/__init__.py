@@ -1,1 +1,1 @@
-"""How well a model does: metrics, agreement with a teacher, tables and figures."""
+"""Evaluates models: metrics, agreement with a teacher, tables and figures."""

@@ -1,4 +1,4 @@
-"""How far a student says what its teacher says; no label is needed for that."""
+"""Measures how closely a student matches its teacher, without using labels."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -12,28 +12,28 @@ from efficientat_plugin.contracts import TARGETS, TeacherTarget
 from efficientat_plugin.evaluation.metrics import FloatArray, TaggingStats, with_caution
 from efficientat_plugin.students.student import check_choice
 
-NOTHING_TO_EXPLAIN = 1e-6  # nats a clip: what rounding leaves of no difference
+NOTHING_TO_EXPLAIN = 1e-6  # nats per clip: smaller divergences are rounding errors
 
 
 class AgreementScores(NamedTuple):
-    """A student against its teacher, over ``num_clips`` clips."""
+    """Scores of a student compared with its teacher, over ``num_clips`` clips."""
 
-    explained: float  # of the divergence of the teacher's average answer; at most 1,
-    # and 0 where the teacher says the same of all clips and the student does not
-    agreement: float  # share of clips of which both name the same likeliest class
-    divergence: float  # nats a clip, from the teacher's probabilities to the student's
-    difference: float  # of probabilities, mean of absolute values
+    explained: float  # 1 - divergence / (divergence of the teacher's average output);
+    # at most 1; 0 if the teacher's output is the same for all clips, the student's not
+    agreement: float  # share of clips with the same most likely class
+    divergence: float  # nats per clip, from teacher's to student's probabilities
+    difference: float  # mean absolute difference of probabilities
     num_clips: int
     num_classes: int
     difference_by_class: FloatArray  # [K]
 
     @property
     def main(self) -> str:
-        """The average that a checkpoint is chosen by."""
+        """Name of the average that selects a checkpoint."""
         return "explained"
 
     def line(self) -> str:
-        """The averages and what they rest on."""
+        """Returns the averages and the number of clips and classes as text."""
         return (
             f"explained {self.explained:.4f}, agreement {self.agreement:.4f}, "
             f"divergence {self.divergence:.4f}, difference {self.difference:.4f} "
@@ -44,24 +44,24 @@ class AgreementScores(NamedTuple):
         return with_caution(self)
 
     def averages(self) -> dict[str, float]:
-        """What one number says, by name."""
+        """Returns the averages by name."""
         names = ("explained", "agreement", "divergence", "difference")
         return {name: getattr(self, name) for name in names}
 
     def per_class(self) -> dict[str, FloatArray]:
-        """[K] each, by name."""
+        """Returns scores per class by name, [K] each."""
         return {"difference": self.difference_by_class}
 
 
 class AgreementStats(TaggingStats):
-    """Collects what a student says, beside what its teacher said of the same clips.
+    """Collects the logits of a student and of its teacher for the same clips.
 
-    Labels are not looked at, and clips that the teacher never heard are left out.
+    Labels are ignored, and clips without teacher logits are left out.
 
     Arguments
     ---------
     look_up : Callable
-        Clip ids to a ``TeacherTarget``: ``LogitsStore.lookup``.
+        Returns a ``TeacherTarget`` for clip ids: ``LogitsStore.lookup``.
     target : str
         "multilabel" (sigmoid) or "multiclass" (softmax).
 
@@ -96,31 +96,32 @@ class AgreementStats(TaggingStats):
         said, known = target.logits, target.known
         ours, theirs = scores.detach().float().cpu().numpy(), said.float().numpy()
         for row in known.nonzero()[:, 0].tolist():
-            # In the form of TaggingStats, whose third part is what was judged.
+            # As in TaggingStats, the third part marks the annotated classes.
             everything = np.ones(ours.shape[1], bool)
             self.clips[ids[row]] = (ours[row].copy(), theirs[row].copy(), everything)
 
     @staticmethod
     def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
-        return True  # of every clip the teacher said something
+        return True  # all clips that are kept have teacher logits
 
     def summarize(self) -> AgreementScores:  # type: ignore[override]
-        """Scores over all clips appended so far.
+        """Computes the scores over all clips appended so far.
 
         Raises
         ------
         ValueError
-            If the teacher heard none of them, or a student's score is not finite.
+            If the teacher has logits of none of them, or a student's score is not
+            finite.
         """
         ours, theirs, _ = self._stacked()
         if not np.isfinite(ours).all():
             raise ValueError(
-                "some scores are not finite, so they agree with nothing; the model "
-                "that gave them has diverged"
+                "some scores are not finite, so they cannot be compared; the model "
+                "has diverged"
             )
         student = self._log_probabilities(ours)
         teacher = self._log_probabilities(theirs)
-        # What a student would come to that says the same of every clip
+        # The output of the best student that does not look at the clip
         average = [np.logaddexp.reduce(said) - np.log(len(said)) for said in teacher]
         at_most = _divergence(teacher, average)
         divergence = _divergence(teacher, student)
@@ -136,7 +137,7 @@ class AgreementStats(TaggingStats):
         )
 
     def _log_probabilities(self, logits: NDArray) -> list[NDArray]:
-        """[N, K] of the classes; of several at once also of their absence."""
+        """Log-probabilities [N, K] of the classes; if multilabel, also of absence."""
         values = torch.from_numpy(logits).double()
         if self.target == "multiclass":
             return [values.log_softmax(dim=1).numpy()]
@@ -152,7 +153,7 @@ def _explained(divergence: float, at_most: float) -> float:
 
 
 def _divergence(teacher: list[NDArray], student: list[NDArray]) -> float:
-    """Kullback-Leibler's, of log-probabilities [N, K]: nats a clip."""
+    """Computes the Kullback-Leibler divergence of log-probabilities: nats per clip."""
     each = [
         np.exp(said) * (said - answered)
         for said, answered in zip(teacher, student, strict=True)

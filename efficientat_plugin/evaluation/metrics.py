@@ -1,7 +1,7 @@
-"""How well clips are tagged: average precision, area under the curve, d-prime.
+"""Metrics of tagging: average precision, area under the ROC curve and d-prime.
 
-Equal to scikit-learn's, ties included, without depending on it. Where a clip has one
-class: accuracy and the confusion matrix.
+They equal those of scikit-learn, ties included, without depending on it. For clips
+with one class each there are also accuracy and the confusion matrix.
 """
 
 import copy
@@ -17,33 +17,33 @@ from torch import Tensor
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-FEW_CLIPS = 5  # of a class: with fewer, its scores say little
-FEW_CLASSES = 0.25  # of the classes: with as many of those, the average says little
-ALIKE = 1e-3  # of a score: float16, int8 and other runtimes may rank what differs less
+FEW_CLIPS = 5  # per class: with fewer clips, its scores are unreliable
+FEW_CLASSES = 0.25  # with this share of such classes, the average is unreliable
+ALIKE = 1e-3  # relative; float16, int8 or other runtimes may reorder closer scores
 
 
 class TaggingScores(NamedTuple):
-    """Scores over ``num_clips`` clips and the classes present among them."""
+    """Scores of tagging, over ``num_clips`` clips and the classes that they have."""
 
     mAP: float  # macro average precision
     AUC: float  # macro area under the ROC curve
     d_prime: float  # sqrt(2) * normal quantile of AUC
     num_clips: int
-    num_classes: int  # with a positive clip: those the averages are over
-    average_precision: FloatArray  # [K], NaN where the class has no positive
+    num_classes: int  # classes with a positive clip, which the averages are over
+    average_precision: FloatArray  # [K], NaN if the class has no positive
     area_under_curve: FloatArray  # [K], NaN without a positive or a negative
     hits: IntArray  # [K], clips of the class that score at least the threshold
     predicted: IntArray  # [K], clips that score at least the threshold
     positives: IntArray  # [K], clips of the class
-    alike: bool = False  # whether each class scores the same on every clip
+    alike: bool = False  # whether every clip has nearly the same scores
 
     @property
     def main(self) -> str:
-        """The average that a checkpoint is chosen by."""
+        """Name of the average that selects a checkpoint."""
         return "mAP"
 
     def line(self) -> str:
-        """The averages and what they rest on."""
+        """Returns the averages and the number of clips and classes as text."""
         return (
             f"mAP {self.mAP:.4f}, AUC {self.AUC:.4f}, d' {self.d_prime:.3f} "
             f"(N = {self.num_clips} clips, {self.num_classes} classes)"
@@ -53,11 +53,11 @@ class TaggingScores(NamedTuple):
         return with_caution(self)
 
     def averages(self) -> dict[str, float]:
-        """What one number says, by name."""
+        """Returns the averages by name."""
         return {"mAP": self.mAP, "AUC": self.AUC, "d_prime": self.d_prime}
 
     def per_class(self) -> dict[str, FloatArray]:
-        """[K] each, by name; NaN where nothing can be said of a class."""
+        """Returns scores per class by name, [K] each; NaN if not defined."""
         ranked = {
             "average_precision": self.average_precision,
             "AUC": self.area_under_curve,
@@ -66,20 +66,20 @@ class TaggingScores(NamedTuple):
 
 
 class ClassificationScores(NamedTuple):
-    """Scores where every clip has one class, and the likeliest counts."""
+    """Scores of classification, where each clip has one class."""
 
     accuracy: float
-    macro_recall: float  # accuracy with every class alike, however many its clips
+    macro_recall: float  # mean recall of the classes, whatever their number of clips
     num_clips: int
-    num_classes: int  # with a clip
-    confusion: IntArray  # [K, K], clips of the row's class told as column's
+    num_classes: int  # classes with a clip
+    confusion: IntArray  # [K, K], clips by true (row) and predicted (column) class
     average_precision: FloatArray  # [K], each class against the rest
     area_under_curve: FloatArray  # [K]
-    alike: bool = False  # whether each class scores the same on every clip
+    alike: bool = False  # whether every clip has nearly the same scores
 
     @property
     def main(self) -> str:
-        """The average that a checkpoint is chosen by."""
+        """Name of the average that selects a checkpoint."""
         return "accuracy"
 
     @property
@@ -88,7 +88,7 @@ class ClassificationScores(NamedTuple):
         return self.confusion.sum(axis=1)
 
     def line(self) -> str:
-        """The averages and what they rest on."""
+        """Returns the averages and the number of clips and classes as text."""
         return (
             f"accuracy {self.accuracy:.4f}, macro recall {self.macro_recall:.4f} "
             f"(N = {self.num_clips} clips, {self.num_classes} classes)"
@@ -98,11 +98,11 @@ class ClassificationScores(NamedTuple):
         return with_caution(self)
 
     def averages(self) -> dict[str, float]:
-        """What one number says, by name."""
+        """Returns the averages by name."""
         return {"accuracy": self.accuracy, "macro_recall": self.macro_recall}
 
     def per_class(self) -> dict[str, FloatArray]:
-        """[K] each, by name; NaN where nothing can be said of a class."""
+        """Returns scores per class by name, [K] each; NaN if not defined."""
         ranked = {
             "average_precision": self.average_precision,
             "AUC": self.area_under_curve,
@@ -117,7 +117,7 @@ Scores = TaggingScores | ClassificationScores
 def _decided(
     hits: IntArray, predicted: IntArray, positives: IntArray
 ) -> dict[str, FloatArray]:
-    """[K] each: what deciding for or against each class comes to."""
+    """Computes precision, recall and F1 of each class, [K] each."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
             "precision": hits / predicted,
@@ -127,16 +127,16 @@ def _decided(
 
 
 def caution(scores: Any) -> str | None:
-    """A sentence where scores are not to be relied on; None where they are.
+    """Returns a warning if scores are unreliable, else None.
 
-    A quarter of the classes with fewer than 5 clips is too few: one clip more or less
-    then moves the average. A model that has collapsed gives every clip the same score,
-    and the average then depends on rounding.
+    They are unreliable if at least a quarter of the classes have fewer than 5 clips,
+    since a single clip then changes the average, and if a collapsed model gives every
+    clip the same scores, since the average then depends on rounding.
 
     Arguments
     ---------
     scores : TaggingScores, ClassificationScores or AgreementScores
-        Those of agreement, which need no labels, are judged by all clips together.
+        For agreement, which needs no labels, the number of all clips counts.
 
     Example
     -------
@@ -164,22 +164,23 @@ def caution(scores: Any) -> str | None:
 
 
 def with_caution(scores: Any) -> str:
-    """The line of scores, and the sentence of ``caution`` where there is one."""
+    """Returns the line of scores, followed by their ``caution`` if there is one."""
     sentence = caution(scores)
     return scores.line() + (f"; caution: {sentence}" if sentence else "")
 
 
 class TaggingStats:
-    """Collects scores clip by clip and sums them up.
+    """Collects the scores of clips and computes metrics from them.
 
-    Follows SpeechBrain's metric statistics: ``append`` for each batch, ``summarize``
-    at the end. Clips are kept by id, so one that two processes scored counts once.
+    Works like SpeechBrain's metric statistics: call ``append`` for each batch and
+    ``summarize`` at the end. Clips are kept by id, so one that two processes scored
+    counts once.
 
     Arguments
     ---------
     logits : bool
-        Whether scores are logits. If not they are probabilities, which decide for a
-        class from 0.5 on.
+        Whether scores are logits; otherwise they are probabilities. A class is
+        predicted from a probability of 0.5 on.
 
     Example
     -------
@@ -203,8 +204,8 @@ class TaggingStats:
     ) -> None:
         """Adds a batch: scores (or logits) and 0/1 labels, both [B, K].
 
-        ``judged`` [B] or [B, K] tells of which classes the labels say anything; None:
-        of all. Clips of which they say nothing are left out.
+        ``judged`` [B] or [B, K] marks the classes that are annotated; None: all of
+        them. Clips without an annotated class are left out.
         """
         if judged is None:
             judged = torch.ones(len(ids))
@@ -222,7 +223,7 @@ class TaggingStats:
                 self.clips[clip_id] = (score, label, known)
 
     def gather(self) -> None:
-        """Brings the clips of all processes together, on every one of them."""
+        """Gathers the clips of all processes in every process."""
         if not torch.distributed.is_initialized():
             return
         parts: list = [None] * torch.distributed.get_world_size()
@@ -230,21 +231,21 @@ class TaggingStats:
         self.clips = {clip: row for part in parts for clip, row in part.items()}
 
     def summarize(self) -> Scores:
-        """Scores over all clips appended so far.
+        """Computes the scores over all clips appended so far.
 
         Raises
         ------
         ValueError
             If there are none, or none has a label.
         """
-        threshold = 0.0 if self.logits else 0.5  # the same, as sigmoids are
+        threshold = 0.0 if self.logits else 0.5  # the sigmoid of 0 is 0.5
         scores, labels, judged = self._stacked()
         return tagging_scores(scores, labels, judged, threshold)
 
     def by_group(self, group_of: Mapping[str, str]) -> dict[str, Scores]:
-        """Scores of the clips of each group (a recording device), by its name.
+        """Computes the scores of each group, such as a recording device, by its name.
 
-        Groups without a label, of which nothing can be said, are left out.
+        Groups without a label are left out.
 
         Example
         -------
@@ -273,16 +274,16 @@ class TaggingStats:
         return bool((labels & judged).any())
 
     def _stacked(self) -> list[NDArray]:
-        """Scores, labels and what was judged, [N, K] each."""
+        """Returns scores, labels and annotated classes, [N, K] each."""
         if not self.clips:
             raise ValueError("no clip was scored; evaluate at least one labelled clip")
-        # In order of the ids, so that the sums do not depend on who scored what.
+        # Sorted by id, so that sums do not depend on which process scored which clip.
         rows = [self.clips[clip_id] for clip_id in sorted(self.clips)]
         return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 class ClassificationStats(TaggingStats):
-    """Collects scores of clips that have one class each; see ``TaggingStats``.
+    """Collects the scores of clips that have one class each; see ``TaggingStats``.
 
     Example
     -------
@@ -293,7 +294,7 @@ class ClassificationStats(TaggingStats):
     """
 
     def summarize(self) -> ClassificationScores:
-        """Scores over all clips appended so far.
+        """Computes the scores over all clips appended so far.
 
         Raises
         ------
@@ -301,22 +302,22 @@ class ClassificationStats(TaggingStats):
             If there are none, or one has no class or several.
         """
         scores, labels, _ = self._stacked()
-        if self.logits:  # by which the clips of one class cannot be ranked
+        if self.logits:  # logits of one class are not comparable between clips
             scores = torch.from_numpy(scores).double().log_softmax(dim=1).numpy()
         return classification_scores(scores, labels)
 
 
 def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationScores:
-    """Scores of probabilities [N, K], or their logarithms, against 0/1 ``labels``.
+    """Computes scores from probabilities [N, K], or their logarithms, and labels.
 
-    Of the labels [N, K] there is one in each row.
+    The 0/1 ``labels`` [N, K] have exactly one 1 in each row.
     """
     labels = np.asarray(labels).astype(bool)
     odd = int((labels.sum(axis=1) != 1).sum())
     if odd:
         raise ValueError(
-            f"{odd} of {len(labels)} clips have no class or several; each needs one, "
-            "or else target: multilabel"
+            f"{odd} of {len(labels)} clips have no class or several; give each exactly "
+            "one, or set target: multilabel"
         )
     _refuse_infinite(scores)
     num_classes = labels.shape[1]
@@ -341,7 +342,7 @@ def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationSco
 
 
 def _alike(scores: NDArray) -> bool:
-    """Whether scores [N, K] hardly differ between clips."""
+    """Whether the scores [N, K] are nearly the same for all clips."""
     spread = scores.max(axis=0) - scores.min(axis=0)
     return len(scores) > 1 and bool((spread <= ALIKE * abs(scores).max(axis=0)).all())
 
@@ -349,8 +350,8 @@ def _alike(scores: NDArray) -> bool:
 def _refuse_infinite(scores: NDArray) -> None:
     if not np.isfinite(scores).all():
         raise ValueError(
-            "some scores are not finite, so clips cannot be ranked; the model that "
-            "gave them has diverged"
+            "some scores are not finite, so clips cannot be ranked; the model has "
+            "diverged"
         )
 
 
@@ -360,10 +361,10 @@ def tagging_scores(
     judged: NDArray | None = None,
     threshold: float = 0.5,
 ) -> TaggingScores:
-    """Scores of ``scores`` [N, K] against 0/1 ``labels`` [N, K].
+    """Computes the metrics of ``scores`` [N, K] with 0/1 ``labels`` [N, K].
 
-    A class is scored over the clips where it was ``judged`` [N, K]; None: over all.
-    A score of at least the threshold decides for a class.
+    Each class is evaluated on the clips where it is annotated, ``judged`` [N, K]; None:
+    on all clips. A class is predicted if its score is at least the threshold.
     """
     labels = np.asarray(labels).astype(bool)
     judged = np.ones_like(labels) if judged is None else np.asarray(judged, bool)
@@ -381,7 +382,7 @@ def tagging_scores(
     per_class = [(average_precision(*one), area_under_curve(*one)) for one in classes]
     precision, area = np.array(per_class, dtype=np.float64).T
     decided = (np.asarray(scores) >= threshold) & judged
-    # A class that every clip has leaves no curve to measure.
+    # There is no ROC curve of a class that every clip has.
     mean_area = float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
     return TaggingScores(
         mAP=float(np.nanmean(precision)),
@@ -399,9 +400,9 @@ def tagging_scores(
 
 
 def average_precision(scores: NDArray, labels: NDArray) -> float:
-    """Area under the precision-recall steps of one class; NaN without a positive.
+    """Computes the average precision of one class; NaN without a positive.
 
-    Clips of equal score share one step.
+    It is the area under the precision-recall steps; clips of equal score share a step.
 
     Example
     -------
@@ -417,7 +418,7 @@ def average_precision(scores: NDArray, labels: NDArray) -> float:
 
 
 def area_under_curve(scores: NDArray, labels: NDArray) -> float:
-    """Area under the ROC curve of one class; NaN if all labels are alike.
+    """Computes the area under the ROC curve of one class; NaN if all labels are equal.
 
     Example
     -------
@@ -434,7 +435,7 @@ def area_under_curve(scores: NDArray, labels: NDArray) -> float:
 
 
 def d_prime(area: float) -> float:
-    """Separation of two unit normals whose ROC curve encloses ``area``.
+    """Computes the distance of two unit normals whose ROC curve has this ``area``.
 
     Example
     -------
@@ -443,14 +444,14 @@ def d_prime(area: float) -> float:
     """
     if np.isnan(area):
         return float("nan")
-    # At exactly 0 or 1 the separation is infinite, and NormalDist refuses.
+    # For exactly 0 or 1 the distance is infinite, which NormalDist refuses.
     if area in (0.0, 1.0):
         return float("inf") if area else float("-inf")
     return 2**0.5 * NormalDist().inv_cdf(area)
 
 
 def _cumulated(scores: NDArray, labels: NDArray) -> tuple[FloatArray, FloatArray]:
-    """Positives and clips at or above each distinct score, from the highest down."""
+    """Counts positives and clips at or above each distinct score, in falling order."""
     order = np.argsort(-scores, kind="stable")
     ranked, positive = scores[order], labels[order]
     last_of_tie = np.flatnonzero(np.append(np.diff(ranked) != 0, True))

@@ -1,4 +1,4 @@
-"""What a run leaves to read: scores, results per class, curves, a comparison."""
+"""Writes the results of a run: scores, results per class, curves, a comparison."""
 
 import csv
 import json
@@ -17,14 +17,14 @@ from efficientat_plugin.support.plain_text import cell, shown
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OF_BOTH = "train_loss_of_both"  # of an epoch: of two models that teach each other
+OF_BOTH = "train_loss_of_both"  # an epoch's loss of two models that teach each other
 
 
 class RunResult(NamedTuple):
-    """One row of a comparison, one line of a figure."""
+    """A run as a row of a comparison and a line of a figure."""
 
     name: str
-    scores: Scores | None  # None: it was not tested
+    scores: Scores | None  # None: not tested
     complexity: Complexity | None = None
     epochs: Sequence[dict[str, float]] = ()  # of a ``History``
     clips: str = "evaluation"  # the clips that were scored: "validation", "test", ...
@@ -38,9 +38,8 @@ def write_scores(
 ) -> None:
     """Writes ``scores.json`` (macro averages) and ``per_class.csv`` to ``folder``.
 
-    The folder is made if need be.
-
-    Scores of another kind stand in ``scores.json`` too, by their names.
+    The folder is created if necessary. ``scores.json`` also has the averages of
+    ``others``, by their names.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = _averages(scores)
@@ -59,15 +58,15 @@ def write_scores(
 
 
 def class_columns(scores: Scores) -> list[str]:
-    """What the numbers of ``class_rows`` are called."""
+    """Returns the names of the numbers in ``class_rows``."""
     return ["positives"] * hasattr(scores, "positives") + [*scores.per_class()]
 
 
 def class_rows(scores: Scores, labels: LabelTable) -> list[list[str]]:
-    """Id, name and numbers of every class that has a clip, in the order of the names.
+    """Returns id, name and numbers of every class with a clip, sorted by name.
 
-    ``positives`` are the clips of the class. A number that does not exist, as the
-    precision where no clip was told as the class, is empty.
+    ``positives`` are the clips of the class. A number that is not defined, such as the
+    precision of a class that was never predicted, is empty.
     """
     columns = scores.per_class()
     counts = getattr(scores, "positives", np.ones(len(labels)))
@@ -93,7 +92,7 @@ def _averages(scores: Scores) -> dict[str, Any]:
 
 
 def comparison_table(results: Sequence[RunResult]) -> str:
-    """A Markdown table, a run in each row.
+    """Returns a Markdown table with a row for each run.
 
     Example
     -------
@@ -138,16 +137,16 @@ def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
 
 
 def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
-    """Draws scores and losses by epoch; a run without epochs is a horizontal line.
+    """Plots scores and losses over epochs; a run without epochs is a horizontal line.
 
-    Where no run has an epoch there is nothing to draw, and no file is written.
+    If no run has an epoch, no file is written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
 
     class PlainNumbers(LogFormatter):
         def __call__(self, value: float, position: int | None = None) -> str:
-            """0.6, and not 6e-01, where there is anything at all."""
+            """Formats a labelled tick as 0.6 instead of 6e-01."""
             return f"{value:g}" if super().__call__(value, position) else ""
 
     if not any(result.epochs for result in results):
@@ -155,16 +154,16 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     score, loss = figure.subplots(1, 2)
     main = next((one.scores.main for one in results if one.scores), "score")
-    lowest = 0.0  # what a student explains of its teacher may be less
+    lowest = 0.0  # ``explained`` may be negative
     for number, (name, scores, _, epochs, clips) in enumerate(results):
         style: dict[str, Any] = {"color": f"C{number}"}
         if not epochs and scores is not None:
             label = f"{name}, {scores.num_clips} {clips} clips"
             score.axhline(scores.averages()[main], linestyle=":", label=label, **style)
             continue
-        style["marker"] = "."  # of a single epoch there is no line
+        style["marker"] = "."  # a single epoch gives no line
         steps = [epoch["epoch"] for epoch in epochs]
-        if main in epochs[0]:  # not where there are no validation clips
+        if main in epochs[0]:  # false without validation clips
             heights = [epoch[main] for epoch in epochs]
             lowest = min(lowest, *heights)
             label = f"{name}, {epochs[-1]['num_clips']} {clips} clips"
@@ -191,7 +190,7 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
 def plot_confusion(
     path: str | Path, scores: ClassificationScores, labels: LabelTable
 ) -> None:
-    """Draws the confusion matrix of the classes that have a clip."""
+    """Plots the confusion matrix of the classes that are true or predicted."""
     from matplotlib.figure import Figure
 
     present = np.flatnonzero(
@@ -208,7 +207,7 @@ def plot_confusion(
         color = "white" if share[row, column] > 0.5 else "black"
         text = str(counts[row, column])
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
-    # A name may have dollars, which are no formula here.
+    # Dollar signs in names do not mark formulas.
     axes.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), names, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class", title=scores.line())
@@ -218,6 +217,6 @@ def plot_confusion(
 def _save(figure: "Figure", path: str | Path) -> None:
     with (
         written_aside(Path(path)) as unfinished,
-        open(unfinished, "wb") as file,  # which an interruption closes, too
+        open(unfinished, "wb") as file,  # closed even if interrupted
     ):
         figure.savefig(file, format="png", dpi=120)

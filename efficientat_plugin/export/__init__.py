@@ -1,8 +1,8 @@
-"""A trained student as a file that runs without torch: ONNX, checked as it is written.
+"""Exports a trained student to an ONNX file that runs without torch, and checks it.
 
-``sources`` finds the model, ``front_end`` and ``networks`` say it in the operators of
-``graph``, ``quantize`` finds the ranges of int8, ``parity`` holds the file against
-PyTorch, ``golden`` writes what a port to another language is checked with, and
-``onnx_file`` puts them together. The files run in :mod:`efficientat_plugin.runtime`.
+``source`` finds the model, ``log_mel`` and ``networks`` express it in the operators of
+``graph``, ``quantize`` finds the ranges of int8, ``parity`` compares the file with
+PyTorch, ``golden`` writes reference vectors for ports to other languages, and
+``onnx_file`` combines them. The files run in :mod:`efficientat_plugin.runtime`.
 ``litert_file`` leaves the graph to litert-torch.
 """

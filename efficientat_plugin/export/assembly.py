@@ -1,4 +1,4 @@
-"""A model as a graph: inputs, outputs, precision, and what the file tells of itself."""
+"""Builds the ONNX model: inputs, outputs, precision and metadata."""
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from efficientat_plugin.runtime.model_file import (
     ModelFacts,
 )
 
-OLDEST_OPSET = 18  # since which means take their axes as an input
+OLDEST_OPSET = 18  # from then on, ReduceMean takes its axes as an input
 
 
 def build_model(
@@ -26,7 +26,7 @@ def build_model(
     opset: int,
     levels: Levels | None = None,
 ) -> tuple[Graph, onnx.ModelProto]:
-    """The graph of a model, with its metadata.
+    """Builds the graph of a model, with its metadata.
 
     Arguments
     ---------
@@ -37,7 +37,7 @@ def build_model(
         "in" or "out".
     opset : int
     levels : Levels or None
-        Of the convolutions that compute in int8.
+        Levels of the convolutions that compute in int8.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def build_model(
 
 
 def facts_of(source: Source, precision: str, front_end: str) -> ModelFacts:
-    """What the file will tell of itself."""
+    """Collects the metadata of the file."""
     model = source.model
     return ModelFacts(
         source=source.name,

@@ -1,8 +1,8 @@
-"""What a port to C++, Kotlin or firmware is written from, and checked with.
+"""Writes constants and reference vectors for ports to C++, Kotlin or firmware.
 
-``NAME.golden.npz`` has a waveform, its log-mel, logits, embedding and probabilities,
-as PyTorch computes them. ``NAME.front_end.json`` and ``NAME.front_end.h`` have the
-front end's settings, its window, and its mel bank without the zeros.
+``NAME.golden.npz`` contains a waveform with its log-mel, logits, embedding and
+probabilities, as computed by PyTorch. ``NAME.front_end.json`` and ``NAME.front_end.h``
+contain the front end's settings, its window, and its mel bank without the zeros.
 """
 
 import json
@@ -23,7 +23,7 @@ NUMBERS_OF_A_LINE = 6
 
 
 def golden_vectors(source: Source) -> dict[str, NDArray[np.float32]]:
-    """A waveform, and what PyTorch makes of it."""
+    """Computes the reference vectors: a waveform and PyTorch's results for it."""
     log_mel, model = source.log_mel, source.model
     num_samples = round(GOLDEN_SECONDS * log_mel.sample_rate)
     if source.num_frames is not None:
@@ -45,7 +45,7 @@ def golden_vectors(source: Source) -> dict[str, NDArray[np.float32]]:
 
 
 def front_end_constants(log_mel: LogMel) -> dict[str, Any]:
-    """Settings, window and mel bank, as a port needs them.
+    """Returns the settings, window and mel bank that a port needs.
 
     Example
     -------
@@ -73,7 +73,7 @@ def front_end_constants(log_mel: LogMel) -> dict[str, Any]:
 
 
 def write_golden(folder: Path, stem: str, source: Source) -> list[Path]:
-    """Writes the three files; returns where they are."""
+    """Writes the three files and returns their paths."""
     constants = front_end_constants(source.log_mel)
     paths = [
         folder / f"{stem}.{ending}"
@@ -86,7 +86,7 @@ def write_golden(folder: Path, stem: str, source: Source) -> list[Path]:
 
 
 def header(constants: dict[str, Any]) -> str:
-    """The constants in C99.
+    """Formats the constants as a C99 header.
 
     Example
     -------

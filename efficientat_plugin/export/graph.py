@@ -1,7 +1,7 @@
-"""An ONNX graph as it grows: constants, nodes, and how weights are stored.
+"""Builds an ONNX graph: constants, nodes, and the storage of weights.
 
-The graph is built operator by operator from the modules, not traced: that takes
-milliseconds, folds batch norm exactly, and gives values the names of the modules.
+The graph is built operator by operator from the modules instead of traced: this takes
+milliseconds, folds batch norm exactly, and names values after the modules.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-IR_VERSION = 9  # of the file: that of onnx 1.14, so that older runtimes read it
-TO_THE_END = 2**62  # as a slice's end
+IR_VERSION = 9  # of the file, as of onnx 1.14, so that older runtimes can read it
+TO_THE_END = 2**62  # as the end of a slice
 INT8_MAX, UINT8_MAX = 127, 255
 
 
 class Range(NamedTuple):
-    """What a value's 256 levels span; 0 is always one of them."""
+    """The range of a value's 256 levels; 0 is always one of them."""
 
     low: float
     high: float
 
     def levels(self) -> tuple[np.float32, np.uint8]:
-        """Scale and zero point of uint8."""
+        """Computes the scale and zero point of uint8."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         scale = max(high - low, 1e-8) / UINT8_MAX
         zero_point = min(max(round(-low / scale), 0), UINT8_MAX)
@@ -36,29 +36,29 @@ class Site(NamedTuple):
     """A convolution that can be computed in int8."""
 
     name: str
-    entering: str  # value, and what leaves the convolution
-    leaving: str
-    activation: str | None  # what stands behind it
+    entering: str  # input value
+    leaving: str  # output value
+    activation: str | None  # after it
 
 
 class Levels(NamedTuple):
-    """What is known of the values that convolutions in int8 take and give."""
+    """Statistics of the inputs and outputs of convolutions in int8."""
 
-    ranges: Mapping[str, Range]  # of NAME:in and NAME:out, as `Site` has them
-    means: Mapping[str, NDArray]  # by channel, of what enters NAME
+    ranges: Mapping[str, Range]  # by NAME:in and NAME:out, with NAME of a `Site`
+    means: Mapping[str, NDArray]  # input means by channel, by NAME
 
 
 class Graph:
-    """Collects nodes and constants; a value is known by its name.
+    """Collects nodes and constants; values are identified by name.
 
     Arguments
     ---------
     dtype : type
-        Of the network's weights: ``numpy.float32`` or ``numpy.float16``.
+        Type of the network's weights: ``numpy.float32`` or ``numpy.float16``.
     stores_int8 : bool
-        Whether large weights are stored in int8, a scale for each output channel.
+        Whether large weights are stored in int8, with a scale per output channel.
     levels : Levels or None
-        Of the convolutions that compute in int8.
+        Levels of the convolutions that compute in int8.
 
     Example
     -------
@@ -88,13 +88,13 @@ class Graph:
 
     @property
     def num_int8(self) -> int:
-        """Convolutions that compute in int8."""
+        """Number of convolutions that compute in int8."""
         return sum(f"{site.name}:in" in self.levels.ranges for site in self.sites)
 
     # --- Values -----------------------------------------------------------------
 
     def constant(self, value: Any, name: str = "constant") -> str:
-        """A value that does not change; equal ones are stored once."""
+        """Adds a constant; equal ones are stored once."""
         array = np.asarray(value, order="C")
         kind = repr((array.dtype, array.shape)).encode()
         key = hashlib.sha256(kind + array.tobytes()).digest()
@@ -104,46 +104,46 @@ class Graph:
         return self._known[key]
 
     def numbers(self, value: Any, name: str = "constant") -> str:
-        """A constant in the network's precision."""
+        """Adds a constant in the network's precision."""
         return self.constant(np.asarray(value, dtype=self.dtype), name)
 
     def integers(self, *values: int) -> str:
-        """A constant of shape [values], as shapes and axes are given."""
+        """Adds an int64 constant of shape [values], for shapes and axes."""
         return self.constant(np.array(values, dtype=np.int64))
 
     def op(self, op_type: str, *inputs: str, name: str = "", **attributes: Any) -> str:
-        """A node; the value that it gives is returned."""
+        """Adds a node and returns its output value."""
         value = self._new_name(f"{name}/{op_type}" if name else op_type)
         node = helper.make_node(op_type, list(inputs), [value], value, **attributes)
         self._nodes.append(node)
         return value
 
     def rename(self, value: str, name: str) -> None:
-        """Gives a value the name of an output."""
+        """Renames a value, to the name of an output."""
         for node in self._nodes:
             for names in (node.input, node.output):
                 for place, found in enumerate(names):
                     if found == value:
                         names[place] = name
 
-    # --- What students are made of ----------------------------------------------
+    # --- Operators of students --------------------------------------------------
 
     def reshape(self, value: str, *shape: int) -> str:
-        """0 keeps a dimension, -1 is what remains."""
+        """Reshapes a value; 0 keeps a dimension, -1 is inferred."""
         return self.op("Reshape", value, self.integers(*shape))
 
     def mean(self, value: str, *axes: int, keepdims: bool = False) -> str:
-        """The average over axes."""
+        """Averages over axes."""
         return self.op(
             "ReduceMean", value, self.integers(*axes), keepdims=int(keepdims)
         )
 
     def sum(self, value: str, axis: int) -> str:
-        """The sum over an axis, which is gone."""
+        """Sums over an axis and removes it."""
         return self.op("ReduceSum", value, self.integers(axis), keepdims=0)
 
     def cut(self, value: str, start: int, end: int, axis: int) -> str:
-        """A slice of an axis; a negative end counts from behind."""
+        """Slices an axis; a negative end counts from the last element."""
         return self.op(
             "Slice",
             value,
@@ -153,7 +153,7 @@ class Graph:
         )
 
     def weight(self, value: NDArray[np.float64], name: str) -> str:
-        """A weight [outputs, ...] in the network's precision, or stored in int8."""
+        """Adds a weight [outputs, ...] in the network's precision, or in int8."""
         if self._is_stored_in_int8(value):
             return self._dequantized(value, name)[0]
         return self.numbers(value, name)
@@ -164,7 +164,7 @@ class Graph:
     def dense(
         self, value: str, weight: NDArray, bias: NDArray | None, name: str
     ) -> str:
-        """A linear layer: [B, inputs] -> [B, outputs]."""
+        """Adds a linear layer: [B, inputs] -> [B, outputs]."""
         terms = [] if bias is None else [self.numbers(bias, f"{name}.bias")]
         return self.op(
             "Gemm",
@@ -184,7 +184,7 @@ class Graph:
         activation: str | None = None,
         **attributes: Any,
     ) -> str:
-        """A convolution with its activation; in int8 where its ranges are known.
+        """Adds a convolution with its activation; in int8 if its ranges are known.
 
         Arguments
         ---------
@@ -195,11 +195,11 @@ class Graph:
         bias : NDArray
             [outputs]
         name : str
-            Of the module.
+            Name of the module.
         activation : str or None
             "Relu" or "HardSwish".
         **attributes
-            Of the operator.
+            Attributes of the operator.
         """
         entering, leaving = f"{name}:in", f"{name}:out"
         is_int8 = entering in self.levels.ranges
@@ -213,7 +213,7 @@ class Graph:
             inner, kernel = value, self.weight(weight, f"{name}.weight")
             offset = self.numbers(bias, f"{name}.bias")
         result = self.op("Conv", inner, kernel, offset, name=name, **attributes)
-        # A ReLU is part of the convolution's own levels, a HardSwish follows them.
+        # Outputs are quantized after a ReLU, but before a HardSwish.
         if activation == "Relu":
             result = self.op("Relu", result, name=name)
         self.sites.append(Site(name, value, result, activation))
@@ -226,7 +226,7 @@ class Graph:
     # --- int8 -------------------------------------------------------------------
 
     def _levelled(self, value: str, span: Range) -> tuple[str, np.float32]:
-        """A value rounded to the levels of its range, and their distance."""
+        """Rounds a value to the levels of its range; returns it and their distance."""
         scale, zero_point = span.levels()
         levels = [self.constant(scale), self.constant(zero_point)]
         rounded = self.op("QuantizeLinear", value, *levels)
@@ -235,7 +235,7 @@ class Graph:
     def _dequantized(
         self, weight: NDArray, name: str
     ) -> tuple[str, NDArray[np.float32]]:
-        """A weight [outputs, ...] stored in int8, and its scales."""
+        """Adds a weight [outputs, ...] stored in int8; returns it and its scales."""
         scales, rounded = rounded_weight(weight)
         zero_points = np.zeros(len(scales), np.int8)
         value = self.op(
@@ -259,7 +259,7 @@ class Graph:
             axis=0,
         )
 
-    # --- The whole --------------------------------------------------------------
+    # --- Model ------------------------------------------------------------------
 
     def model(
         self,
@@ -268,7 +268,7 @@ class Graph:
         metadata: Mapping[str, str],
         opset: int,
     ) -> onnx.ModelProto:
-        """The graph as a model; inputs and outputs are float32, by name and shape."""
+        """Builds the model; inputs and outputs are float32, by name and shape."""
 
         def values(shapes: Mapping[str, Sequence[str | int]]) -> list[Any]:
             return [
@@ -302,7 +302,7 @@ class Graph:
 def rounded_weight(
     weight: NDArray,
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
-    """Scales [outputs] and int8 of a weight [outputs, ...].
+    """Rounds a weight [outputs, ...] to int8; returns scales [outputs] and integers.
 
     Example
     -------
@@ -319,7 +319,7 @@ def rounded_weight(
 
 
 def _shift(weight: NDArray, means: NDArray) -> NDArray[np.float64]:
-    """By how much rounding a kernel moves its outputs, given its inputs' means."""
+    """Computes the mean shift of outputs by rounding a kernel, from its input means."""
     scales, rounded = rounded_weight(weight)
     error = rounded * scales[:, None, None, None].astype(np.float64) - weight
     groups = len(means) // weight.shape[1]

@@ -1,4 +1,4 @@
-"""A trained student as a LiteRT file, for Android and its like: clips of one length."""
+"""Exports a student to a LiteRT file, for Android and similar; clips of one length."""
 
 import json
 import warnings
@@ -43,23 +43,24 @@ def export_litert(
     savedir: str | Path | None = None,
     **stated: Any,
 ) -> Exported:
-    """Exports a student in float32, log-mel to logits and embedding, of one clip.
+    """Exports a student in float32, from the log-mel of one clip to its logits.
 
-    LiteRT takes clips of the length that the model was trained on, one at a time. What
-    an ONNX file tells of itself stands in ``NAME.json``.
+    The file takes clips of the length that the model was trained on, one at a time,
+    and also returns the embedding. ``NAME.json`` holds the metadata that an ONNX file
+    would contain.
 
     Arguments
     ---------
     source : str or Path
-        A name, a file of weights or a model folder.
+        A name, a weights file or a model folder.
     path : str or Path
-        The file, which ends in .tflite.
+        The file to write, which ends in .tflite.
     labels : LabelTable or None
-        Classes of a file of weights that does not tell them.
+        Classes of a weights file that does not contain them.
     savedir : str, Path or None
-        Folder of downloads.
+        Folder for downloads.
     **stated
-        What else such a file does not tell; see `find_source`.
+        Other settings that such a file does not contain; see `find_source`.
 
     Returns
     -------
@@ -68,7 +69,7 @@ def export_litert(
     Raises
     ------
     ImportError
-        Without litert-torch.
+        If litert-torch is not installed.
     OSError, ValueError
         As ``export_onnx``.
     """
@@ -79,7 +80,9 @@ def export_litert(
     parity = _checked(converted, found)
     with written_together(path) as folder:
         converted.export(str(folder / path.name))
-        num_frames = found.log_mel.num_frames(found.clip_samples)  # and no others
+        num_frames = found.log_mel.num_frames(
+            found.clip_samples
+        )  # the only ones it takes
         facts = facts_of(found, "fp32", "out")._replace(num_frames=num_frames)
         texts = {name: json.loads(text) for name, text in facts.as_texts().items()}
         told = folder / f"{path.stem}.json"
@@ -95,12 +98,12 @@ def _converted(source: Source) -> Any:
     frames = source.log_mel.num_frames(source.clip_samples)
     example = torch.zeros(1, source.log_mel.n_mels, frames)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export, of itself
+        warnings.simplefilter("ignore")  # torch.export warns about itself
         return litert_torch.convert(_OfLogMel(source.model.student), (example,))
 
 
 def _checked(converted: Any, source: Source) -> Parity:
-    """As ``check_parity``, in LiteRT's own interpreter."""
+    """Compares with PyTorch as ``check_parity``, in LiteRT's interpreter."""
     rate, num_samples = source.log_mel.sample_rate, source.clip_samples
     expected, said = [], []
     for number in range(NUM_SOUNDS):

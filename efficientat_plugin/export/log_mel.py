@@ -1,10 +1,10 @@
-"""The log-mel front end as a graph: [B, N] -> [B, F, T].
+"""Builds the log-mel front end as a graph: [B, N] -> [B, F, T].
 
-The operators STFT and DFT are not in every runtime (OpenVINO does not convert the
-first). Here the transform is two matrix products, which are everywhere, and faster
-than either: Cooley and Tukey's step with ``n_fft = rows * columns``. A sample is
-``n = columns * i + j``, a bin ``k = p + rows * q``, and the transform is one of length
-``rows`` over ``i``, and then, for each ``p``, one of length ``columns`` over ``j``.
+Not every runtime has the operators STFT and DFT (OpenVINO does not convert STFT).
+Here the transform is two matrix products, which all runtimes have and which are faster:
+a Cooley-Tukey step with ``n_fft = rows * columns``. With sample
+``n = columns * i + j`` and bin ``k = p + rows * q``, the transform is one of length
+``rows`` over ``i``, followed, for each ``p``, by one of length ``columns`` over ``j``.
 """
 
 import math
@@ -23,7 +23,7 @@ from efficientat_plugin.runtime.front_end import FrontEndSettings
 
 
 def factors(n_fft: int) -> tuple[int, int]:
-    """Rows and columns: ``n_fft`` as a product of two numbers that differ least.
+    """Factors ``n_fft`` into rows and columns that are as close as possible.
 
     Example
     -------
@@ -35,7 +35,7 @@ def factors(n_fft: int) -> tuple[int, int]:
 
 
 def add_log_mel(graph: Graph, waveform: str, log_mel: LogMel) -> str:
-    """What ``LogMel`` computes in evaluation mode, always in float32.
+    """Adds what ``LogMel`` computes in evaluation mode, always in float32.
 
     Arguments
     ---------
@@ -50,8 +50,8 @@ def add_log_mel(graph: Graph, waveform: str, log_mel: LogMel) -> str:
         Value [B, F, T].
     """
     rows, columns = factors(log_mel.n_fft)
-    # The window begins and ends with zeros where it is shorter than the transform;
-    # a spectrum's power does not depend on where in it the sound stands.
+    # A window shorter than the transform has zeros at both ends, which are left out:
+    # the power does not depend on the position of the sound in the transform.
     full_rows = -(-log_mel.win_length // columns)
     width = full_rows * columns
     left = (log_mel.n_fft - log_mel.win_length) // 2
@@ -83,10 +83,10 @@ def add_log_mel(graph: Graph, waveform: str, log_mel: LogMel) -> str:
 
 
 def _frames(graph: Graph, waveform: str, log_mel: LogMel, width: int) -> str:
-    """Pre-emphasised and cut into frames: [B, N] -> [B, width, T].
+    """Applies pre-emphasis and cuts into frames: [B, N] -> [B, width, T].
 
-    The sound is written in lines of a hop; a frame is some lines that follow each
-    other, so that nothing has to be gathered sample by sample.
+    The sound is reshaped to lines of one hop; a frame consists of consecutive lines,
+    so nothing has to be gathered sample by sample.
     """
     hop, win_length = log_mel.hop_length, log_mel.win_length
     before = log_mel.n_fft // 2 - (log_mel.n_fft - win_length) // 2
@@ -99,7 +99,7 @@ def _frames(graph: Graph, waveform: str, log_mel: LogMel, width: int) -> str:
     )
     sound = graph.op("Sub", graph.cut(waveform, 1, TO_THE_END, axis=1), earlier)
     sound = graph.op("Pad", sound, graph.integers(0, before, 0, behind), mode="reflect")
-    # T + num_lines - 1 lines with T = 1 + (N - 1) // hop; zeros fill the last.
+    # T + num_lines - 1 lines with T = 1 + (N - 1) // hop; the last is zero-padded.
     length = graph.op("Shape", waveform, start=1, end=2)
     length = graph.op("Sub", length, graph.integers(1))
     length = graph.op("Div", length, graph.integers(hop))
@@ -124,9 +124,10 @@ def _frames(graph: Graph, waveform: str, log_mel: LogMel, width: int) -> str:
 def _transforms(
     rows: int, columns: int, full_rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Over rows [(p, re and im), i], and over columns [p, (re, im) q, (re, im) j].
+    """Computes the matrices over rows [(p, re, im), i] and columns [p, 2 q, 2 j].
 
-    Sound is real, so that p beyond half the rows would say the same again.
+    The factors 2 are real and imaginary part. Sound is real, so values of p above half
+    the rows would be redundant.
     """
     p, q = np.arange(rows // 2 + 1), np.arange(columns)
     over_rows = np.exp(-2j * np.pi * np.outer(p, np.arange(full_rows)) / rows)
@@ -149,18 +150,18 @@ def _transforms(
 
 
 def _reordered_bank(log_mel: LogMel, rows: int, columns: int) -> NDArray[np.float32]:
-    """The mel bank in the order in which bins leave the transform: [F, bins]."""
+    """Returns the mel bank in the transform's order of bins: [F, bins]."""
     bank = log_mel.mel_bank.numpy(force=True)
     reordered = np.zeros((log_mel.n_mels, rows // 2 + 1, columns), np.float32)
     for k in range(bank.shape[1]):
-        # The bin itself, or the one that mirrors it, which has the same power.
+        # The bin itself, or its mirror image, which has the same power.
         found = k if k % rows <= rows // 2 else log_mel.n_fft - k
         reordered[:, found % rows, found // rows] = bank[:, k]
     return reordered.reshape(log_mel.n_mels, -1)
 
 
 def front_end_settings(log_mel: LogMel) -> FrontEndSettings:
-    """What the numpy front end, and any other port, is built from."""
+    """Returns the settings for the numpy front end and for other ports."""
     return FrontEndSettings(
         log_mel.sample_rate,
         log_mel.n_mels,

@@ -1,7 +1,7 @@
-"""Students as graphs: every kind of module, and the operators that it becomes.
+"""Converts students to graphs: each kind of module to its operators.
 
-Batch norms are folded into the convolutions before them, in float64. A new module
-joins by a function registered with ``add_module``.
+Batch norms are folded into the convolutions before them, in float64. Support for a new
+module is a function registered with ``add_module``.
 """
 
 from functools import singledispatch
@@ -43,7 +43,7 @@ FUSED_BY = {"max": "Max", "avg": "Add", "add": "Add", "min": "Min"}
 def add_student(
     graph: Graph, log_mel: str, student: Student, n_mels: int
 ) -> tuple[str, str]:
-    """What a student computes in evaluation mode.
+    """Adds what a student computes in evaluation mode.
 
     Arguments
     ---------
@@ -64,7 +64,7 @@ def add_student(
     Raises
     ------
     ValueError
-        For a student that cannot be said in ONNX.
+        For a student that cannot be exported to ONNX.
     """
     maps = graph.op("Unsqueeze", log_mel, graph.integers(1))  # [B, 1, F, T]
     maps = add_maps(student, graph, maps, n_mels)
@@ -73,19 +73,19 @@ def add_student(
 
 
 def values_of(tensor: Tensor) -> NDArray[np.float64]:
-    """A parameter's numbers."""
+    """Returns a parameter's values in float64."""
     return tensor.detach().cpu().double().numpy()
 
 
 def folded(norm: nn.BatchNorm2d) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A batch norm in evaluation mode as what it multiplies by and adds."""
+    """Returns the scale and offset of a batch norm in evaluation mode."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = values_of(norm.weight) / np.sqrt(values_of(norm.running_var) + norm.eps)
     return scale, values_of(norm.bias) - values_of(norm.running_mean) * scale
 
 
 def _layout(conv: nn.Conv2d) -> dict[str, Any]:
-    """The attributes of a convolution that is padded alike on both sides."""
+    """Returns the attributes of a convolution with symmetric padding."""
     return {
         "kernel_shape": list(conv.kernel_size),
         "strides": list(conv.stride),
@@ -117,7 +117,7 @@ def _dense(graph: Graph, value: str, layer: nn.Linear, name: str) -> str:
 
 @singledispatch
 def add_maps(student: Student, graph: Graph, log_mel: str, bands: int) -> str:
-    """The maps that the head classifies."""
+    """Adds a student's layers up to the maps that the head classifies."""
     raise ValueError(
         f"a {type(student).__name__} cannot be exported; export an MN or a DyMN"
     )
@@ -148,10 +148,10 @@ def _dymn(student: DyMN, graph: Graph, log_mel: str, bands: int) -> str:
 
 @singledispatch
 def add_module(module: nn.Module, graph: Graph, maps: str, name: str) -> str:
-    """What a module makes of maps."""
+    """Adds a module and returns its output."""
     raise ValueError(
-        f"{name} is a {type(module).__name__}, which cannot be exported; register what "
-        "it becomes with add_module"
+        f"{name} is a {type(module).__name__}, which cannot be exported; register a "
+        "conversion with add_module"
     )
 
 
@@ -205,16 +205,16 @@ def _gate(graph: Graph, maps: str, layer: SqueezeExcite, name: str) -> str:
 
 
 class _DynamicBlock:
-    """A dynamic block as it is added; the batch may have any size.
+    """Adds a dynamic block, for batches of any size.
 
     Arguments
     ---------
     graph : Graph
     block : DynamicInvertedResidual
     temperature : float
-        Of the attention over kernels.
+        Temperature of the attention over kernels.
     bands : int
-        Of the maps that enter.
+        Bands of the input maps.
     name : str
     """
 
@@ -254,7 +254,7 @@ class _DynamicBlock:
     def _context(
         self, maps: str, context: ContextGenerator
     ) -> tuple[str, str | None, str | None]:
-        """The vector [B, H], and the gates [B, e, F', 1] and [B, e, 1, T']."""
+        """Adds the vector [B, H] and the gates [B, e, F', 1] and [B, e, 1, T']."""
         graph, name = self.graph, f"{self.name}.context_gen"
         of_bands, of_frames = (
             _conv_norm(
@@ -306,7 +306,7 @@ class _DynamicBlock:
     def _convolution(
         self, maps: str, vector: str, stage: str, activation: str | None
     ) -> str:
-        """Of a stage: exp, depth or proj; with its batch norm and activation."""
+        """Adds the convolution of a stage (exp, depth or proj), norm and activation."""
         graph, name = self.graph, f"{self.name}.{stage}_conv"
         conv = self.block.get_submodule(f"{stage}_conv")
         norm = self.block.get_submodule(f"{stage}_norm")
@@ -341,7 +341,7 @@ class _DynamicBlock:
         stage: str,
         name: str,
     ) -> str:
-        """The mixed kernel times the maps of its clip."""
+        """Multiplies the mixed kernel of each clip by its maps."""
         graph = self.graph
         kernels, out_channels, in_channels = bank.shape
         weight = graph.weight(bank.reshape(-1, in_channels), f"{name}.weight")
@@ -363,11 +363,11 @@ class _DynamicBlock:
         conv: DynamicConv,
         name: str,
     ) -> str:
-        """What each of the k kernels gives, mixed: the convolution is linear.
+        """Mixes the outputs of the k kernels, as the convolution is linear.
 
-        The mixed kernel itself would be a weight for each clip, which no operator
-        takes for a batch of any size. Convolutions of their own are faster than one
-        with k times the channels.
+        Mixing the kernels would need a different weight per clip, which no operator
+        supports for batches of any size. Separate convolutions are faster than one with
+        k times the channels.
         """
         graph, side = self.graph, conv.kernel
         padding = (side - 1) // 2 * conv.dilation
@@ -377,7 +377,7 @@ class _DynamicBlock:
             filtered = graph.conv(
                 maps,
                 kernel.reshape(-1, 1, side, side),
-                offset,  # of each, and so of all: the shares sum to 1
+                offset,  # added once in total: the shares sum to 1
                 f"{name}.{number}",
                 kernel_shape=[side, side],
                 strides=[conv.stride] * 2,
@@ -393,7 +393,7 @@ class _DynamicBlock:
         graph, channels, lines = self.graph, relu.channels, relu.dyrelu_k
         layer = relu.coef_net[0]
         assert isinstance(layer, nn.Linear)
-        # Rows channel by channel become rows coefficient by coefficient.
+        # Reorders rows from channel-major to coefficient-major.
         order = np.arange(2 * lines * channels).reshape(channels, -1).T.reshape(-1)
         theta = graph.dense(
             vector,
@@ -427,7 +427,7 @@ class _DynamicBlock:
 
 @singledispatch
 def add_head(head: nn.Module, graph: Graph, maps: str, embedding: str) -> str:
-    """The logits [B, K]."""
+    """Adds a head and returns the logits [B, K]."""
     raise ValueError(
         f"a head of type {type(head).__name__} cannot be exported; those of HEADS can"
     )
@@ -452,7 +452,7 @@ def _linear(head: Linear, graph: Graph, maps: str, embedding: str) -> str:
 def _fully_convolutional(
     head: FullyConvolutional, graph: Graph, maps: str, embedding: str
 ) -> str:
-    # Linear in the maps, so that it may as well follow their mean.
+    # It is linear in the maps, so the mean can be taken first.
     conv, norm = head[0], head[1]
     assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     scale, offset = folded(norm)

@@ -1,4 +1,4 @@
-"""A trained student as an ONNX file, and what is written beside it."""
+"""Exports a trained student to an ONNX file, with files for ports next to it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ FRONT_ENDS = ("in", "out")
 
 
 class Exported(NamedTuple):
-    """What was written, and how near it is to PyTorch."""
+    """The files written, and how closely they match PyTorch."""
 
     path: Path
     num_bytes: int
     parity: Parity
     num_int8: int  # convolutions that compute in int8
-    others: tuple[Path, ...]  # what stands beside it
+    others: tuple[Path, ...]  # files next to it
 
 
 def export_onnx(
@@ -44,26 +44,26 @@ def export_onnx(
     Arguments
     ---------
     source : str or Path
-        A name, a file of weights or a model folder.
+        A name, a weights file or a model folder.
     path : str or Path
-        The file, which ends in .onnx. Golden vectors and the front end's constants
-        are written beside it.
+        The file to write, which ends in .onnx. Reference vectors and the front end's
+        constants are written next to it.
     precision : str
         "fp32"; "fp16": weights and activations of the network; "int8_weights":
-        weights, while it computes in float32; "int8": convolutions, too.
+        stored weights only, computing in float32; "int8": convolutions, too.
     front_end : str
         "in": waveform to probabilities, logits and embedding; "out": log-mel to
         logits and embedding.
     opset : int
-        Of the operators, 18 or more.
+        ONNX operator set, 18 or more.
     calibration : sequence of str or Path
-        Sounds as the model will hear, for "int8" and only for it.
+        Sounds like those the model is meant for; for "int8" only.
     labels : LabelTable or None
-        Classes of a file of weights that does not tell them.
+        Classes of a weights file that does not contain them.
     savedir : str, Path or None
-        Folder of downloads.
+        Folder for downloads.
     **stated
-        What else such a file does not tell; see `find_source`.
+        Other settings that such a file does not contain; see `find_source`.
 
     Returns
     -------
@@ -72,8 +72,8 @@ def export_onnx(
     Raises
     ------
     OSError, ValueError
-        For what cannot be exported, and where the file says something else than
-        PyTorch; then nothing is written.
+        If the model cannot be exported, or the file's results differ from PyTorch's;
+        then nothing is written.
 
     Example
     -------
@@ -115,8 +115,8 @@ def _check_options(
         )
     if precision == "int8" and not calibration:
         raise ValueError(
-            "int8 needs sounds to find its ranges on, and none were given; pass some "
-            "that are like those it will hear, or choose int8_weights"
+            "int8 needs sounds to find its ranges, but none were given; pass some like "
+            "those the model is meant for, or choose int8_weights"
         )
     if precision != "int8" and calibration:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""An exported file held against PyTorch, before it is written."""
+"""Compares an exported model with PyTorch, before its file is written."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ from efficientat_plugin.runtime.tagger import Tagger
 
 Array = NDArray[np.float32]
 
-# By precision: the largest error of a probability, and the least power of logits and
-# embeddings over that of their errors. int8 is judged by the second alone.
+# By precision: the largest error of a probability, and the lowest ratio, in dB, of the
+# power of logits and embeddings to that of their errors. int8 uses only the second.
 LIMITS = {
     "fp32": (1e-4, 60.0),
     "fp16": (2e-2, 25.0),
@@ -32,10 +32,10 @@ MAX_SOUNDS, BATCH_SIZE = 32, 8
 
 
 class Parity(NamedTuple):
-    """How near a file is to PyTorch."""
+    """How closely a file matches PyTorch."""
 
     probability_error: float  # the largest
-    logits_decibels: float  # their power over that of their error
+    logits_decibels: float  # ratio of their power to that of their errors
     embedding_decibels: float
     same_top_class: float  # share of the sounds
     num_sounds: int
@@ -43,38 +43,39 @@ class Parity(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"probabilities within {self.probability_error:.1e}, logits and embedding "
-            f"{self.logits_decibels:.0f} and {self.embedding_decibels:.0f} dB over "
-            f"their errors, top class alike in {self.same_top_class:.0%} of "
-            f"{self.num_sounds} sounds, in {' and '.join(self.backends)}"
+            f"maximum error of a probability {self.probability_error:.1e}, "
+            f"signal-to-error ratio {self.logits_decibels:.0f} dB (logits) and "
+            f"{self.embedding_decibels:.0f} dB (embedding), same top class in "
+            f"{self.same_top_class:.0%} of {self.num_sounds} sounds, in "
+            f"{' and '.join(self.backends)}"
         )
 
 
 def check_parity(
     content: bytes, source: Source, precision: str, sounds: Sequence[str | Path] = ()
 ) -> Parity:
-    """Runs a file in every runtime that is installed, and compares.
+    """Compares a file with PyTorch, in every runtime that is installed.
 
     Arguments
     ---------
     content : bytes
-        Of the file.
+        Content of the file.
     source : Source
     precision : str
     sounds : sequence of str or Path
-        To compare on; none: synthesised ones.
+        Sounds to compare on; empty: synthesised ones.
 
     Returns
     -------
     Parity
-        Of the runtime that is worse.
+        The worst over the runtimes.
 
     Raises
     ------
     ImportError
-        Without a runtime.
+        If no runtime is installed.
     ValueError
-        Where the file says something else than PyTorch.
+        If the file's results differ from PyTorch's.
     """
     batches = list(_batches(source, sounds))
     expected = [torch_says(source, waveforms) for waveforms in batches]
@@ -90,7 +91,7 @@ def check_parity(
 
 
 def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
-    """Clips as they are trained on, by themselves and together; and a shorter one."""
+    """Yields clips of the training length, alone and batched; and a shorter one."""
     rate, num_samples = source.log_mel.sample_rate, source.clip_samples
     if sounds:
         clips = read_clips(source, spread(sounds, MAX_SOUNDS))
@@ -99,12 +100,12 @@ def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
     yield clips[0][None]
     for start in range(1, len(clips), BATCH_SIZE):
         yield np.stack(clips[start : start + BATCH_SIZE])
-    if source.num_frames is None:  # of no whole number of hops
+    if source.num_frames is None:  # not a whole number of hops
         yield clips[0][None, : max(num_samples // 3 + 1, source.min_samples)]
 
 
 def torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
-    """Probabilities, logits and embeddings of clips, in PyTorch."""
+    """Computes probabilities, logits and embeddings of clips in PyTorch."""
     with torch.inference_mode():
         log_mel = source.log_mel(torch.from_numpy(waveforms))
         logits, embedding = source.model.student(log_mel.unsqueeze(1))
@@ -120,7 +121,7 @@ def torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
 def compared(
     expected: Sequence[dict[str, Array]], said: Sequence[dict[str, Array]]
 ) -> Parity:
-    """Both over all batches."""
+    """Compares two lists of results, over all batches."""
 
     def joined(batches: Sequence[dict[str, Array]], name: str) -> Array:
         return np.concatenate([batch[name] for batch in batches]).astype(np.float64)
@@ -142,7 +143,7 @@ def compared(
 
 
 def worst_of(parities: Sequence[Parity]) -> Parity:
-    """The worst of each number, of the same sounds; what is not finite stays so.
+    """Returns the worst of each number, on the same sounds; NaN is kept.
 
     Example
     -------
@@ -150,7 +151,7 @@ def worst_of(parities: Sequence[Parity]) -> Parity:
     >>> worst_of([one, one._replace(logits_decibels=float("nan"))]).logits_decibels
     nan
     """
-    # Unlike Python's own, these never lose a NaN.
+    # Unlike Python's own min and max, NumPy's always return a NaN.
     return parities[0]._replace(
         probability_error=float(np.max([each.probability_error for each in parities])),
         logits_decibels=float(np.min([each.logits_decibels for each in parities])),
@@ -167,12 +168,12 @@ def _decibels(signal: NDArray, error: NDArray) -> float:
 
 
 def judge(parity: Parity, precision: str, name: str) -> None:
-    """Refuses what is too far off."""
+    """Raises a ``ValueError`` if the difference exceeds the limits."""
     most, least = LIMITS[precision]
     decibels = min(parity.logits_decibels, parity.embedding_decibels)
     if not (parity.probability_error <= most and decibels >= least):  # nor NaN
         raise ValueError(
-            f"{name} in {precision} says something else than PyTorch ({parity}; the "
-            f"limits are {most:g} and {least:g} dB), so nothing was written; "
+            f"{name} in {precision} differs from PyTorch ({parity}; the limits are "
+            f"{most:g} and {least:g} dB), so nothing was written; "
             + ("report it" if precision == "fp32" else "choose another precision")
         )

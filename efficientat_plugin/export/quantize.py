@@ -1,14 +1,14 @@
-"""Levels for int8: what convolutions take and give, seen on sounds.
+"""Finds the int8 levels of convolutions from their inputs and outputs on sounds.
 
-What was tried, and on what, stands in docs/results.md. Here is what worked:
+All experiments are in docs/results.md. This is what worked:
 
-- weights have a scale for each output channel;
-- a range leaves the outermost values out, so that its levels lie closer;
-- below -3 a hard-swish is 0, so that no level is spent there;
-- the mean by which rounded weights move a channel is taken off its bias (Nagel et al.,
-  "Data-Free Quantization", ICCV 2019, section 4.2);
-- the stem and the first two blocks stay in float32: their few channels carry all, and
-  they have few weights;
+- weights have a scale per output channel;
+- a range excludes the outermost values, so its levels are closer together;
+- a hard-swish is 0 below -3, so no levels are spent there;
+- the mean shift of a channel by rounded weights is subtracted from its bias (Nagel et
+  al., "Data-Free Quantization", ICCV 2019, section 4.2);
+- the stem and the first two blocks stay in float32: their few channels carry all the
+  information, and they have few weights;
 - so do squeeze-excite, heads and activations, which have few operations.
 """
 
@@ -29,13 +29,13 @@ from efficientat_plugin.export.test_clips import read_clips, spread
 from efficientat_plugin.runtime.model_file import LOG_MEL
 
 MAX_CLIPS = 128
-VALUES_OF_A_CLIP = 4096  # drawn, of each place in the graph
+VALUES_OF_A_CLIP = 4096  # drawn at each place in the graph
 FLOAT_STAGES = 3  # the stem and two blocks
 HARD_SWISH_ZERO = -3.0
 
 
 def may_be_int8(site: Site) -> bool:
-    """Whether a convolution is neither in the first stages nor a part of a gate.
+    """Whether a convolution is neither in the first stages nor part of a gate.
 
     Example
     -------
@@ -54,10 +54,10 @@ def may_be_int8(site: Site) -> bool:
 
 
 class Recipe(NamedTuple):
-    """How levels follow from what was seen; the defaults are what worked."""
+    """How levels are computed from observed values; the defaults worked best."""
 
     is_int8: Callable[[Site], bool] = may_be_int8
-    percentile: float = 99.995  # of the values that a range covers, at either end
+    percentile: float = 99.995  # of the values, covered at either end of a range
     corrects_means: bool = True
     clips_hard_swish: bool = True
 
@@ -66,7 +66,7 @@ WHAT_WORKED = Recipe()
 
 
 class Seen(NamedTuple):
-    """Values at a place in the graph."""
+    """Values observed at a place in the graph."""
 
     drawn: NDArray[np.float32]
     low: float
@@ -74,7 +74,7 @@ class Seen(NamedTuple):
     means: NDArray[np.float32]  # [C]
 
     def range(self, percentile: float) -> Range:
-        """What most of them are in."""
+        """Returns the range of all but the outermost values."""
         if percentile == 100:
             return Range(self.low, self.high)
         low, high = np.percentile(self.drawn, [100 - percentile, percentile])
@@ -82,13 +82,13 @@ class Seen(NamedTuple):
 
 
 class Observations(NamedTuple):
-    """What was seen on sounds."""
+    """Values observed on sounds."""
 
     sites: list[Site]
     seen: dict[str, Seen]  # by place
 
     def levels(self, recipe: Recipe = WHAT_WORKED) -> Levels:
-        """Those of the convolutions that a recipe chooses."""
+        """Computes the levels of the convolutions that a recipe selects."""
         ranges: dict[str, Range] = {}
         means: dict[str, NDArray] = {}
         for site in self.sites:
@@ -106,13 +106,13 @@ class Observations(NamedTuple):
 
 
 def observe(source: Source, sounds: Sequence[str | Path]) -> Observations:
-    """What enters and leaves each convolution.
+    """Observes the inputs and outputs of each convolution on sounds.
 
     Arguments
     ---------
     source : Source
     sounds : sequence of str or Path
-        At most 128 of them are heard, one after the other.
+        At most 128 of them are used, one at a time.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def observe(source: Source, sounds: Sequence[str | Path]) -> Observations:
     Raises
     ------
     ValueError
-        For sounds that nothing can be measured on.
+        If there are no sounds, one cannot be read, or all are silent.
     """
     import onnxruntime
 

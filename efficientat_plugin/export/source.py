@@ -1,4 +1,4 @@
-"""Where an exported model comes from: a name, a file of weights or a model folder."""
+"""Finds the model to export: by name, weights file or model folder."""
 
 import hashlib
 import math
@@ -19,13 +19,13 @@ class Source(NamedTuple):
     """A model to export."""
 
     name: str
-    sha256: str  # of the file of weights
+    sha256: str  # of the weights file
     model: TrainedModel
     log_mel: LogMel
 
     @property
     def num_frames(self) -> int | None:
-        """T, where squeeze-excite over frames fixes it."""
+        """T, if squeeze-excite over frames fixes it."""
         student = self.model.student
         if isinstance(student, MN) and "t" in student.se_dims:
             return student.n_frames
@@ -33,12 +33,12 @@ class Source(NamedTuple):
 
     @property
     def min_samples(self) -> int:
-        """The shortest sound that its front end hears."""
+        """The shortest sound, in samples, that the front end takes."""
         return self.log_mel.n_fft // 2 + 2
 
     @property
     def clip_samples(self) -> int:
-        """Of the clips that it was trained on."""
+        """Length of the clips that the model was trained on, in samples."""
         return round(self.model.clip_seconds * self.log_mel.sample_rate)
 
 
@@ -48,19 +48,19 @@ def find_source(
     savedir: str | Path | None = None,
     **stated: Any,
 ) -> Source:
-    """A model with all that is needed to use it.
+    """Loads a model with everything needed to use it.
 
     Arguments
     ---------
     source : str or Path
-        As `load_trained_model` takes it; nothing of it is run.
+        As for `load_trained_model`; no code in it is executed.
     labels : LabelTable or None
-        Classes of a file of weights that does not tell them.
+        Classes of a weights file that does not contain them.
     savedir : str, Path or None
-        Folder of downloads.
+        Folder for downloads.
     **stated
-        Of `load_trained_model`, for such a file: ``clip_seconds``, ``n_mels``,
-        ``hop_length`` and the like.
+        Arguments of `load_trained_model` for such a file, such as ``clip_seconds``,
+        ``n_mels`` and ``hop_length``.
 
     Returns
     -------
@@ -69,11 +69,11 @@ def find_source(
     Raises
     ------
     OSError, ValueError
-        For what is no model, and labels that are not its own.
+        If it is not a model that can be exported, or the labels do not match.
     """
     if "," in str(source) and not Path(source).exists():
         raise ValueError(
-            f"{source} is several models, and a file has one; export each by itself"
+            f"{source} is several models, but a file has one; export each separately"
         )
     known = describe(source, savedir)
     if known.yaml is not None and labels is not None:
@@ -81,7 +81,7 @@ def find_source(
     model = load_trained_model(source, labels, savedir, **stated)
     if not isinstance(model.student, MN | DyMN):
         raise ValueError(
-            f"{source} is a {model.student.describe()}, and only an MN or a DyMN can "
+            f"{source} is a {model.student.describe()}, but only an MN or a DyMN can "
             "be exported"
         )
     log_mel = LogMel(**model.student.front_end).eval()
@@ -98,7 +98,7 @@ def find_source(
 
 
 def _check_settings(source: Source) -> None:
-    """Refuses what a file would carry on: settings that no tagger takes, NaN."""
+    """Raises a ``ValueError`` for illegal settings and for weights that are NaN."""
     model = source.model
     for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
         if getattr(model, name) not in legal:
@@ -110,11 +110,11 @@ def _check_settings(source: Source) -> None:
     if not shortest <= model.clip_seconds < math.inf:
         raise ValueError(
             f"{source.name} has clip_seconds={model.clip_seconds:g}; it must be "
-            f"{shortest:.3f} or more, for its front end hears nothing shorter"
+            f"{shortest:.3f} or more, the shortest sound that its front end takes"
         )
     for name, value in model.student.state_dict().items():
         if not value.isfinite().all():
             raise ValueError(
-                f"{source.name} has weights that are not finite, as {name}; give those "
-                "of a run that went well"
+                f"{source.name} has weights that are not finite, such as {name}; give "
+                "those of a successful run"
             )

@@ -1,4 +1,4 @@
-"""Sound to calibrate and to compare on: files, or clips of the embedded sample."""
+"""Provides sound for calibration and comparison: files, or clips of the sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from efficientat_plugin.data.sample.sample_set import (
 from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.export.source import Source
 
-SILENT = 1e-4  # of full scale; what moves less is no sound to measure on
+SILENT = 1e-4  # of full scale; a smaller range counts as silence
 
 
 def spread(sounds: Sequence[str | Path], count: int) -> list[str | Path]:
-    """At most so many, from the whole list.
+    """Selects at most ``count`` sounds, spread evenly over the list.
 
     Example
     -------
@@ -34,7 +34,7 @@ def spread(sounds: Sequence[str | Path], count: int) -> list[str | Path]:
 def read_clips(
     source: Source, sounds: Sequence[str | Path]
 ) -> list[NDArray[np.float32]]:
-    """The starts of files, each as long as the clips that a model was trained on.
+    """Reads the start of each file, as long as the clips of a model's training.
 
     Arguments
     ---------
@@ -49,10 +49,12 @@ def read_clips(
     Raises
     ------
     ValueError
-        Where there is none, one cannot be read, or all are silent.
+        If there is none, one cannot be read, or all are silent.
     """
     if not sounds:
-        raise ValueError("no sounds were given; give some like those it will hear")
+        raise ValueError(
+            "no sounds were given; give some like those the model is meant for"
+        )
     rate, num_samples = source.log_mel.sample_rate, source.clip_samples
     clips = []
     for sound in sounds:
@@ -67,10 +69,10 @@ def read_clips(
             how = source.model.short_clips
             how = "zero_pad" if how == "as_is" else how
             clips.append(lengthened(waveform[:num_samples], num_samples, how))
-    if all(np.ptp(clip) < SILENT for clip in clips):  # a constant is not heard either
+    if all(np.ptp(clip) < SILENT for clip in clips):  # a constant is silent, too
         raise ValueError(
-            f"of {len(sounds)} sounds all are silent, and nothing can be measured on "
-            "silence; give some like those it will hear"
+            f"all of the {len(sounds)} sounds are silent, so nothing can be measured; "
+            "give some like those the model is meant for"
         )
     return clips
 
@@ -78,7 +80,7 @@ def read_clips(
 def synthesised(
     num_samples: int, sample_rate: int, number: int = 0
 ) -> NDArray[np.float32]:
-    """A clip of the sample, of any length.
+    """Synthesises a clip of the embedded sample, of any length.
 
     Example
     -------

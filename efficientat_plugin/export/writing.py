@@ -1,4 +1,4 @@
-"""Files that are written together, or not at all."""
+"""Writes files together or not at all."""
 
 import os
 import shutil
@@ -9,42 +9,42 @@ from pathlib import Path
 
 
 def check_path(path: Path, suffix: str) -> None:
-    """Refuses, before any work is done, a file that cannot be meant.
+    """Raises a ``ValueError`` early if an output file is not suitable.
 
     Arguments
     ---------
     path : Path
-        To be written.
+        The file to write.
     suffix : str
-        That it must have.
+        The suffix it must have.
 
     Raises
     ------
     ValueError
-        For another suffix, and where it cannot be written.
+        For another suffix, and if the file cannot be written.
     """
     if path.suffix != suffix:
-        raise ValueError(f"{path} is to be written; its name must end in {suffix}")
+        raise ValueError(f"the name of the output file {path} must end in {suffix}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ValueError(
-            f"{path} cannot be written; give a file in a folder that exists and may be "
-            "written to"
+            f"{path} cannot be written; give a file in an existing folder with write "
+            "permission"
         )
 
 
 @contextmanager
 def written_together(path: Path) -> Iterator[Path]:
-    """A folder aside, whose files move beside ``path`` if nothing goes wrong.
+    """Creates a temporary folder, whose files move next to ``path`` on success.
 
     Arguments
     ---------
     path : Path
-        The file that the others go with: it moves last.
+        The main file, which moves last.
 
     Yields
     ------
     Path
-        The folder; gone afterwards.
+        The folder; deleted afterwards.
     """
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}")
     aside.mkdir()

@@ -1,1 +1,1 @@
-"""What other people's pipelines plug in: SpeechBrain's slots and the HEAR API."""
+"""Connects students to other pipelines: SpeechBrain's interfaces and the HEAR API."""

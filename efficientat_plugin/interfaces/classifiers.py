@@ -1,9 +1,8 @@
-"""What SpeechBrain's `EncoderClassifier` needs beside an encoder.
+"""Provides what SpeechBrain's `EncoderClassifier` needs besides an encoder.
 
-`SoxrNormalizer` reads its files, `StudentClassifier` stands behind the encoder, and
-`label_encoder` names the classes. `EncoderClassifier` hears a sound as it is and in
-one piece: it neither lengthens a short one nor cuts a long one into windows, as
-`AudioTagger` does.
+`SoxrNormalizer` resamples files, `StudentClassifier` follows the encoder, and
+`label_encoder` names the classes. `EncoderClassifier` scores each sound as a whole:
+unlike `AudioTagger`, it neither lengthens short sounds nor cuts long ones into windows.
 """
 
 import torch
@@ -20,15 +19,15 @@ from efficientat_plugin.students.student import Student, check_choice
 
 
 class SoxrNormalizer:
-    """Mono at the student's rate, for ``audio_normalizer``: as training heard files.
+    """Converts audio to mono at the student's rate, as training does.
 
-    SpeechBrain's own has a short filter: of a file of 16 kHz it leaves images above
-    8 kHz, where training heard silence.
+    Use it as ``audio_normalizer``. SpeechBrain's own has a short filter: resampling a
+    16 kHz file leaves images above 8 kHz, where training data had silence.
 
     Arguments
     ---------
     sample_rate : int
-        Of the student, Hz.
+        Sample rate of the student, Hz.
 
     Shape
     -----
@@ -45,7 +44,7 @@ class SoxrNormalizer:
         self.sample_rate = sample_rate
 
     def __call__(self, audio: Tensor, sample_rate: int) -> Tensor:
-        """Of any rate and number of channels to [N]."""
+        """Converts audio of any rate and number of channels to [N]."""
         mono = audio if audio.ndim == 1 else audio.mean(1)
         resampler = Resampler(sample_rate, self.sample_rate)
         blocks = [resampler.feed(mono.cpu().numpy()), resampler.finish()]
@@ -53,13 +52,14 @@ class SoxrNormalizer:
 
 
 class StudentClassifier(nn.Module):
-    """A student's head for the slot ``classifier``, behind its `StudentEncoder`.
+    """A student's head for the slot ``classifier``, after its `StudentEncoder`.
 
-    The heads average over the maps, or in evaluation may as well do so first (the
-    fully convolutional one): an embedding is to them a map of one band and frame.
+    An embedding is passed to the head as maps of one band and one frame. This gives
+    the same result, because heads average over the maps; the fully convolutional one
+    is linear in evaluation, so averaging first changes nothing.
 
-    What it gives are log posteriors, which is what SpeechBrain's `EncoderClassifier`
-    documents: ``exp()`` of them are the probabilities of `AudioTagger`.
+    It returns log posteriors, as SpeechBrain's `EncoderClassifier` documents: their
+    ``exp()`` are the probabilities of `AudioTagger`.
 
     Arguments
     ---------
@@ -76,7 +76,7 @@ class StudentClassifier(nn.Module):
     Raises
     ------
     ValueError
-        For another target, and a head that needs frames.
+        For an unknown target, and a head that needs frames.
 
     Example
     -------
@@ -92,8 +92,8 @@ class StudentClassifier(nn.Module):
         check_choice("target", target, TARGETS)
         if not classifies_embeddings(student):
             raise ValueError(
-                f"a {type(student.classifier).__name__} head needs frames, and an "
-                "embedding has none; use AudioTagger, which asks the whole student"
+                f"a {type(student.classifier).__name__} head needs frames, but an "
+                "embedding has none; use AudioTagger, which runs the whole student"
             )
         self.head = student.classifier
         self.target = target
@@ -107,7 +107,7 @@ class StudentClassifier(nn.Module):
 
 
 def label_encoder(labels: LabelTable) -> CategoricalEncoder:
-    """SpeechBrain's own encoder of labels, without a file of its own.
+    """Creates SpeechBrain's label encoder from a table, without a file.
 
     Arguments
     ---------
@@ -116,7 +116,7 @@ def label_encoder(labels: LabelTable) -> CategoricalEncoder:
     Returns
     -------
     CategoricalEncoder
-        Of the names, or, where two classes share one, of the ids.
+        Encodes the names, or the ids if two classes share a name.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""SpeechBrain's slots, filled: a student as the encoder, `LogMel` before it.
+"""Fills SpeechBrain's slots, with a student as the encoder and `LogMel` before it.
 
 ===========================  ==============================  ======================
 Slot of SpeechBrain          Shape there                     Fill it with
@@ -13,17 +13,17 @@ Slot of SpeechBrain          Shape there                     Fill it with
 ===========================  ==============================  ======================
 
 SpeechBrain's features are ``[B, T, F]`` and a student takes ``[B, 1, F, T]``: the
-axes are swapped here and nowhere else. Its lengths are relative to the longest clip
-of the batch.
+axes are swapped here and nowhere else. SpeechBrain's lengths are relative to the
+longest clip of the batch.
 
-What SpeechBrain's own interfaces do and these models do not expect:
+Where SpeechBrain's interfaces differ from what these models expect:
 
-- They resample files to 16 kHz. Give the YAML an ``audio_normalizer`` of the
-  sample rate of the `LogMel`, else a model hears the wrong pitch, silently;
-  `AudioClassifier` reads ``sample_rate`` instead, and takes the two channels of a
-  file that has this rate already for two clips.
-- `EncoderClassifier` and `AudioClassifier` return what the classifier returns and
-  the best class. They take no sigmoid and know no second label.
+- They resample files to 16 kHz. Give the YAML an ``audio_normalizer`` with the
+  sample rate of the `LogMel`, else the model silently gets the wrong pitch.
+  `AudioClassifier` reads ``sample_rate`` instead, and treats the two channels of a
+  file that already has this rate as two clips.
+- `EncoderClassifier` and `AudioClassifier` return the output of the classifier and
+  the best class. They apply no sigmoid and return no second label.
 - A `!new:` cannot be replaced from the command line: SpeechBrain keeps the class and
   merges the arguments. Change the encoder in the YAML.
 """
@@ -46,17 +46,17 @@ from efficientat_plugin.pretrained.download import read_state
 from efficientat_plugin.pretrained.weights import FAMILIES, front_end_of, student_of
 from efficientat_plugin.students.student import Student, check_choice
 
-# Relative lengths are float32: without it, 0.3 of 10 frames could be 4.
+# Relative lengths are float32: without this, 0.3 of 10 frames could give 4.
 ROUNDING = 2e-7
 
 
 def silence(log_floor: float = 1e-5) -> float:
-    """What `LogMel` makes of silence; ``log_floor`` is its argument."""
+    """Returns the value of silence in `LogMel` with a given ``log_floor``."""
     return (math.log(log_floor) + LOG_MEL_OFFSET) / LOG_MEL_SCALE
 
 
 def ends_of(lengths: Tensor, size: int) -> Tensor:
-    """Where clips end: ``ceil(length * size)``, at least 1.
+    """Computes where clips end: ``ceil(length * size)``, at least 1.
 
     Arguments
     ---------
@@ -78,7 +78,7 @@ def ends_of(lengths: Tensor, size: int) -> Tensor:
 
 
 def padding_of(lengths: Tensor, size: int) -> Tensor:
-    """True where clips have ended: [B] -> [B, size]"""
+    """Computes a mask that is True after the end of each clip: [B] -> [B, size]."""
     positions = torch.arange(size, device=lengths.device)
     return positions >= ends_of(lengths, size)[:, None]
 
@@ -86,7 +86,7 @@ def padding_of(lengths: Tensor, size: int) -> Tensor:
 def each_to_its_end(
     encode: Callable[[Tensor], Tensor], clips: Tensor, ends: Tensor
 ) -> Tensor:
-    """``encode`` of clips without padding; clips of one length go together."""
+    """Encodes clips without their padding; clips of one length form a batch."""
     distinct, group = ends.unique(return_inverse=True)
     encoded = [
         encode(clips[group == index, :end])
@@ -97,11 +97,11 @@ def each_to_its_end(
 
 
 def check_lengths(lengths: Tensor, batch_size: int) -> None:
-    """Refuses what are no relative lengths of a batch."""
+    """Raises a ``ValueError`` for illegal relative lengths."""
     if lengths.shape != (batch_size,):
         raise ValueError(
             f"lengths have shape {tuple(lengths.shape)}, the batch has {batch_size} "
-            f"clips; give one length a clip, [{batch_size}]"
+            f"clips; give one length per clip, [{batch_size}]"
         )
     if not bool(((lengths > 0) & (lengths <= 1 + ROUNDING)).all()):
         raise ValueError(
@@ -111,12 +111,12 @@ def check_lengths(lengths: Tensor, batch_size: int) -> None:
 
 
 class LogMelPart(nn.Module):
-    """What fills a slot before the encoder with a part of `LogMel`, or all of it.
+    """Base of the modules that fill a slot before the encoder with (part of) `LogMel`.
 
     Arguments
     ---------
     log_mel : LogMel
-        One for all slots, so that its settings stand in one place.
+        Shared by all slots, so that its settings are in one place.
     """
 
     def __init__(self, log_mel: LogMel) -> None:
@@ -125,7 +125,7 @@ class LogMelPart(nn.Module):
 
 
 class LogMelFeatures(LogMelPart):
-    """`LogMel` for the slot ``compute_features``: as SpeechBrain turns its features.
+    """`LogMel` for the slot ``compute_features``, with SpeechBrain's order of axes.
 
     Example
     -------
@@ -143,7 +143,7 @@ class LogMelSTFT(LogMelPart):
 
     With ``spec_mag_power: 1``, ``use_melspectra: True``, ``use_log1p_mel: False`` and
     `LogMelFbank`, SpeechBrain's scripts and its `AudioClassifier` compute `LogMel`.
-    The last axis is real and imaginary part.
+    The last axis holds the real and the imaginary part.
 
     Example
     -------
@@ -159,7 +159,7 @@ class LogMelSTFT(LogMelPart):
 class LogMelFbank(LogMelPart):
     """The second half of `LogMel`, for the slot ``compute_fbank``.
 
-    Mel bank, logarithm and normalisation; in training the band edges jitter.
+    Applies mel bank, logarithm and normalisation; in training, band edges are jittered.
 
     Example
     -------
@@ -173,7 +173,7 @@ class LogMelFbank(LogMelPart):
 
 
 class KeepFeatures(nn.Module):
-    """For the slot ``mean_var_norm``: `LogMel` has normalised already.
+    """Returns its input, for the slot ``mean_var_norm``: `LogMel` already normalises.
 
     Example
     -------
@@ -187,9 +187,9 @@ class KeepFeatures(nn.Module):
 
 
 def trunk_of(student: Student) -> Student:
-    """A student without its head, on the very same weights.
+    """Returns the student without its head, with shared weights.
 
-    A head that nobody asks gets no gradients, which distributed training refuses.
+    An unused head would get no gradients, which distributed training refuses.
     """
     trunk = copy.copy(student)
     trunk._modules = dict(student._modules)  # the student itself keeps its head
@@ -199,29 +199,29 @@ def trunk_of(student: Student) -> Student:
 
 @register_checkpoint_hooks
 class StudentEncoder(nn.Module):
-    """A student for the slot ``embedding_model``: ECAPA-TDNN's and Cnn14's.
+    """A student for the slot ``embedding_model``, in place of ECAPA-TDNN or Cnn14.
 
-    Padding is told by ``lengths``. In evaluation the features of every clip go through
-    the network to their own end, as they would alone; clips of one length go together,
-    and many lengths take many passes. Merely to leave padding out of the average would
-    not do: the gates (squeeze-excite, the context of DyMN) average over time too. In
-    training, where batch normalisation needs the batch as a whole, that is what
-    remains: padded features become ``padding_value``, and the average is over the first
-    ``ceil(length * T')`` of the student's T' frames, at least one. In either mode what
-    stood in the padded features never matters.
+    ``lengths`` mark the padding. In evaluation, each clip's features are encoded up to
+    their own end, as they would be alone; clips of one length form a batch, so many
+    lengths need many passes. Leaving padding out of the average is not enough, because
+    the gates (squeeze-excite, the context of DyMN) also average over time. In training,
+    batch normalisation needs the whole batch, so this approximation is used: padded
+    features become ``padding_value``, and the average is over the first
+    ``ceil(length * T')`` of the student's T' frames, at least one. In both modes, the
+    content of padded features has no effect.
 
-    `LogMel` mirrors the end of a waveform, and of a padded one it does not know the
-    end, so that the last frame of its features differs from that of the clip alone.
-    This changes the embedding of a clip of 0.3 s by 2% and of 3 s by 0.1% (medians of
-    20 clips; 15% at most). `StudentWaveformEncoder` is exact.
+    `LogMel` reflects the end of a waveform, but does not know where a padded clip
+    ends, so the last frame of its features differs from that of the clip alone. This
+    changes the embedding of a clip of 0.3 s by 2% and of 3 s by 0.1% (medians of 20
+    clips; 15% at most). `StudentWaveformEncoder` is exact.
 
     Arguments
     ---------
     student : Student
         Its weights are shared, its head is left out; its mode becomes the encoder's.
     padding_value : float
-        What padded features are set to in training: `silence` of a `LogMel`; 0 for
-        features whose mean was taken away.
+        Value of padded features in training: `silence` of a `LogMel`, or 0 for
+        features with their mean subtracted.
 
     Attributes
     ----------
@@ -237,7 +237,7 @@ class StudentEncoder(nn.Module):
     Raises
     ------
     ValueError
-        For what are no features or lengths.
+        For features or lengths of a wrong shape or value.
 
     Example
     -------
@@ -259,8 +259,8 @@ class StudentEncoder(nn.Module):
         """[B, T, F] -> [B, 1, D]"""
         if features.ndim != 3:
             raise ValueError(
-                f"features have shape {tuple(features.shape)}, an encoder takes "
-                "[B, T, F]; from waveforms use LogMelFeatures"
+                f"features have shape {tuple(features.shape)}, but an encoder takes "
+                "[B, T, F]; for waveforms, use LogMelFeatures first"
             )
         if lengths is None:
             return self._frames(features).mean(2).unsqueeze(1)
@@ -270,7 +270,7 @@ class StudentEncoder(nn.Module):
         return each_to_its_end(self, features, ends_of(lengths, features.shape[1]))
 
     def _masked(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """The average over each clip's own frames, of a batch in one pass."""
+        """Encodes a batch in one pass and averages over each clip's own frames."""
         ended = padding_of(lengths, features.shape[1])[:, :, None]
         frames = self._frames(features.masked_fill(ended, self.padding_value))
         kept = ~padding_of(lengths, frames.shape[2])[:, None]  # [B, 1, T']
@@ -284,12 +284,12 @@ class StudentEncoder(nn.Module):
 
     @mark_as_transfer
     def load_whole(self, path: str | Path) -> None:
-        """Takes all of a checkpoint or refuses; SpeechBrain's default takes a part."""
+        """Loads a checkpoint strictly; SpeechBrain's default may load only a part."""
         self.load_state_dict(read_state(Path(path), unwrap=False), strict=True)
 
 
 def check_front_end(source: str | Path, student: Student, log_mel: LogMel) -> None:
-    """Refuses a log-mel that weights were not trained on."""
+    """Raises a ``ValueError`` if weights were trained with another log-mel."""
     differing = {
         name: value
         for name, value in student.front_end.items()
@@ -299,8 +299,8 @@ def check_front_end(source: str | Path, student: Student, log_mel: LogMel) -> No
         given = ", ".join(f"{name}={getattr(log_mel, name)}" for name in differing)
         trained = ", ".join(f"{name}={value}" for name, value in differing.items())
         raise ValueError(
-            f"{source} was trained with {trained}, the log_mel given has {given}; set "
-            "it so, or leave log_mel out to try another"
+            f"{source} was trained with {trained}, but the given log_mel has {given}; "
+            "change it, or leave out log_mel to use another"
         )
 
 
@@ -312,23 +312,22 @@ def load_encoder(
     savedir: str | Path | None = None,
     **options: Any,
 ) -> StudentEncoder:
-    """The encoder of a YAML, ``!apply:efficientat_plugin.load_encoder``.
+    """Creates an encoder, also in a YAML: ``!apply:efficientat_plugin.load_encoder``.
 
     Arguments
     ---------
     pretrained : str or Path or None
-        A name of `list_students`, downloaded once, a model folder, or a file; None:
+        A name from `list_students`, downloaded once, a model folder, or a file; None:
         from scratch.
     family : str or None
-        "mn" or "dymn"; None: as the weights, "mn" from scratch.
+        "mn" or "dymn"; None: that of the weights, "mn" from scratch.
     width : float or None
-        What every number of channels is multiplied by; None: as the weights, 1 from
-        scratch.
+        Factor on all numbers of channels; None: that of the weights, 1 from scratch.
     log_mel : LogMel or None
-        What makes the features, to compare with what the weights were trained on; of a
-        file that does not tell, it is taken to be that.
+        Computes the features; compared with the one that the weights were trained on,
+        or assumed to be it if the file does not contain its settings.
     savedir : str or Path or None
-        Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
+        Folder for downloads; None: "efficientat_plugin" in torch.hub's folder.
     **options
         Further arguments of the student.
 
@@ -340,9 +339,9 @@ def load_encoder(
     Raises
     ------
     OSError
-        Where a download fails or there is no such file.
+        If a download fails or the file does not exist.
     ValueError
-        For options that are illegal or not those of the weights.
+        For options that are illegal or do not match the weights.
 
     Example
     -------
@@ -361,7 +360,7 @@ def load_encoder(
             options["width"] = width
         known = describe(pretrained, savedir)
         stated = options
-        if known.front_end is None and log_mel is not None:  # which states it
+        if known.front_end is None and log_mel is not None:  # it gives the settings
             stated = front_end_of(log_mel) | options
         student = student_of(
             known, read_state(known.path), stated, needs_front_end=log_mel is not None
@@ -379,12 +378,11 @@ def load_encoder(
 
 
 class StudentWaveformEncoder(nn.Module):
-    """Waveform to embedding, for ``encoder`` of SpeechBrain's `WaveformEncoder`.
+    """Maps waveforms to embeddings, for ``encoder`` of SpeechBrain's `WaveformEncoder`.
 
-    The result is a dictionary, since SpeechBrain's ``encode_file`` looks up
-    "embeddings" in what its ``encode_batch`` returns as it is. With ``lengths``,
-    samples beyond a clip's end never matter; in evaluation a clip is encoded as it
-    would be alone, see `StudentEncoder`.
+    It returns a dictionary, because SpeechBrain's ``encode_file`` looks up
+    "embeddings" in the result. With ``lengths``, samples after a clip's end have no
+    effect; in evaluation a clip is encoded as it would be alone, see `StudentEncoder`.
 
     Arguments
     ---------
@@ -400,7 +398,7 @@ class StudentWaveformEncoder(nn.Module):
     Raises
     ------
     ValueError
-        For what are no waveforms or lengths.
+        For waveforms or lengths of a wrong shape or value.
 
     Example
     -------

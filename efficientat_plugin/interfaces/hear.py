@@ -1,7 +1,8 @@
-"""The HEAR 2021 API, for benchmarks that take a module by its name.
+"""Implements the HEAR 2021 API, for benchmarks that load a module by name.
 
-``load_model``, ``get_scene_embeddings`` and ``get_timestamp_embeddings`` are what
-the API asks for; sounds are mono, ``[B, N]``, in [-1, 1] at ``model.sample_rate``.
+The API consists of ``load_model``, ``get_scene_embeddings`` and
+``get_timestamp_embeddings``; sounds are mono, ``[B, N]``, in [-1, 1] at
+``model.sample_rate``.
 
 Source: Turian et al., "HEAR: Holistic Evaluation of Audio Representations", 2022;
 windows as in Schmid et al., "Low-complexity Audio Embedding Extractors", EUSIPCO
@@ -22,26 +23,26 @@ from efficientat_plugin.students.embeddings import DEFAULT_SOURCES, LayerEmbeddi
 DEFAULT_STUDENT = "mn10_as"
 SCENE_WINDOW_SECONDS, SCENE_HOP_SECONDS = 10.0, 2.5
 TIMESTAMP_HOP_SECONDS = 0.05
-MAX_BATCH_SECONDS = 80.0  # of windows in one forward: what bounds the memory
+MAX_BATCH_SECONDS = 80.0  # of windows in one forward pass, which limits memory
 
 
 class TimestampEmbeddings(NamedTuple):
-    """What a sound is like, from moment to moment."""
+    """Embeddings of sounds over time."""
 
     embeddings: Tensor  # [B, n, D]
     timestamps: Tensor  # [B, n], middles of the windows, ms
 
 
 class HearModel(nn.Module):
-    """From waveform to embedding, with the attributes that the API asks for.
+    """Maps waveforms to embeddings, with the attributes that the API requires.
 
     Arguments
     ---------
     embedding : LayerEmbedding
     log_mel : LogMel
-        What the embedding's student was trained on.
+        The front end that the embedding's student was trained with.
     timestamp_window_ms : float
-        Length of the windows of timestamp embeddings.
+        Window length of timestamp embeddings.
 
     Shape
     -----
@@ -51,7 +52,7 @@ class HearModel(nn.Module):
     Raises
     ------
     ValueError
-        For a log-mel of other bands than the embedding's, and too short a window.
+        If the log-mel's bands do not match the embedding, or the window is too short.
 
     Example
     -------
@@ -77,7 +78,7 @@ class HearModel(nn.Module):
         self.sample_rate = log_mel.sample_rate  # Hz
         self.scene_embedding_size = embedding.dimension
         self.timestamp_embedding_size = embedding.dimension
-        self.shortest = log_mel.n_fft // 2 + 2  # samples that give a log-mel
+        self.shortest = log_mel.n_fft // 2 + 2  # samples for a log-mel
         self.timestamp_window = round(timestamp_window_ms * self.sample_rate / 1000)
         if self.timestamp_window < self.shortest:
             raise ValueError(
@@ -98,13 +99,13 @@ def load_model(
     timestamp_window_ms: float = 160.0,
     **student_options: Any,
 ) -> HearModel:
-    """A model for the functions below.
+    """Loads a model for the functions below.
 
     Arguments
     ---------
     model_file_path : str or Path
-        A name of `list_students`, a model folder or that of the run that left one, or
-        a file of weights; "": mn10_as.
+        A name from `list_students`, a model folder, the run folder that holds one, or
+        a weights file; "": mn10_as.
     sources : sequence of str
         See `LayerEmbedding`.
     pooling : str
@@ -112,8 +113,8 @@ def load_model(
     timestamp_window_ms : float
         Published: 160, 640 and 1280.
     **student_options
-        Arguments of `load_student`, as ``savedir``; ``n_mels`` and ``hop_length`` of
-        a file that does not tell its front end.
+        Arguments of `load_student`, such as ``savedir``, or ``n_mels`` and
+        ``hop_length`` for a file that does not contain its front end.
 
     Returns
     -------
@@ -123,9 +124,9 @@ def load_model(
     Raises
     ------
     OSError
-        Where a download fails or there is no such file.
+        If a download fails or the file does not exist.
     ValueError
-        For options that no model can be made of.
+        For illegal options.
 
     Example
     -------
@@ -141,19 +142,19 @@ def load_model(
 
 @torch.no_grad()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """One embedding for each sound.
+    """Computes one embedding per sound.
 
-    Sounds of up to ten seconds are heard at once, longer ones as the average over
-    windows of ten seconds, 2.5 s apart, which begin and end in five seconds of
-    reflected sound. Sounds too short for a log-mel (514 samples at the published
-    settings) are reflected until they are long enough.
+    Sounds of up to ten seconds are embedded as a whole. For longer ones, embeddings
+    are averaged over windows of ten seconds, 2.5 s apart, after both ends are extended
+    by five seconds of reflected sound. Sounds too short for a log-mel (514 samples at
+    the published settings) are reflected until they are long enough.
 
     Arguments
     ---------
     audio : Tensor
         [B, N], floating point, on any device.
     model : HearModel
-        Is put into evaluation mode.
+        Set to evaluation mode.
 
     Returns
     -------
@@ -164,7 +165,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     Raises
     ------
     ValueError
-        For what is no batch of sounds, or of sounds of fewer than two samples.
+        If this is not a batch of sounds, or they have fewer than two samples.
 
     Example
     -------
@@ -174,7 +175,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     torch.Size([2, 184])
     """
     _check_audio(audio)
-    model.eval()  # in training the front end jitters and norms see the batch
+    model.eval()  # in training, the front end jitters and norms use the batch
     window = round(SCENE_WINDOW_SECONDS * model.sample_rate)
     if audio.shape[1] > window:
         hop = round(SCENE_HOP_SECONDS * model.sample_rate)
@@ -186,18 +187,18 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbeddings:
-    """An embedding every 50 ms of each sound.
+    """Computes an embedding every 50 ms of each sound.
 
-    A window's middle is its timestamp: 0, 50, ... up to the sound's duration. Half a
-    window of reflected sound stands before the beginning and behind the end; a sound
-    shorter than that is reflected as often as it takes.
+    Timestamps are the middles of windows: 0, 50, ... up to the sound's duration. Both
+    ends are extended by half a window of reflected sound; a shorter sound is reflected
+    repeatedly.
 
     Arguments
     ---------
     audio : Tensor
         [B, N], floating point, on any device.
     model : HearModel
-        Is put into evaluation mode.
+        Set to evaluation mode.
 
     Returns
     -------
@@ -210,7 +211,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbedd
     Raises
     ------
     ValueError
-        For what is no batch of sounds, or of sounds of fewer than two samples.
+        If this is not a batch of sounds, or they have fewer than two samples.
 
     Example
     -------
@@ -221,14 +222,14 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbedd
     (torch.Size([1, 3, 184]), tensor([[  0.,  50., 100.]]))
     """
     _check_audio(audio)
-    model.eval()  # in training the front end jitters and norms see the batch
+    model.eval()  # in training, the front end jitters and norms use the batch
     window, hop = (
         model.timestamp_window,
         round(TIMESTAMP_HOP_SECONDS * model.sample_rate),
     )
     padded = _reflected(audio, window // 2)
     embeddings = _embed(padded.unfold(1, window, hop), model)
-    # From the hop in samples, so that no rounding adds up; float32 after that.
+    # From the hop in samples, so rounding errors do not add up; then as float32.
     positions = hop * torch.arange(embeddings.shape[1], dtype=torch.float64)
     timestamps = (1000 * positions / model.sample_rate).float()
     timestamps = timestamps.repeat(len(audio), 1).to(embeddings.device)
@@ -249,21 +250,21 @@ def _check_audio(audio: Tensor) -> None:
 
 
 def _reflected(audio: Tensor, margin: int) -> Tensor:
-    """[B, N] -> [B, N + 2 * margin], both ends mirrored as often as it takes."""
+    """Reflects both ends, repeatedly if needed: [B, N] -> [B, N + 2 * margin]."""
     while margin > 0:
-        step = min(margin, audio.shape[1] - 1)  # a mirror shows what there is
+        step = min(margin, audio.shape[1] - 1)  # one reflection is at most this long
         audio = nn.functional.pad(audio, (step, step), "reflect")
         margin -= step
     return audio
 
 
 def _embed(windows: Tensor, model: HearModel) -> Tensor:
-    """[B, n, N] -> [B, n, D], in batches of a bounded length."""
+    """Embeds windows in batches of limited duration: [B, n, N] -> [B, n, D]."""
     device = model.log_mel.window.device
     sounds, per_sound, length = windows.shape
     per_batch = max(1, round(MAX_BATCH_SECONDS * model.sample_rate) // length)
     embeddings = []
-    # Windows overlap and are a view of the sound: only a batch of them is ever copied.
+    # Windows are overlapping views of the sound; only one batch is copied at a time.
     all_windows = torch.arange(sounds * per_sound, device=windows.device)
     for index in all_windows.split(per_batch):
         batch = windows[index // per_sound, index % per_sound]

@@ -1,1 +1,1 @@
-"""Weights by name, file or folder, and the folder that a trained model becomes."""
+"""Loads weights by name, file or folder; writes model folders of trained models."""

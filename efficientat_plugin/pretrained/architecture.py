@@ -1,4 +1,4 @@
-"""From the names and shapes of a state dict to the student it was saved from."""
+"""Infers a student's architecture from the names and shapes of its state dict."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,12 +19,12 @@ from efficientat_plugin.students.blocks import (
 from efficientat_plugin.students.dynamic import DynamicOptions
 from efficientat_plugin.students.mn import gate_sizes
 
-STRIDES = (2, 2, 2, 2)  # unless an override says otherwise: no state dict tells them
-SE_RATIOS = (4, *(ratio for ratio in range(1, 65) if ratio != 4))  # the usual first
+STRIDES = (2, 2, 2, 2)  # default; a state dict does not determine them
+SE_RATIOS = (4, *(ratio for ratio in range(1, 65) if ratio != 4))  # most common first
 
 
 def head_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Head and number of classes; empty for no head that is known."""
+    """Returns head and number of classes; empty for an unknown head."""
     if "classifier.5.bias" in state:
         return {"head": "mlp", "num_classes": state["classifier.5.bias"].numel()}
     if "classifier.2.bias" in state:
@@ -45,16 +45,18 @@ def head_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _block_channels(state: Mapping[str, Tensor], prefix: str) -> tuple[int, int]:
-    """Expanded and outgoing channels of a block: those of its last two norms."""
+    """Returns expanded and output channels of a block, from its last two norms."""
     norm = re.compile(re.escape(prefix) + r"(block\.\d+\.1|\w+_norm)\.weight")
     sizes = [tensor.numel() for name, tensor in state.items() if norm.fullmatch(name)]
     if len(sizes) < 2:
-        raise ValueError(f"the state dict has no block {prefix!r}; is it a student's?")
+        raise ValueError(
+            f"the state dict has no block {prefix!r}; is it that of a student?"
+        )
     return sizes[-2], sizes[-1]
 
 
 def _widths_near(estimate: float) -> Iterator[float]:
-    """Widths to try, the rounder the earlier."""
+    """Yields the widths to try, rounder ones first."""
     yield round(estimate, 1)
     yield round(estimate, 2)
     for thousandths in sorted(range(-10, 11), key=abs):
@@ -64,7 +66,7 @@ def _widths_near(estimate: float) -> Iterator[float]:
 def _width_options(
     state: Mapping[str, Tensor], blocks: list[str], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The roundest width, and the tail, that give the channels and contexts seen."""
+    """Finds the roundest width, and the tail, that match all channels and contexts."""
     channels = [_block_channels(state, block) for block in blocks]
     mlp = "classifier.5.bias" in state
     hidden = state["classifier.2.bias"] if mlp else None
@@ -91,20 +93,21 @@ def _width_options(
                 return {"width": width, "reduced_tail": reduced_tail}
     if channels_fit:
         raise ValueError(
-            f"the state dict has contexts of {contexts} channels, which "
+            f"the state dict has contexts of {contexts} channels, which do not match "
             f"context_ratio={dynamic.context_ratio}, min_context_size="
             f"{dynamic.min_context_size} and max_context_size="
-            f"{dynamic.max_context_size} do not give; pass what it was trained with"
+            f"{dynamic.max_context_size}; pass the values it was trained with"
         )
     raise ValueError(
-        f"no width gives the state dict's channels {channels}; is it a student's?"
+        f"no width gives the channels of the state dict, {channels}; is it that of a "
+        "student?"
     )
 
 
 def _squeeze_excite_options(
     state: Mapping[str, Tensor], specs: list[BlockSpec], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Which dimensions squeeze-excite gates, and how narrow it is."""
+    """Finds which dimensions squeeze-excite gates, and its reduction ratio."""
     n_mels, n_frames = overrides.get("n_mels", 128), overrides.get("n_frames", 1000)
     gates, sizes = [], []
     bands_frames = nominal_sizes(specs, n_mels, n_frames)
@@ -113,7 +116,7 @@ def _squeeze_excite_options(
             place = 1 + spec.is_expanding
             gates.append(f"features.{number}.block.{place}.conc_se_layers")
             sizes.append(gate_sizes(spec, size, "".join(SE_DIMS)))
-    seen = []  # of each layer, the shapes in all blocks
+    seen = []  # for each layer, its shapes in all blocks
     for layer in range(len(SE_DIMS)):
         names = [f"{gate}.{layer}.fc1.weight" for gate in gates]
         if all(name in state for name in names):
@@ -127,14 +130,14 @@ def _squeeze_excite_options(
         ]:
             return {"se_dims": "".join(letters), "se_r": ratio}
     raise ValueError(
-        f"n_mels={n_mels} and n_frames={n_frames} do not give the sizes of the state "
-        "dict's squeeze-excite; pass those, and the strides, that it was trained with"
+        f"n_mels={n_mels} and n_frames={n_frames} do not give the squeeze-excite sizes "
+        "of the state dict; pass these and the strides as in its training"
     )
 
 
 def _dynamic_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Which blocks are dynamic, and in what."""
-    # Block 3 is dynamic in every DyMN, block 0 only where all are.
+    """Finds which blocks are dynamic, and which of their parts."""
+    # Block 3 is dynamic in every DyMN, block 0 only if all blocks are.
     first_is_static = "layers.0.block.0.0.weight" in state
     options: dict[str, Any] = {
         "dynamic_blocks": "replace_se" if first_is_static else "all"
@@ -153,16 +156,17 @@ def _dynamic_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def infer_options(
     state: Mapping[str, Tensor], overrides: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Family and arguments of the student that a state dict was saved from.
+    """Infers family and arguments of the student that a state dict was saved from.
 
-    What no state dict can tell (strides, dilation, how squeeze-excites are fused,
-    whether coordinate attention was used) is in ``overrides`` or at its default.
+    A state dict does not determine strides, dilation, how squeeze-excites are fused and
+    whether coordinate attention was used: these come from ``overrides`` or are at
+    their defaults.
 
     Arguments
     ---------
     state : mapping of str to Tensor
     overrides : mapping
-        Arguments that are known.
+        Known arguments.
 
     Returns
     -------
@@ -173,7 +177,7 @@ def infer_options(
     Raises
     ------
     ValueError
-        For a state dict of something else.
+        For the state dict of another network.
 
     Example
     -------
@@ -193,6 +197,6 @@ def infer_options(
         options = head_options(state) | _width_options(state, blocks, overrides)
         return "dymn", options | _dynamic_options(state)
     raise ValueError(
-        f"the state dict is no student's: it begins with {list(state)[:3]}, where "
+        f"the state dict is not a student's: it begins with {list(state)[:3]}, whereas "
         "MN has features.0.0.weight and DyMN in_c.0.weight"
     )

@@ -1,4 +1,4 @@
-"""What a trained model is: for people, and for the hub's metadata."""
+"""Writes the card of a trained model, for people and with the hub's metadata."""
 
 import math
 import platform
@@ -21,31 +21,31 @@ from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
 
-TASK = "audio-classification"  # the hub's name of it
+TASK = "audio-classification"  # the hub's term
 
 
 class TrainedModel(NamedTuple):
-    """A student and all that is needed to use it."""
+    """A student and everything needed to use it."""
 
     student: Student  # with its ``options`` and ``front_end``
     labels: LabelTable
     target: str  # "multilabel" or "multiclass"
-    clip_seconds: float  # of the clips it was trained on
-    short_clips: str = "repeat"  # what is done with shorter sound
+    clip_seconds: float  # length of its training clips
+    short_clips: str = "repeat"  # how shorter sound is lengthened
 
 
 class Provenance(NamedTuple):
     """Where a model comes from, for its card."""
 
     name: str
-    started_from: str | None  # weights that training began with
-    data: str  # what it was trained on, with N
+    started_from: str | None  # initial weights
+    data: str  # training data and its size
     data_licence: str
-    scores: Mapping[str, Scores]  # by what they were computed on
+    scores: Mapping[str, Scores]  # keyed by the data they were computed on
 
 
 def model_card(model: TrainedModel, provenance: Provenance) -> str:
-    """The folder's README: what the model costs, knows, and comes from."""
+    """Writes the README of a model folder: use, scores, cost, limits and origin."""
     log_mel = LogMel(**model.student.front_end)
     num_frames = log_mel.num_frames(round(model.clip_seconds * log_mel.sample_rate))
     cost = measure(model.student, log_mel.n_mels, num_frames)
@@ -93,7 +93,7 @@ Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
 - Licence of the data: {_plain(provenance.data_licence) or "not stated"}
 - Started from: {_started_from(provenance)}
 - Code: Apache-2.0
-- Licence of the model: for whoever publishes it to choose, as `license` above
+- Licence of the model: to be chosen by its publisher, as `license` above
 - Made with: {versions()}
 
 ## Classes
@@ -103,26 +103,24 @@ Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
 
 
 def _use(student: Student) -> str:
-    """Who else loads it, and for what."""
+    """Says which of SpeechBrain's interfaces load it, and for what."""
     if isinstance(student, PaSST):
-        return (
-            "It is a transformer, for which SpeechBrain's own interfaces have no place."
-        )
+        return "It is a transformer, which SpeechBrain's own interfaces do not support."
     use = "embeds and classifies a sound"
     if not classifies_embeddings(student):
-        use = "embeds a sound (its head needs frames: no classes there)"
+        use = "embeds a sound (it cannot classify, since the head needs frames)"
     return (
-        f"SpeechBrain's `EncoderClassifier.from_hparams` loads it too, and {use} in "
-        "one\npiece; efficientat_plugin must be installed."
+        f"SpeechBrain's `EncoderClassifier.from_hparams` loads it too, and {use} as a\n"
+        "whole, without windows; efficientat_plugin must be installed."
     )
 
 
 def hub_metadata(provenance: Provenance) -> ModelCardData:
-    """What the hub reads at the head of a card.
+    """Returns the metadata that the hub reads at the head of a card.
 
     Source: https://github.com/huggingface/hub-docs, modelcard.md. The licence is
-    "unknown" since "other" asks for a name and for the licence's text, and nobody has
-    chosen one yet.
+    "unknown" because "other" requires a name and the licence's text, and none has been
+    chosen yet.
 
     Example
     -------
@@ -130,7 +128,7 @@ def hub_metadata(provenance: Provenance) -> ModelCardData:
     'unknown'
     """
     name = re.sub(r"[^\w.-]+", "-", provenance.name, flags=re.ASCII).strip("-.")
-    name = name or "unnamed"  # the hub takes no empty one
+    name = name or "unnamed"  # the hub refuses an empty one
     results = [
         EvalResult(
             task_type=TASK,
@@ -165,18 +163,18 @@ def _started_from(provenance: Provenance) -> str:
 
 
 def name_of(source: str | Path) -> str:
-    """What data, weights or teachers are called, without their place on this machine.
+    """Names data, weights or teachers without their location on this machine.
 
     Arguments
     ---------
     source : str or Path
-        A path, a published name, a hub id, or several of these joined by commas.
+        A path, a published name, a hub id, or several of these separated by commas.
 
     Returns
     -------
     str
-        The last part of a path, and names as they are. A model folder called ``model``
-        keeps the name of its run.
+        The last part of a path; names unchanged. A model folder called ``model`` keeps
+        the name of its run folder.
 
     Example
     -------
@@ -194,7 +192,7 @@ def name_of(source: str | Path) -> str:
 
 
 def versions() -> str:
-    """Of the packages that a model was trained with.
+    """Returns the versions of the packages that a model was trained with.
 
     Example
     -------
@@ -209,22 +207,22 @@ def versions() -> str:
 
 
 def limits(model: TrainedModel, provenance: Provenance) -> list[str]:
-    """What a user must not expect, in sentences."""
+    """Returns the limits of a model, in sentences."""
     rate = LogMel(**model.student.front_end).sample_rate
     short = {
         "repeat": "shorter ones are repeated",
         "zero_pad": "shorter ones are padded with silence",
-        "as_is": "shorter ones are taken as they are",
+        "as_is": "shorter ones are used as they are",
     }[model.short_clips]
     said = [
         f"It was trained on mono clips of {model.clip_seconds:g} s at {rate} Hz. Sound "
-        "of other rates is resampled, channels are averaged, longer clips are heard in "
-        f"windows, and {short}."
+        "at other rates is resampled, channels are averaged, longer sounds are scored "
+        f"in windows, and {short}."
     ]
     if provenance.scores:
         said.append(
-            "It was tested on the clips under Scores and on nothing else: not on other "
-            "data, recorders, rooms or noise."
+            "It was tested only on the clips under Scores, and not on other data, "
+            "recorders, rooms or noise."
         )
     else:
         said.append("It was not tested.")
@@ -233,15 +231,17 @@ def limits(model: TrainedModel, provenance: Provenance) -> list[str]:
         absent = int((found[1].positives == 0).sum())
         if absent:
             said.append(
-                f"{absent} of its {len(model.labels)} classes had no clip in the test."
+                f"{absent} of its {len(model.labels)} classes had no test clips."
             )
     if model.target == "multiclass":
-        said.append("It names one of its classes for any sound, also for one of none.")
+        said.append(
+            "It predicts one of its classes for any sound, even if none is present."
+        )
     return said
 
 
 def scores_of_classes(provenance: Provenance) -> tuple[str, Any] | None:
-    """The first scores that tell classes apart, and what they were computed on."""
+    """Returns the first scores that are per class, and what they were computed on."""
     for name, scores in provenance.scores.items():
         if hasattr(scores, "positives"):
             return name, scores
@@ -249,7 +249,7 @@ def scores_of_classes(provenance: Provenance) -> tuple[str, Any] | None:
 
 
 def class_table(model: TrainedModel, provenance: Provenance) -> str:
-    """The classes in the order of their names, and how well each is told."""
+    """Lists the classes in alphabetical order, with the scores of each."""
     names = [_plain(name) for name in model.labels.names]
     order = sorted(range(len(names)), key=lambda k: (names[k].casefold(), k))
     found = scores_of_classes(provenance)
@@ -257,9 +257,13 @@ def class_table(model: TrainedModel, provenance: Provenance) -> str:
         return _bullets([names[index] for index in order])
     what, scores = found
     numbers = scores.per_class()
-    decided = "the likeliest class" if model.target == "multiclass" else "0.5 and more"
+    decided = (
+        "the likeliest class"
+        if model.target == "multiclass"
+        else "probabilities of 0.5 or more"
+    )
     lines = [
-        f"On {_plain(what)}. Precision, recall and F1 are of {decided}.",
+        f"On {_plain(what)}. Precision, recall and F1 are for {decided}.",
         "",
         f"| class | clips | {' | '.join(numbers)} |".replace("average_precision", "AP"),
         "|---|" + "---:|" * (1 + len(numbers)),
@@ -277,7 +281,7 @@ def _bullets(sentences: list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    r"""Text that is no markup, whatever stands in it, be it a list or an address.
+    r"""Escapes all Markdown in a text, including lists and addresses.
 
     Example
     -------
@@ -286,6 +290,6 @@ def _plain(text: str) -> str:
     """
     text = "".join(letter if letter.isprintable() else " " for letter in text).strip()
     text = re.sub(r"[\\`*_\[\]<>#|~$&]", r"\\\g<0>", text)
-    # What begins a list, and what becomes a link of itself
+    # Starts of lists, and automatic links
     text = re.sub(r"^(\d*)([-+.)])", r"\1\\\2", text)
     return re.sub(r"(www)(\.)|(:)(//)", r"\1\3\\\2\4", text, flags=re.IGNORECASE)

@@ -1,9 +1,9 @@
-"""What must be known of weights to use them, and the one place that finds it out.
+"""Finds out what is needed to use weights: front end, classes, length of clips.
 
-The same numbers are another model behind another front end, and a file of weights does
-not hold its front end, its classes or the length of its clips. They are known from a
-published name, from the YAML of a model folder, or from the description that a run
-saves with each checkpoint. Of any other file they must be stated: nothing is guessed.
+The same weights behind another front end are another model, and a file of weights does
+not contain its front end, its classes or the length of its clips. They are known from a
+published name, the YAML of a model folder, or the description that a run saves with
+each checkpoint. For any other file they must be stated; nothing is guessed.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from efficientat_plugin.support.yaml_text import Refused, read_text, refuse_too_
 
 HYPERPARAMS = "hyperparams.yaml"
 WEIGHTS = "student.ckpt"
-DESCRIPTION = "_hyperparams"  # student.ckpt is described by student_hyperparams.ckpt
+DESCRIPTION = "_hyperparams"  # student_hyperparams.ckpt describes student.ckpt
 # Arguments of LogMel
 FRONT_END = (
     "sample_rate",
@@ -53,8 +53,8 @@ FRONT_END = (
     "log_floor_mode",
     "periodic_window",
 )
-TO_STATE = ("n_mels", "hop_length")  # without both, a front end is not stated
-# How it is stated, in Python and on the command line
+TO_STATE = ("n_mels", "hop_length")  # a stated front end needs both
+# How to state it, in Python and on the command line
 IN_PYTHON = {
     "front end": "n_mels=... and hop_length=...",
     "length of clips": "clip_seconds=...",
@@ -69,7 +69,7 @@ OF_A_MODEL = {".bin", ".ckpt", ".csv", ".pt", ".pth", ".safetensors", ".yaml"}
 
 
 def _listed(names: Sequence[str]) -> str:
-    """As a sentence has several things.
+    """Joins names as in a sentence.
 
     Example
     -------
@@ -81,14 +81,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 class Unstated(ValueError):
-    """What must be known of weights is neither known nor stated.
+    """Raised if something needed to use weights is neither known nor stated.
 
     Arguments
     ---------
     source : str
         The weights.
     unknown : Sequence[str]
-        Of "front end", "length of clips" and "classes".
+        Some of "front end", "length of clips" and "classes".
     """
 
     def __init__(self, source: str, unknown: Sequence[str]) -> None:
@@ -96,35 +96,35 @@ class Unstated(ValueError):
         super().__init__(self.sentence(IN_PYTHON))
 
     def sentence(self, ways: Mapping[str, str]) -> str:
-        """What is wrong, and by which options to state it."""
+        """Says what is unknown, and by which options to state it."""
         how = _listed([ways[name] for name in self.unknown])
         return (
-            f"{self.source} does not tell its {_listed(self.unknown)}; state {how}, or "
-            "give the model folder or the checkpoint folder of its run, which tell"
+            f"{self.source} does not state its {_listed(self.unknown)}; pass {how}, or "
+            "give the model folder or the checkpoint folder of its run, which do"
         )
 
 
 class Described(NamedTuple):
-    """A file of weights, and what is known of it; None and {}: not known."""
+    """A file of weights, and what is known about it; None and {}: unknown."""
 
-    source: str  # as it was named
+    source: str  # as the user gave it
     path: Path  # the file
     entry: PublishedStudent | PublishedTeacher | None = None
-    yaml: Path | None = None  # which describes it
+    yaml: Path | None = None  # describes the file
     front_end: Mapping[str, Any] | None = None  # arguments of LogMel
-    options: Mapping[str, Any] = {}  # arguments of the network, if a YAML tells
+    options: Mapping[str, Any] = {}  # arguments of the network, from the YAML
     labels: LabelTable | None = None
     target: str | None = None  # "multilabel" or "multiclass"
     clip_seconds: float | None = None
     short_clips: str | None = None  # "repeat", "zero_pad" or "as_is"
 
     def front_end_with(self, stated: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `LogMel`: what is known, and what somebody states.
+        """Returns the arguments of `LogMel`: the known ones, updated by those stated.
 
         Raises
         ------
         Unstated
-            If nothing is known, and number of bands and hop are not stated.
+            If none are known, and ``n_mels`` and ``hop_length`` are not both stated.
         """
         given = {name: value for name, value in stated.items() if name in FRONT_END}
         if self.front_end is None and not states_front_end(stated):
@@ -133,7 +133,7 @@ class Described(NamedTuple):
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """What a damaged description leads to, in a sentence that names it."""
+        """Turns the errors of a corrupt description into a sentence that names it."""
         try:
             yield
         except Exception as error:
@@ -145,7 +145,7 @@ class Described(NamedTuple):
 
 
 def states_front_end(stated: Iterable[str]) -> bool:
-    """Whether what is stated is enough of a front end.
+    """Whether the stated arguments suffice for a front end.
 
     Example
     -------
@@ -162,17 +162,17 @@ def describe(
     savedir: str | Path | None = None,
     base_url: str | None = None,
 ) -> Described:
-    """Finds the weights that are meant, and what is known of them.
+    """Finds weights, and what is known about them.
 
     Arguments
     ---------
     source : str or Path
-        A name of `list_students` or `list_teachers`, downloaded once; a model folder,
-        or that of the run that left one; or a file of weights.
+        A name of `list_students` or `list_teachers`, downloaded once; a model folder
+        or its run folder; or a file of weights.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
-        Where published files are; None: as in `fetch`.
+        URL of the published files; None: as in `fetch`.
 
     Returns
     -------
@@ -181,10 +181,9 @@ def describe(
     Raises
     ------
     OSError
-        Where a download fails, or nothing of that name is there.
+        If a download fails, or the file does not exist.
     ValueError
-        For an unknown name, a folder without a model, and a description that cannot
-        be read.
+        For an unknown name, a folder without a model, or an unreadable description.
 
     Example
     -------
@@ -192,7 +191,7 @@ def describe(
     {'sample_rate': 32000, 'n_mels': 64, 'hop_length': 640, ...}
     """
     known = locate(source, savedir, base_url)
-    if known.entry is not None and not os.path.isfile(source):  # asked for by name
+    if known.entry is not None and not os.path.isfile(source):  # a published name
         return _as_published(known)
     beside = _yaml_beside(known.path)
     if beside is not None:
@@ -205,7 +204,7 @@ def locate(
     savedir: str | Path | None = None,
     base_url: str | None = None,
 ) -> Described:
-    """`describe`, but only which file it is and whether that is a published one."""
+    """Like `describe`, but finds only the file and whether it is a published one."""
     name = str(source)
     if isinstance(source, str) and name in PUBLISHED:
         return Described(name, fetch(name, savedir, base_url), PUBLISHED[name])
@@ -215,7 +214,7 @@ def locate(
     if os.path.isdir(name):
         path = model_folder_of(source) / WEIGHTS
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file; copy the folder again")
+            raise FileNotFoundError(f"{path} is not a file; copy the folder again")
         refuse_links_out(path.parent, [HYPERPARAMS, WEIGHTS])
         return Described(name, path)
     path = Path(source)
@@ -223,29 +222,29 @@ def locate(
         return Described(name, path, find_published(path) or find_teacher(path))
     if isinstance(source, Path) or path.suffix or path.parent != Path("."):
         raise FileNotFoundError(
-            f"{source} is no file; give the path of a state dict or a name of "
+            f"{source} is not a file; give the path of a state dict or a name of "
             "list_students()"
         )
-    return Described(name, path, published(name))  # which says what names are near
+    return Described(name, path, published(name))  # raises with similar names
 
 
 def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder that a path leads to: itself, or what a run left in it.
+    """Finds the model folder at a path: the path itself, or the model of a run folder.
 
     Arguments
     ---------
     source : str or Path
-        Anything, also a name that is no path.
+        Any source, including a name that is not a path.
 
     Returns
     -------
     Path or None
-        None for what is neither a model folder nor that of a run.
+        None if it is neither a model folder nor a run folder.
 
     Raises
     ------
     FileNotFoundError
-        If a run has left no model in it, or several.
+        For a run folder without a model, or with several.
 
     Example
     -------
@@ -254,45 +253,48 @@ def find_model_folder(source: str | Path) -> Path | None:
     >>> find_model_folder("mn10_as")
     """
     folder = Path(source)
-    if not os.path.isdir(folder):  # unlike Path's, takes names too long for a file
+    if not os.path.isdir(folder):  # unlike Path.is_dir, accepts names of any length
         return None
     for path in (folder, folder / "model"):
         if os.path.isfile(path / HYPERPARAMS) and _builds_a_model(path / HYPERPARAMS):
             return path
     models = sorted(folder.glob(f"*/model/{HYPERPARAMS}"))
-    if models:  # of the folds of a cross-validation, or of students without a teacher
+    if models:  # of cross-validation folds, or of students without a teacher
         names = ", ".join(str(path.parent) for path in models[:3])
         raise FileNotFoundError(
-            f"{folder} is no model folder, but there are {len(models)} in it; give one "
-            f"of them, as {names}"
+            f"{folder} is not a model folder, but has {len(models)} in it; give one "
+            f"of them, such as {names}"
         )
     if (folder / HYPERPARAMS).is_file() or (folder / "save").is_dir():
         raise FileNotFoundError(
-            f"{folder} is no model folder, but that of a run that has not left a model "
-            "yet; let it end, or give a save/CKPT.../student.ckpt of it"
+            f"{folder} is a run folder without a model yet; let the run finish, or "
+            "give one of its checkpoints, save/CKPT.../student.ckpt"
         )
     return None
 
 
 def model_folder_of(folder: str | Path) -> Path:
-    """As `find_model_folder`, of a folder that must lead to one."""
+    """Like `find_model_folder`, but raises an error if there is none."""
     found = find_model_folder(folder)
     if found is None:
-        raise FileNotFoundError(f"{folder} is no model folder: it has no {HYPERPARAMS}")
+        raise FileNotFoundError(
+            f"{folder} is not a model folder: it has no {HYPERPARAMS}"
+        )
     return found
 
 
 def refuse_links_out(folder: Path, names: Iterable[str]) -> None:
     """Refuses files of a model folder that are links to files elsewhere.
 
-    Who packed the folder would choose a file of this machine to be read. In the hub's
-    cache they are links to ``blobs``, beside ``snapshots``, and are its own.
+    Such links would let whoever packed the folder choose which file of this machine is
+    read. In the hub's cache, links to its own ``blobs``, beside ``snapshots``, are
+    allowed.
 
     Arguments
     ---------
     folder : Path
     names : iterable of str
-        Of files in it.
+        Files in it.
 
     Raises
     ------
@@ -306,29 +308,29 @@ def refuse_links_out(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         try:
             leads_to = (whole / name).resolve()
-        except (OSError, RuntimeError) as error:  # which of them depends on Python
+        except (OSError, RuntimeError) as error:  # depends on the Python version
             raise Refused(
                 f"{folder / name} is a link to itself; give a file"
             ) from error
         if not any(leads_to.is_relative_to(root) for root in roots):
             raise Refused(
                 f"{folder / name} is a link that leads out of its folder, to "
-                f"{leads_to}; copy that file into the folder if it is meant"
+                f"{leads_to}; if you want that file, copy it into the folder"
             )
 
 
 def _builds_a_model(yaml: Path) -> bool:
-    """A run leaves a YAML in its own folder too, which builds no model."""
+    """Whether a YAML builds a model; a run folder has one that does not."""
     try:
         keys = {line.split(":")[0] for line in read_text(yaml).splitlines()}
     except (OSError, ValueError):
-        return True  # whoever reads it says what is wrong
+        return True  # its reader reports what is wrong
     return "pretrainer" in keys or "output_folder" not in keys
 
 
 def _as_published(known: Described) -> Described:
     entry: Any = known.entry
-    # Transformers have a table of positions as long as their clips.
+    # A transformer has as many time positions as its clips need.
     frames = getattr(entry, "num_frames", None)
     seconds = 10.0 if frames is None else frames * entry.hop_length / entry.sample_rate
     return known._replace(
@@ -341,7 +343,7 @@ def _as_published(known: Described) -> Described:
 
 
 def _yaml_beside(path: Path) -> Path | None:
-    """What describes a file of a checkpoint, or that of a model folder."""
+    """Finds the YAML that describes a checkpoint file or a model folder's weights."""
     beside = path.with_name(f"{path.stem}{DESCRIPTION}{path.suffix}")
     if beside.is_file():
         return beside
@@ -351,17 +353,17 @@ def _yaml_beside(path: Path) -> Path | None:
 
 
 def _with_yaml(known: Described) -> Described:
-    """With what its YAML says, read as values: nothing that it names is built."""
+    """Adds the settings of its YAML, read as plain values: no object is built."""
     yaml: Any = known.yaml
     try:
         text = read_text(yaml)
         refuse_too_many(YAML().compose(text), str(yaml))
-        settings = YAML(typ="rt").load(text)  # tags stay names: no object is built
+        settings = YAML(typ="rt").load(text)  # tags stay names
     except Refused:
         raise
     except (YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"{yaml} is no YAML; copy the folder again, it may be cut short"
+            f"{yaml} is not YAML; copy the folder again, the file may be truncated"
         ) from error
     if not isinstance(settings, Mapping):
         raise ValueError(f"{yaml} has no settings; copy the folder again")
@@ -369,17 +371,17 @@ def _with_yaml(known: Described) -> Described:
         try:
             return _with_settings(known, settings)
         except KeyError as error:
-            raise Refused(f"{yaml} has no {error}; is it a tagger's?") from error
+            raise Refused(f"{yaml} has no {error}; is it that of a tagger?") from error
 
 
 def _with_settings(described: Described, settings: Mapping[str, Any]) -> Described:
     for name, legal in (("target", TARGETS), ("short_clips", SHORT_CLIPS)):
         if settings[name] not in legal:
             raise ValueError(
-                f"it has {name}={settings[name]!r:.80}; it is one of {', '.join(legal)}"
+                f"it has {name}={settings[name]!r:.80}, not one of {', '.join(legal)}"
             )
     columns = (
-        # of a tag that is written out, the text is the value
+        # an explicitly tagged text is an object with the text as its value
         [getattr(text, "value", text) for text in settings["labels"][column]]
         for column in ("mids", "names")
     )
@@ -387,7 +389,7 @@ def _with_settings(described: Described, settings: Mapping[str, Any]) -> Describ
     options = _plain_values(settings["student"])
     return described._replace(
         front_end={k: v for k, v in front_end.items() if k in FRONT_END},
-        # the number of bands is the front end's, which the network takes it from
+        # n_mels is the front end's; the network takes it from there
         options={k: v for k, v in options.items() if k not in FRONT_END},
         labels=LabelTable(*columns),
         target=str(settings["target"]),
@@ -404,9 +406,9 @@ def _plain_values(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity_of_weights(source: str | Path | None) -> str | None:
-    """What tells weights from others: a published name, or a digest of the files.
+    """Identifies weights by a published name or a digest of the files.
 
-    So that a file or a model folder may lie elsewhere when a run is resumed.
+    It does not depend on their path, so a run can be resumed after they were moved.
 
     Arguments
     ---------
@@ -427,7 +429,7 @@ def identity_of_weights(source: str | Path | None) -> str | None:
     path = Path(source)
     if path.is_file():
         return f"a file (digest {sha256_of(path)[:8]})"
-    path = find_model_folder(path) or path  # which a run's folder leads to
+    path = find_model_folder(path) or path  # of a run folder, its model
     digest = hashlib.sha256()
     for file in sorted(path.iterdir()):
         if file.is_file() and file.suffix in OF_A_MODEL:

@@ -1,4 +1,4 @@
-"""Files of weights: downloaded whole and verified, read without running code."""
+"""Downloads and verifies files of weights; reads them without executing code."""
 
 import errno
 import io
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 BASE_URL = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 BASE_URL_VARIABLE = "EFFICIENTAT_BASE_URL"
 SCHEMES = ("http", "https", "file")
-MAX_BYTES = 2**30  # of a file whose size is not known; the largest has 0.4 of it
+MAX_BYTES = 2**30  # limit for a file of unknown size; the largest has 0.4 times this
 CHUNK_BYTES = 2**18
-# What training loops and wrappers of a network save it under, or put before its names
+# Keys or prefixes under which training loops and wrappers save a network
 WRAPPINGS = "state_dict model_state_dict model student module net _orig_mod".split()
-MAX_WRAPPINGS = 10  # one in another
-NO_FILE = {errno.ELOOP, errno.ENXIO}  # what opening a link or a pipe gives
+MAX_WRAPPINGS = 10  # nested
+NO_FILE = {errno.ELOOP, errno.ENXIO}  # errors of opening a link or a pipe
 LEGACY_PICKLES = 5  # a magic number, a version, the system, the state, storage keys
 STATE_NAMES = re.compile(
     r"collections OrderedDict|torch \w+Storage|"
@@ -52,18 +52,18 @@ STATE_NAMES = re.compile(
 
 
 def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
-    """A state dict from a file, without running code that the file may hold.
+    """Reads a state dict from a file, without executing code in it.
 
-    Training loops save more than that: what stands under "model", "state_dict" and the
-    like is taken from there, and "module." and the like before every name is taken off,
-    one in another too; a warning says so.
+    Training loops may save more than that. A state dict under "model", "state_dict" or
+    the like is found, and a common prefix such as "module." is removed, also if they
+    are nested; a warning reports it.
 
     Arguments
     ---------
     path : Path
     unwrap : bool
-        False takes names as they are: those of a module that has a student in it begin
-        with "student.", too.
+        False keeps names as they are, e.g. of a module that contains a student, whose
+        names begin with "student.".
 
     Returns
     -------
@@ -72,13 +72,13 @@ def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
     Raises
     ------
     ValueError
-        For a file that is no state dict.
+        For a file that is not a state dict.
     """
     if path.suffix.lower() in EXPORTED:
         raise ValueError(
-            f"{path} is an exported model, which does not hold weights to load here; "
-            "`efficientat tag` and efficientat_plugin.runtime.Tagger compute with it "
-            "(ONNX), or give the weights it was exported from"
+            f"{path} is an exported model, whose weights cannot be loaded here; use it "
+            "with `efficientat tag` or efficientat_plugin.runtime.Tagger (ONNX), or "
+            "give the weights it was exported from"
         )
     try:
         _check_archive(path)
@@ -88,7 +88,7 @@ def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
     except Exception as error:  # garbage makes the unpickler raise just about anything
         raise ValueError(
             f"{path} holds no weights that torch can load; delete it and download or "
-            "save it anew"
+            "save it again"
         ) from error
     content, wrapping = _unwrapped(content) if unwrap else (content, [])
     is_state = (
@@ -110,23 +110,23 @@ def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
     for name, value in content.items():
         if not _is_plain(value):
             raise ValueError(
-                f"{path} has an entry {_described(name)} that is no plain array of "
+                f"{path} has an entry {_described(name)} that is not a plain array of "
                 "numbers; save student.state_dict() as it is"
             )
         if not _is_finite(value):
             raise ValueError(
-                f"{path} has numbers in {_described(name)} that are not finite, as "
-                "training that diverged leaves; give weights of before"
+                f"{path} has numbers in {_described(name)} that are not finite, "
+                "perhaps because training diverged; give weights from before that"
             )
     size, wanted = path.stat().st_size, _storage_bytes(content.values())
-    if wanted > size:  # what no file fills has whatever was in memory before
+    if wanted > size:  # the excess would be uninitialised memory
         raise ValueError(
-            f"{path} has {size} bytes and tensors of {wanted}, whose numbers it cannot "
-            "hold; save student.state_dict() anew"
+            f"{path} has {size} bytes, too few for its tensors of {wanted} bytes; save "
+            "student.state_dict() again"
         )
     if wrapping:
         logger.warning(
-            "%s holds more than weights, or wraps them: they were taken from %s",
+            "%s holds more than a state dict, or wraps it: weights were read from %s",
             path,
             " in ".join(repr(name) for name in reversed(wrapping)),
         )
@@ -134,7 +134,7 @@ def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
 
 
 def _unwrapped(content: Any) -> tuple[Any, list[str]]:
-    """The state dict in a checkpoint, and the names that it stood under."""
+    """Returns the state dict in a checkpoint, and the keys and prefixes around it."""
     wrapping: list[str] = []
     while isinstance(content, Mapping) and content and len(wrapping) < MAX_WRAPPINGS:
         if any(isinstance(value, Tensor) for value in content.values()):
@@ -163,23 +163,23 @@ def _unwrapped(content: Any) -> tuple[Any, list[str]]:
 
 
 def _described(name: object) -> str:
-    """A name of a file, cut; what is none as its type, since it may be any long."""
+    """Shortens a name in a file; anything else, of any length, becomes its type."""
     return shown(name)[:80] if isinstance(name, str) else type(name).__name__
 
 
 class NotAsSaved(ValueError):
-    """What torch never saves, and would take memory or time without end to load."""
+    """Raised for a file that torch never saves, since loading it may never end."""
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses what is packed, or changed since it was saved; torch does neither.
+    """Refuses an archive that is compressed or was changed after torch.save.
 
     Raises
     ------
     ValueError
     """
     with open_file(path) as file:
-        if file.read(4) != b"PK\3\4":  # as torch saved before 1.6, without sums
+        if file.read(4) != b"PK\3\4":  # saved before torch 1.6, without checksums
             file.seek(0)
             for _ in range(LEGACY_PICKLES):
                 _check_pickle(path, file)
@@ -191,14 +191,14 @@ def _check_archive(path: Path) -> None:
             entries = archive.infolist()
             if any(entry.compress_type for entry in entries):
                 raise NotAsSaved(
-                    f"{path} is a packed archive, and torch.save packs nothing; save "
-                    "the weights with it"
+                    f"{path} is a compressed archive, which torch.save never writes; "
+                    "save the weights with torch.save"
                 )
             within = sum(entry.file_size for entry in entries) <= start
             if archive.start_dir != start or not within:  # one member in another
                 raise _odd_archive(path)
             if (damaged := archive.testzip()) is not None:
-                raise ValueError(f"{damaged} is damaged")
+                raise ValueError(f"{damaged} is corrupt")
             for entry in entries:
                 if entry.filename.lower().endswith(".pkl"):  # torch ignores case
                     _check_pickle(path, io.BytesIO(archive.read(entry)))
@@ -209,23 +209,24 @@ def _check_pickle(path: Path, file: BinaryIO) -> None:
         check_pickle(file, path.stat().st_size, STATE_NAMES)
     except pickle.UnpicklingError as error:
         raise NotAsSaved(
-            f"{path} holds no weights that torch can load and nothing else ({error}); "
-            "delete it and download it anew, or save student.state_dict() by itself"
+            f"{path} holds no weights that torch can load, or more than weights "
+            f"({error}); delete it and download it again, or save student.state_dict() "
+            "by itself"
         ) from error
 
 
 def _odd_archive(path: Path) -> NotAsSaved:
     return NotAsSaved(
-        f"{path} is no archive as torch.save writes it, or was cut or damaged; "
-        "download or save it anew"
+        f"{path} is not an archive as torch.save writes it, or is truncated or "
+        "corrupt; download or save it again"
     )
 
 
 def _directory_start(file: BinaryIO) -> int | None:
-    """Where the directory of a zip starts that ends the file; None: nowhere.
+    """Returns the start of a zip's directory at the end of a file; None: not found.
 
-    Python and torch look for it each in their own way, and find the same one, and the
-    same members, only where nothing is behind it and it is where it says it is.
+    Python and torch search for it in different ways. They find the same directory, and
+    the same members, only if nothing follows it and it is where it says it is.
 
     Source: APPNOTE.TXT of PKWARE, 4.3.14 to 4.3.16
     """
@@ -244,7 +245,7 @@ def _directory_start(file: BinaryIO) -> int | None:
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether every number stands in the file; repeated ones may be any many."""
+    """Whether the file holds every number; a stride of 0 could repeat one endlessly."""
     if value.is_meta or value.layout != torch.strided or value.is_quantized:
         return False
     size = value.numel() * value.element_size()
@@ -257,7 +258,7 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def _storage_bytes(values: Iterable[Tensor]) -> int:
-    """What tensors take in memory, shared storage once."""
+    """Returns the memory of tensors, bytes; shared storage counts once."""
     storages = [value.untyped_storage() for value in values]
     return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
 
@@ -265,10 +266,10 @@ def _storage_bytes(values: Iterable[Tensor]) -> int:
 def fetch_file(
     entry: PublishedStudent, savedir: str | Path | None, base_url: str
 ) -> Path:
-    """The file of an entry, downloaded where it is not there yet, else verified.
+    """Returns the file of an entry; verifies it, or downloads it if it is missing.
 
-    Of a file whose SHA-256 nobody has published, that of the first download is noted
-    beside it, and what is there or comes later must have it, too.
+    If no SHA-256 was published for it, that of the first download is saved next to the
+    file and used to verify it from then on.
     """
     folder = Path(savedir or Path(torch.hub.get_dir()) / "efficientat_plugin")
     path = folder / entry.file
@@ -280,12 +281,12 @@ def fetch_file(
         what = f"the SHA-256 of {entry.name}"
         if entry.sha256 is None:
             what = f"the SHA-256 in {_note_of(path).name}, of its first download"
-        raise ValueError(f"{path} has not {what}; delete it to download it anew")
+        raise ValueError(f"{path} does not have {what}; delete it to download it again")
     return path
 
 
 def own_base_url(base_url: str | None) -> str | None:
-    """The address that somebody gave, in Python or by the environment."""
+    """Returns the URL that the user gave, as an argument or in the environment."""
     return base_url or os.environ.get(BASE_URL_VARIABLE)
 
 
@@ -294,7 +295,7 @@ def _note_of(path: Path) -> Path:
 
 
 def _noted_digest(path: Path) -> str | None:
-    """The SHA-256 of the first download of a file; None: nothing is noted."""
+    """Reads the SHA-256 of the first download of a file; None: not saved."""
     note = _note_of(path)
     if not note.is_file():
         return None
@@ -305,7 +306,7 @@ def _noted_digest(path: Path) -> str | None:
 
 
 def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> None:
-    """Whole and verified, or not at all; by one process, for which others wait."""
+    """Downloads and verifies a file, or leaves nothing; other processes wait."""
     addresses = _addresses(entry, base_url)
     advice = (
         f"try again, or put {target.name} into {target.parent}, or set "
@@ -313,8 +314,8 @@ def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> No
     )
     if hub.HF_HUB_OFFLINE and not base_url.startswith("file:"):
         raise OSError(
-            f"{target} is not there, and HF_HUB_OFFLINE forbids downloads; put it "
-            "there, or unset HF_HUB_OFFLINE"
+            f"{target} does not exist, and HF_HUB_OFFLINE forbids downloads; put the "
+            "file there, or unset HF_HUB_OFFLINE"
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -328,20 +329,20 @@ def download_weights(entry: PublishedStudent, target: Path, base_url: str) -> No
             _verify(part, entry, address, target)
             os.replace(part, target)
     except OSError as error:
-        if error.errno is None:  # of a server
+        if error.errno is None:  # an error of the server
             raise type(error)(f"{error}; {advice}") from error
         raise OSError(
-            f"{target.parent} cannot be written ({os.strerror(error.errno)}); make "
-            "room, or it writable, or pass another savedir"
+            f"{target.parent} cannot be written ({os.strerror(error.errno)}); free "
+            "space, make it writable, or pass another savedir"
         ) from error
 
 
 def _addresses(entry: PublishedStudent, base_url: str) -> list[str]:
-    """Where the file may be."""
+    """Returns the URLs at which the file may be."""
     scheme = urllib.parse.urlsplit(base_url).scheme
     if scheme not in SCHEMES or not base_url.isascii() or not base_url.isprintable():
         raise ValueError(
-            f"{base_url!r} is no address of a folder with weights; give one as "
+            f"{base_url!r} is not the address of a folder with weights; give one like "
             f"{BASE_URL}, or file:///a/folder/"
         )
     return [
@@ -352,7 +353,7 @@ def _addresses(entry: PublishedStudent, base_url: str) -> list[str]:
 
 @contextmanager
 def _own_part(target: Path) -> Iterator[Path]:
-    """A file beside ``target`` that no other process writes; gone at the end."""
+    """Yields a file next to ``target`` that no other process writes; removes it."""
     part = target.with_name(f".{target.name}.part")
     with ExitStack() as files:
         while True:
@@ -364,7 +365,7 @@ def _own_part(target: Path) -> Iterator[Path]:
                 break
             if _is(part, file):
                 break
-            file.close()  # renamed or removed by whoever had it before
+            file.close()  # its previous owner renamed or removed it
         try:
             yield part
         finally:
@@ -373,7 +374,7 @@ def _own_part(target: Path) -> Iterator[Path]:
 
 
 def _opened_own(part: Path) -> BinaryIO:
-    """Opens a file to be written, without going where a link leads that is there."""
+    """Opens a file for writing, without following a link in its place."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     while True:
@@ -386,14 +387,14 @@ def _opened_own(part: Path) -> BinaryIO:
         except OSError as error:
             if error.errno not in NO_FILE:
                 raise
-        part.unlink(missing_ok=True)  # the link alone
+        part.unlink(missing_ok=True)  # removes only the link
 
 
 def _is_locked(file: BinaryIO, target: Path) -> bool:
     try:
         return lock(file)
     except BlockingIOError:
-        logger.warning("Waiting for another process that downloads %s", target)
+        logger.warning("Waiting for another process to download %s", target)
         return lock(file, wait=True)
 
 
@@ -406,7 +407,7 @@ def _is(path: Path, file: BinaryIO) -> bool:
 
 
 def _receive_any(addresses: list[str], file: BinaryIO, max_bytes: int) -> str:
-    """The address that had the file."""
+    """Downloads the file from the first address that has it; returns that address."""
     for address in addresses:
         try:
             receive(address, file, max_bytes)
@@ -418,18 +419,18 @@ def _receive_any(addresses: list[str], file: BinaryIO, max_bytes: int) -> str:
 
 
 def _verify(part: Path, entry: PublishedStudent, address: str, target: Path) -> None:
-    """Refuses what is not the file that was published, as far as that is known."""
+    """Refuses a file that is not the published one, as far as that can be checked."""
     digest, noted = sha256_of(part), _noted_digest(target)
     if entry.sha256 is not None and digest != entry.sha256:
         raise ValueError(
-            f"{address} has not the SHA-256 of {entry.name}, so it is another "
+            f"{address} does not have the SHA-256 of {entry.name}, so it is another "
             "file; check the address"
         )
     if entry.sha256 is None and noted not in (None, digest):
         raise ValueError(
             f"{address} is not the file that was downloaded first, whose SHA-256 is "
-            f"in {_note_of(target)}; check the address, or delete that note if the "
-            "file was published anew"
+            f"in {_note_of(target)}; check the address, or delete that note if a new "
+            "version was published"
         )
     try:
         read_state(part)
@@ -438,7 +439,7 @@ def _verify(part: Path, entry: PublishedStudent, address: str, target: Path) -> 
             f"{address} is no state dict; check the address, and that no proxy "
             "answers in its place"
         ) from error
-    if entry.sha256 is None and noted is None:  # as sha256sum writes and checks it
+    if entry.sha256 is None and noted is None:  # in the format of sha256sum
         line = f"{digest}  {target.name}\n"
         write_aside(_note_of(target), lambda file: file.write(line))
 
@@ -446,10 +447,10 @@ def _verify(part: Path, entry: PublishedStudent, address: str, target: Path) -> 
 def fetch(
     name: str, savedir: str | Path | None = None, base_url: str | None = None
 ) -> Path:
-    """The file of a published student, downloaded where it is not there yet.
+    """Returns the file of a published student; downloads it if it is missing.
 
-    What is there is read again, and needs no network; ``HF_HUB_OFFLINE=1`` forbids
-    downloads. A server that cuts or is busy is asked again a few times.
+    A file that exists is verified without network access; ``HF_HUB_OFFLINE=1`` forbids
+    downloads. Interrupted downloads and busy servers are retried a few times.
     Several processes download a file once.
 
     Arguments
@@ -458,8 +459,8 @@ def fetch(
     savedir : str or Path or None
         Folder of the file; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
-        Where the files are, https://, http:// or file://; None: the environment's
-        EFFICIENTAT_BASE_URL, or the published release.
+        URL of the files, https://, http:// or file://; None: the environment variable
+        EFFICIENTAT_BASE_URL, else the published release.
 
     Returns
     -------
@@ -468,9 +469,9 @@ def fetch(
     Raises
     ------
     OSError
-        Where the server does not answer, has no such file, or breaks off again and
-        again; where downloads are forbidden, and where nothing can be written.
+        If the server does not answer, does not have the file, or drops the connection
+        repeatedly; if downloads are forbidden, or the folder cannot be written.
     ValueError
-        For an unknown name, and for a file that is not what was published.
+        For an unknown name, or a file that is not the published one.
     """
     return fetch_file(published(name), savedir, own_base_url(base_url) or BASE_URL)

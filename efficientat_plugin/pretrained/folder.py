@@ -1,8 +1,7 @@
-"""A trained student as a folder that runs anywhere: weights, YAML, labels, a card.
+"""Writes and reads model folders: weights, YAML, labels and card of one model.
 
-``AudioTagger.from_hparams(folder)`` and SpeechBrain's `EncoderClassifier` load it
-offline; uploaded as it is, it is a model of the Hugging Face hub, without code of its
-own.
+``AudioTagger.from_hparams(folder)`` and SpeechBrain's `EncoderClassifier` load one
+offline. It can be uploaded to the Hugging Face hub as it is, and contains no code.
 """
 
 import csv
@@ -46,8 +45,8 @@ from efficientat_plugin.support.plain_text import cell
 LABELS = "labels.csv"
 METRICS = "metrics.json"
 CARD = "README.md"
-# Parts of the one student. The embedding is always to be had; the classes only of a
-# head that takes embeddings, else SpeechBrain says that there is no classifier.
+# Parts of one student. The embedding is always available; classes only if the head
+# takes embeddings, else SpeechBrain reports that there is no classifier.
 EMBEDDING_SLOTS = """\
   # For SpeechBrain's EncoderClassifier: parts of the student, on the same weights
   compute_features: !new:efficientat_plugin.LogMelFeatures
@@ -66,7 +65,7 @@ CLASSIFIER_SLOT = """\
 def write_model_folder(
     folder: str | Path, model: TrainedModel, provenance: Provenance
 ) -> Path:
-    """Writes a model folder, aside first; one that is there already is replaced.
+    """Writes a model folder; replaces an existing one only when complete.
 
     Arguments
     ---------
@@ -82,12 +81,12 @@ def write_model_folder(
     Raises
     ------
     ValueError
-        If something else than a model folder is there.
+        If ``folder`` exists and is not a model folder.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / HYPERPARAMS).is_file():
         raise ValueError(
-            f"{folder} is there and is no model folder; name another, or remove it"
+            f"{folder} exists and is not a model folder; name another, or remove it"
         )
     partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     partial.mkdir(parents=True)
@@ -115,12 +114,12 @@ def write_model_folder(
 
 
 def read_model_folder(folder: str | Path) -> TrainedModel:
-    """What ``write_model_folder`` wrote, to go on training with; runs nothing of it.
+    """Reads a model folder, e.g. to train it further, without executing its YAML.
 
     Arguments
     ---------
     folder : str or Path
-        The model folder, or that of the run that left it.
+        The model folder or its run folder.
 
     Returns
     -------
@@ -130,9 +129,9 @@ def read_model_folder(folder: str | Path) -> TrainedModel:
     Raises
     ------
     FileNotFoundError
-        If that is no model folder.
+        If it is not a model folder.
     ValueError
-        If its files do not fit each other, or the first is cut short.
+        If its files do not match each other, or the YAML is truncated.
     """
     return load_trained_model(model_folder_of(folder))
 
@@ -146,28 +145,26 @@ def load_trained_model(
     short_clips: str | None = None,
     **overrides: Any,
 ) -> TrainedModel:
-    """A model and all that is needed to use it, by whatever name it has.
+    """Loads a model and everything needed to use it, from any source.
 
-    What the source tells need not be given (see `described`); what it does not tell
-    must be, and is never guessed.
+    What the source does not state (see `described`) must be given; nothing is guessed.
 
     Arguments
     ---------
     source : str or Path
-        A published name, a model folder or that of the run that left one, or a file of
-        weights.
+        A published name, a model folder or its run folder, or a file of weights.
     labels : LabelTable or None
-        What the classes are; None: as the source tells.
+        The classes; None: from the source.
     savedir : str, Path or None
         Folder of downloads.
     clip_seconds : float or None
-        Of the clips that it was trained on; None: as the source tells.
+        Length of its training clips, s; None: from the source.
     target : str or None
-        "multilabel" or "multiclass"; None: as the source tells, else "multilabel".
+        "multilabel" or "multiclass"; None: from the source, else "multilabel".
     short_clips : str or None
-        "repeat", "zero_pad" or "as_is"; None: as the source tells, else "repeat".
+        "repeat", "zero_pad" or "as_is"; None: from the source, else "repeat".
     **overrides
-        Of `load_network`, as ``n_mels=64, hop_length=640``.
+        Overrides of `load_network`, e.g. ``n_mels=64, hop_length=640``.
 
     Returns
     -------
@@ -177,8 +174,8 @@ def load_trained_model(
     Raises
     ------
     OSError, ValueError
-        As `load_network`; for what is neither told nor given, and for labels that are
-        not as many as the classes.
+        As in `load_network`; also if something is neither stated nor given, or the
+        numbers of labels and classes differ.
     """
     known = describe(source, savedir)
     state = read_state(known.path)
@@ -194,7 +191,7 @@ def load_trained_model(
     if student.num_classes != len(labels):
         raise ValueError(
             f"{source} has {student.num_classes} classes, but there are {len(labels)} "
-            "labels; give a table of its own"
+            "labels; give its own label table"
         )
     return TrainedModel(
         student,
@@ -207,15 +204,15 @@ def load_trained_model(
 
 @register_checkpoint_hooks
 class ModelDescription:
-    """What the weights of a checkpoint are, saved beside them.
+    """Saves a description of the weights in each checkpoint, next to them.
 
-    The text is that of a model folder's YAML, and `describe` finds it: so a checkpoint
-    loads with its front end, wherever its folder is copied to.
+    It has the text of a model folder's YAML. `describe` finds it, so a checkpoint loads
+    with its front end, even if its folder was copied elsewhere.
 
     Arguments
     ---------
     model : TrainedModel
-        The one that is being trained.
+        The model in training.
 
     Example
     -------
@@ -241,31 +238,31 @@ class ModelDescription:
 
     @mark_as_loader
     def load(self, path: str | Path, end_of_epoch: bool) -> None:
-        """Nothing: what a run trains follows from its settings."""
+        """Does nothing, since the settings of a run determine its model."""
 
 
 def describe_checkpoints(
     checkpointer: Checkpointer, models: Mapping[str, TrainedModel]
 ) -> None:
-    """Has every checkpoint say what its weights are.
+    """Adds a description of each model to every checkpoint.
 
     Arguments
     ---------
     checkpointer : Checkpointer
-        Of the run.
+        Checkpointer of the run.
     models : Mapping
-        The models by the names that their students have there: "student".
+        Models by the names of their students in the checkpointer, e.g. "student".
     """
     for name, model in models.items():
         checkpointer.add_recoverable(
             f"{name}{DESCRIPTION}",
             ModelDescription(model),
-            optional_load=True,  # of runs that began before
+            optional_load=True,  # older runs have none
         )
 
 
 def hyperparams(model: TrainedModel) -> str:
-    """The YAML that builds the model again.
+    """Writes the YAML that rebuilds the model.
 
     Example
     -------
@@ -278,7 +275,7 @@ def hyperparams(model: TrainedModel) -> str:
     ['student: !new:efficientat_plugin.MN']
     """
     student, labels, options = model.student, model.labels, model.student.options
-    if isinstance(student, DyMN):  # which training moves
+    if isinstance(student, DyMN):  # training changes it
         options = options | {"temperature": float(student.temperature)}
     sample_rate = student.front_end.get("sample_rate", 32000)
     slots = "" if isinstance(student, PaSST) else EMBEDDING_SLOTS
@@ -287,9 +284,9 @@ def hyperparams(model: TrainedModel) -> str:
     return f"""\
 # A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
 sample_rate: {sample_rate}  # Hz
-clip_seconds: {model.clip_seconds}  # s, of the clips that it was trained on
+clip_seconds: {model.clip_seconds}  # s, length of the training clips
 target: {model.target}
-short_clips: {model.short_clips}  # what is done with shorter sound
+short_clips: {model.short_clips}  # how shorter sound is lengthened
 audio_normalizer: !new:efficientat_plugin.SoxrNormalizer
   sample_rate: !ref <sample_rate>
 
@@ -310,13 +307,13 @@ modules:
 pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
   loadables:
     student: !ref <student>
-  custom_hooks:  # all of the weights or none: SpeechBrain's own takes what fits
+  custom_hooks:  # loads all weights or none; SpeechBrain's own loads what fits
     student: !name:efficientat_plugin.load_published_state
 """
 
 
 def public_name(kind: type) -> str:
-    """The dotted name that a YAML builds a class by, which stays when files move.
+    """Returns the dotted name of a class for YAMLs, which is stable if files move.
 
     Example
     -------
@@ -330,14 +327,14 @@ def public_name(kind: type) -> str:
 
 
 def _texts(texts: Iterable[str]) -> str:
-    """A list of text; HyperPyYAML takes what is in brackets for a tuple."""
+    """Writes a list of texts; tags those in brackets, which would become tuples."""
     entries = (_quoted(text) for text in texts)
     tagged = (f"!!str {one}" if one.startswith('"(') else one for one in entries)
     return f"[{', '.join(tagged)}]"
 
 
 def _quoted(text: str) -> str:
-    """In quotes, as JSON and YAML have it; YAML takes no control characters."""
+    """Quotes text for JSON and YAML; YAML allows no raw control characters."""
     return "".join(
         each
         if each.isprintable()
@@ -349,18 +346,18 @@ def _quoted(text: str) -> str:
 
 
 def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no number for what nothing can be said of."""
+    """Replaces NaN and infinity, which JSON does not have, by None."""
     return {k: v if math.isfinite(v) else None for k, v in averages.items()}
 
 
 def _arguments(options: Mapping[str, Any]) -> str:
-    """Arguments of a ``!new:``, one a line; JSON is YAML."""
+    """Writes the arguments of a ``!new:``, one per line, as JSON, which is YAML."""
     lines = (f"  {name}: {json.dumps(value)}\n" for name, value in options.items())
     return "".join(lines)
 
 
 def _write_labels(path: Path, labels: LabelTable) -> None:
-    """For other programs; what the model means stands in its YAML."""
+    """Writes the labels for other programs; the model reads them from its YAML."""
     with open(path, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["index", "mid", "display_name"])

@@ -1,4 +1,4 @@
-"""One file from a server: whole, of a bounded size, gone on with after a cut."""
+"""Downloads a file: complete, of bounded size, resumed after interruptions."""
 
 import email.utils
 import http.client
@@ -16,20 +16,20 @@ from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT_SECONDS = 30.0  # that a server may be silent
-STALL_SECONDS, STALL_BYTES = 60.0, 2**16  # slower than this is no download
-TRIES = 5  # in a row that bring less than this
+TIMEOUT_SECONDS = 30.0  # a server may be silent for this long
+STALL_SECONDS, STALL_BYTES = 60.0, 2**16  # a slower download counts as stalled
+TRIES = 5  # tries in a row with less progress than this
 PROGRESS_BYTES = 2**20
-FIRST_WAIT_SECONDS = 1.0  # before another try; twice as long each time
-LONGEST_WAIT_SECONDS = 120.0  # that a server may ask for
+FIRST_WAIT_SECONDS = 1.0  # before another try; doubles each time
+LONGEST_WAIT_SECONDS = 120.0  # a server may ask for at most this
 CHUNK_BYTES = 2**18
 SCHEMES = ("http", "https")
-TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # answers that may pass
+TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # temporary errors
 RANGE_REFUSED = 416
 
 
 class _TryAgain(Exception):
-    """What may go better the next time; ``wait``: seconds that the server asks for."""
+    """A temporary failure; ``wait``: seconds that the server asks to wait."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -37,28 +37,28 @@ class _TryAgain(Exception):
 
 
 def receive(address: str, file: BinaryIO, max_bytes: int) -> None:
-    """The body that a server sends, into an empty file.
+    """Downloads a URL into an empty file.
 
-    A download that is cut is gone on with where the server can, or else begun again.
-    The environment's proxies are heeded (``https_proxy``, ``no_proxy``).
+    An interrupted download is resumed if the server supports it, else restarted. The
+    environment's proxies are used (``https_proxy``, ``no_proxy``).
 
     Arguments
     ---------
     address : str
-        Beginning with http://, https:// or file://.
+        URL that begins with http://, https:// or file://.
     file : BinaryIO
         Open for writing, and empty.
     max_bytes : int
-        More than this is refused.
+        A larger file is refused.
 
     Raises
     ------
     FileNotFoundError
-        Where the server has no such file.
+        If the server does not have the file.
     OSError
-        Where it does not answer, refuses, sends too much or too slowly, or breaks off
-        again and again; in half a sentence, for the caller to say what to do. With an
-        ``errno``: where the file cannot be written.
+        If the server does not answer, refuses, sends too much or too slowly, or drops
+        the connection repeatedly; the caller completes the message with what to do.
+        With an ``errno`` if the file cannot be written.
     """
     download, furthest, failures = _Download(address, file, max_bytes), 0, 0
     while True:
@@ -80,7 +80,7 @@ def receive(address: str, file: BinaryIO, max_bytes: int) -> None:
 
 
 class _Download:
-    """What is received of a file, try after try.
+    """The state of a download across tries.
 
     Arguments
     ---------
@@ -91,17 +91,17 @@ class _Download:
 
     def __init__(self, address: str, file: BinaryIO, max_bytes: int) -> None:
         self.address, self.file, self.max_bytes = address, file, max_bytes
-        self.version = ""  # the server's name of what is in the file, if it has one
+        self.version = ""  # the server's ETag of what is in the file; "": none
 
     def go_on(self) -> None:
-        """Receives what is missing.
+        """Downloads what is missing.
 
         Raises
         ------
         _TryAgain
-            With what there is of it in the file.
+            After a temporary failure; the file keeps what was received.
         OSError
-            As ``receive``.
+            As in ``receive``.
         """
         if not self.version:
             self._begin_again()
@@ -129,7 +129,8 @@ class _Download:
             raise _TryAgain(f"{self.address} ended after {received}{of_all} bytes")
 
     def _told_total(self, response: Any, start: int) -> int | None:
-        """Bytes of the file; None: nobody tells. What is not its rest is all of it."""
+        """Returns the size of the file, bytes; None: unknown. Discards what was
+        received if the response is the whole file."""
         if start and response.status == http.HTTPStatus.PARTIAL_CONTENT:
             told = response.headers.get("Content-Range", "")
             rest = re.fullmatch(rf"bytes {start}-\d+/(\d{{1,18}})", told)
@@ -139,7 +140,7 @@ class _Download:
                 raise _TryAgain(f"{self.address} sent {part} of it")
             return int(rest[1])
         self._begin_again()
-        # http.client has looked at it; of file:// there is none.
+        # http.client has parsed it; file:// has none.
         length: int | None = getattr(response, "length", None)
         return length
 
@@ -150,7 +151,7 @@ class _Download:
     def _open(self, request: urllib.request.Request) -> Any:
         start = self.file.tell()
         try:
-            # Here, since it looks for proxies as they are now.
+            # Built anew each time, to use the current proxies.
             opener = urllib.request.build_opener(_Redirects)
             return opener.open(request, timeout=TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
@@ -165,20 +166,20 @@ class _Download:
             raise (FileNotFoundError if is_absent else OSError)(answer) from error
         except urllib.error.URLError as error:
             answer = f"{self.address} cannot be reached ({_told(error.reason)})"
-            # At once, where there is no network; not in the midst of a download.
+            # Fails at once without a network, but retries during a download.
             raise (_TryAgain if start else OSError)(answer) from error
         except (http.client.InvalidURL, ValueError) as error:
-            answer = f"{self.address} is no address, or leads to one that is none"
+            answer = f"{self.address} is not a valid address, or redirects to such"
             raise OSError(f"{answer} ({_told(error)})") from error
         except (OSError, http.client.HTTPException) as error:
             raise _TryAgain(self._broken_off(error)) from error
 
     def _read(self, response: Any, progress: Any) -> None:
-        """The body, as far as it comes."""
+        """Reads the body until it ends or breaks off."""
         since, seen = time.monotonic(), 0
         while True:
             try:
-                # What is there: for a whole chunk one might wait for ever.
+                # Returns what has arrived; a full chunk might never come.
                 chunk = response.read1(CHUNK_BYTES)
             except (OSError, http.client.HTTPException) as error:
                 raise _TryAgain(self._broken_off(error)) from error
@@ -203,17 +204,17 @@ class _Download:
         if num_bytes > self.max_bytes:
             raise OSError(
                 f"{self.address} sends {num_bytes} bytes or more, and the file has at "
-                f"most {self.max_bytes}, so it is another one"
+                f"most {self.max_bytes}, so it is another file"
             )
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Goes on to other servers, but not from a safe connection to an open one."""
+    """Follows redirects to other servers, but not from https to http."""
 
     def http_error_302(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any
     ) -> Any:
-        """As its parent's, which leaves the answer open where it leads to nowhere."""
+        """Like the parent's, but always closes the response."""
         try:
             return super().http_error_302(req, fp, code, msg, headers)
         finally:
@@ -225,7 +226,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        """As its parent's, which also reads all that comes with a redirection."""
+        """Like the parent's, but does not read the body of a redirect."""
         fp.close()
         old, new = (urllib.parse.urlsplit(url).scheme for url in (req.full_url, newurl))
         if new not in SCHEMES or (old, new) == ("https", "http"):
@@ -235,12 +236,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _told(text: object) -> str:
-    """What a server says, in half a line."""
+    """Shortens a server's text to half a line."""
     return shown(" ".join(str(text).split()))[:200]
 
 
 def _version(headers: Any) -> str:
-    """By which a server knows what it has sent a part of; "": it cannot go on."""
+    """Returns the ETag needed to resume a download; "": the server cannot resume."""
     if headers.get("Accept-Ranges", "bytes") != "bytes":
         return ""
     etag = headers.get("ETag", "")
@@ -248,12 +249,12 @@ def _version(headers: Any) -> str:
 
 
 def _seconds_to_wait(headers: Any) -> float | None:
-    """What ``Retry-After`` asks for, in seconds or as a date; None: nothing."""
+    """Parses ``Retry-After``, seconds or a date, into seconds; None: not given."""
     told = headers.get("Retry-After", "").strip()
     if told.isascii() and told.isdigit():
         return float(told)
     try:
         moment = email.utils.parsedate_to_datetime(told).timestamp()
-    except (ValueError, OverflowError):  # no date, or none that there can be
+    except (ValueError, OverflowError):  # not a date, or an impossible one
         return None
     return max(0.0, moment - time.time())

@@ -1,4 +1,4 @@
-"""PaSST with its weights, and networks of either kind by whatever name they have."""
+"""Loads PaSST with its weights, and networks of either kind from any source."""
 
 import difflib
 import inspect
@@ -42,26 +42,26 @@ logger = logging.getLogger(__name__)
 
 AST_CONFIG = "config.json"
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-STRIDES = (10, 12, 14, 16, 20)  # that shapes are searched for
-UNREAD = "head_dist."  # in published checkpoints, read by nobody
+STRIDES = (10, 12, 14, 16, 20)  # candidates when inferring strides
+UNREAD = "head_dist."  # an unused layer of published checkpoints
 CLASS_LAYER = "head.1."
 
 
 class Untold(ValueError):
-    """What a state dict does not tell of its network, and has to be passed."""
+    """Raised if an option cannot be inferred from a state dict and must be passed."""
 
 
 def infer_options(
     state: Mapping[str, Tensor], known: Mapping[str, Any], front_end: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of the PaSST that a state dict was saved from.
+    """Infers the arguments of the PaSST that a state dict was saved from.
 
     Arguments
     ---------
     state : mapping of str to Tensor
     known : mapping
-        Arguments that are known, or ``clip_seconds`` of what it was trained on: no
-        state dict tells the stride in time.
+        Known arguments, or ``clip_seconds`` of the clips it was trained on, since a
+        state dict does not determine the stride in time.
     front_end : mapping
         Arguments of `LogMel`.
 
@@ -72,7 +72,8 @@ def infer_options(
     Raises
     ------
     ValueError
-        For a state dict of something else, and for what is neither told nor known.
+        For the state dict of another network, or an option that is neither inferable
+        nor known.
 
     Example
     -------
@@ -90,16 +91,16 @@ def infer_options(
     )
     if missing := [name for name in needed if name not in state]:
         raise ValueError(
-            f"the state dict is no PaSST's: it begins with {list(state)[:3]} and has "
-            f"no {missing[0]}"
+            f"the state dict is not a PaSST's: it begins with {list(state)[:3]} and "
+            f"has no {missing[0]}"
         )
     wide = (CLASS_TOKEN, "freq_new_pos_embed", "time_new_pos_embed")
     for name, least in zip(wide, (1, 2, 1), strict=True):
         shape = tuple(state[name].shape)
         if len(shape) < least or 0 in shape:
             raise ValueError(
-                f"the state dict is no PaSST's: {name} is {shape}; pass a file that "
-                "was saved of one"
+                f"the state dict is not a PaSST's: {name} has shape {shape}; pass a "
+                "file saved from a PaSST"
             )
     embed_dim = state[CLASS_TOKEN].shape[-1]
     rows = state["freq_new_pos_embed"].shape[-2]
@@ -127,8 +128,8 @@ def _num_heads(embed_dim: int) -> int:
     published = PublishedTeacher._field_defaults
     if embed_dim != published["embed_dim"]:
         raise Untold(
-            f"the state dict has embed_dim={embed_dim}, unlike what is published, and "
-            "does not tell the heads of its attention; pass num_heads"
+            f"the state dict has embed_dim={embed_dim}, unlike the published ones, and "
+            "does not determine the number of attention heads; pass num_heads"
         )
     return published["num_heads"]
 
@@ -137,7 +138,7 @@ def _frequency_stride(rows: int, n_mels: int) -> int:
     fitting = [each for each in STRIDES if num_positions(n_mels, each) == rows]
     if len(fitting) != 1:
         raise Untold(
-            f"n_mels={n_mels} and {rows} frequency positions go with the strides "
+            f"n_mels={n_mels} and {rows} frequency positions match the strides "
             f"{fitting} of {STRIDES}; pass frequency_stride, or n_mels"
         )
     return fitting[0]
@@ -148,19 +149,19 @@ def _time_stride(
 ) -> int:
     if clip_seconds is None:
         raise Untold(
-            f"the state dict has {columns} time positions, which do not tell their "
+            f"the state dict has {columns} time positions, which do not determine the "
             "stride; pass time_stride (mel frames), or clip_seconds of the clips that "
             "it was trained on"
         )
     log_mel = LogMel(**front_end)
     frames = log_mel.num_frames(round(clip_seconds * log_mel.sample_rate))
-    # Published tables may have a position more than the clip has patches.
+    # Published models may have one position more than the clip has patches.
     fitting = [
         each for each in STRIDES if columns - num_patches(frames, each) in (0, 1)
     ]
     if len(fitting) != 1:
         raise Untold(
-            f"clip_seconds={clip_seconds} are {frames} frames, whose patches go with "
+            f"clip_seconds={clip_seconds} gives {frames} frames, whose patches match "
             f"{columns} time positions at the strides {fitting} of {STRIDES}; pass "
             "time_stride, or another clip_seconds"
         )
@@ -168,7 +169,7 @@ def _time_stride(
 
 
 def _strides_of_name(path: Path) -> dict[str, int]:
-    """The strides that a file is called by, as published: -p16-s10- has 10 in both."""
+    """Parses the strides from a published file name: -p16-s10- has 10 in both."""
     hint = re.search(r"-p16-s(\d+)(?=[-.])", path.name)
     return (
         dict.fromkeys(("frequency_stride", "time_stride"), int(hint[1])) if hint else {}
@@ -178,20 +179,20 @@ def _strides_of_name(path: Path) -> dict[str, int]:
 def check_overrides(
     overrides: Mapping[str, Any], legal: Iterable[str], what: str
 ) -> None:
-    """Refuses what is no argument of what is loaded."""
+    """Refuses overrides that are not legal options."""
     legal = list(legal)
     for name in overrides:
         if name not in legal:
             near = difflib.get_close_matches(name, legal, n=1)
             hint = f"did you mean {near[0]}?" if near else "see its documentation"
-            raise ValueError(f"{name} is no option of {what}; {hint}")
+            raise ValueError(f"{name} is not an option of {what}; {hint}")
 
 
 def _filled(
     options: Mapping[str, Any], state: Mapping[str, Tensor], origin: str
 ) -> PaSST:
-    """A PaSST whose weights are all of a state dict."""
-    with torch.device("meta"):  # nothing is drawn that would be overwritten
+    """Builds a PaSST and loads a whole state dict into it."""
+    with torch.device("meta"):  # skips an initialisation that would be overwritten
         passt = PaSST(**options)
     own = passt.state_dict()
     given = dict(state) | {
@@ -201,7 +202,7 @@ def _filled(
     }
     if differences := differences_of(own, given):
         raise ValueError(
-            f"{origin} does not fit a PaSST of {options} ({'; '.join(differences)}); "
+            f"{origin} does not fit a PaSST with {options} ({'; '.join(differences)}); "
             "pass the options that it was trained with"
         )
     passt.load_state_dict(
@@ -213,7 +214,7 @@ def _filled(
 def _passt_of(
     known: Described, state: Mapping[str, Tensor], overrides: Mapping[str, Any]
 ) -> PaSST:
-    """A PaSST of a state dict, in evaluation mode, with its front end."""
+    """Builds a PaSST from a state dict, in evaluation mode, with its front end."""
     of_passt = inspect.signature(PaSST).parameters
     is_published = known.entry is not None
     legal = [*of_passt, *FRONT_END, *([] if is_published else ["clip_seconds"])]
@@ -237,19 +238,19 @@ def load_network(
     base_url: str | None = None,
     **overrides: Any,
 ) -> Student:
-    """A network with its weights, CNN or transformer, ready to score.
+    """Loads a network with its weights, CNN or transformer, ready to score.
 
     Arguments
     ---------
     source : str or Path
-        As `describe` takes it.
+        As in `describe`.
     savedir : str or Path or None
         Folder of downloads.
     base_url : str or None
-        A folder with all the files; None: as in `load_teacher`.
+        URL of a folder with all the files; None: as in `load_teacher`.
     **overrides
-        Arguments of the network or of `LogMel` that the source does not tell or that
-        shall differ, as `load_student` and `load_teacher` take them.
+        Arguments of the network or of `LogMel` that the source does not determine or
+        that should differ, as in `load_student` and `load_teacher`.
 
     Returns
     -------
@@ -274,7 +275,7 @@ def load_network(
 def network_of(
     known: Described, state: Mapping[str, Tensor], overrides: Mapping[str, Any]
 ) -> Student:
-    """`load_network`, of weights that are found, described and read."""
+    """Does the rest of `load_network` once weights are found, described and read."""
     if CLASS_TOKEN not in state:
         return student_of(known, state, overrides)
     with known.told():
@@ -287,9 +288,9 @@ def load_start(
     savedir: str | Path | None = None,
     base_url: str | None = None,
 ) -> list[str]:
-    """Fills a student, CNN or transformer, with what its training starts from.
+    """Loads the initial weights of a student, CNN or transformer, into it.
 
-    As `load_published_state` does with a CNN; a PaSST takes a name of
+    For a CNN this is `load_published_state`; for a PaSST the source is a name of
     `list_teachers`, a file, or a model folder.
 
     Arguments
@@ -301,19 +302,19 @@ def load_start(
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
-        A folder with all the files; None: as in `load_teacher`.
+        URL of a folder with all the files; None: as in `load_teacher`.
 
     Returns
     -------
     list of str
-        Entries left at their initialisation, because the number of classes differs.
+        Entries left at their initialisation because the number of classes differs.
 
     Raises
     ------
     OSError
-        Where a download fails or there is no such file.
+        If a download fails or the file does not exist.
     ValueError
-        For an unknown name, a file that is no state dict, and one that does not fit.
+        For an unknown name, a file that is not a state dict, or one that does not fit.
 
     Example
     -------
@@ -335,7 +336,7 @@ def load_start(
     given |= {name: own[name] for name in [*kept, *unread]}
     if differences := differences_of(own, given):
         raise ValueError(
-            f"{source} does not fit a {student.describe()} of "
+            f"{source} does not fit a {student.describe()} with "
             f"num_frames={student.num_frames} ({'; '.join(differences)}); build it "
             "with the options of the weights"
         )
@@ -352,17 +353,17 @@ def load_start(
 
 
 def nothing_called(source: str | Path, names: list[str]) -> Exception:
-    """What to raise where a source is neither there nor published."""
+    """Returns the error to raise if a source neither exists nor is published."""
     path = Path(source)
     if os.path.isdir(source):
         return FileNotFoundError(
-            f"the folder {source} has no model in it: neither hyperparams.yaml, as one "
-            f"that a run left, nor {AST_CONFIG}, as an AST's; give another folder"
+            f"the folder {source} has no model in it: neither hyperparams.yaml, as a "
+            f"model folder has, nor {AST_CONFIG}, as an AST has; give another folder"
         )
     if path.suffix in WEIGHT_FILES or path.parent != Path("."):
         return FileNotFoundError(
             f"{source} is neither file nor folder; give the path of a state dict, a "
-            "name of list_teachers() or list_students(), or one of an AST on the hub"
+            "name of list_teachers() or list_students(), or an AST on the hub"
         )
     near = difflib.get_close_matches(str(source), names)
     hint = f"did you mean {' or '.join(near)}?" if near else "list_teachers() has all"

@@ -1,4 +1,4 @@
-"""The published students: names, files, and what must be known to use them.
+"""The published students: names, files, options and front ends.
 
 Source: the README and the code of github.com/fschmid56/EfficientAT.
 """
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 
 class PublishedStudent(NamedTuple):
-    """A published checkpoint, and what must be known to use it."""
+    """A published checkpoint, with its options and its front end."""
 
     name: str
     family: str  # "mn" or "dymn"
     file: str
     width: float
-    mean_ap: float | None = None  # percent, AudioSet evaluation, as printed
+    mean_ap: float | None = None  # percent, AudioSet evaluation, as published
     head: str = "mlp"
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
     dynamic_blocks: str = "all"  # of DyMN
@@ -24,21 +24,21 @@ class PublishedStudent(NamedTuple):
     n_mels: int = 128
     hop_length: int = 320  # samples
     sample_rate: int = 32000  # Hz
-    trained_on: str = "AudioSet"  # or "ImageNet": the class layer is untrained then
+    trained_on: str = "AudioSet"  # or "ImageNet", with an untrained class layer
     sha256: str | None = None
     num_bytes: int | None = None  # of the file
     licence: str = "MIT"
-    other_files: tuple[str, ...] = ()  # names that a server may have instead
+    other_files: tuple[str, ...] = ()  # alternative names on the server
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the student."""
+        """Returns the arguments of the student."""
         names = ["num_classes", "width", "head", "strides"]
         if self.family == "dymn":
             names += ["dynamic_blocks", "temperature"]
         return {name: getattr(self, name) for name in names}
 
     def front_end(self) -> dict[str, Any]:
-        """Arguments of the log-mel that the student was trained on."""
+        """Returns the arguments of the `LogMel` that the student was trained with."""
         names = ("sample_rate", "n_mels", "hop_length")
         return {name: getattr(self, name) for name in names}
 
@@ -46,7 +46,7 @@ class PublishedStudent(NamedTuple):
 def _mn(
     name: str, width: float, mean_ap: float, file: str | None = None, **options: Any
 ) -> PublishedStudent:
-    """An MN of AudioSet; most files are called by name and mean average precision."""
+    """Makes the entry of an MN for AudioSet; most files are named NAME_mAP_###.pt."""
     file = file or f"{name}_mAP_{round(10 * mean_ap)}.pt"
     return PublishedStudent(name, "mn", file, width, mean_ap, **options)
 
@@ -58,13 +58,13 @@ def _dymn(
     file: str | None = None,
     **options: Any,
 ) -> PublishedStudent:
-    """A DyMN of AudioSet; most files are called by the name."""
+    """Makes the entry of a DyMN for AudioSet; most files are named NAME.pt."""
     file = file or f"{name}.pt"
     return PublishedStudent(name, "dymn", file, width, mean_ap, **options)
 
 
 def _image(name: str, width: float) -> PublishedStudent:
-    """An MN or DyMN of ImageNet: where training on AudioSet began."""
+    """Makes the entry of an MN or DyMN for ImageNet, the start for AudioSet."""
     family = "dymn" if name.startswith("dymn") else "mn"
     temperature = 30.0 if family == "dymn" else 1.0
     return PublishedStudent(
@@ -122,7 +122,7 @@ _ENTRIES = (
         "dymn10_replace_se_as",
         1.0,
         dynamic_blocks="replace_se",
-        other_files=(" dymn10_replace_se_as.pt",),  # what the published code asks for
+        other_files=(" dymn10_replace_se_as.pt",),  # the name in the published code
     ),
     # ImageNet
     _image("mn01_im", 0.1),
@@ -143,7 +143,7 @@ PUBLISHED: dict[str, PublishedStudent] = {entry.name: entry for entry in _ENTRIE
 
 
 def list_students() -> list[str]:
-    """The names of the published students.
+    """Returns the names of the published students.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def list_students() -> list[str]:
 
 
 def find_published(source: str | Path) -> PublishedStudent | None:
-    """The entry that a name stands for, or a file by its name; None for others.
+    """Finds the entry of a published name, or of a file by its name; else None.
 
     Arguments
     ---------
@@ -181,7 +181,7 @@ def find_published(source: str | Path) -> PublishedStudent | None:
 
 
 def published(name: str) -> PublishedStudent:
-    """What is known of a published student.
+    """Returns the entry of a published student.
 
     Arguments
     ---------
@@ -194,7 +194,7 @@ def published(name: str) -> PublishedStudent:
     Raises
     ------
     ValueError
-        For an unknown name; says which are near.
+        For an unknown name; suggests similar ones.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""The published PaSSTs: their names, files, and what must be known to use them."""
+"""The published PaSSTs: their names, files, options and front ends."""
 
 import re
 from pathlib import Path
@@ -11,14 +11,14 @@ RELEASES = "https://github.com/kkoutini/PaSST/releases/download/"
 
 
 class PublishedTeacher(NamedTuple):
-    """A published PaSST, and what must be known to use it."""
+    """A published PaSST, with its options and its front end."""
 
     name: str
     release: str  # the folder of its file
     file: str
-    mean_ap: float | None = None  # percent, on what it was trained for, as printed
+    mean_ap: float | None = None  # percent, on its own data set, as published
     stride: int = 10  # mel bins and frames
-    num_frames: int = 998  # mel frames that its time positions are for
+    num_frames: int = 998  # mel frames covered by its time positions
     hop_length: int = 320  # samples
     depth: int = 12
     num_classes: int = 527
@@ -30,7 +30,7 @@ class PublishedTeacher(NamedTuple):
     licence: str = "Apache-2.0"
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the PaSST."""
+        """Returns the arguments of the PaSST."""
         names = (
             "num_classes",
             "n_mels",
@@ -43,13 +43,13 @@ class PublishedTeacher(NamedTuple):
         return {name: getattr(self, name) for name in names} | strides
 
     def front_end(self) -> dict[str, Any]:
-        """Arguments of the log-mel that it was trained on."""
+        """Returns the arguments of the `LogMel` that it was trained with."""
         names = ("sample_rate", "n_mels", "hop_length")
         return {name: getattr(self, name) for name in names}
 
 
 def _named(file: str) -> dict[str, Any]:
-    """What the name of a published file says: ...-s12-ap.473 has stride 12, 47.3 %."""
+    """Parses the name of a published file: ...-s12-ap.473 is stride 12, mAP 47.3 %."""
     said: dict[str, Any] = {}
     if stride := re.search(r"-s(\d+)-", file):
         said["stride"] = int(stride[1])
@@ -59,7 +59,7 @@ def _named(file: str) -> dict[str, Any]:
 
 
 def _audioset(name: str, release: str, file: str, **options: Any) -> PublishedTeacher:
-    """A PaSST of AudioSet; the files of most begin alike."""
+    """Makes the entry of a PaSST for AudioSet; most files share a prefix."""
     file = f"passt-s-f128{file}" if file.startswith("-") else file
     return PublishedTeacher(name, release, f"{file}.pt", **_named(file) | options)
 
@@ -72,7 +72,7 @@ def _tuned(
     name: str | None = None,
     **options: Any,
 ) -> PublishedTeacher:
-    """A PaSST of another data set; most are called like their files."""
+    """Makes the entry of a PaSST for another data set; by default named as its file."""
     options |= {"trained_on": trained_on, "num_classes": num_classes}
     return PublishedTeacher(
         name or file, release, f"{file}.pt", **_named(file) | options
@@ -85,7 +85,7 @@ _HOP_100 = {"hop_length": 100, "num_frames": 3200}
 _HOP_160 = {"hop_length": 160, "num_frames": 2000}
 _FOLD_ACCURACIES = {1: "967", 2: "977", 3: "959", 4: "987", 5: "962"}  # per mille
 _ENTRIES = (
-    # Patches overlap, the less the larger the stride; swa: averaged weights
+    # Patches overlap, less with larger strides; swa: averaged weights
     _audioset("passt_s_swa_p16_128_ap476", _V1, "-p16-s10-ap.476-swa"),
     _audioset("passt_s_swa_p16_128_ap4761", _V2, "-p16-s10-ap.4761-swa"),
     _audioset("passt_s_p16_128_ap472", _V2, "-p16-s10-ap.472"),
@@ -95,7 +95,7 @@ _ENTRIES = (
     _audioset("passt_s_swa_p16_s14_128_ap471", _V2, "-p16-s14-ap.471-swa"),
     _audioset("passt_s_p16_s16_128_ap468", _V2, "-p16-s16-ap.468"),
     _audioset("passt_s_swa_p16_s16_128_ap473", _V2, "-p16-s16-ap.473-swa"),
-    # Finer in time (hop, samples), and for longer clips (seconds)
+    # Finer time resolution (hop, samples), and longer clips (seconds)
     _audioset(
         "passt_s_swa_f128_stfthop100_p16_s10_ap473",
         _V3,
@@ -123,7 +123,7 @@ _ENTRIES = (
     # Distilled; the light one has 7 blocks
     _audioset("passt_s_kd_p16_128_ap486", "v.0.0.9", "passt-s-kd-ap.486"),
     _audioset("passt_l_kd_p16_128_ap47", "v.0.0.10", "passt-l-kd-ap.47", depth=7),
-    # Trained without patchout, and with 600 patches out
+    # Trained without patchout, and with 600 patches dropped
     _audioset("passt_b_f128_p16_s16_ap_459", _V7, "passt-b-f128-p16-s16-ap.459"),
     _audioset("passt_u600_f128_p16_s16_ap_460", _V7, "passt-u600-f128-p16-s16-ap.460"),
     # Fine-tuned
@@ -155,9 +155,9 @@ TEACHERS: dict[str, PublishedTeacher] = {entry.name: entry for entry in _ENTRIES
 
 
 def list_teachers() -> list[str]:
-    """The names of the published PaSSTs.
+    """Returns the names of the published PaSSTs.
 
-    `load_teacher` knows them, and what `list_students` has besides.
+    `load_teacher` loads these and those of `list_students`.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def list_teachers() -> list[str]:
 
 
 def find_teacher(source: str | Path) -> PublishedTeacher | None:
-    """The entry that a name stands for, or a file by its name; None for others.
+    """Finds the entry of a published name, or of a file by its name; else None.
 
     Example
     -------
@@ -186,7 +186,7 @@ def find_teacher(source: str | Path) -> PublishedTeacher | None:
 def fetch_teacher(
     entry: PublishedTeacher, savedir: str | Path | None, base_url: str | None
 ) -> Path:
-    """The file of a published teacher, downloaded where it is not there yet."""
+    """Returns the file of a published teacher; downloads it if it is missing."""
     own = own_base_url(base_url)
     to_download = PublishedStudent(entry.name, "passt", entry.file, width=1.0)
     return fetch_file(to_download, savedir, own or RELEASES + entry.release)

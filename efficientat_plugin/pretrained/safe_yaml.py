@@ -1,15 +1,15 @@
-"""The YAML of a model folder, whoever wrote it: nothing but a tagger's parts is built.
+"""Loads the YAML of an untrusted model folder: builds only the parts of a tagger.
 
-HyperPyYAML imports and calls whatever the tags of a YAML name, so that of a stranger
-is a program. Here it is read first: every tag must be one of ``LEGAL_TAGS``, compared
-as a whole, before anything is imported. A prefix would not do, for modules hold other
+HyperPyYAML imports and calls whatever the tags of a YAML name, so an untrusted YAML is
+an untrusted program. Here every tag must be in ``LEGAL_TAGS``, compared in full, before
+anything is imported. Comparing prefixes would not be safe, since modules contain other
 modules: ``!apply:torch.os.system`` is ``os.system``.
 
-`AudioTagger` reads its folders so; SpeechBrain's own interfaces, and recipes with the
-YAML that they are given, run all of it.
+`AudioTagger` reads its folders this way. SpeechBrain's own interfaces, and recipes with
+the YAML passed to them, execute all of it.
 
-What HyperPyYAML has beyond that is left out: Python's own tags, ``!applyref:``, tuples
-(whose text it gives to an unsafe loader, so a class called "(other)" is one, too),
+Other features of HyperPyYAML are not supported: Python's own tags, ``!applyref:``,
+tuples (whose text it passes to an unsafe loader, even for a class named "(other)"),
 attributes, arithmetic and text in references.
 """
 
@@ -41,8 +41,8 @@ from efficientat_plugin.support.yaml_text import (
     refuse_too_many,
 )
 
-# What `write_model_folder` writes, and parts of the same kind: they compute, and
-# neither read nor write nor reach for a network.
+# What `write_model_folder` writes, and similar parts. They only compute; they do not
+# access files or the network.
 LEGAL_TAGS = frozenset(
     {
         "!apply:efficientat_plugin.audioset_labels",
@@ -63,7 +63,7 @@ LEGAL_TAGS = frozenset(
         "!new:efficientat_plugin.StudentWaveformEncoder",
         "!new:speechbrain.dataio.preprocess.AudioNormalizer",
         "!new:speechbrain.utils.parameter_transfer.Pretrainer",
-        # As older folders have them
+        # Names in older folders
         "!apply:efficientat_plugin.classifiers.label_encoder",
         "!apply:efficientat_plugin.data.targets.audioset_labels",
         "!name:efficientat_plugin.students.weights.load_published_state",
@@ -87,32 +87,32 @@ PLAIN_TAGS = frozenset(
     for kind in ("null", "bool", "int", "float", "str", "seq", "map")
 )
 REFERENCE_TAG = "!ref"
-REFERENCES = {"!ref", "!copy"}  # copies of copies are a few lines that fill the memory
-PLACEHOLDER = "!PLACEHOLDER"  # HyperPyYAML asks for an override
+REFERENCES = {"!ref", "!copy"}  # nested copies could fill the memory in a few lines
+PLACEHOLDER = "!PLACEHOLDER"  # HyperPyYAML requires an override
 INCLUDE = "!include:"
 REFERENCE = re.compile(r"<[^<>.\[\]]+(\[[^<>.\[\]]+\])*>")  # <key>, <key[key]>
-INTERPOLATED = re.compile(r"<[^<>]*>")  # is in what HyperPyYAML replaces in text
+INTERPOLATED = re.compile(r"<[^<>]*>")  # HyperPyYAML replaces this in text
 FILE_NAME = re.compile(r"\w[\w-]*", re.ASCII)
 MAX_INCLUDES = 20
-# Text is written out at every reference to it.
-MAX_TEXT, MAX_REFERENCES = 2_000, 200  # characters of one, and references in a YAML
+# Text is copied to every reference to it.
+MAX_TEXT, MAX_REFERENCES = 2_000, 200  # characters per text; references per YAML
 IF_TRUSTED = (
-    "if you trust whoever wrote it with this machine, pass trust=True, or --trust to "
-    "efficientat"
+    "if you trust its source to execute code on this machine, pass trust=True, or "
+    "--trust to efficientat"
 )
 
 
 class _Loader(SafeLoader):
-    """Builds what `_check` has let through."""
+    """Builds a YAML that passed `_check`."""
 
     num_parameters = 0  # of all students
 
     def construct_object(self, node: Node, deep: bool = True) -> Any:
-        """Arguments are whole before they are passed on."""
+        """Constructs deeply, so that arguments are complete before they are used."""
         return super().construct_object(node, deep)
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """Text in brackets is text; HyperPyYAML teaches all of ruamel otherwise."""
+        """Keeps text in brackets as text; HyperPyYAML makes ruamel resolve a tuple."""
         tag = super().resolve(kind, value, implicit)
         return self.DEFAULT_SCALAR_TAG if str(tag) == "!tuple" else tag
 
@@ -126,13 +126,13 @@ def _build(loader: _Loader, name: str, node: Node) -> Any:
         args = loader.construct_sequence(node, deep=True)
     part: Any = pydoc.locate(name)
     if isinstance(part, type) and issubclass(part, Student):
-        # A few digits of a width or a number of classes ask for any memory.
-        with torch.device("meta"):  # where parameters have shapes alone
+        # A large width or number of classes could ask for any amount of memory.
+        with torch.device("meta"):  # parameters have shapes but no memory
             parameters = part(*args, **kwargs).parameters()
         loader.num_parameters += sum(parameter.numel() for parameter in parameters)
         if loader.num_parameters > MAX_PARAMETERS:
             raise ValueError(
-                f"with this {part.__name__} it has more than {MAX_PARAMETERS} "
+                f"this {part.__name__} brings it to more than {MAX_PARAMETERS} "
                 "parameters"
             )
     return part(*args, **kwargs)
@@ -152,18 +152,18 @@ def load_model_yaml(
     overrides: Mapping[str, Any] | str | None = None,
     overrides_must_match: bool = True,
 ) -> dict[str, Any]:
-    """What a model folder's YAML builds, if it is parts of a tagger and nothing else.
+    """Builds the objects in a model folder's YAML if all are parts of a tagger.
 
-    Every file is read once: what was checked is what is built.
+    Every file is read only once, so what is built is what was checked.
 
     Arguments
     ---------
     path : Path
-        ``!include:`` may name files of its folder and of folders in it.
+        ``!include:`` may name files in its folder and subfolders.
     overrides : Mapping, str or None
-        As HyperPyYAML takes them; their tags are checked, too.
+        As in HyperPyYAML; their tags are checked, too.
     overrides_must_match : bool
-        Whether an override of a key that is not there is refused.
+        Whether an override of a missing key is refused.
 
     Returns
     -------
@@ -172,10 +172,10 @@ def load_model_yaml(
     Raises
     ------
     OSError
-        Where a file cannot be read.
+        If a file cannot be read.
     ValueError
-        For another tag, an include of another folder, what is no YAML, and parts that
-        cannot be built; says which line.
+        For another tag (with its line), an include from another folder, invalid YAML,
+        or parts that cannot be built.
 
     Example
     -------
@@ -198,31 +198,31 @@ def load_model_yaml(
         _check_pretrainer(hparams.get("pretrainer"), path)
     if options := RunOptions().as_dict().keys() & hparams:
         raise Refused(
-            f"{path} sets {', '.join(sorted(options))}, and how a model runs is for "
-            f"who runs it: pass run_opts to from_hparams, {IF_TRUSTED}"
+            f"{path} sets {', '.join(sorted(options))}, and only the user chooses how "
+            f"a model runs: pass run_opts to from_hparams, {IF_TRUSTED}"
         )
     return {k: v for k, v in hparams.items() if not k.startswith("__")}
 
 
 @contextmanager
 def told_of(path: Path) -> Iterator[None]:
-    """What a damaged YAML leads to, in a sentence that names it."""
+    """Turns the errors of a corrupt YAML into a sentence that names it."""
     try:
         yield
     except (OSError, Refused):
         raise
-    except Exception as error:  # a part says what is wrong with its arguments its way
+    except Exception as error:  # parts raise many kinds of errors
         what = shown(" ".join(str(error).split())[:300])
         raise Refused(
             f"{path} makes no tagger ({type(error).__name__}: {what}); copy or "
-            "download the folder again if it is damaged"
+            "download the folder again if it is corrupt"
         ) from error
 
 
 def _resolved(
     path: Path, overrides: Mapping[str, Any] | str | None, must_match: bool
 ) -> str:
-    """The text with overrides, includes and references in it, from checked copies."""
+    """Resolves overrides, includes and references in checked copies; returns text."""
     includes = _check(_overrides_node(overrides), "overrides") if overrides else []
     with TemporaryDirectory() as copies:
         _copy(path, includes, Path(copies))
@@ -231,14 +231,14 @@ def _resolved(
 
 
 def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
-    """Copies a YAML and all that it includes, each checked."""
+    """Checks and copies a YAML and all the files it includes."""
     folder = path.resolve().parent  # where HyperPyYAML looks for includes
     waiting = [PurePosixPath(path.name), *map(PurePosixPath, more)]
-    for number, name in enumerate(waiting):  # which grows meanwhile
+    for number, name in enumerate(waiting):  # the list grows in the loop
         if number > MAX_INCLUDES:
             raise Refused(
-                f"{path} includes more than {MAX_INCLUDES} files, or itself; put all "
-                "of it into one"
+                f"{path} includes more than {MAX_INCLUDES} files, or itself; put "
+                "everything into one file"
             )
         source = folder / name if number else path
         if number and not source.resolve().is_relative_to(folder):
@@ -246,9 +246,9 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
                 f"{path} includes {_short(name)}, a link out of its folder; "
                 f"{IF_TRUSTED}"
             )
-        if not source.is_file():  # a pipe would be waited for
+        if not source.is_file():  # reading a pipe would block
             raise FileNotFoundError(
-                f"{shown(source)} is no file; copy the folder again"
+                f"{shown(source)} is not a file; copy the folder again"
             )
         text = read_text(source)
         root = _node(text)
@@ -261,7 +261,7 @@ def _copy(path: Path, more: Iterable[str], copies: Path) -> None:
 
 
 def _node(text: str) -> Node | None:
-    """The one document of a text, as HyperPyYAML parses it; nothing is built."""
+    """Parses the one document of a text as HyperPyYAML does; builds nothing."""
     return YAML().compose(text)
 
 
@@ -273,19 +273,19 @@ def _overrides_node(overrides: Mapping[str, Any] | str) -> Node | None:
         YAML().dump(overrides, text)
     except RepresenterError as error:
         raise Refused(
-            "an override is neither number nor text nor a list or mapping of them "
-            f"({error}); change the model after it is loaded"
+            "an override is not a number, a text, or a list or mapping of them "
+            f"({error}); change the model after loading it"
         ) from error
     return _node(text.getvalue())
 
 
 def _check(root: Node | None, origin: str, has_references: bool = True) -> list[str]:
-    """Refuses what must not be built, and what HyperPyYAML must not be given.
+    """Refuses what must not be built or passed to HyperPyYAML.
 
     Returns
     -------
     list of str
-        Files to include.
+        Included files.
     """
     refuse_too_many(root, origin)
     includes, references = [], 0
@@ -307,11 +307,11 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
         elif not (
             tag in PLAIN_TAGS | LEGAL_TAGS
             or (has_references and tag == PLACEHOLDER)
-            or (tag == "!tuple" and node.ctag.handle is None)  # of text in brackets
+            or (tag == "!tuple" and node.ctag.handle is None)  # text in brackets
         ):
             raise Refused(
-                f"{origin}, line {line}: the tag {_short(tag)} is none that a tagger "
-                f"needs, and may run any code; {IF_TRUSTED}"
+                f"{origin}, line {line}: the tag {_short(tag)} is not one that a "
+                f"tagger needs, and may execute any code; {IF_TRUSTED}"
             )
         if tag.startswith("!name:") and (
             not isinstance(node, ScalarNode) or node.value
@@ -326,26 +326,26 @@ def _check(root: Node | None, origin: str, has_references: bool = True) -> list[
 
 
 def _check_texts(node: MappingNode, place: str) -> None:
-    """A reference to one would replace and compute what stands in it."""
+    """Refuses <...> in texts, which a reference to the text would evaluate."""
     for _, value in node.value:
         is_text = isinstance(value, ScalarNode) and str(value.tag) not in REFERENCES
         if is_text and INTERPOLATED.search(value.value):
             raise Refused(
-                f"{place}: the text {_short(value.value)} has <...> in it, as "
-                f"references have; {IF_TRUSTED}"
+                f"{place}: the text {_short(value.value)} contains <...>, like a "
+                f"reference; {IF_TRUSTED}"
             )
 
 
 def _check_reference(node: Node, place: str) -> None:
     if not (isinstance(node, ScalarNode) and REFERENCE.fullmatch(node.value)):
         raise Refused(
-            f"{place}: the reference {_short(node.value)} is more than a key, as "
+            f"{place}: the reference {_short(node.value)} is not a plain key such as "
             f"<student>; {IF_TRUSTED}"
         )
 
 
 def _short(text: object) -> str:
-    """For a message: its beginning, in quotes."""
+    """Returns the beginning of a text, in quotes, for messages."""
     whole = str(text)
     return repr(whole if len(whole) <= 80 else f"{whole[:80]}...")
 
@@ -355,35 +355,35 @@ def _include_name(tag: str, place: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise Refused(
-            f"{place}: {_short(name)} is included and not a file of the folder; "
+            f"{place}: {_short(name)} is included and is not a file in the folder; "
             f"{IF_TRUSTED}"
         )
     return name
 
 
 def _check_pretrainer(pretrainer: Any, path: Path) -> None:
-    """Weights come from the folder itself, and are read by our own reader."""
+    """Checks that weights come from the folder itself, and sets our own reader."""
     if type(pretrainer) is not Pretrainer:
         raise Refused(
-            f"{path} has no pretrainer, which says what the weights are of; is it the "
-            "YAML of a model?"
+            f"{path} has no pretrainer, which says what the weights belong to; is it "
+            "the YAML of a model?"
         )
     if pretrainer.paths or pretrainer.conditions:
         raise Refused(
-            f"the pretrainer of {path} has paths or conditions, and weights are to be "
-            f"beside it; {IF_TRUSTED}"
+            f"the pretrainer of {path} has paths or conditions, but weights must be "
+            f"in the same folder; {IF_TRUSTED}"
         )
     for name, part in pretrainer.loadables.items():
         if not FILE_NAME.fullmatch(name):
             raise Refused(
-                f"the pretrainer of {path} has a loadable {_short(name)}, which is to "
-                f"be the name of a file; {IF_TRUSTED}"
+                f"the pretrainer of {path} has a loadable {_short(name)}, which is not "
+                f"a plain file name; {IF_TRUSTED}"
             )
         if name in pretrainer.custom_hooks:
             continue
         if not isinstance(part, Student):
             raise Refused(
-                f"the pretrainer of {path} fills {name}, a {type(part).__name__}, and "
-                f"no student; {IF_TRUSTED}"
+                f"the pretrainer of {path} fills {name}, a {type(part).__name__}, not "
+                f"a student; {IF_TRUSTED}"
             )
         pretrainer.add_custom_hooks({name: load_published_state})

@@ -1,8 +1,8 @@
-"""Students with their weights: published ones by name, and files of one's own.
+"""Loads students with their weights: published ones by name, and users' own files.
 
-An import is whole or refused: names and shapes are compared entry by entry; only the
-class layer may stay at its initialisation, where the number of classes differs, or
-the head, where another one is asked for.
+An import is complete or refused: names and shapes are compared entry by entry. Only the
+class layer may keep its initialisation, if the number of classes differs, or the head,
+if another one is requested.
 """
 
 import difflib
@@ -34,21 +34,21 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 logger = logging.getLogger(__name__)
 
 FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
-CLASS_TOKEN = "cls_token"  # what tells a PaSST's state dict from a student's
+CLASS_TOKEN = "cls_token"  # marks the state dict of a PaSST
 
 
 def front_end_arguments(log_mel: LogMel) -> dict[str, Any]:
-    """Arguments of `LogMel` that make this one again."""
+    """Returns the arguments of `LogMel` that rebuild this one."""
     return {name: getattr(log_mel, name) for name in FRONT_END}
 
 
 def front_end_of(log_mel: LogMel) -> dict[str, Any]:
-    """What makes two front ends the same one, jitter apart."""
+    """Returns the arguments that equal front ends share, i.e. all but the jitter."""
     return {name: getattr(log_mel, name) for name in FRONT_END if "jitter" not in name}
 
 
 def _described(state: Mapping[str, Tensor]) -> str:
-    """A state dict in a few words, for messages."""
+    """Describes a state dict in a few words, for messages."""
     try:
         family, options = infer_options(state, {})
     except ValueError:
@@ -57,7 +57,7 @@ def _described(state: Mapping[str, Tensor]) -> str:
 
 
 def differences_of(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``given`` from filling a student whose state dict is ``own``."""
+    """Returns what keeps ``given`` from filling a student whose state is ``own``."""
     optional = {"temperature"}  # published checkpoints have none
     found = {
         "are missing": [name for name in own if name not in given.keys() | optional],
@@ -81,7 +81,7 @@ def _fill(
     origin: str,
     may_change_head: bool = False,
 ) -> list[str]:
-    """All of a state dict into a student; returns what had to stay as it was."""
+    """Loads a whole state dict into a student; returns the entries it left alone."""
     own = student.state_dict()
     given = head_options(state)
     classes = given.get("num_classes")
@@ -99,7 +99,7 @@ def _fill(
     merged |= {name: own[name] for name in kept}
     theirs, ours = _described(state), student.describe()
     families = [theirs.removeprefix("of ").split()[0], ours.split()[0]]
-    if sorted(families) == ["DyMN", "MN"]:  # of which no entry would fit
+    if sorted(families) == ["DyMN", "MN"]:  # no entry would fit
         raise ValueError(
             f"{origin} is {theirs}, and the student {ours}; give {families[1]} "
             f"weights, or build that {families[0]}"
@@ -128,9 +128,9 @@ def load_published_state(
     savedir: str | Path | None = None,
     base_url: str | None = None,
 ) -> list[str]:
-    """Fills a student with published weights, or those of a file, in place.
+    """Loads published weights, or those of a file, into a student, in place.
 
-    The temperature of a DyMN becomes that of the weights, where it is known.
+    The temperature of a DyMN is set to that of the weights if it is known.
 
     Arguments
     ---------
@@ -141,19 +141,19 @@ def load_published_state(
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
-        Where the files are; see `fetch`.
+        URL of the files; see `fetch`.
 
     Returns
     -------
     list of str
-        Entries left at their initialisation, because the number of classes differs.
+        Entries left at their initialisation because the number of classes differs.
 
     Raises
     ------
     OSError
-        Where a download fails or there is no such file.
+        If a download fails or the file does not exist.
     ValueError
-        For an unknown name, a file that is no state dict, and one that does not fit.
+        For an unknown name, a file that is not a state dict, or one that does not fit.
     """
     known = locate(source, savedir, base_url)
     state = read_state(known.path)
@@ -165,14 +165,15 @@ def load_published_state(
 
 
 def _check_overrides(family: str, overrides: Mapping[str, Any]) -> None:
-    """Refuses what is an argument of neither the student nor its front end."""
+    """Refuses overrides that are options of neither the student nor its front end."""
     legal = [*inspect.signature(FAMILIES[family]).parameters, *FRONT_END]
     for name in overrides:
         if name not in legal:
             near = difflib.get_close_matches(name, legal, n=1)
             hint = f"did you mean {near[0]}?" if near else "see its documentation"
             raise ValueError(
-                f"{name} is no option of {FAMILIES[family].__name__} or LogMel; {hint}"
+                f"{name} is not an option of {FAMILIES[family].__name__} or LogMel; "
+                f"{hint}"
             )
 
 
@@ -183,40 +184,40 @@ def load_student(
     base_url: str | None = None,
     **overrides: Any,
 ) -> Student:
-    """A student with its weights, ready to score.
+    """Loads a student with its weights, ready to score.
 
     Arguments
     ---------
     source : str or Path
-        A name of `list_students`, downloaded once; a model folder, or that of the run
-        that left it; or a file with a state dict. Its front end is known of a file
-        with a published name, in a model folder or in a run's checkpoints, and must
-        be stated of others, with ``n_mels`` and ``hop_length``; family, width, head
-        and the like follow from names and shapes.
+        A name of `list_students`, downloaded once; a model folder or its run folder;
+        or a file with a state dict. The front end of a file is known if it has a
+        published name or is in a model folder or a run's checkpoints; otherwise state
+        ``n_mels`` and ``hop_length``. Family, width, head and the like are inferred
+        from names and shapes.
     num_classes : int or None
-        K; None: as many as the weights have, 527 of the published ones. Another
-        number leaves the class layer at its initialisation, and warns.
+        K; None: as many as the weights have, 527 for the published ones. With another
+        number the class layer keeps its initialisation, which is logged as a warning.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
-        Where the files are; see `fetch`.
+        URL of the files; see `fetch`.
     **overrides
-        Arguments of the student or of `LogMel` that the source does not tell or
-        that shall differ, e.g. ``strides``, ``dropout``, ``hop_length``.
+        Arguments of the student or of `LogMel` that the source does not determine or
+        that should differ, e.g. ``strides``, ``dropout``, ``hop_length``.
 
     Returns
     -------
     Student
-        An `MN` or `DyMN` in evaluation mode; its ``front_end`` has the arguments of
-        the `LogMel` that goes with it, its ``options`` those it was built with.
+        An `MN` or `DyMN` in evaluation mode. Its ``front_end`` holds the arguments of
+        its `LogMel`, its ``options`` those it was built with.
 
     Raises
     ------
     OSError
-        Where a download fails or there is no such file.
+        If a download fails or the file does not exist.
     ValueError
-        For an unknown name or option, a file that is no state dict, one that does
-        not fit, and one whose front end is neither known nor stated.
+        For an unknown name or option, a file that is not a state dict, one that does
+        not fit, or one whose front end is neither known nor stated.
 
     Example
     -------
@@ -235,15 +236,15 @@ def student_of(
     num_classes: int | None = None,
     needs_front_end: bool = True,
 ) -> Student:
-    """`load_student`, of weights that are found, described and read.
+    """Does the rest of `load_student` once weights are found, described and read.
 
-    Without ``needs_front_end`` a student whose front end is not known has none, for
-    whoever computes from features of their own.
+    Without ``needs_front_end``, a student of unknown front end is returned without one,
+    for users who compute their own features.
     """
     if CLASS_TOKEN in state:
         raise ValueError(
-            f"{known.source} is a PaSST, and an MN or a DyMN is needed here; "
-            "load_teacher takes it"
+            f"{known.source} is a PaSST, and an MN or a DyMN is needed here; load it "
+            "with load_teacher"
         )
     with known.told():
         return _student_of(known, state, overrides, num_classes, needs_front_end)
@@ -275,7 +276,9 @@ def _student_of(
     if isinstance(student, DyMN) and "temperature" in stated:
         student.set_temperature(stated["temperature"])
     if entry is not None and entry.trained_on == "ImageNet" and not kept:
-        logger.warning("%s comes from ImageNet: its class layer is untrained", source)
+        logger.warning(
+            "%s was trained on ImageNet: its class layer is untrained", source
+        )
     student.options = options
     if front_end:
         student.front_end = front_end

@@ -1,10 +1,10 @@
-"""Tagging with exported models: numpy, soundfile, soxr and a runtime, no torch.
+"""Tags sound with exported models, using numpy, soundfile, soxr and a runtime.
 
-``model_file`` is what a file tells of itself, ``front_end`` the log-mel in numpy,
-``sessions`` runs the graph in ONNX Runtime or OpenVINO, ``tagger`` puts them together.
+``model_file`` reads a file's metadata, ``front_end`` computes the log-mel in numpy,
+``sessions`` runs the graph in ONNX Runtime or OpenVINO, and ``tagger`` combines them.
 On the command line, `efficientat tag --model MODEL.onnx` does the same.
 
-Nothing here, and nothing that it imports, imports torch.
+Neither this package nor anything it imports needs torch.
 """
 
 from efficientat_plugin.runtime.tagger import Tagger

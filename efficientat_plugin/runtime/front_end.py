@@ -1,4 +1,4 @@
-"""The log-mel of ``features.LogMel`` in numpy, as it is in evaluation mode."""
+"""Computes the log-mel of ``features.LogMel`` in evaluation mode, in numpy."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ FRAMES_AT_ONCE = 128
 
 
 class FrontEndSettings(NamedTuple):
-    """What a log-mel is computed from."""
+    """The settings of a log-mel."""
 
     sample_rate: int  # Hz
     n_mels: int  # F
@@ -28,18 +28,18 @@ class FrontEndSettings(NamedTuple):
 
     @property
     def min_samples(self) -> int:
-        """The shortest sound whose ends can be mirrored."""
+        """The shortest sound, in samples, whose ends can be reflected."""
         return self.n_fft // 2 + 2
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames T that a sound of ``num_samples`` gives."""
+        """Returns the number of frames T of a sound of ``num_samples``."""
         return 1 + (num_samples - 1) // self.hop_length
 
 
 def mel_bank(settings: FrontEndSettings) -> Array:
-    """Kaldi's triangles on the mel scale: [F, n_fft / 2 + 1].
+    """Computes Kaldi's triangular mel filters: [F, n_fft / 2 + 1].
 
-    In float32 step by step, as torchaudio computes it.
+    Each step is in float32, as in torchaudio.
     """
     low, high = (
         1127.0 * np.log(1.0 + hertz / 700.0)
@@ -60,7 +60,7 @@ def mel_bank(settings: FrontEndSettings) -> Array:
 
 
 class LogMel:
-    """Log-mel spectrograms: [N] -> [F, T].
+    """Computes log-mels: [N] -> [F, T].
 
     Arguments
     ---------
@@ -82,7 +82,7 @@ class LogMel:
         turns = 2 * np.pi * np.arange(length)
         turns /= length if settings.periodic_window else max(1, length - 1)
         self.window = (0.5 - 0.5 * np.cos(turns)).astype(np.float32)
-        # What a frame hears, from its centre.
+        # Samples of a frame before and after its centre.
         self.before = settings.n_fft // 2 - (settings.n_fft - length) // 2
         self.behind = length - self.before
 
@@ -92,16 +92,16 @@ class LogMel:
         return self.frames(padded, 0, self.settings.num_frames(len(waveform))).T
 
     def padded(self, waveform: Array) -> Array:
-        """Pre-emphasised, its ends mirrored: the sound of all frames."""
+        """Applies pre-emphasis and reflects the ends."""
         emphasised = (
             waveform[1:] - np.float32(self.settings.pre_emphasis) * waveform[:-1]
         )
         return np.pad(emphasised, (self.before, self.behind), mode="reflect")
 
     def frames(self, padded: Array, first: int, end: int) -> Array:
-        """Some of the frames: [end - first, F]"""
+        """Computes the frames from ``first`` to ``end``: [end - first, F]."""
         mel = np.empty((max(0, end - first), self.settings.n_mels), np.float32)
-        # What some frames need on the way stays in the cache.
+        # In blocks of frames, so that intermediate results stay in the cache.
         for start in range(0, len(mel), FRAMES_AT_ONCE):
             part = mel[start : start + FRAMES_AT_ONCE]
             power = self._power(padded, first + start, len(part))
@@ -120,13 +120,13 @@ class LogMel:
         hop, length = self.settings.hop_length, self.settings.win_length
         sound = padded[first * hop : (first + count - 1) * hop + length]
         framed = np.lib.stride_tricks.sliding_window_view(sound, length)[::hop]
-        # Where in the transform the window stands does not change the power.
+        # The position of the window in the transform does not change the power.
         spectrum = np.fft.rfft(framed * self.window, self.settings.n_fft)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
-        return power.astype(np.float32)  # which it is, but for numpy before 2
+        return power.astype(np.float32)  # already float32 with numpy 2
 
     def inner_frames(self, num_samples: int) -> tuple[int, int]:
-        """First frame that hears nothing mirrored, and the first after these."""
+        """Returns the range of frames that contain no reflected samples."""
         hop = self.settings.hop_length
         num_emphasised = num_samples - 1
         first = -(-self.before // hop)
@@ -135,10 +135,10 @@ class LogMel:
 
 
 class OverlappingWindows:
-    """Log-mels of windows that overlap; what two share is computed once.
+    """Computes log-mels of overlapping windows, with shared frames computed once.
 
-    A window's own ends are mirrored, as if it were a sound by itself. So the frames
-    that hear them are computed for each window, and only the others are shared.
+    The ends of each window are reflected, as if it were a sound of its own. Frames
+    that contain reflected samples are computed per window; only the others are shared.
 
     Arguments
     ---------
@@ -152,7 +152,7 @@ class OverlappingWindows:
         self._frames: Array | None = None  # [T, F] of the window before
 
     def __call__(self, start: int, waveform: Array) -> Array:
-        """The window that begins at a sample: [N] -> [F, T]"""
+        """Computes the log-mel of the window at ``start``: [N] -> [F, T]."""
         log_mel, hop = self._log_mel, self._log_mel.settings.hop_length
         num_frames = log_mel.settings.num_frames(len(waveform))
         padded = log_mel.padded(waveform)

@@ -1,4 +1,4 @@
-"""What an exported file tells of itself, as text beside its graph."""
+"""Reads and writes the metadata of an exported file, stored as text with its graph."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from efficientat_plugin.support.limits import MAX_BANK, MAX_WINDOW_SECONDS, SAMP
 from efficientat_plugin.support.plain_text import shown
 
 FORMAT_VERSION = 1
-MAX_SIZE = 1 << 16  # mel bands, and samples of a frame
+MAX_SIZE = 1 << 16  # of mel bands, and samples per frame
 # Inputs and outputs of the graphs
 WAVEFORM, LOG_MEL = "waveform", "log_mel"
 PROBABILITIES, LOGITS, EMBEDDING = "probabilities", "logits", "embedding"
@@ -21,22 +21,22 @@ TARGETS = ("multilabel", "multiclass")
 
 
 class ModelFacts(NamedTuple):
-    """All that is needed to use a file, and where it comes from."""
+    """Everything needed to use a file, and where it comes from."""
 
     source: str  # name or file of the weights
-    sha256: str  # of the file of weights
-    student: str  # what it is, in a few words
+    sha256: str  # of the weights file
+    student: str  # a short description
     labels: LabelTable
     target: str  # "multilabel" or "multiclass"
     clip_seconds: float  # of the clips it was trained on
-    short_clips: str  # what is done with shorter sound
+    short_clips: str  # how shorter sounds are lengthened
     front_end: FrontEndSettings
     has_front_end: bool  # waveform to probabilities; else log-mel to logits
-    num_frames: int | None  # T, where the student takes no other
+    num_frames: int | None  # T, if the student takes only this number
     precision: str
 
     def as_texts(self) -> dict[str, str]:
-        """For the metadata of a file: JSON by name."""
+        """Converts the facts to file metadata: a JSON text by name."""
         content: dict[str, Any] = self._asdict()
         content["labels"] = self.labels.names
         content["mids"] = self.labels.mids
@@ -49,7 +49,7 @@ class ModelFacts(NamedTuple):
 
 
 def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
-    """What ``ModelFacts.as_texts`` wrote.
+    """Reads what ``ModelFacts.as_texts`` wrote.
 
     Arguments
     ---------
@@ -64,17 +64,17 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
     Raises
     ------
     ValueError
-        For a file that was not exported here, or by another version.
+        If the file was not written by ``efficientat export`` or has another version.
     """
     if "format_version" not in texts:
         raise ValueError(
-            f"{origin} was not written by `efficientat export`: it does not tell its "
+            f"{origin} was not written by `efficientat export`: its metadata lack "
             "labels and front end; export the model"
         )
     version = texts["format_version"]
     if version != str(FORMAT_VERSION):
         raise ValueError(
-            f"{origin} has format {shown(version[:20])}, and this version reads "
+            f"{origin} has format {shown(version[:20])}, but this version reads "
             f"{FORMAT_VERSION}; export the model again, or install the version that "
             "wrote it"
         )
@@ -93,7 +93,7 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
         shortest = facts.front_end.min_samples / facts.front_end.sample_rate
         if not shortest <= facts.clip_seconds <= MAX_WINDOW_SECONDS:
             raise ValueError(
-                f"clip_seconds={facts.clip_seconds!r}, of {shortest:.3g} to "
+                f"clip_seconds={facts.clip_seconds!r} must be from {shortest:.3g} to "
                 f"{MAX_WINDOW_SECONDS}"
             )
         if facts.num_frames is not None and not facts.num_frames > 0:
@@ -107,18 +107,18 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
 
 
 def _check_front_end(settings: FrontEndSettings) -> None:
-    """Refuses what no log-mel is computed from, and what would fill the memory."""
+    """Raises a ``ValueError`` for illegal settings, and sizes that exhaust memory."""
     sizes = settings.n_mels, settings.n_fft, settings.win_length, settings.hop_length
     if not all(type(size) is int and 0 < size <= MAX_SIZE for size in sizes):
-        raise ValueError(f"sizes {sizes} of the front end, of 1 to {MAX_SIZE}")
+        raise ValueError(f"front end sizes {sizes} must be from 1 to {MAX_SIZE}")
     if settings.n_mels * settings.n_fft > MAX_BANK:
-        raise ValueError(f"n_mels={settings.n_mels} of n_fft={settings.n_fft}")
+        raise ValueError(f"n_mels={settings.n_mels}, n_fft={settings.n_fft}")
     rate = settings.sample_rate
     if type(rate) is not int or not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-        raise ValueError(f"sample_rate={rate!r} Hz, of {SAMPLE_RATES}")
+        raise ValueError(f"sample_rate={rate!r} Hz must be within {SAMPLE_RATES}")
     if not 0 <= settings.f_min < settings.f_max <= rate / 2:
         raise ValueError(
-            f"f_min={settings.f_min!r} and f_max={settings.f_max!r} Hz of {rate!r} Hz"
+            f"f_min={settings.f_min!r} and f_max={settings.f_max!r} Hz at {rate!r} Hz"
         )
     for name in ("pre_emphasis", "offset", "log_floor", "scale"):
         number = getattr(settings, name)

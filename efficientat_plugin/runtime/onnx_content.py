@@ -1,17 +1,17 @@
-"""An ONNX file, looked through before a runtime reads it: the whole model is in it.
+"""Checks that an ONNX file contains the whole model, before a runtime reads it.
 
-A tensor may name another file that holds its numbers (external data). Runtimes open
-whatever it names, and OpenVINO takes some names for addresses in its own memory. An
-exported model has no such tensor, so that any is refused.
+A tensor may name another file that holds its values (external data). Runtimes open
+any file it names, and OpenVINO interprets some names as addresses in its own memory.
+Exported models have no such tensors, so any model that does is refused.
 
-The file is walked here because neither `onnx` nor `protobuf` need be installed.
+The file is parsed here, so that neither `onnx` nor `protobuf` has to be installed.
 
 Source: onnx.proto3 of ONNX 1.23; https://protobuf.dev/programming-guides/encoding
 """
 
 from collections.abc import Iterator
 
-# What tensors may be in: the number of a field, and the kind of message that it holds.
+# Where tensors can occur: field numbers, and the type of message in each field.
 FIELDS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -30,23 +30,23 @@ FIELDS: dict[str, dict[int, str]] = {
     "TensorProto": {},
 }
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # of a tensor
-NUMBER, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # how the value of a field is told
+NUMBER, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5  # wire types
 
 
 def check_content(content: bytes | memoryview, origin: str) -> None:
-    """Refuses a model that is not whole in its file.
+    """Raises a ``ValueError`` unless the file contains the whole model.
 
     Arguments
     ---------
     content : bytes or memoryview
-        Of the file.
+        Content of the file.
     origin : str
         The file, for messages.
 
     Raises
     ------
     ValueError
-        For external data, and for what is no ONNX file.
+        For external data, and if it is not an ONNX file.
 
     Example
     -------
@@ -62,14 +62,14 @@ def check_content(content: bytes | memoryview, origin: str) -> None:
         ) from error
     if not is_whole:
         raise ValueError(
-            f"{origin} refers to other files for some of its numbers (external data), "
-            "which is refused since they may be any files of this machine; export the "
-            "model again, which writes one file"
+            f"{origin} refers to other files for some of its weights (external data), "
+            "which is refused because they can be any files on this machine; export "
+            "the model again, which writes one file"
         )
 
 
 def _is_whole(content: memoryview) -> bool:
-    """Whether no tensor refers to another file; also those in graphs of operators."""
+    """Whether no tensor refers to another file, including tensors in subgraphs."""
     waiting, has_graph = [("ModelProto", content)], False
     while waiting:
         kind, message = waiting.pop()
@@ -87,7 +87,7 @@ def _is_whole(content: memoryview) -> bool:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Each field of a message: its number, and a number or bytes."""
+    """Yields each field of a message: its number, and its value as number or bytes."""
     place, end = 0, len(message)
     while place < end:
         tag, place = _number(message, place)
@@ -102,7 +102,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             length, place = _number(message, place)
         elif kind in (EIGHT_BYTES, FOUR_BYTES):
             length = 8 if kind == EIGHT_BYTES else 4
-        else:  # groups, which ONNX has none of
+        else:  # groups, which ONNX does not use
             raise ValueError(f"a field of kind {kind}")
         if place + length > end:
             raise ValueError("it was cut")
@@ -111,7 +111,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
 
 
 def _number(message: memoryview, place: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where it ends."""
+    """Reads a varint (seven bits per byte, lowest first); returns it and its end."""
     number = 0
     for shift in range(0, 70, 7):
         byte = message[place]

@@ -1,4 +1,4 @@
-"""A file's graph as it runs: in ONNX Runtime, or in OpenVINO."""
+"""Runs the graph of a file in ONNX Runtime or OpenVINO."""
 
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -18,35 +18,35 @@ Array = NDArray[np.float32]
 
 
 class Session(Protocol):
-    """A graph that can be asked."""
+    """A graph that is ready to run."""
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the file tells of itself."""
+        """Metadata of the file."""
 
     @property
     def inputs(self) -> Sequence[str]:
-        """Their names."""
+        """Names of the inputs."""
 
     @property
     def outputs(self) -> Sequence[str]:
-        """Their names."""
+        """Names of the outputs."""
 
     @property
     def num_classes(self) -> int | None:
-        """K, of the logits; None where there are none, or of any number."""
+        """K of the logits; None if there are no logits, or K is not fixed."""
 
     def run(self, value: Array) -> dict[str, Array]:
-        """All outputs, by name, of the one input."""
+        """Computes all outputs, by name, from the only input."""
 
 
 class OnnxRuntimeSession:
-    """A graph in ONNX Runtime, on the CPU.
+    """Runs a graph in ONNX Runtime, on the CPU.
 
     Arguments
     ---------
     model : bytes
-        Content of the file, looked through by ``check_content``.
+        Content of the file, checked by ``check_content``.
     origin : str
         The file, for messages.
     threads : int or None
@@ -58,7 +58,7 @@ class OnnxRuntimeSession:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors, which are raised as well
-        # Threads that wait by spinning take the log-mel's cores from it.
+        # Threads that spin while waiting would take cores from the log-mel.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -67,7 +67,7 @@ class OnnxRuntimeSession:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # its errors have no class in common
+        except Exception as error:  # its errors have no common class
             raise ValueError(_refusal(origin, version, error)) from error
         try:
             self.metadata = self._session.get_modelmeta().custom_metadata_map
@@ -79,18 +79,18 @@ class OnnxRuntimeSession:
         self.num_classes = shapes[LOGITS][-1] if shapes.get(LOGITS) else None
 
     def run(self, value: Array) -> dict[str, Array]:
-        """All outputs, by name, of the one input."""
+        """Computes all outputs, by name, from the only input."""
         found = self._session.run(None, {self.inputs[0]: value})
         return dict(zip(self.outputs, found, strict=True))
 
 
 class OpenVinoSession:
-    """A graph in OpenVINO, on the CPU, never in less than the file's precision.
+    """Runs a graph in OpenVINO, on the CPU, never below the file's precision.
 
     Arguments
     ---------
     model : bytes
-        Content of the file, looked through by ``check_content``.
+        Content of the file, checked by ``check_content``.
     origin : str
         The file, for messages.
     threads : int or None
@@ -100,7 +100,7 @@ class OpenVinoSession:
     def __init__(self, model: bytes, origin: str, threads: int | None = None) -> None:
         import openvino
 
-        # Where the processor has bfloat16, OpenVINO would compute in it.
+        # OpenVINO would compute in bfloat16 if the processor supports it.
         options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -116,7 +116,7 @@ class OpenVinoSession:
             self.metadata = {name: str(value.value) for name, value in found.items()}
         except (RuntimeError, UnicodeDecodeError) as error:
             raise ValueError(_refusal(origin, version, error)) from error
-        self._one_at_a_time = Lock()  # its one request would mix up threads
+        self._one_at_a_time = Lock()  # threads would overwrite its only request
         self.inputs = [_known(each, INPUTS) for each in self._compiled.inputs]
         self.outputs = [_known(each, OUTPUTS) for each in self._compiled.outputs]
         self.num_classes: int | None = None
@@ -127,14 +127,14 @@ class OpenVinoSession:
                 self.num_classes = shape[-1].get_length()
 
     def run(self, value: Array) -> dict[str, Array]:
-        """All outputs, by name, of the one input."""
+        """Computes all outputs, by name, from the only input."""
         with self._one_at_a_time:
             found = self._compiled([value])
         return {name: found[index] for index, name in enumerate(self.outputs)}
 
 
 def _known(value: Any, names: Sequence[str]) -> str:
-    """Which of the names a value has; what a conversion passes on has those of both."""
+    """Returns which of the names a value has; passed-through values have several."""
     return next((name for name in names if name in value.get_names()), "")
 
 
@@ -145,14 +145,14 @@ SESSIONS: dict[str, type[OnnxRuntimeSession] | type[OpenVinoSession]] = {
 
 
 def installed_backends() -> list[str]:
-    """Those of ``SESSIONS`` that can be imported here."""
+    """Lists the backends in ``SESSIONS`` that can be imported."""
     return [name for name in SESSIONS if importlib.util.find_spec(name) is not None]
 
 
 def open_session(
     model: str | Path | bytes, backend: str | None = None, threads: int | None = None
 ) -> Session:
-    """A graph that is ready to run.
+    """Loads a graph, ready to run.
 
     Arguments
     ---------
@@ -170,12 +170,12 @@ def open_session(
     Raises
     ------
     FileNotFoundError
-        Where there is no such file.
+        If the file does not exist.
     ImportError
-        Where the backend is not installed.
+        If the backend is not installed.
     ValueError
-        For another backend, a file that it does not take, and one that refers to
-        others.
+        For an unknown backend, a file that it cannot run, and one that refers to
+        other files.
     """
     if backend is not None and backend not in SESSIONS:
         raise ValueError(f"backend={backend!r}; it is one of {', '.join(SESSIONS)}")
@@ -199,7 +199,7 @@ def _content(path: Path) -> bytes:
         return file.read()
 
 
-# What the runtimes say of an operator that they do not have, for any or for some types
+# Parts of the runtimes' messages about an operator, or a type of it, that they lack
 SIGNS_OF_LACK = (
     "not_implemented",
     "not a registered",
@@ -209,7 +209,9 @@ SIGNS_OF_LACK = (
 
 
 def _refusal(name: str, version: str, error: Exception) -> str:
-    reason = str(error).replace(name, "").lower()  # or a file's name were a reason
+    reason = (
+        str(error).replace(name, "").lower()
+    )  # the file name may contain such words
     if "opset" in reason or "ir version" in reason:
         return (
             f"{version} is too old for the opset of {name}; export it with a lower "

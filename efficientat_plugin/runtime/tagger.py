@@ -1,4 +1,4 @@
-"""A tagger of exported models; says what ``AudioTagger`` says, without torch."""
+"""Tags sound with exported models, like ``AudioTagger`` but without torch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ Array = NDArray[np.float32]
 
 
 class Tagger(SoundTagger):
-    """Tags, scans and embeds sound with a file that ``efficientat export`` wrote.
+    """Tags, scans and embeds sound with a file from ``efficientat export``.
 
-    Of a file without front end the log-mel is computed in numpy, in a scan once for
-    all windows that share it; a file with front end hears each window by itself.
+    For a file without front end, the log-mel is computed in numpy, and in a scan only
+    once where windows overlap. A file with front end computes it for each window.
 
     Arguments
     ---------
@@ -50,11 +50,11 @@ class Tagger(SoundTagger):
     Raises
     ------
     FileNotFoundError
-        Where there is no such file.
+        If the file does not exist.
     ImportError
-        Where the backend is not installed.
+        If the backend is not installed.
     ValueError
-        For a file that is damaged, of another version, or not what it says it is.
+        If the file is corrupt, of another version, or does not match its metadata.
 
     Example
     -------
@@ -85,11 +85,11 @@ class Tagger(SoundTagger):
         self._log_mel = LogMel(self.facts.front_end)
 
     def score(self, waveforms: "NDArray | Tensor") -> Array:
-        """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        """Computes the probabilities of clips of one length: [B, N] -> [B, K]."""
         return self.outputs(waveforms)[PROBABILITIES]
 
     def outputs(self, waveforms: "NDArray | Tensor") -> dict[str, Array]:
-        """Probabilities, logits and embeddings, by these names, of [B, N]."""
+        """Computes "probabilities", "logits" and "embedding" of waveforms [B, N]."""
         waveforms = clips_of(waveforms)
         self._check_length(waveforms.shape[1])
         if self.facts.has_front_end:
@@ -102,16 +102,16 @@ class Tagger(SoundTagger):
         sample_rate: int | None = None,
         batch_size: int | None = None,
     ) -> Array:
-        """[D]: the average over the last maps, which the head classifies.
+        """Computes the embedding [D]: the average over the maps before the head.
 
         Arguments
         ---------
         sound : str, Path, bytes, bytearray, BinaryIO, dict or NDArray
-            As ``tag`` takes it; longer ones are heard in windows and averaged.
+            As for ``tag``; embeddings of a long sound's windows are averaged.
         sample_rate : int or None
-            Of samples, Hz.
+            Sample rate of an array, Hz.
         batch_size : int or None
-            Windows to hear at once; None: 8.
+            Windows per batch; None: 8.
 
         Returns
         -------
@@ -125,16 +125,16 @@ class Tagger(SoundTagger):
         return averages.means(0)[0]
 
     def log_mel_of(self, samples: Array) -> Array:
-        """The log-mel of some sound: [N] -> [F, T]"""
+        """Computes the log-mel of a sound: [N] -> [F, T]."""
         return self._log_mel(lengthened(samples, self.min_samples, "zero_pad"))
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that probabilities depend on besides the sound.
+        """Returns everything besides the sound that sets probabilities.
 
         Returns
         -------
         dict
-            What JSON can hold.
+            Serialisable as JSON.
         """
         model, facts = self._model, self.facts
         return {
@@ -169,7 +169,7 @@ class Tagger(SoundTagger):
         return outputs | {PROBABILITIES: probabilities}
 
     def _check_graph(self, origin: str) -> None:
-        """Refuses a graph that is not the one that the metadata tell of."""
+        """Raises a ``ValueError`` if the graph does not match the metadata."""
 
         def described(
             inputs: Sequence[str], outputs: Sequence[str], num_classes: int | None
@@ -183,28 +183,28 @@ class Tagger(SoundTagger):
         told = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
         if found != told:
             raise ValueError(
-                f"{origin} has a graph from {found}, and its metadata tell of {told}; "
+                f"{origin} has a graph from {found}, but its metadata say {told}; "
                 "export the model again"
             )
 
     def _check_length(self, num_samples: int) -> None:
-        """Refuses what the graph cannot take."""
+        """Raises a ``ValueError`` for lengths that the graph cannot take."""
         if num_samples < self.min_samples:
             raise ValueError(
-                f"{num_samples} samples were given, and this model needs "
+                f"{num_samples} samples were given, but this model needs "
                 f"{self.min_samples} or more; pad them"
             )
         needed, hop = self.facts.num_frames, self.facts.front_end.hop_length
         if needed not in (None, self.facts.front_end.num_frames(num_samples)):
             raise ValueError(
-                f"{num_samples} samples were given, and this model takes only "
+                f"{num_samples} samples were given, but this model takes only "
                 f"{needed} frames of {hop} samples, {needed * hop / self.sample_rate:g}"
                 " s; leave window_seconds out"
             )
 
 
 def as_probabilities(logits: Array, target: str) -> Array:
-    """[B, K], by sigmoid where a sound may have several classes, else by softmax.
+    """Converts logits [B, K] by sigmoid if "multilabel", else by softmax.
 
     Example
     -------

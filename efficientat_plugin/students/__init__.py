@@ -1,7 +1,7 @@
-"""Students: small networks with one contract.
+"""Students: small networks that share one interface.
 
-``forward([B, 1, F, T]) -> StudentOutput``; a student is built without touching
-disk or network, and ``pretrained`` fills it with weights.
+``forward([B, 1, F, T]) -> StudentOutput``. Building a student accesses neither disk
+nor network; ``pretrained`` loads weights into it.
 """
 
 from typing import Any

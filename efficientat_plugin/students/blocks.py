@@ -1,8 +1,8 @@
-"""What every student is made of: the table of blocks, convolutions and gates.
+"""The building blocks of MN and DyMN: the table of blocks, convolutions and gates.
 
-MN and DyMN share the table; `mn.py` builds its rows as inverted residuals with
-squeeze-excite, `dymn.py` as dynamic ones (`dynamic.py`). Names of submodules are
-those of the published checkpoints.
+Both networks share the table; `mn.py` builds its rows as inverted residuals with
+squeeze-excite, `dymn.py` as dynamic ones (`dynamic.py`). The submodules have the names
+that they have in the published checkpoints.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ DIVISOR = 8  # every number of channels is a multiple of it
 
 
 def round_channels(channels: float) -> int:
-    """The multiple of 8 nearest to ``channels``, at least 8 and 0.9 ``channels``.
+    """Rounds to the nearest multiple of 8 that is at least 8 and 0.9 ``channels``.
 
     Source: MobileNetV1-V3 ("make_divisible").
 
@@ -42,7 +42,7 @@ def round_channels(channels: float) -> int:
 
 
 class BlockRow(NamedTuple):
-    """One row of the published table, in channels at width 1."""
+    """One row of the published table, with numbers of channels at width 1."""
 
     in_channels: int
     kernel: int
@@ -50,13 +50,13 @@ class BlockRow(NamedTuple):
     out_channels: int
     squeeze_excite: bool
     activation: type[nn.Module]
-    strides_index: int | None = None  # which of the four `strides`; none: 1
+    strides_index: int | None = None  # which of the four `strides`; None: stride 1
     is_tail: bool = False  # may be dilated
 
 
 RE, HS = nn.ReLU, nn.Hardswish
-# Source: MobileNetV3-Large, Howard et al. 2019, table 1. After the stem the maps of
-# ten seconds are 64 x 500; the comments say what leaves a row.
+# Source: MobileNetV3-Large, Howard et al. 2019, table 1. For ten seconds, the maps
+# after the stem are 64 x 500; the comments give the size after a row.
 BLOCK_TABLE = (
     BlockRow(16, 3, 16, 16, False, RE),  # 64 x 500
     BlockRow(16, 3, 64, 24, False, RE, 0),  # 32 x 250
@@ -74,13 +74,13 @@ BLOCK_TABLE = (
     BlockRow(160, 5, 960, 160, True, HS, is_tail=True),
     BlockRow(160, 5, 960, 160, True, HS, is_tail=True),
 )
-REDUCED = {160: 80, 960: 480}  # what `reduced_tail` halves in the table
-HIDDEN, REDUCED_HIDDEN = 1280, 640  # of the mlp head
-LAST_EXPANSION = 6  # the last convolution, over the last block's channels
+REDUCED = {160: 80, 960: 480}  # channels of the table that `reduced_tail` halves
+HIDDEN, REDUCED_HIDDEN = 1280, 640  # units of the mlp head's hidden layer
+LAST_EXPANSION = 6  # channels of the last convolution per channel of the last block
 
 
 class BlockSpec(NamedTuple):
-    """One block as it is built: rounded channels, stride and dilation."""
+    """One block as it is built, with rounded channels, stride and dilation."""
 
     in_channels: int
     kernel: int
@@ -93,35 +93,35 @@ class BlockSpec(NamedTuple):
 
     @property
     def stride(self) -> int:
-        """Of the depthwise convolution: dilation takes the place of striding."""
+        """Stride of the depthwise convolution; dilation replaces striding."""
         return 1 if self.dilation > 1 else self.nominal_stride
 
     @property
     def is_expanding(self) -> bool:
-        """Whether the block begins with an expanding convolution."""
+        """Whether the block starts with an expanding convolution."""
         return self.expanded != self.in_channels
 
     @property
     def has_residual(self) -> bool:
-        """By the nominal stride, as published: a dilated block 13 has none."""
+        """Whether the input is added; as published, not in a dilated block 13."""
         return self.nominal_stride == 1 and self.in_channels == self.out_channels
 
 
 def block_specs(
     width: float, strides: Sequence[int], dilated: bool, reduced_tail: bool
 ) -> list[BlockSpec]:
-    """The fifteen blocks of a student.
+    """Returns the fifteen blocks of a student.
 
     Arguments
     ---------
     width : float
-        What every number of channels is multiplied by.
+        Multiplies every number of channels.
     strides : sequence of int
-        Of the four blocks that may stride.
+        Strides of the four blocks that may have one.
     dilated : bool
-        Dilation 2 instead of striding in the last three blocks.
+        Whether the last three blocks use dilation 2 instead of striding.
     reduced_tail : bool
-        Half the channels in the last three blocks.
+        Whether the last three blocks have half the channels.
 
     Returns
     -------
@@ -154,19 +154,19 @@ def block_specs(
 
 
 def hidden_channels(width: float, reduced_tail: bool) -> int:
-    """Units of the mlp head's hidden layer."""
+    """Returns the number of units of the mlp head's hidden layer."""
     return round_channels((REDUCED_HIDDEN if reduced_tail else HIDDEN) * width)
 
 
 def strided(size: int, stride: int) -> int:
-    """Length of a dimension behind a "same"-padded convolution of odd kernel."""
+    """Returns a dimension's length after a "same"-padded convolution of odd kernel."""
     return (size - 1) // stride + 1
 
 
 def nominal_sizes(
     specs: Sequence[BlockSpec], n_mels: int, n_frames: int
 ) -> list[tuple[int, int]]:
-    """Bands and frames behind every block, by the nominal strides."""
+    """Returns bands and frames after every block, by the nominal strides."""
     bands, frames = strided(n_mels, 2), strided(n_frames, 2)
     sizes = []
     for spec in specs:
@@ -177,18 +177,18 @@ def nominal_sizes(
 
 
 class ConvNormActivation(nn.Sequential):
-    """Convolution without bias, batch norm and, where given, an activation.
+    """Convolution without bias, batch norm and an optional activation.
 
     Arguments
     ---------
     in_channels : int
     out_channels : int
     kernel : int
-        Odd; the padding keeps the size but for the stride.
+        Odd; the padding keeps the size, apart from the stride.
     stride : int
     dilation : int
     is_depthwise : bool
-        Each channel by itself; as many go out as come in.
+        Whether each channel is filtered separately; ``in_channels`` is not used.
     activation : type or None
 
     Shape
@@ -232,10 +232,10 @@ class ConvNormActivation(nn.Sequential):
 
 
 class SqueezeExcite(nn.Module):
-    """A gate in (0, 1) for every entry of one dimension, from its mean.
+    """Computes a gate in (0, 1) for every entry of one dimension from its mean.
 
     Source: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018; differs from
-    MobileNetV3's in the plain sigmoid.
+    MobileNetV3's in using a plain sigmoid.
 
     Arguments
     ---------
@@ -244,12 +244,12 @@ class SqueezeExcite(nn.Module):
     squeezed : int
         Units of the bottleneck.
     dim : int
-        The dimension of the maps: 1 channels, 2 bands, 3 frames.
+        Dimension of the maps to gate: 1 channels, 2 bands, 3 frames.
 
     Shape
     -----
     maps : [B, C, F, T]
-    gate : as ``maps``, 1 but for the batch and ``dim``
+    gate : like ``maps``, but 1 in all dimensions except the batch and ``dim``
 
     Example
     -------
@@ -273,24 +273,24 @@ class SqueezeExcite(nn.Module):
 SE_DIMS = {"c": 1, "f": 2, "t": 3}
 FUSIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": torch.maximum,
-    "avg": torch.add,  # and a division
+    "avg": torch.add,  # followed by a division
     "add": torch.add,
     "min": torch.minimum,
 }
 
 
 class ConcurrentSqueezeExcite(nn.Module):
-    """Squeeze-excite over several dimensions at once, the gated maps fused.
+    """Squeeze-excite over several dimensions at once, with the gated maps fused.
 
     Arguments
     ---------
     sizes : dict
-        Letter ("c", "f" or "t") to the size of that dimension, in the order of the
-        layers.
+        Maps letters ("c", "f" or "t") to the sizes of their dimensions, in the order
+        of the layers.
     se_agg : str
-        "max", "avg", "add" or "min": how the gated maps become one.
+        How the gated maps are combined: "max", "avg", "add" or "min".
     se_r : int
-        What a size is divided by for its bottleneck.
+        Divides a size to give its bottleneck.
 
     Shape
     -----
@@ -319,9 +319,9 @@ class ConcurrentSqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, filter depthwise, gate, project; and add the input where it fits.
+    """Expands, filters depthwise, gates, projects, and adds the input if it fits.
 
-    Source: MobileNetV3, section 5.3; the gate stands behind the activation.
+    Source: MobileNetV3, section 5.3; the gate follows the activation.
 
     Arguments
     ---------
@@ -374,7 +374,9 @@ class InvertedResidual(nn.Module):
 
 
 def initialise_(module: nn.Module) -> None:
-    """Fills weights as published: what is no convolution, norm or Linear stays.
+    """Initialises convolutions, batch norms and linear layers as published.
+
+    Other parameters are left alone.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""DyMN: MN whose blocks adapt their weights to the clip."""
+"""DyMN: an MN whose blocks adapt their weights to the clip."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,38 +41,38 @@ class DyMN(Student):
     num_classes : int
         K, at least 1.
     width : float
-        What every number of channels is multiplied by; published: 0.4, 1 and 2.
+        Multiplies every number of channels; published: 0.4, 1 and 2.
     strides : sequence of int
-        Of blocks 2, 4, 7 and 13, each 1 or 2.
+        Strides of blocks 2, 4, 7 and 13, each 1 or 2.
     dynamic_blocks : str
-        "all", or "replace_se": only where MN has squeeze-excite.
+        "all", or "replace_se" for only those that have squeeze-excite in MN.
     context_ratio : int
-        What a block's expanded channels are divided by for its context size H.
+        Divides a block's expanded channels to give its context size H.
     min_context_size : int
         Lower bound of H, at width 1.
     max_context_size : int
-        Upper bound of H, at width 1; it holds where the two cross.
+        Upper bound of H, at width 1; it takes precedence over the lower one.
     dyrelu_k : int
         Lines of a dynamic ReLU, 1 to 64.
     dyconv_k : int
         Kernels that a dynamic convolution mixes, 1 to 64.
     use_dyrelu : bool
-        False: the static activation of the block.
+        False uses the static activation of the block.
     use_dyconv : bool
-        False: static convolutions.
+        False uses static convolutions.
     use_coordinate_attention : bool
-        False: no gates; their weights stay, unused.
+        False applies no gates; their weights stay, unused.
     head : str
         "mlp" or "fully_convolutional".
     dilated : bool
-        Dilation 2 instead of striding in the last three blocks.
+        Whether the last three blocks use dilation 2 instead of striding.
     reduced_tail : bool
-        Half the channels in the last three blocks and the hidden layer.
+        Whether the last three blocks and the hidden layer have half the channels.
     dropout : float
-        Before the class layer of the mlp and the linear head, in [0, 1).
+        Dropout before the class layer of the mlp and the linear head, in [0, 1).
     temperature : float
-        Of the attention over kernels, greater than 0: high mixes them alike.
-        Published: 30 falling to 1 in training, 1 afterwards.
+        Temperature of the attention over kernels, greater than 0; a high one mixes
+        them evenly. Published: falls from 30 to 1 in training, 1 afterwards.
 
     Shape
     -----
@@ -83,7 +83,7 @@ class DyMN(Student):
     Raises
     ------
     ValueError
-        For illegal options, and inputs that are no log-mels.
+        For illegal options, and for inputs that are not log-mels.
 
     Example
     -------
@@ -178,11 +178,11 @@ class DyMN(Student):
         self.temperature.fill_(value)
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """Describes the student in a few words."""
         return f"DyMN of width {self.width:g}"
 
     def maps(self, log_mel: Tensor) -> Tensor:
-        """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
+        """Computes the input of the head: [B, 1, F, T] -> [B, D, F', T']."""
         maps = self.in_c(log_mel)
         for layer in self.layers:
             if isinstance(layer, DynamicInvertedResidual):
@@ -192,7 +192,7 @@ class DyMN(Student):
         return self.out_c(maps)
 
     def stages(self) -> list[nn.Module]:
-        """Stem, blocks and last convolution."""
+        """Returns stem, blocks and last convolution."""
         return [self.in_c, *self.layers, self.out_c]
 
     def _load_from_state_dict(
@@ -214,6 +214,6 @@ class DyMN(Student):
             unexpected_keys,
             error_msgs,
         )
-        # Published checkpoints do not know the temperature: the present one stays.
+        # Published checkpoints have no temperature, so the present one is kept.
         if prefix + "temperature" in missing_keys:
             missing_keys.remove(prefix + "temperature")

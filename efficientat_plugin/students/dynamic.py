@@ -1,8 +1,8 @@
 """Blocks whose weights depend on the clip: dynamic convolution, ReLU, attention.
 
 Source: Schmid et al., "Dynamic Convolutional Neural Networks as Efficient
-Pre-trained Audio Models", TASLP 2024, section III. Names of submodules are those of
-the published checkpoints.
+Pre-trained Audio Models", TASLP 2024, section III. The submodules have the names that
+they have in the published checkpoints.
 """
 
 from functools import reduce
@@ -22,7 +22,7 @@ from efficientat_plugin.students.cpu.depthwise import (
 
 
 class DynamicOptions(NamedTuple):
-    """What all dynamic blocks of a network share."""
+    """The options that all dynamic blocks of a network share."""
 
     context_ratio: int = 4
     min_context_size: int = 32  # at width 1
@@ -34,7 +34,7 @@ class DynamicOptions(NamedTuple):
     use_coordinate_attention: bool = True
 
     def context_size(self, expanded: int, width: float) -> int:
-        """H of a block; where the bounds cross, the upper one holds."""
+        """Returns H of a block; the upper bound takes precedence over the lower one."""
         size = round_channels(expanded // self.context_ratio)
         lower = round_channels(self.min_context_size * width)
         upper = round_channels(self.max_context_size * width)
@@ -42,15 +42,15 @@ class DynamicOptions(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a block knows of its input."""
+    """The context that a block computes from its input."""
 
     vector: Tensor  # [B, H]
-    band_gate: Tensor | None  # [B, e, F', 1]; none without coordinate attention
+    band_gate: Tensor | None  # [B, e, F', 1]; None without coordinate attention
     frame_gate: Tensor | None  # [B, e, 1, T']
 
 
 class DynamicConv(nn.Module):
-    """A convolution with a kernel of its own for every clip, a mixture of k.
+    """A convolution that mixes its kernel from k kernels, separately for each clip.
 
     Arguments
     ---------
@@ -59,14 +59,14 @@ class DynamicConv(nn.Module):
     context_size : int
         H.
     kernel : int
-        1 for a pointwise convolution; else depthwise, with as many channels out as
-        in.
+        1 for a pointwise convolution; otherwise the convolution is depthwise, with
+        equal ``in_channels`` and ``out_channels``.
     stride : int
-        Of the depthwise convolution.
+        Stride of the depthwise convolution.
     dilation : int
-        Of the depthwise convolution.
+        Dilation of the depthwise convolution.
     dyconv_k : int
-        Kernels that are mixed.
+        Number of kernels that are mixed.
 
     Shape
     -----
@@ -103,7 +103,7 @@ class DynamicConv(nn.Module):
             nn.init.kaiming_normal_(each, mode="fan_out")
         self.weight = nn.Parameter(kernels.view(1, 1, dyconv_k, -1))
         self.residuals = nn.Sequential(nn.Linear(context_size, dyconv_k))
-        self.bias: nn.Parameter | None = None  # [out], of the inference form
+        self.bias: nn.Parameter | None = None  # [out], set in the inference form
 
     def forward(self, maps: Tensor, context: Tensor, temperature: Tensor) -> Tensor:
         attention = torch.softmax(self.residuals(context) / temperature, dim=1)
@@ -115,7 +115,7 @@ class DynamicConv(nn.Module):
         return self.depthwise(maps, weight)
 
     def of_one_clip(self, maps: Tensor, weight: Tensor) -> Tensor:
-        """The convolution that it is for one clip, in the layout of the maps."""
+        """Computes a plain convolution for a single clip, in the layout of the maps."""
         is_pointwise = self.kernel == 1
         groups = 1 if is_pointwise else maps.shape[1]
         weight = weight.view(self.out_channels, -1, self.kernel, self.kernel)
@@ -130,7 +130,7 @@ class DynamicConv(nn.Module):
         )
 
     def pointwise(self, maps: Tensor, weight: Tensor) -> Tensor:
-        """One matrix product for each clip."""
+        """Computes one matrix product for each clip."""
         weight = weight.unflatten(1, (self.out_channels, -1))  # [B, out, in]
         if self.bias is None:
             mixed = weight @ maps.flatten(2)
@@ -139,7 +139,7 @@ class DynamicConv(nn.Module):
         return mixed.unflatten(2, maps.shape[2:])
 
     def depthwise(self, maps: Tensor, weight: Tensor) -> Tensor:
-        """One convolution in which the clips' channels are groups."""
+        """Computes one grouped convolution, with a group for each channel of a clip."""
         batch, channels = maps.shape[:2]
         groups = batch * channels
         grouped = maps.reshape(1, groups, *maps.shape[2:])
@@ -167,7 +167,7 @@ class StaticConv(nn.Module):
     in_channels : int
     out_channels : int
     kernel : int
-        1 for a pointwise convolution; else depthwise.
+        1 for a pointwise convolution; otherwise the convolution is depthwise.
     stride : int
     dilation : int
 
@@ -196,10 +196,10 @@ class StaticConv(nn.Module):
 
 
 def maximum_(first: Tensor, second: Tensor) -> Tensor:
-    """The larger of two, entry by entry; both may be written to.
+    """Computes the element-wise maximum of two tensors, and may overwrite both.
 
-    ``second + relu(first - second)``, to rounding: its gradient takes a fifth of the
-    time of ``torch.maximum``'s, which halves itself between equals.
+    It is ``second + relu(first - second)``, up to rounding. Its gradient takes a fifth
+    of the time of that of ``torch.maximum``, which is split between equal elements.
 
     Example
     -------
@@ -212,7 +212,7 @@ def maximum_(first: Tensor, second: Tensor) -> Tensor:
 
 
 class DynamicReLU(nn.Module):
-    """The maximum of k lines, whose slopes and offsets the clip decides.
+    """The maximum of k lines whose slopes and offsets depend on the clip.
 
     Source: section III-B, equation 4; Chen et al., "Dynamic ReLU", ECCV 2020, B.
 
@@ -222,7 +222,7 @@ class DynamicReLU(nn.Module):
     context_size : int
         H.
     dyrelu_k : int
-        Lines.
+        Number of lines.
 
     Shape
     -----
@@ -256,7 +256,7 @@ class DynamicReLU(nn.Module):
         theta = 2 * torch.sigmoid(self.coef_net(context)) - 1
         theta = theta.view(-1, self.channels, 2 * self.dyrelu_k)
         theta = (theta * self.lambdas + self.init_v).to(maps.dtype)
-        # [2 k, B, C, 1, 1]: channels side by side, for maps that have them so
+        # [2 k, B, C, 1, 1]: channels last, which matches maps in this layout
         coefficients = theta.permute(2, 0, 1).contiguous()[..., None, None]
         slopes, offsets = coefficients.tensor_split(2)
         lines = (
@@ -267,7 +267,7 @@ class DynamicReLU(nn.Module):
 
 
 class CoordinateAttention(nn.Module):
-    """Gates of bands and of frames on the maps.
+    """Applies the gates of bands and frames to the maps.
 
     Source: section III-D; Hou et al., "Coordinate Attention", CVPR 2021.
 
@@ -286,7 +286,7 @@ class CoordinateAttention(nn.Module):
 
 
 def linear(conv: nn.Conv2d, sequence: Tensor) -> Tensor:
-    """A 1 x 1 convolution of a sequence, as the product it is: [B, L, C] -> [B, L, H].
+    """Applies a 1 x 1 convolution as a matrix product: [B, L, C] -> [B, L, H].
 
     Example
     -------
@@ -297,7 +297,7 @@ def linear(conv: nn.Conv2d, sequence: Tensor) -> Tensor:
 
 
 class ContextGenerator(nn.Module):
-    """What a block knows of its input, from the means over frames and over bands.
+    """Computes the context of a block from the means over frames and over bands.
 
     Source: section III-A.
 
@@ -305,13 +305,13 @@ class ContextGenerator(nn.Module):
     ---------
     in_channels : int
     expanded : int
-        e, channels that the gates are for.
+        e, channels of the gates.
     context_size : int
         H.
     stride : int
-        Of the depthwise convolution that stands between the input and the gates.
+        Stride of the depthwise convolution between the input and the gates.
     use_coordinate_attention : bool
-        False leaves the gates out; their weights stay, as published.
+        False computes no gates; their weights stay, as published.
 
     Shape
     -----
@@ -342,10 +342,10 @@ class ContextGenerator(nn.Module):
 
     def forward(self, maps: Tensor) -> Context:
         bands, frames = maps.shape[2:]
-        # [B, F + T, C]: one sequence of bands, then of frames
+        # [B, F + T, C]: one sequence, first the bands, then the frames
         sequence = torch.cat([maps.mean(3), maps.mean(2)], dim=2).transpose(1, 2)
-        # Channels last in every stride: for others, such as an `unsqueeze(3)` leaves,
-        # torch's batch norm has wrong gradients.
+        # All strides must be channels last: with others, such as `unsqueeze(3)` would
+        # leave, torch's batch norm computes wrong gradients.
         sequence = linear(self.joint_conv, sequence).unsqueeze(2).permute(0, 3, 1, 2)
         sequence = functional.hardswish(self.joint_norm(sequence))  # [B, H, F + T, 1]
         vector = sequence.mean((2, 3))
@@ -354,17 +354,17 @@ class ContextGenerator(nn.Module):
         of_bands, of_frames = sequence.split([bands, frames], dim=2)
         band_gate = self.gate(self.conv_f, of_bands)
         frame_gate = self.gate(self.conv_t, of_frames)
-        if maps.is_contiguous():  # so are the gates then, or they are slow to apply
+        if maps.is_contiguous():  # contiguous gates are then faster to apply
             band_gate, frame_gate = band_gate.contiguous(), frame_gate.contiguous()
         return Context(vector, band_gate.unsqueeze(3), frame_gate.unsqueeze(2))
 
     def gate(self, conv: nn.Conv2d, sequence: Tensor) -> Tensor:
-        """In (0, 1), for the strided maps: [B, H, L, 1] -> [B, e, L']."""
+        """Computes gates in (0, 1) of the strided maps: [B, H, L, 1] -> [B, e, L']."""
         pooled = self.pooled(sequence).squeeze(3).transpose(1, 2)  # [B, L', H]
         return torch.sigmoid(linear(conv, pooled)).transpose(1, 2)
 
     def pooled(self, sequence: Tensor) -> Tensor:
-        """The sequence at the pace of the strided maps: [B, H, L, 1]."""
+        """Pools the sequence to the strided maps: [B, H, L, 1] -> [B, H, L', 1]."""
         if self.stride == 1:
             return sequence
         return functional.avg_pool2d(sequence, (3, 1), (self.stride, 1), (1, 0))
@@ -377,7 +377,7 @@ class DynamicInvertedResidual(nn.Module):
     ---------
     spec : BlockSpec
     width : float
-        Of the network; scales the bounds of the context.
+        Width of the network, which scales the bounds of the context size.
     options : DynamicOptions
 
     Shape

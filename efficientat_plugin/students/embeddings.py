@@ -1,7 +1,8 @@
-"""General-purpose embeddings: what several layers of a student say of a clip.
+"""General-purpose embeddings from several layers of a student.
 
-The middle layers know of pitch and timbre what the last ones have forgotten in
-favour of the classes. The student is walked, not hooked: it stays as it is.
+The middle layers keep information on pitch and timbre that the last ones drop in
+favour of the classes. The layers are called one by one instead of with hooks, so the
+student is not changed.
 
 Source: Schmid et al., "Low-complexity Audio Embedding Extractors", EUSIPCO 2023.
 """
@@ -23,10 +24,10 @@ from efficientat_plugin.students.heads import MLP
 from efficientat_plugin.students.student import Student, check_choice, check_integer
 
 DEFAULT_SOURCES = ("mel", "b5", "b11", "b13", "b15")
-ALL_SQUEEZED = ("se5", "se11", "se13", "se15")  # what "se" stands for
+ALL_SQUEEZED = ("se5", "se11", "se13", "se15")  # the sources that "se" stands for
 OF_HEAD = ("clf1", "clf2", "logits")
 
-# Of the maps that leave a block: [B, C, F, T] -> [B, size]
+# Applied to the output of a block: [B, C, F, T] -> [B, size]
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "avg": lambda maps: maps.mean((2, 3)),
     "max": lambda maps: maps.amax((2, 3)),
@@ -38,7 +39,7 @@ POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def channel_gate(stage: nn.Module) -> SqueezeExcite | None:
-    """The squeeze-excite over channels of a block, if it has one."""
+    """Returns the squeeze-excite over channels of a block, if it has one."""
     for part in stage.modules():
         if isinstance(part, SqueezeExcite) and part.other_dims == [2, 3]:
             return part
@@ -46,12 +47,12 @@ def channel_gate(stage: nn.Module) -> SqueezeExcite | None:
 
 
 def hidden_layer(head: MLP) -> nn.Linear:
-    """The first linear layer of an mlp head."""
+    """Returns the first linear layer of an mlp head."""
     return next(part for part in head if isinstance(part, nn.Linear))
 
 
 def known_sources(student: Student) -> list[str]:
-    """What embeddings of a student can be made of, in the published order.
+    """Lists the sources that a student's embeddings can use, in the published order.
 
     Arguments
     ---------
@@ -64,10 +65,11 @@ def known_sources(student: Student) -> list[str]:
     Raises
     ------
     ValueError
-        For a student whose layers are not known.
+        If the student is neither an MN nor a DyMN.
 
     Example
     -------
+    >>> from efficientat_plugin import MN, DyMN
     >>> known_sources(MN(width=0.1))[:7]
     ['mel', 'clf1', 'clf2', 'logits', 'se4', 'se5', 'se6']
     >>> known_sources(DyMN(width=0.1, head="fully_convolutional"))[:4]
@@ -84,7 +86,7 @@ def known_sources(student: Student) -> list[str]:
 
 
 def size_behind(stage: nn.Module, bands: int) -> tuple[int, int]:
-    """Channels and bands of the maps that leave a stage."""
+    """Returns the channels and bands of a stage's output."""
     if isinstance(stage, DynamicInvertedResidual):
         return stage.proj_norm.num_features, strided(bands, stage.context_gen.stride)
     layers = [part for part in stage.modules() if isinstance(part, nn.Conv2d)]
@@ -93,7 +95,7 @@ def size_behind(stage: nn.Module, bands: int) -> tuple[int, int]:
 
 
 def bands_of(student: Student) -> int:
-    """F that a student is for: as loaded, as built, or as published."""
+    """Returns F of a student: as loaded, as built, or as published."""
     built = getattr(student, "n_mels", 128)
     return getattr(student, "front_end", {}).get("n_mels", built)
 
@@ -101,7 +103,7 @@ def bands_of(student: Student) -> int:
 def advance_gated(
     block: InvertedResidual, gate: SqueezeExcite, maps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What leaves a block, and what ``gate`` of it squeezes, before its ReLU."""
+    """Computes a block's output, and the bottleneck of its ``gate`` before the ReLU."""
     inner = maps
     for layer in block.block:
         if isinstance(layer, ConcurrentSqueezeExcite):
@@ -111,7 +113,7 @@ def advance_gated(
 
 
 def ordered(sources: Sequence[str], student: Student) -> tuple[str, ...]:
-    """Sources in the published order, "se" written out; refuses unknown ones."""
+    """Sorts sources as published and expands "se"; refuses unknown ones."""
     asked = [
         name
         for source in sources
@@ -120,42 +122,43 @@ def ordered(sources: Sequence[str], student: Student) -> tuple[str, ...]:
     known = known_sources(student)
     unknown = [name for name in asked if name not in known]
     if unknown or not asked or len(set(asked)) < len(asked):
-        fault = f"{unknown[0]!r} is none of this student's" if unknown else ""
+        fault = f"{unknown[0]!r} is not a source of this student" if unknown else ""
         fault = fault or ("a source appears twice" if asked else "there is no source")
         raise ValueError(
             f"sources={sources!r} is illegal for this {type(student).__name__}: "
-            f"{fault}; choose among {', '.join(known)}"
+            f"{fault}; choose from {', '.join(known)}"
         )
     return tuple(name for name in known if name in asked)
 
 
 class LayerEmbedding(nn.Module):
-    """The outputs of several layers of a student, pooled and concatenated.
+    """Pools and concatenates the outputs of several layers of a student.
 
-    Neither building nor using it changes the student, which stays in its mode;
-    layers behind the last one asked for are not computed.
+    Neither building nor using it changes the student or its mode. Layers after the
+    last requested one are not computed.
 
     Source: Schmid et al., "Low-complexity Audio Embedding Extractors", EUSIPCO 2023;
-    differs from its code in that gradients pass, and that every head will do. Its
-    code takes "clf2" before the activation, but that works in place and changes what
-    was taken: behind the activation is what its embeddings hold, and these.
+    differs from its code in that gradients pass, and that every head can be used. Its
+    code reads "clf2" before the activation, which then overwrites it in place; so its
+    embeddings, like these, hold the values after the activation.
 
     Arguments
     ---------
     student : MN or DyMN
     sources : sequence of str
-        In any order; the embedding has them in this one. "mel": the log-mel, its
-        mean over time. "clf1": what the head pools. "clf2": the hidden layer of the
-        mlp head, behind its activation. "logits". "se4" and the like: of an MN, the
-        bottleneck of that block's squeeze-excite over channels, before its ReLU;
-        "se" is those of blocks 5, 11, 13 and 15. "b0" to "b15": what leaves the stem
-        or that block. `known_sources` lists those that a student has.
+        In any order; the embedding has them in the following one. "mel": the mean of
+        the log-mel over time. "clf1": the pooled input of the head. "clf2": the hidden
+        layer of the mlp head, after its activation. "logits". "se4" and so on, for an
+        MN: the bottleneck of that block's squeeze-excite over channels, before its
+        ReLU; "se" stands for those of blocks 5, 11, 13 and 15. "b0" to "b15": the
+        output of the stem or of that block. `known_sources` lists those of a student.
     pooling : str
-        Of the blocks' maps. Over bands and frames: "avg", "max", "avg_plus_max"
-        (their sum) or "avg_and_max" (one behind the other). Over frames alone, bands
-        staying apart, channel by channel: "time_avg" or "time_avg_plus_max".
+        How the maps of blocks are pooled. Over bands and frames: "avg", "max",
+        "avg_plus_max" (their sum) or "avg_and_max" (concatenated). Over frames only,
+        with all bands of a channel next to each other: "time_avg" or
+        "time_avg_plus_max".
     n_mels : int or None
-        F; None: what the student was loaded or built with, else 128.
+        F; None: the F that the student was loaded or built with, else 128.
 
     Shape
     -----
@@ -166,10 +169,11 @@ class LayerEmbedding(nn.Module):
     ------
     ValueError
         For sources that the student does not have, an unknown pooling, and inputs
-        that are no log-mels of ``n_mels`` bands.
+        that are not log-mels of ``n_mels`` bands.
 
     Example
     -------
+    >>> from efficientat_plugin import MN
     >>> embedding = LayerEmbedding(MN(width=0.1).eval())
     >>> embedding.dimension
     184
@@ -191,7 +195,7 @@ class LayerEmbedding(nn.Module):
         self.sources = ordered(sources, student)
         self.student, self.pooling, self.n_mels = student, pooling, n_mels
         self._sizes = self._source_sizes()
-        depths = [0]  # stages to walk; the mean of the log-mel needs none
+        depths = [0]  # stages to compute; the mean of the log-mel needs none
         for name in self.sources:
             is_of_block = name not in ("mel", *OF_HEAD)
             depths.append(1 + int(name.lstrip("bse")) if is_of_block else 0)
@@ -200,22 +204,22 @@ class LayerEmbedding(nn.Module):
 
     @property
     def dimension(self) -> int:
-        """D, numbers of an embedding."""
+        """D, the size of an embedding."""
         return sum(self._sizes.values())
 
     def split(self, embedding: Tensor) -> dict[str, Tensor]:
-        """An embedding's parts by source: [B, dimension] -> [B, size] each."""
+        """Splits an embedding by source: [B, dimension] -> [B, size] each."""
         parts = embedding.split(list(self._sizes.values()), dim=1)
         return dict(zip(self._sizes, parts, strict=True))
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """[B, 1, F, T] -> [B, dimension]"""
+        """Computes embeddings: [B, 1, F, T] -> [B, dimension]."""
         self.student.check_input(log_mel)
         if log_mel.shape[2] != self.n_mels:
             raise ValueError(
-                f"log_mel has {log_mel.shape[2]} bands, the embedding is built for "
-                f"n_mels={self.n_mels}; give a LogMel of that many, or build the "
-                f"embedding with n_mels={log_mel.shape[2]}"
+                f"log_mel has {log_mel.shape[2]} bands, but the embedding is built for "
+                f"n_mels={self.n_mels}; use a LogMel with that many, or build "
+                f"the embedding with n_mels={log_mel.shape[2]}"
             )
         parts = {"mel": log_mel.mean((1, 3))}
         maps = log_mel
@@ -233,7 +237,7 @@ class LayerEmbedding(nn.Module):
         return torch.cat([parts[name] for name in self.sources], dim=1)
 
     def _head_parts(self, maps: Tensor) -> dict[str, Tensor]:
-        """What the head makes of the last maps, where it is asked for."""
+        """Computes the requested outputs of the head from the last maps."""
         head = self.student.classifier
         parts = {}
         if "clf1" in self._sizes:
@@ -245,7 +249,7 @@ class LayerEmbedding(nn.Module):
         return parts
 
     def _source_sizes(self) -> dict[str, int]:
-        """Of each source, in order, how many numbers it adds."""
+        """Returns the size of each source, in order."""
         sizes = {"mel": self.n_mels, "logits": self.student.num_classes}
         bands = self.n_mels
         for number, stage in enumerate(self.student.stages()):

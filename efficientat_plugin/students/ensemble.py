@@ -1,4 +1,4 @@
-"""Students with ears: each hears waveforms through the front end it was trained on."""
+"""Students together with their front ends, and ensembles of them."""
 
 import hashlib
 import math
@@ -15,12 +15,12 @@ from efficientat_plugin.students.student import Student
 
 
 class HeardStudent(nn.Module):
-    """A student and its front end: [B, N] -> StudentOutput.
+    """A student with its front end: [B, N] -> StudentOutput.
 
     Arguments
     ---------
     log_mel : LogMel
-        What the student was trained on.
+        The front end that the student was trained with.
     student : Student
 
     Example
@@ -31,8 +31,8 @@ class HeardStudent(nn.Module):
     torch.Size([2, 3])
     """
 
-    labels: LabelTable | None = None  # what K means, where its description tells
-    target: str | None = None  # "multilabel" or "multiclass", too
+    labels: LabelTable | None = None  # the K classes, if the description has them
+    target: str | None = None  # "multilabel" or "multiclass", likewise
 
     def __init__(self, log_mel: LogMel, student: Student) -> None:
         super().__init__()
@@ -41,40 +41,41 @@ class HeardStudent(nn.Module):
 
     @property
     def sample_rate(self) -> int:
-        """Of what it hears, Hz."""
+        """Sample rate of the waveforms, Hz."""
         return self.log_mel.sample_rate
 
     @property
     def num_classes(self) -> int:
-        """K"""
+        """K, the number of classes."""
         return self.student.num_classes
 
     @property
     def min_samples(self) -> int:
-        """What the front end needs for a frame, and the student for a clip."""
+        """Length of the shortest legal waveform, samples."""
         frames = 1 + (self.student.min_frames - 1) * self.log_mel.hop_length
         return max(self.log_mel.n_fft // 2 + 2, frames)
 
     def forward(self, waveform: Tensor) -> StudentOutput:
-        """[B, N] -> [B, K], [B, D]"""
+        """Computes logits and embeddings: [B, N] -> [B, K], [B, D]."""
         return self.student(self.log_mel(waveform).unsqueeze(1))
 
 
 class Ensemble(nn.Module):
-    """Students whose logits are averaged and whose embeddings follow each other.
+    """Averages the logits of several students and concatenates their embeddings.
 
     Arguments
     ---------
     members : Sequence[nn.Module]
-        One or more, of the same classes and sample rate: each a `HeardStudent`, or any
-        [B, N] -> StudentOutput with ``num_classes`` and ``sample_rate``.
+        One or more, with the same classes and sample rate: each is a `HeardStudent`, or
+        any [B, N] -> StudentOutput with ``num_classes`` and ``sample_rate``.
     weights : Sequence[float] or None
-        Of the members' logits, 0 or more; only how they relate counts. None: alike.
+        Weights of the members' logits, 0 or more; they are normalised to sum to 1.
+        None: equal weights.
 
     Raises
     ------
     ValueError
-        For none, for members that do not go together, and for weights that are none.
+        If there are no members, or they do not fit together, or for illegal weights.
 
     Example
     -------
@@ -90,7 +91,9 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         if not members:
-            raise ValueError("no student was named; list_students() has the published")
+            raise ValueError(
+                "no student was named; list_students() lists the published ones"
+            )
         found: dict[str, list[Any]] = {
             name: [getattr(member, name) for member in members]
             for name in ("num_classes", "sample_rate")
@@ -98,17 +101,18 @@ class Ensemble(nn.Module):
         for name, values in found.items():
             if len(set(values)) > 1:
                 raise ValueError(
-                    f"the members of an ensemble have {name} {values}; they must agree"
+                    f"the members of an ensemble have {name} {values}; give members "
+                    "with the same one"
                 )
         self.members = nn.ModuleList(members)
-        self._heard = tuple(members)  # in no state dict
+        self._heard = tuple(members)  # a tuple, so in no state dict
         self.num_classes: int = found["num_classes"][0]
         self.sample_rate: int = found["sample_rate"][0]
         self.min_samples: int = max(getattr(m, "min_samples", 1) for m in members)
         self.weights = None if weights is None else _shares(weights, len(members))
 
     def forward(self, waveform: Tensor) -> StudentOutput:
-        """[B, N] -> [B, K], [B, D of all members]"""
+        """Computes logits and embeddings: [B, N] -> [B, K], [B, sum of all D]."""
         outputs = [member(waveform) for member in self.members]
         return StudentOutput(
             self.average(torch.stack([output.logits for output in outputs])),
@@ -116,13 +120,13 @@ class Ensemble(nn.Module):
         )
 
     def average(self, logits: Tensor) -> Tensor:
-        """Of the members, as they are weighted: [members, B, K] -> [B, K]"""
+        """Averages the members' logits with their weights: [M, B, K] -> [B, K]."""
         if self.weights is None:
             return logits.mean(dim=0)
         return torch.einsum("mbk,m->bk", logits, logits.new_tensor(self.weights))
 
     def sha256(self) -> str:
-        """Digest of all weights, names included."""
+        """Returns a digest of all weights and their names."""
         networks = nn.ModuleList(
             [m.student if isinstance(m, HeardStudent) else m for m in self._heard]
         )
@@ -133,7 +137,7 @@ class Ensemble(nn.Module):
 
 
 def digest_of_state(network: nn.Module) -> "hashlib._Hash":
-    """Of all weights and buffers that are saved, names included; to be added to."""
+    """Computes a digest of the state dict, names included, that can be updated."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,7 +1,7 @@
-"""The heads: from a student's maps to logits, one call signature.
+"""The heads, which turn a student's maps into logits and share one signature.
 
-A new head takes `HeadOptions`, uses what it needs of them, names the children that
-grow with the number of classes in ``class_layers``, and joins `HEADS`.
+A new head takes `HeadOptions`, uses those it needs, lists the children that depend on
+the number of classes in ``class_layers``, and is added to `HEADS`.
 """
 
 from typing import ClassVar, NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class HeadOptions(NamedTuple):
-    """What heads are built from; none uses everything."""
+    """The options that heads are built from; no head uses all of them."""
 
     in_channels: int  # D
     num_classes: int  # K
@@ -21,14 +21,14 @@ class HeadOptions(NamedTuple):
 
 
 class MeanOverMaps(nn.Module):
-    """The average over bands and frames: [B, C, F, T] -> [B, C]."""
+    """Averages over bands and frames: [B, C, F, T] -> [B, C]."""
 
     def forward(self, maps: Tensor) -> Tensor:
         return maps.mean((2, 3))
 
 
 class MLP(nn.Sequential):
-    """Average, hidden layer, class layer: MobileNetV3's own head.
+    """The head of MobileNetV3: average, hidden layer, class layer.
 
     Arguments
     ---------
@@ -50,7 +50,7 @@ class MLP(nn.Sequential):
     def __init__(self, options: HeadOptions) -> None:
         super().__init__(
             MeanOverMaps(),
-            nn.Identity(),  # keeps the published numbers of the layers behind it
+            nn.Identity(),  # keeps the published numbering of the layers after it
             nn.Linear(options.in_channels, options.hidden),
             nn.Hardswish(inplace=True),
             nn.Dropout(options.dropout, inplace=True),
@@ -59,7 +59,7 @@ class MLP(nn.Sequential):
 
 
 class Linear(nn.Sequential):
-    """Average and class layer, no more: what a probe trains.
+    """Average and class layer only, as for a linear probe.
 
     Arguments
     ---------
@@ -87,7 +87,7 @@ class Linear(nn.Sequential):
 
 
 class FullyConvolutional(nn.Sequential):
-    """Class maps by a 1 x 1 convolution, normalised, then averaged.
+    """Class maps from a 1 x 1 convolution, normalised and then averaged.
 
     Arguments
     ---------
@@ -116,10 +116,10 @@ class FullyConvolutional(nn.Sequential):
 
 
 class MultiheadAttentionPooling(nn.Module):
-    """Frame-wise logits, averaged over time by several learned attentions.
+    """Averages frame-wise logits over time with several learned attention heads.
 
-    Source: Gong et al., "PSLA", section III-D; differs from it in that logits, not
-    probabilities, are averaged.
+    Source: Gong et al., "PSLA", section III-D; differs from it in that logits instead
+    of probabilities are averaged.
 
     Arguments
     ---------
@@ -138,7 +138,7 @@ class MultiheadAttentionPooling(nn.Module):
     """
 
     class_layers: ClassVar[tuple[str, ...]] = ("subspace_proj",)
-    FLOOR: ClassVar[float] = 1e-7  # no frame is ever wholly ignored
+    FLOOR: ClassVar[float] = 1e-7  # every frame has some weight
 
     def __init__(self, options: HeadOptions) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ HEADS: dict[
 
 
 def classifies_embeddings(student: nn.Module) -> bool:
-    """Whether logits follow from the embedding; attention over frames needs frames.
+    """Whether the head can classify an embedding alone; attention needs the frames.
 
     Example
     -------

@@ -1,8 +1,8 @@
-"""The form of a student that only scores: fewer operations, the same answers.
+"""Makes students faster for inference, with the same outputs.
 
-In evaluation a batch norm is a scale and a shift, which the convolution before it can
-do itself. What is left runs in the layout, and in as many clips at once, as a CPU is
-fastest with.
+In evaluation a batch norm is a scale and a shift, which can be folded into the
+convolution before it. The folded student then runs in the memory layout, and on the
+number of clips at once, that is fastest on a CPU.
 """
 
 import copy
@@ -23,16 +23,16 @@ from efficientat_plugin.students.dynamic import (
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.memory import keep_blocks_of_a_few_clips
 
-CLIPS_AT_ONCE = 4  # on a CPU: with more, blocks of memory are mapped again and again
+CLIPS_AT_ONCE = 4  # on a CPU; with more, memory is mapped again and again
 
 
 class InferenceForm(nn.Module):
-    """A student that only scores, and does so faster; made by `inference_form`.
+    """A student for inference only, which is faster; made by `inference_form`.
 
     Arguments
     ---------
     student : Student
-        Already folded.
+        Already folded by `folded`.
 
     Shape
     -----
@@ -46,7 +46,7 @@ class InferenceForm(nn.Module):
         self.student = student
 
     def forward(self, log_mel: Tensor) -> StudentOutput:
-        """Logits and embedding of a batch: [B, 1, F, T] -> [B, K], [B, D]."""
+        """Computes logits and embeddings: [B, 1, F, T] -> [B, K], [B, D]."""
         if log_mel.device.type != "cpu" or len(log_mel) <= CLIPS_AT_ONCE:
             return self.student(log_mel)
         parts = [self.student(clips) for clips in log_mel.split(CLIPS_AT_ONCE)]
@@ -55,9 +55,10 @@ class InferenceForm(nn.Module):
 
 
 def folded(student: Student) -> Student:
-    """A copy whose batch norms are part of the convolutions before them.
+    """Copies a student and folds its batch norms into the convolutions before them.
 
-    It answers as the student in evaluation mode, to rounding, and cannot be trained.
+    Up to rounding, the copy gives the same output as the student in evaluation mode; it
+    cannot be trained.
 
     Arguments
     ---------
@@ -66,7 +67,7 @@ def folded(student: Student) -> Student:
     Returns
     -------
     Student
-        Of the same family; its state dict is another.
+        Of the same class, with a different state dict.
 
     Example
     -------
@@ -90,7 +91,7 @@ def folded(student: Student) -> Student:
 
 
 def inference_form(student: Student) -> InferenceForm:
-    """What a student becomes that shall only score.
+    """Returns a copy of a student for inference only.
 
     Arguments
     ---------
@@ -111,7 +112,7 @@ def inference_form(student: Student) -> InferenceForm:
 
 
 def _fold_into(module: nn.Module, conv_name: str, norm_name: str) -> None:
-    """Makes a batch norm part of the convolution, and a module that does nothing."""
+    """Folds a batch norm into the convolution, and replaces it by an identity."""
     conv: Any = module.get_submodule(conv_name)
     norm: Any = module.get_submodule(norm_name)
     if isinstance(conv, DynamicConv):
@@ -124,8 +125,8 @@ def _fold_into(module: nn.Module, conv_name: str, norm_name: str) -> None:
 
 
 def _fold_into_bank(conv: DynamicConv, norm: Any) -> None:
-    """Each kernel of the bank is scaled alike, since a mixture of them is linear."""
-    # In double precision: what is rounded is then rounded once.
+    """Scales each kernel of the bank, since the mixture of kernels is linear."""
+    # In double precision, so that the result is rounded only once.
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     shift = norm.bias.double() - norm.running_mean.double() * scale
     kernels = conv.weight[0, 0].double().unflatten(1, (len(scale), -1))

@@ -30,7 +30,7 @@ from efficientat_plugin.students.student import (
 def gate_sizes(
     spec: BlockSpec, bands_frames: tuple[int, int], se_dims: str
 ) -> dict[str, int]:
-    """Letter to size of what a block's squeeze-excite gates; empty without it."""
+    """Maps the letters of a block's squeeze-excite to sizes; empty if it has none."""
     if se_dims == "none" or not spec.squeeze_excite:
         return {}
     bands, frames = bands_frames
@@ -43,39 +43,39 @@ class MN(Student):
 
     Source: Schmid et al., "Efficient Large-Scale Audio Tagging via
     Transformer-to-CNN Knowledge Distillation", ICASSP 2023; differs from its code in
-    that squeeze-excite over bands works, and batches of one and single classes keep
-    their dimensions.
+    that squeeze-excite over bands works, and that batches of one clip and single
+    classes keep their dimensions.
 
     Arguments
     ---------
     num_classes : int
         K, at least 1.
     width : float
-        What every number of channels is multiplied by; published: 0.1 to 4.
+        Multiplies every number of channels; published: 0.1 to 4.
     head : str
         "mlp", "linear", "fully_convolutional" or "multihead_attention_pooling".
     strides : sequence of int
-        Of blocks 2, 4, 7 and 13, each 1 or 2.
+        Strides of blocks 2, 4, 7 and 13, each 1 or 2.
     dilated : bool
-        Dilation 2 instead of striding in the last three blocks.
+        Whether the last three blocks use dilation 2 instead of striding.
     reduced_tail : bool
-        Half the channels in the last three blocks and the hidden layer.
+        Whether the last three blocks and the hidden layer have half the channels.
     se_dims : str
-        What squeeze-excite gates: letters of "cft" (channels, bands, frames), each
-        at most once, in the order of the layers; or "none". "f" fixes the bands to
-        ``n_mels``, "t" the length to ``n_frames``.
+        Dimensions that squeeze-excite gates: letters of "cft" (channels, bands,
+        frames), each at most once, in the order of the layers; or "none". "f" fixes
+        the number of bands to ``n_mels``, "t" the length to ``n_frames``.
     se_agg : str
-        "max", "avg", "add" or "min": how several gated maps become one.
+        How several gated maps are combined: "max", "avg", "add" or "min".
     se_r : int
-        What a size is divided by for its squeeze-excite bottleneck.
+        Divides a size to give its squeeze-excite bottleneck.
     attention_heads : int
-        Of multihead_attention_pooling.
+        Number of heads of multihead_attention_pooling.
     n_mels : int
-        F, bands of the input; read where "f" is in ``se_dims``.
+        F, bands of the input; used only if "f" is in ``se_dims``.
     n_frames : int
-        T, frames of the input; read where "t" is in ``se_dims``.
+        T, frames of the input; used only if "t" is in ``se_dims``.
     dropout : float
-        Before the class layer of the mlp and the linear head, in [0, 1).
+        Dropout before the class layer of the mlp and the linear head, in [0, 1).
 
     Shape
     -----
@@ -86,7 +86,7 @@ class MN(Student):
     Raises
     ------
     ValueError
-        For illegal options, and inputs that are no log-mels of the fixed size.
+        For illegal options, and for inputs that are not log-mels of the fixed size.
 
     Example
     -------
@@ -154,11 +154,11 @@ class MN(Student):
             HeadOptions(embedding, num_classes, hidden, dropout, attention_heads)
         )
         initialise_(self)
-        # A convolution's output has the layout of its weights, and this one is faster.
+        # Convolutions keep the memory layout of their weights; this one is faster.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check_input(self, log_mel: Tensor) -> None:
-        """Refuses what is no batch of log-mels, or not of the fixed size."""
+        """Refuses an input that is not a batch of log-mels of the fixed size."""
         super().check_input(log_mel)
         bands, frames = log_mel.shape[2:]
         if "f" in self.se_dims and bands != self.n_mels:
@@ -174,20 +174,20 @@ class MN(Student):
             )
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """Describes the student in a few words."""
         return f"MN of width {self.width:g}"
 
     def maps(self, log_mel: Tensor) -> Tensor:
-        """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
+        """Computes the input of the head: [B, 1, F, T] -> [B, D, F', T']."""
         return self.features(log_mel)
 
     def stages(self) -> list[nn.Module]:
-        """Stem, blocks and last convolution."""
+        """Returns stem, blocks and last convolution."""
         return [*self.features]
 
 
 def check_se_dims(se_dims: object) -> None:
-    """Refuses what does not say which dimensions squeeze-excite gates."""
+    """Refuses an option that does not name dimensions for squeeze-excite."""
     is_letters = (
         isinstance(se_dims, str)
         and 0 < len(se_dims) == len(set(se_dims))
@@ -203,14 +203,14 @@ def check_se_dims(se_dims: object) -> None:
 def check_dilated_gates(
     specs: Sequence[BlockSpec], n_mels: int, n_frames: int, se_dims: str
 ) -> None:
-    """Refuses gates over sizes that dilation, instead of striding, keeps larger."""
+    """Refuses gates over dimensions that dilation leaves larger than striding would."""
     actual = [spec._replace(nominal_stride=spec.stride) for spec in specs]
     nominal_size = nominal_sizes(specs, n_mels, n_frames)[-1]
     actual_size = nominal_sizes(actual, n_mels, n_frames)[-1]
     for letter, built, seen in zip("ft", nominal_size, actual_size, strict=True):
         if se_dims != "none" and letter in se_dims and built != seen:
             raise ValueError(
-                f"dilated=True leaves {seen} where squeeze-excite over {letter!r} "
-                f"(se_dims={se_dims!r}) is built for {built}; use dilated=False, a "
-                f"last stride of 1, or se_dims without {letter!r}"
+                f"dilated=True leaves {seen} entries, but squeeze-excite over "
+                f"{letter!r} (se_dims={se_dims!r}) is built for {built}; use "
+                f"dilated=False, a last stride of 1, or se_dims without {letter!r}"
             )

@@ -1,7 +1,7 @@
-"""PaSST: the patchout transformer, a teacher and, in a Brain, a student.
+"""PaSST: the patchout transformer, which is a teacher or, in a Brain, a student.
 
-``forward([B, 1, F, T]) -> StudentOutput``, as every student; `weights.load_teacher`
-fills it with published weights.
+``forward([B, 1, F, T]) -> StudentOutput``, like every student; `weights.load_teacher`
+loads published weights into it.
 """
 
 import torch
@@ -18,7 +18,7 @@ NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads: [B, L, D] -> [B, L, D]."""
+    """Self-attention with several heads: [B, L, D] -> [B, L, D]."""
 
     def __init__(self, embed_dim: int, num_heads: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Each token by itself: [B, L, D] -> [B, L, D]."""
+    """Two layers applied to each token separately: [B, L, D] -> [B, L, D]."""
 
     def __init__(self, embed_dim: int, hidden: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normalised before and added: [B, L, D]."""
+    """Pre-norm attention and feed-forward with residuals: [B, L, D] -> [B, L, D]."""
 
     def __init__(self, embed_dim: int, num_heads: int, hidden: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Block(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Overlapping patches to vectors: [B, 1, F, T] -> [B, D, F', T']."""
+    """Turns overlapping patches into vectors: [B, 1, F, T] -> [B, D, F', T']."""
 
     def __init__(self, embed_dim: int, strides: tuple[int, int]) -> None:
         super().__init__()
@@ -72,24 +72,24 @@ class PatchEmbedding(nn.Module):
 
 
 def num_patches(size: int, stride: int) -> int:
-    """Patches along an axis of ``size`` bins or frames."""
+    """Returns the number of patches along an axis of ``size`` bins or frames."""
     return (size - PATCH) // stride + 1
 
 
 def num_positions(size: int, stride: int) -> int:
-    """Length of the published table of positions, which may be one more."""
+    """Returns the length of the published position table, which may be one longer."""
     return max(size // stride, num_patches(size, stride))
 
 
 def hide(patches: Tensor, axis: int, option: str, hidden: int) -> Tensor:
-    """Patches without ``hidden`` of those along an axis, one draw for the batch."""
+    """Removes ``hidden`` random patches along an axis, with one draw per batch."""
     present = patches.shape[axis]
     if hidden == 0:
         return patches
     if hidden >= present:
         raise ValueError(
-            f"{option}={hidden} leaves nothing of the {present} that a clip has; lower "
-            "it, or give longer clips"
+            f"{option}={hidden} removes all of the {present} that a clip has; "
+            "lower it, or give longer clips"
         )
     kept = torch.randperm(present)[: present - hidden].sort().values
     return patches.index_select(axis, kept.to(patches.device))
@@ -98,45 +98,45 @@ def hide(patches: Tensor, axis: int, option: str, hidden: int) -> Tensor:
 class PaSST(Student):
     """The patchout audio spectrogram transformer, as published.
 
-    Patches of 16 mel bins and 16 frames, which overlap where strides are smaller, are
-    tokens; each has a position in frequency and one in time, learnt apart. In training,
-    patchout hides some of them: one draw for the batch, from torch's global generator,
-    after the positions were added.
+    The tokens are patches of 16 mel bins and 16 frames, which overlap if strides are
+    smaller. Each has a position in frequency and one in time, which are learnt
+    separately. In training, patchout removes some of the patches after the positions
+    are added, with one draw per batch from torch's global generator.
 
-    A clip shorter than ``num_frames`` gets the first time positions in evaluation, and
-    a stretch of them that begins anywhere in training. Longer ones are refused.
+    A clip shorter than ``num_frames`` uses the first time positions in evaluation, and
+    consecutive ones from a random start in training. Longer clips are refused.
 
     Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout",
     Interspeech 2022, section 2, and its code; differs from it in that longer clips are
-    refused instead of cut, and ``head_dist``, which nothing reads, is not trained.
+    refused instead of cut, and that ``head_dist``, which is unused, is not trained.
 
     Arguments
     ---------
     num_classes : int
         K, at least 1.
     n_mels : int
-        F, at least 16 mel bins; the input must have as many.
+        F, mel bins of the input, at least 16.
     num_frames : int
-        Mel frames that the time positions are for, at least 16; published: 998 for
+        Mel frames that the time positions cover, at least 16; published: 998 for
         clips of ten seconds at a hop of 10 ms, which have 1000.
     frequency_stride : int
-        From patch to patch, mel bins; published: 10, 12, 14 and 16 (no overlap).
+        Distance of patches, mel bins; published: 10, 12, 14 and 16 (no overlap).
     time_stride : int
-        From patch to patch, mel frames; published: as in frequency.
+        Distance of patches, mel frames; published: as in frequency.
     embed_dim : int
         D, a multiple of ``num_heads``.
     depth : int
-        Blocks, 1 to 100; published: 12, and 7 for the light one.
+        Number of blocks, 1 to 100; published: 12, and 7 for the light one.
     num_heads : int
-        Of every attention.
+        Number of attention heads per block.
     mlp_ratio : float
         Units of a feed-forward's hidden layer, as a multiple of D.
     patchout_time : int
-        Columns of patches, which share their frames, that training hides; 0 or more.
+        Columns of patches (same frames) that training removes; 0 or more.
     patchout_frequency : int
-        Rows of patches, which share their mel bins, that training hides; 0 or more.
+        Rows of patches (same mel bins) that training removes; 0 or more.
     patchout_unstructured : int
-        Patches, of those left, that training hides; 0 or more.
+        Further patches that training removes; 0 or more.
 
     Shape
     -----
@@ -147,9 +147,9 @@ class PaSST(Student):
     Raises
     ------
     ValueError
-        For illegal options, inputs that are no log-mels, of other mel bins, shorter
-        than a patch or longer than the time positions, and a patchout that leaves
-        nothing of a clip.
+        For illegal options; for inputs that are not log-mels, have another number of
+        mel bins, are shorter than a patch or longer than the time positions; and for a
+        patchout that removes all patches of a clip.
 
     Example
     -------
@@ -190,8 +190,8 @@ class PaSST(Student):
         check_integer("patchout_unstructured", patchout_unstructured, at_least=0)
         if embed_dim % num_heads:
             raise ValueError(
-                f"embed_dim={embed_dim} is no multiple of num_heads={num_heads}; give "
-                "every head as many"
+                f"embed_dim={embed_dim} is not a multiple of num_heads={num_heads}; "
+                "change one of them"
             )
         self.n_mels, self.num_frames = n_mels, num_frames
         self.frequency_stride, self.time_stride = frequency_stride, time_stride
@@ -221,11 +221,11 @@ class PaSST(Student):
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, num_classes)
         )
         self.head_dist = nn.Linear(embed_dim, num_classes)
-        self.head_dist.requires_grad_(False)  # in every checkpoint, read by nobody
+        self.head_dist.requires_grad_(False)  # in every checkpoint, but unused
         self._initialise()
 
     def _initialise(self) -> None:
-        """Fills weights for training from scratch."""
+        """Initialises the weights for training from scratch."""
         for parameter in self.parameters(recurse=False):
             nn.init.trunc_normal_(parameter, std=0.02)
         for part in self.modules():
@@ -235,22 +235,22 @@ class PaSST(Student):
                     nn.init.zeros_(part.bias)
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """Describes the student in a few words."""
         return f"PaSST of {len(self.blocks)} blocks of {self.cls_token.shape[-1]}"
 
     @property
     def classifier(self) -> nn.Module:  # type: ignore[override]
-        """The head, by the name that it has in other students."""
+        """The head, under the name that it has in other students."""
         return self.head
 
     @property
     def max_frames(self) -> int:
-        """Mel frames of the longest clip that there are time positions for."""
+        """Mel frames of the longest clip that the time positions cover."""
         columns = self.time_new_pos_embed.shape[3]
         return PATCH + columns * self.time_stride - 1
 
     def check_input(self, log_mel: Tensor) -> None:
-        """Refuses what is no batch of log-mels, or has no positions."""
+        """Refuses an input that is not a batch of log-mels, or has no positions."""
         super().check_input(log_mel)
         bands, frames = log_mel.shape[2:]
         if bands != self.n_mels:
@@ -266,14 +266,14 @@ class PaSST(Student):
             )
         if frames > self.max_frames:
             raise ValueError(
-                f"log_mel has {frames} frames, and the time positions of "
+                f"log_mel has {frames} frames, but the time positions of "
                 f"num_frames={self.num_frames} are for {PATCH} to {self.max_frames}; "
                 f"build the PaSST with num_frames={frames}, or give windows of at most "
                 f"{self.max_frames} frames"
             )
 
     def forward(self, log_mel: Tensor) -> StudentOutput:
-        """Logits and embedding of a batch: [B, 1, F, T] -> [B, K], [B, D]."""
+        """Computes logits and embeddings: [B, 1, F, T] -> [B, K], [B, D]."""
         self.check_input(log_mel)
         tokens = self._patchout(self._placed(self.patch_embed(log_mel)))
         tokens = torch.cat([self._special_tokens(len(tokens)), tokens], dim=1)
@@ -282,7 +282,7 @@ class PaSST(Student):
         return StudentOutput(self.head(embedding), embedding)
 
     def _placed(self, patches: Tensor) -> Tensor:
-        """Patches with their positions: [B, D, F', T']."""
+        """Adds the positions to the patches: [B, D, F', T'] -> [B, D, F', T']."""
         rows, columns = patches.shape[2:]
         spare = self.time_new_pos_embed.shape[3] - columns
         first = int(torch.randint(1 + spare, ())) if self.training and spare else 0
@@ -291,7 +291,7 @@ class PaSST(Student):
         return patches + in_time + in_frequency
 
     def _patchout(self, patches: Tensor) -> Tensor:
-        """Rows one after the other, some hidden in training: [B, L, D]."""
+        """Flattens patches row by row, and removes some in training: -> [B, L, D]."""
         if self.training:
             patches = hide(patches, 3, "patchout_time", self.patchout_time)
             patches = hide(patches, 2, "patchout_frequency", self.patchout_frequency)
@@ -303,6 +303,6 @@ class PaSST(Student):
         return tokens.transpose(1, 2)
 
     def _special_tokens(self, clips: int) -> Tensor:
-        """Class and distillation token: [B, 2, D]."""
+        """Returns the class and the distillation token: [B, 2, D]."""
         tokens = torch.cat([self.cls_token, self.dist_token], dim=1)
         return (tokens + self.new_pos_embed).expand(clips, -1, -1)

@@ -1,4 +1,4 @@
-"""The contract of students, and the checks of their options."""
+"""The base class of students, and the checks of their options."""
 
 import inspect
 import math
@@ -12,7 +12,7 @@ from efficientat_plugin.contracts import StudentOutput
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuses an option that is none of ``choices``."""
+    """Refuses an option that is not one of ``choices``."""
     choices = list(choices)
     if value not in choices:
         legal = ", ".join(map(repr, choices))
@@ -22,7 +22,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
 def check_integer(
     name: str, value: object, at_least: int = 1, at_most: float = math.inf
 ) -> None:
-    """Refuses an option that is no integer of at least, and at most, so much."""
+    """Refuses an option that is not an integer from ``at_least`` to ``at_most``."""
     is_integer = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_integer or not at_least <= int(value) <= at_most:  # type: ignore[call-overload]
         legal = f"of at least {at_least}"
@@ -32,13 +32,13 @@ def check_integer(
 
 
 def check_positive(name: str, value: object) -> None:
-    """Refuses an option that is no positive finite number."""
+    """Refuses an option that is not a positive finite number."""
     if not isinstance(value, Real) or not 0 < float(value) < float("inf"):
         raise ValueError(f"{name}={value!r} is illegal; give a number greater than 0")
 
 
 def check_mobile_options(width: object, strides: Sequence[int], dropout: float) -> None:
-    """Refuses what no MobileNet can be made of."""
+    """Refuses options that no MobileNet can be built with."""
     check_positive("width", width)
     if len(strides) != 4 or any(stride not in (1, 2) for stride in strides):
         raise ValueError(
@@ -51,8 +51,9 @@ def check_mobile_options(width: object, strides: Sequence[int], dropout: float) 
 
 
 class Student(nn.Module):
-    """What students have in common; a member gives ``maps`` and a ``classifier``, or a
-    ``forward`` of its own.
+    """Base class of students.
+
+    A subclass defines ``maps`` and ``classifier``, or its own ``forward``.
 
     Arguments
     ---------
@@ -68,16 +69,16 @@ class Student(nn.Module):
     Raises
     ------
     ValueError
-        For options or inputs that no student can be made for.
+        For illegal options or inputs.
     """
 
     classifier: nn.Module
-    min_frames = 1  # T of the shortest clip that it takes
-    front_end: dict[str, Any]  # arguments of LogMel, set where they are known
-    options: dict[str, Any]  # those that it was built with
+    min_frames = 1  # T of the shortest legal clip
+    front_end: dict[str, Any]  # arguments of LogMel, set if they are known
+    options: dict[str, Any]  # the arguments that the student was built with
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "Student":
-        """Keeps the arguments, which a model folder is written with."""
+        """Keeps the arguments, which are written to a model folder."""
         student = super().__new__(cls)
         given = inspect.signature(cls.__init__).bind_partial(None, *args, **kwargs)
         student.options = dict([*given.arguments.items()][1:])
@@ -89,20 +90,22 @@ class Student(nn.Module):
         self.num_classes = num_classes
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """Describes the student in a few words."""
         return type(self).__name__
 
     def maps(self, log_mel: Tensor) -> Tensor:
-        """What the head classifies: [B, 1, F, T] -> [B, D, F', T']."""
+        """Computes the input of the head: [B, 1, F, T] -> [B, D, F', T']."""
         raise NotImplementedError
 
     def stages(self) -> list[nn.Module]:
-        """Stem (0), blocks (1 to 15) and last convolution (16), as published counts.
+        """Returns stem (0), blocks (1 to 15) and last convolution (16).
+
+        The numbers are those of the published code.
 
         Raises
         ------
         ValueError
-            For a student that has other layers.
+            If the student is built of other layers.
         """
         raise ValueError(
             f"a {type(self).__name__} has no stages of convolutions; give an MN or a "
@@ -110,12 +113,12 @@ class Student(nn.Module):
         )
 
     def class_layer(self) -> nn.Linear:
-        """The linear layer that ends the head.
+        """Returns the linear layer at the end of the head.
 
         Raises
         ------
         ValueError
-            For a head that ends otherwise.
+            If the head does not end in a linear layer.
         """
         head = self.classifier
         last = [*head.children()][-1]
@@ -127,10 +130,10 @@ class Student(nn.Module):
         return last
 
     def check_input(self, log_mel: Tensor) -> None:
-        """Refuses what is no batch of log-mels."""
+        """Refuses an input that is not a batch of log-mels."""
         if log_mel.ndim != 4 or log_mel.shape[1] != 1:
             raise ValueError(
-                f"log_mel has shape {tuple(log_mel.shape)}, a student takes "
+                f"log_mel has shape {tuple(log_mel.shape)}, but a student takes "
                 "[B, 1, F, T]; from [B, F, T] use log_mel.unsqueeze(1)"
             )
         if 0 in log_mel.shape:
@@ -140,7 +143,7 @@ class Student(nn.Module):
             )
 
     def forward(self, log_mel: Tensor) -> StudentOutput:
-        """Logits and embedding of a batch: [B, 1, F, T] -> [B, K], [B, D]."""
+        """Computes logits and embeddings: [B, 1, F, T] -> [B, K], [B, D]."""
         self.check_input(log_mel)
         maps = self.maps(log_mel)
         return StudentOutput(self.classifier(maps), maps.mean((2, 3)))

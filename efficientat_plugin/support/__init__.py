@@ -1,1 +1,1 @@
-"""Machinery that knows nothing about sound: files, locks, limits, how recipes start."""
+"""Machinery that is independent of sound: files, locks, limits, starting recipes."""

@@ -1,7 +1,7 @@
-"""Checkpoints that a kill at any moment cannot leave half-written.
+"""Writes checkpoints so that a kill at any moment cannot leave a half-written one.
 
-SpeechBrain's ``Checkpointer`` writes the file that marks a folder as a checkpoint
-before the parameters, in place, and deletes file by file.
+SpeechBrain's ``Checkpointer`` works in place: it writes the file that marks a folder
+as a checkpoint before the parameters, and deletes file by file.
 """
 
 import json
@@ -38,18 +38,18 @@ LAST_NUMBER = 99  # within a second
 
 
 class AtomicCheckpointer(Checkpointer):
-    """SpeechBrain's checkpointer, writing aside and renaming.
+    """SpeechBrain's checkpointer, which writes to a temporary folder and renames it.
 
-    A checkpoint is written in a folder of another name, with a list of its files,
-    their sizes and digests, and renamed when all of it is on the disk. One that is not
-    as it was written does not count: it is named in the log, the next best one is
-    recovered, and the next save sets it aside, as DAMAGED+DATE.
+    A checkpoint is written to a folder of another name, with a list of its files,
+    their sizes and digests, and renamed when all of it is on the disk. A corrupt
+    checkpoint is skipped: it is named in the log, the next best one is recovered, and
+    the next save renames the corrupt one to DAMAGED+DATE.
     Of equally good checkpoints the oldest is found and kept.
 
     Arguments
     ---------
     *args, **kwargs
-        Of ``speechbrain.utils.checkpoints.Checkpointer``.
+        Arguments of ``speechbrain.utils.checkpoints.Checkpointer``.
 
     Example
     -------
@@ -72,7 +72,7 @@ class AtomicCheckpointer(Checkpointer):
         name: str | None = None,
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
-        """Saves a checkpoint, entirely or not at all; as SpeechBrain's otherwise."""
+        """As ``Checkpointer``, but saves a checkpoint entirely or not at all."""
         later = meta or {}
         if if_main_process():
             self._tidy()
@@ -89,13 +89,13 @@ class AtomicCheckpointer(Checkpointer):
             }
             finished = Checkpoint(final, unfinished.meta, paramfiles)
             logger.log(verbosity, "Saved a checkpoint in %s", final)
-        ddp_barrier()  # nobody lists the folder before it has its name
+        ddp_barrier()  # no process lists the folder before it has its final name
         return finished
 
     def save_and_keep_only(self, *args: Any, **kwargs: Any) -> None:
-        """Saves a checkpoint and deletes what is neither best nor newest."""
-        # Without a list of its own, each call adds a key to those of all calls before,
-        # and every key has the folder read again.
+        """Saves a checkpoint and deletes those that are neither best nor newest."""
+        # Without its own list, each call adds a key to those of all earlier calls, and
+        # the folder is read again for every key.
         kwargs["importance_keys"] = list(kwargs.get("importance_keys", ()))
         super().save_and_keep_only(*args, **kwargs)
 
@@ -109,14 +109,14 @@ class AtomicCheckpointer(Checkpointer):
         ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
         verbosity: int = logging.INFO,
     ) -> None:
-        """Deletes what SpeechBrain's would, each entirely or not at all.
+        """As ``Checkpointer``, but deletes each checkpoint entirely or not at all.
 
         Raises
         ------
         OSError
-            If somebody else is removing them.
+            If another process is deleting them.
         ValueError
-            If fewer than none are to be kept.
+            If ``num_to_keep`` is negative.
         """
         if num_to_keep < 0:
             raise ValueError(f"num_to_keep={num_to_keep} must be 0 or more")
@@ -139,16 +139,16 @@ class AtomicCheckpointer(Checkpointer):
                     logger.log(verbosity, "Deleted the checkpoint in %s", folder)
         except FileNotFoundError as error:
             raise OSError(
-                f"checkpoints in {self.checkpoints_dir} are being removed by somebody "
-                "else; let the folder be, and give the same command again"
+                f"checkpoints in {self.checkpoints_dir} are being deleted by another "
+                "process; leave the folder alone, and rerun the same command"
             ) from error
         ddp_barrier()
 
     def delete_superseded(self) -> None:
-        """Deletes what a kill between a save and its deletions left at an epoch's end.
+        """Deletes old checkpoints that a kill just after a save at an epoch's end left.
 
-        Else a run that is interrupted in its last epoch's save keeps a checkpoint from
-        within that epoch for good.
+        Otherwise a run that is interrupted in the save of its last epoch would keep a
+        checkpoint from within that epoch for good.
         """
         newest = next(iter(self.find_checkpoints()), None)
         if newest is None or not newest.meta["end-of-epoch"]:
@@ -165,7 +165,7 @@ class AtomicCheckpointer(Checkpointer):
         ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
         max_num_checkpoints: int | None = None,
     ) -> list[Checkpoint]:
-        """The best first, and of equally good ones the oldest; as SpeechBrain's."""
+        """As ``Checkpointer``: best first, but of equal ones the oldest first."""
         found = super().find_checkpoints(
             importance_key, max_key, min_key, ckpt_predicate
         )
@@ -182,12 +182,12 @@ class AtomicCheckpointer(Checkpointer):
         min_key: str | None = None,
         ckpt_predicate: Callable[[Checkpoint], bool] | None = None,
     ) -> Checkpoint | None:
-        """Recovers the best checkpoint that is as it was written.
+        """Recovers the best checkpoint that is not corrupt.
 
         Raises
         ------
         ValueError
-            If there are checkpoints, but all are damaged, or of another model.
+            If there are checkpoints, but all are corrupt, or one is of another model.
         """
         for chosen in self.find_checkpoints(
             importance_key, max_key, min_key, ckpt_predicate
@@ -198,8 +198,8 @@ class AtomicCheckpointer(Checkpointer):
             self._pass_over(chosen.path)
         if self._passed_over:
             raise ValueError(
-                f"every checkpoint in {self.checkpoints_dir} is damaged; bring back a "
-                "copy, or remove the folder to begin anew"
+                f"every checkpoint in {self.checkpoints_dir} is corrupt; restore a "
+                "copy, or delete the folder to start over"
             )
         return None
 
@@ -211,29 +211,29 @@ class AtomicCheckpointer(Checkpointer):
                 raise
             first = str(error).splitlines()[1].strip()
             raise ValueError(
-                f"{chosen.path} is of another model ({first}); give the options that "
-                "it was trained with, or name another folder"
+                f"{chosen.path} belongs to another model ({first}); give the options "
+                "that it was trained with, or name another folder"
             ) from error
 
     def _pass_over(self, folder: Path) -> None:
         if folder not in self._passed_over:
             self._passed_over.add(folder)
             logger.warning(
-                "Passing over %s, which is not as it was written: a file of it is "
-                "missing, cut short or changed",
+                "Skipping %s, which is corrupt: one of its files is missing, truncated "
+                "or changed",
                 folder,
             )
 
     def _tidy(self) -> None:
-        # Here and not at the start: who only evaluates must not disturb who trains.
+        # Not at the start: a run that only evaluates must not disturb one that trains.
         for damaged in self._passed_over:
             if damaged.is_dir() and not _is_whole(damaged):
                 name = damaged.name.replace(CKPT_PREFIX, DAMAGED_PREFIX, 1)
                 aside = damaged.with_name(f"{name}-{uuid.uuid4().hex[:8]}")
                 os.replace(damaged, aside)
-        self._passed_over.clear()  # a new checkpoint may get the name of one
+        self._passed_over.clear()  # a new checkpoint may get one of their names
         for leftover in self.checkpoints_dir.glob(f"{UNFINISHED_PREFIX}*"):
-            logger.warning("Removing %s, which a kill left unfinished", leftover)
+            logger.warning("Deleting %s, which a killed run left unfinished", leftover)
             shutil.rmtree(leftover)
 
     def _finish(self, unfinished: Path) -> Path:
@@ -246,7 +246,7 @@ class AtomicCheckpointer(Checkpointer):
         stamp = unfinished.name.removeprefix(UNFINISHED_PREFIX)
         final = unfinished.with_name(CKPT_PREFIX + stamp)
         before = None
-        if final.exists():  # a named one is saved again, and stays one until then
+        if final.exists():  # a named checkpoint, which stays valid until replaced
             before = final.with_name(f"{final.name}-{uuid.uuid4().hex[:8]}")
             os.replace(final, before)
         os.replace(unfinished, final)
@@ -256,15 +256,15 @@ class AtomicCheckpointer(Checkpointer):
         return final
 
     def _later_than_all(self) -> float:
-        """The time, or a moment after the newest checkpoint if a clock was set back."""
+        """Returns the time, or just after the newest checkpoint if that is later."""
         newest = next(iter(self.find_checkpoints()), None)
         return max(time.time(), newest.meta["unixtime"] + 1e-3 if newest else 0.0)
 
     def _new_checkpoint_dirpath(self) -> Path:
-        """Names are in the order of time, also within a second.
+        """Returns a folder whose name sorts by time, also within a second.
 
-        SpeechBrain takes a name again that was deleted within the second, so that the
-        newest checkpoint had a name before that of an older one.
+        SpeechBrain reuses a name that was deleted within the second, so the newest
+        checkpoint could sort before an older one.
         """
         stamp, number = time.strftime(STAMP), 0
         names = (path.name for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}*"))
@@ -295,14 +295,14 @@ def _aside(final: Path) -> Path:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Under another name, so that half of it is not taken for a damaged one."""
+    """Renames a checkpoint, then deletes it: half of it must not count as corrupt."""
     aside = checkpoint.with_name(f"{UNFINISHED_PREFIX}-{uuid.uuid4().hex[:8]}")
     os.replace(checkpoint, aside)
     shutil.rmtree(aside)
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    """Whether its files have their sizes, and what it is listed by is unchanged."""
+    """Whether all files have the recorded sizes, and its metadata is unchanged."""
     try:
         contents = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
         sizes = {name: (checkpoint / name).stat().st_size for name in contents}
@@ -314,7 +314,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def _is_unchanged(checkpoint: Path) -> bool:
-    """Whether the files of a complete checkpoint are as they were written."""
+    """Whether the files of a complete checkpoint have the recorded digests."""
     contents = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
     return all(
         sha256_of(checkpoint / name) == digest for name, (_, digest) in contents.items()

@@ -1,7 +1,7 @@
-"""What is logged reaches people: on the console from the start, and in log.txt.
+"""Shows log messages on the console from the start, and keeps them in log.txt.
 
-SpeechBrain sets logging up together with the folder of a run. By then the data was
-read, and what there was to say about it had reached nobody.
+SpeechBrain sets up logging together with the run folder. By then the data has been
+read, and the messages about it would be lost.
 """
 
 import io
@@ -14,22 +14,22 @@ from contextlib import contextmanager
 from efficientat_plugin.support.plain_text import shown
 
 PACKAGE = "efficientat_plugin"
-OURS = (PACKAGE, "__main__")  # whose DEBUG lines log.txt keeps
-SHELL = "speechbrain.utils.superpowers"  # `pip freeze`, before `keep_log` is called
-KEPT = 1000  # records, at most, that wait for a log.txt
+OURS = (PACKAGE, "__main__")  # log.txt keeps the DEBUG lines of these
+SHELL = "speechbrain.utils.superpowers"  # logs `pip freeze` before `keep_log`
+KEPT = 1000  # records, at most, that wait for log.txt
 
 _early: deque[logging.LogRecord] = deque(maxlen=KEPT)
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints what is logged, in plain sentences, above a progress bar if there is one.
+    """Prints log messages as plain sentences, above a progress bar if there is one.
 
     Arguments
     ---------
     stream : str
-        "stdout" or "stderr", whatever that is when a line is printed.
+        "stdout" or "stderr", looked up when a line is printed.
     prefix : str
-        Before each line.
+        Printed before each line.
 
     Example
     -------
@@ -45,8 +45,8 @@ class ConsoleHandler(logging.Handler):
         self.prefix = prefix
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints a record without its traceback, which log.txt has."""
-        from tqdm import tqdm  # here, so that `efficientat --help` answers at once
+        """Prints a record without its traceback, which is in log.txt."""
+        from tqdm import tqdm  # here, to keep `efficientat --help` fast
 
         level = "" if record.levelno < logging.WARNING else "Warning: "
         try:
@@ -58,7 +58,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class _Waiting(logging.Handler):
-    """Keeps what is logged for the log.txt to come."""
+    """Keeps log records until log.txt is open."""
 
     def emit(self, record: logging.LogRecord) -> None:
         _early.append(record)
@@ -66,14 +66,14 @@ class _Waiting(logging.Handler):
 
 @contextmanager
 def logging_to_console(stream: str, prefix: str = "") -> Iterator[None]:
-    """Lets people see what this package logs, until SpeechBrain sees to it.
+    """Shows what this package logs on the console.
 
     Arguments
     ---------
     stream : str
         "stdout" or "stderr".
     prefix : str
-        Before each line.
+        Printed before each line.
 
     Example
     -------
@@ -101,7 +101,7 @@ def logging_to_console(stream: str, prefix: str = "") -> Iterator[None]:
 
 
 def escape_what_stdout_lacks() -> None:
-    """Lets stdout show as an escape what its encoding has no character for.
+    """Makes stdout print characters that its encoding lacks as escapes.
 
     Example
     -------
@@ -112,10 +112,10 @@ def escape_what_stdout_lacks() -> None:
 
 
 def keep_log() -> None:
-    """Adds to log.txt, once SpeechBrain has opened it, what was logged before.
+    """Adds earlier log records to log.txt, once SpeechBrain has opened it.
 
-    From then on it keeps no DEBUG lines of other packages: the fonts that matplotlib
-    looks at were nine in ten of its lines.
+    From then on log.txt has no DEBUG lines of other packages: nine of ten lines were
+    about the fonts that matplotlib finds.
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):

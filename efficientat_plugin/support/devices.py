@@ -1,4 +1,4 @@
-"""Which devices are there to compute on."""
+"""Checks that a device is available."""
 
 import torch
 
@@ -6,7 +6,7 @@ __all__ = ["check_device"]
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that is not there, before anything is read.
+    """Refuses a device that is not available, before anything is read.
 
     Arguments
     ---------
@@ -16,29 +16,29 @@ def check_device(device: str) -> None:
     Raises
     ------
     ValueError
-        For a name that torch does not know, and for a device that is not there.
+        If torch does not know the name, or the device is not available.
 
     Example
     -------
     >>> check_device("cpu")
     >>> check_device("cuda:99")
     Traceback (most recent call last):
-    ValueError: the device cuda:99 is not there; give cpu...
+    ValueError: the device cuda:99 is not available; give cpu...
     """
     try:
         kind = torch.device(device)
-        if kind.type == "cuda":  # without taking memory of a GPU that others use
+        if kind.type == "cuda":  # without allocating memory on a shared GPU
             there = (kind.index or 0) < torch.cuda.device_count()
         else:
             torch.zeros(1, device=kind)
             there = True
-    # torch says it in its own ways: one without CUDA asserts
+    # torch raises several types; one without CUDA asserts
     except (RuntimeError, AssertionError, NotImplementedError):
         there = False
     if not there:
         raise ValueError(
-            f"the device {device} is not there; give cpu, or cuda:0 where there is "
+            f"the device {device} is not available; give cpu, or cuda:0 if there is "
             "a GPU"
         )
     if kind.type == "meta":
-        raise ValueError("nothing is computed on the device meta; give cpu or cuda:0")
+        raise ValueError("the device meta computes nothing; give cpu or cuda:0")

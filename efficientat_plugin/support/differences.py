@@ -1,4 +1,4 @@
-"""Settings in which two runs differ, and both values of each."""
+"""Finds the settings in which two runs differ, with both values of each."""
 
 import json
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 from efficientat_plugin.support.plain_text import shown
 
-LONGEST = 60  # characters of a value that is shown
+LONGEST = 60  # characters that are shown of a value
 
 
 class Difference(NamedTuple):
     """One setting that differs between the run in a folder and another one."""
 
-    name: str  # dotted, as log_mel.n_mels
+    name: str  # dotted, such as log_mel.n_mels
     there: Any
     here: Any
 
@@ -23,12 +23,12 @@ class Difference(NamedTuple):
 def differences_of(
     there: Mapping[str, Any], here: Mapping[str, Any]
 ) -> list[Difference]:
-    """The settings in which two runs differ, in the order of the second one.
+    """Lists the settings in which two runs differ, in the order of the second one.
 
     Arguments
     ---------
     there, here : Mapping
-        Settings of each, as plain values.
+        The settings of each run, as plain values.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def differences_of(
 
 
 def _flat(settings: Any, name: str = "") -> dict[str, Any]:
-    """Plain values by dotted name; an object's own value is what it is built by."""
+    """Returns plain values by dotted name; the value of an object is its class."""
     if not isinstance(settings, Mapping):
         return {name: settings}
     values: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What files are told apart by, and what is said where one cannot be written."""
+"""Opens untrusted files, computes digests, writes files whole, explains full disks."""
 
 import errno
 import hashlib
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 CHUNK_BYTES = 1 << 20
-EXPORTED = (".onnx", ".tflite")  # suffixes of what `efficientat export` writes
+EXPORTED = (".onnx", ".tflite")  # suffixes of files that `efficientat export` writes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def open_file(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
-    """Opens a file that anybody may have put there, to be read.
+    """Opens an untrusted file for reading.
 
     Arguments
     ---------
@@ -27,10 +27,10 @@ def open_file(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
     Raises
     ------
     FileNotFoundError
-        Where there is none, or where it is a pipe, a device or a folder: to open a
-        pipe would wait for whoever writes to it.
+        If there is none, or if it is a pipe, a device or a folder: opening a pipe would
+        wait for a writer.
     ValueError
-        For a larger file.
+        If the file is larger.
 
     Example
     -------
@@ -45,7 +45,7 @@ def open_file(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
         size = os.fstat(file.fileno()).st_size
         if max_bytes is not None and size > max_bytes:
             raise ValueError(
-                f"{path} has {size} bytes, and such a file has at most {max_bytes}; "
+                f"{path} has {size} bytes, but at most {max_bytes} are allowed here; "
                 "check the path, or copy or write it again"
             )
         return file
@@ -55,9 +55,9 @@ def open_file(path: str | Path, max_bytes: int | None = None) -> BinaryIO:
 
 
 def read_text(path: str | Path, max_bytes: int, encoding: str = "utf-8") -> str:
-    """All of a text file; errors as ``open_file``, and ``UnicodeDecodeError``."""
+    """Reads a text file; errors as ``open_file``, and ``UnicodeDecodeError``."""
     with open_file(path, max_bytes) as file:
-        # Python makes room for all that it is asked for.
+        # Python allocates as many bytes as it is asked for.
         size = min(max_bytes, os.fstat(file.fileno()).st_size)
         return file.read(size).decode(encoding)
 
@@ -75,7 +75,7 @@ def refuse_special(path: str | Path) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal.
+    """Computes the SHA-256 of a file's bytes, in hexadecimal.
 
     Example
     -------
@@ -90,13 +90,13 @@ def sha256_of(path: str | Path) -> str:
 
 
 def write_aside(path: str | Path, write: Callable[[TextIO], object]) -> None:
-    """``written_aside`` of a text file.
+    """Writes a text file as ``written_aside`` does.
 
     Arguments
     ---------
     path : str or Path
     write : Callable
-        Takes the open file, in UTF-8, whose line ends are left as they are.
+        Takes the open file, in UTF-8; line ends are not converted.
 
     Example
     -------
@@ -115,9 +115,9 @@ def write_aside(path: str | Path, write: Callable[[TextIO], object]) -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A file to write instead, which becomes ``path`` if nothing goes wrong.
+    """Yields a temporary file, which becomes ``path`` if the block succeeds.
 
-    No reader meets half a file, and a kill leaves the file of before.
+    No reader sees half a file, and after a kill the earlier file is still there.
 
     Arguments
     ---------
@@ -126,9 +126,9 @@ def written_aside(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        Beside ``path``, empty; gone where the block raises.
+        An empty file next to ``path``; deleted if the block raises.
     """
-    # Of this process alone: another may write the same file, or have put a link there.
+    # A unique name: another process may write the same file, or have put a link there.
     unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
     with open(unfinished, "xb"):
         pass
@@ -141,12 +141,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def told_if_not_writable(folder: str | Path) -> Iterator[None]:
-    """A full disk and the like in a sentence.
+    """Turns errors in writing to a folder, such as a full disk, into one sentence.
 
     Raises
     ------
     OSError
-        That names ``folder``, for what went wrong in writing to it.
+        With the name of ``folder`` and the reason.
     """
     try:
         yield
@@ -156,21 +156,21 @@ def told_if_not_writable(folder: str | Path) -> Iterator[None]:
             raise
         raise OSError(
             f"{folder} cannot be written ({reason}); make room for it, or make it "
-            "writable, and give the same command again"
+            "writable, and rerun the same command"
         ) from error
 
 
 def _not_writable(error: OSError | RuntimeError, folder: Path) -> str | None:
-    """Why; None: that is not what the error says."""
-    if isinstance(error, RuntimeError):  # torch.save's, which keeps the system's back
+    """Returns why ``folder`` cannot be written; None if the error is another one."""
+    if isinstance(error, RuntimeError):  # torch.save hides the system's error
         wrote = "inline_container" in str(error) or "Parent directory" in str(error)
         if not wrote:
             return None
-        return "the disk is full" if folder.exists() else "it is gone"
+        return "the disk is full" if folder.exists() else "it was deleted"
     file = error.filename
     if isinstance(file, str):
         if not str(Path(file).absolute()).startswith(str(folder.absolute())):
-            return None  # something that is read
+            return None  # a file that is read
     if error.errno == errno.ENOENT and not folder.exists():
-        return "it is gone"
+        return "it was deleted"
     return os.strerror(error.errno) if error.errno in NOT_WRITABLE else None

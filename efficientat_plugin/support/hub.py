@@ -1,4 +1,4 @@
-"""Names of the Hugging Face hub: what may be asked of it, and only aloud."""
+"""Checks names on the Hugging Face hub, and logs every look-up there."""
 
 import logging
 import re
@@ -15,15 +15,15 @@ NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)  # user/name
 
 
 def name_on_hub(source: str) -> str:
-    """A name to ask the hub for, where nothing of that name is here.
+    """Returns a name to look up on the hub, if no local file has that name.
 
-    The hub would be told of any path that is misspelt: what cannot be a name of it is
-    refused, and what can is logged.
+    Misspelt paths must not be sent to the hub: a path that cannot be a name on the hub
+    is refused, and a look-up is logged.
 
     Arguments
     ---------
     source : str
-        As it was given.
+        The name or path as given.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def name_on_hub(source: str) -> str:
     Raises
     ------
     FileNotFoundError
-        If it has not the form user/name.
+        If it does not have the form user/name.
 
     Example
     -------
@@ -44,35 +44,34 @@ def name_on_hub(source: str) -> str:
     if not NAME.fullmatch(source):
         raise FileNotFoundError(
             f"there is no file or folder {source}; check the path, or give user/name "
-            "of the hub"
+            "on the hub"
         )
     if not constants.HF_HUB_OFFLINE:
         logger.warning(
-            "There is no file or folder %s here: the Hugging Face hub is asked for it",
+            "There is no file or folder %s here; looking on the Hugging Face hub",
             source,
         )
     return source
 
 
 def look_up(source: str, file: str, config: Any = None) -> None:
-    """Refuses at once what neither the cache nor the hub has.
+    """Refuses at once a file that neither the cache nor the hub has.
 
-    The hub's own client asks a server that is not there again and again, for half a
-    minute.
+    The hub's own client would retry an unreachable server for half a minute.
 
     Arguments
     ---------
     source : str
-        As it was given, of which nothing is here.
+        The name as given; no local file has it.
     file : str
-        What is wanted of it.
+        The file to look up in it.
     config : FetchConfig or None
         SpeechBrain's.
 
     Raises
     ------
     FileNotFoundError
-        Saying whether the hub was asked.
+        With the reason, and whether the hub was contacted.
     """
     name_on_hub(source)
     absent = f"there is no file or folder {source}"
@@ -83,14 +82,14 @@ def look_up(source: str, file: str, config: Any = None) -> None:
         return
     if constants.HF_HUB_OFFLINE or not getattr(config, "allow_network", True):
         raise FileNotFoundError(
-            f"{absent}, and the hub was not asked for it, since that is forbidden "
+            f"{absent}, and the hub was not contacted, since that is forbidden "
             "(HF_HUB_OFFLINE or allow_network); check the path"
         )
     try:
         address = huggingface_hub.hf_hub_url(source, file, revision=revision)
         token = getattr(config, "token", None)
         huggingface_hub.get_hf_file_metadata(address, token=token)
-    except Exception as error:  # of the hub, and of whatever client it has
+    except Exception as error:  # from the hub, or from its HTTP client
         why = shown(" ".join(str(error).split())[:200])
         raise FileNotFoundError(
             f"{absent}, and it was not found on the hub ({constants.ENDPOINT}): {why}"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: not lost, not told twice, and nothing told behind them."""
+"""Handles Ctrl-C and SIGTERM: none is lost, and each is reported once, at the end."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def _is_called_by_libsndfile(frame: FrameType | None) -> bool:
-    """Whether soundfile reads or writes a file-like object just then."""
+    """Whether soundfile is just reading or writing a file-like object."""
     while frame is not None:
         code = frame.f_code
         if code.co_filename == soundfile.__file__ and code.co_name.startswith("vio_"):
@@ -24,23 +24,23 @@ def _is_called_by_libsndfile(frame: FrameType | None) -> bool:
 
 
 def _log_what_follows(*error: Any) -> None:
-    """Threads and destructors tell of workers that were told to end, too."""
-    logger.debug("Behind an interruption:", exc_info=error)  # in log.txt alone
+    """Logs the errors of threads and destructors whose workers were interrupted too."""
+    logger.debug("After an interruption:", exc_info=error)  # in log.txt only
 
 
 def _log_lost_connections(kind: type[BaseException], *error: Any) -> None:
-    """Threads of a worker tell of the first process, which ended before it."""
+    """Logs the errors of a worker's threads if the main process ended before it."""
     if issubclass(kind, ConnectionError | EOFError):
-        logger.debug("A worker without its run:", exc_info=(kind, *error))
+        logger.debug("A worker outlived its run:", exc_info=(kind, *error))
     else:
         sys.__excepthook__(kind, *error)
 
 
 class Interruptions:
-    """While entered, signals that ask for an end interrupt, wherever they come.
+    """While entered, SIGINT and SIGTERM interrupt the process, wherever they arrive.
 
-    They are SIGINT and SIGTERM; ``told`` has those that came. Forked processes leave
-    them to this one, which ends them.
+    ``told`` lists the signals that arrived. Forked processes leave them to this one,
+    which ends them.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Interruptions:
 
     def __exit__(self, *_error: object) -> None:
         self.is_entered = False
-        for timer in self.timers:  # or one would end the process behind its last word
+        for timer in self.timers:  # or one would fire after the last message
             timer.cancel()
             timer.join()
         if not self.told:
@@ -76,13 +76,13 @@ class Interruptions:
         self.told.append(number)
         sys.excepthook = _log_what_follows
         if _is_called_by_libsndfile(frame):
-            self._once_more(number)  # here it were dropped, and a clip cut short
+            self._once_more(number)  # raised here, it would be lost and cut a clip
         else:
             raise KeyboardInterrupt
 
     def _interrupt_again(self, unraisable: Any) -> None:
-        # Python drops what is raised where nobody can catch it, as in a destructor,
-        # or between the locks of `logging` in a fork; and would drop it here.
+        # Python drops exceptions that nobody can catch, as in a destructor or between
+        # the locks of `logging` in a fork. Raised here, it would be dropped as well.
         error = unraisable.exc_value
         if self.is_entered and isinstance(error, KeyboardInterrupt):
             self._once_more(self.told[-1] if self.told else signal.SIGINT)

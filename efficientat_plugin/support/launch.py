@@ -1,4 +1,4 @@
-"""How a recipe starts: its arguments, its YAML, its processes, its folder."""
+"""Starts a recipe: its arguments, its YAML, its processes, its folder."""
 
 import dataclasses
 import logging
@@ -52,9 +52,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 NO_SHARED_MEMORY = (
-    "the workers that read clips leave them in shared memory (/dev/shm), which is too "
-    "small here; pass --num_workers 0, or a smaller --batch_size, or start the "
-    "container with a larger --shm-size"
+    "loader workers pass clips on in shared memory (/dev/shm), which is too small "
+    "here; pass --num_workers 0, or a smaller --batch_size, or start the container "
+    "with a larger --shm-size"
 )
 
 
@@ -62,8 +62,8 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
 
     Log messages appear on the console from here on. Ctrl-C and SIGTERM end the run with
-    a line that says how to resume. Control characters in its last sentence are escaped,
-    since names in untrusted data may hold some.
+    a line that tells how to resume. Control characters in an error message are escaped,
+    since names in untrusted data may contain some.
 
     Arguments
     ---------
@@ -72,9 +72,9 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
     resumes : bool
         Whether rerunning the command resumes; otherwise it starts over.
     """
-    logging.raiseExceptions = False  # a full disk is told once, not by each log line
+    logging.raiseExceptions = False  # report a full disk once, not for each log line
     escape_what_stdout_lacks()
-    # Other processes of a run would say the same again.
+    # Other processes of a run would print the same again.
     console = logging_to_console("stdout") if if_main_process() else nullcontext()
     with Interruptions() as interruptions, console:
         try:
@@ -83,20 +83,20 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
             told = interruptions.told
             again = "resume" if resumes else "start over"
             if not told and _lost_another_process(error):
-                logger.debug("Where it was missed:", exc_info=True)  # in log.txt alone
+                logger.debug("Lost another process:", exc_info=True)  # in log.txt only
                 sys.exit(
-                    "Another process of this run has ended, which says why, or was "
-                    f"killed; rerun the same command to {again}."
+                    "Another process of this run has ended, with an error above, or "
+                    f"was killed; rerun the same command to {again}."
                 )
             if not told and _lacks_shared_memory(error):
-                logger.debug("Where it was lacking:", exc_info=True)
+                logger.debug("Too little shared memory:", exc_info=True)
                 sys.exit(NO_SHARED_MEMORY)
             if not told and not isinstance(error, KeyboardInterrupt):
                 if isinstance(error, SystemExit) and isinstance(error.code, str):
                     error.code = "\n".join(map(shown, error.code.split("\n")))
                 raise
-            # Or what came of it: workers that were told too are missed before.
-            if hasattr(signal, "SIGCHLD"):  # torch raises in it, for each that ends
+            # An interruption, or an error that follows from interrupted workers
+            if hasattr(signal, "SIGCHLD"):  # torch's handler raises as workers end
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             number = told[0] if told else signal.SIGINT
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
@@ -106,20 +106,18 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
 
 
 def _lacks_shared_memory(error: BaseException) -> bool:
-    """Whether torch says that workers have no place to leave their batches in."""
+    """Whether torch reports too little shared memory for the batches of workers."""
     return isinstance(error, RuntimeError) and "shared memory" in str(error)
 
 
 def _lost_another_process(error: BaseException) -> bool:
-    """Whether that is what a process says of which the others do not answer."""
+    """Whether the error means that the other processes no longer respond."""
     is_of_network = isinstance(error, torch.distributed.DistError)
     return world_size() > 1 and (is_of_network or "gloo" in str(error))
 
 
 def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
-    """Reads a command line, as ``read_options`` does.
-
-    The processes of a `torchrun` find each other.
+    """Reads a command line, as ``read_options`` does, and joins the process group.
 
     Arguments
     ---------
@@ -149,7 +147,7 @@ def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
 
 
 def on_available_hardware(run_opts: Any) -> Any:
-    """Processes of a `torchrun` without GPUs talk by gloo, unless told otherwise."""
+    """Chooses gloo for `torchrun` without GPUs, unless another backend is given."""
     told = run_opts.overridden_args
     on_gpu = torch.cuda.is_available() and run_opts.device != "cpu"
     if on_gpu or "distributed_backend" in told:
@@ -162,15 +160,15 @@ def on_available_hardware(run_opts: Any) -> Any:
 
 
 def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Builds the objects of a YAML; what they hold on to is set up as it says.
+    """Builds the objects of a YAML, and applies its ``keep_freed_memory``.
 
     Raises
     ------
     SystemExit
-        With a sentence: for no YAML, options that it has not, and values that its
-        objects refuse.
+        With a sentence: for a file that is not a YAML, options that the YAML does not
+        have, and values that its objects refuse.
     """
-    # Which asks for torchvision as it is imported, to draw figures that nobody draws
+    # On import, it warns that torchvision is missing; its figures are never drawn.
     logging.getLogger("speechbrain.utils.train_logger").addFilter(_names_no_torchvision)
     options = read_yaml(hparams_file)
     unknown = [name for name in overrides if name not in options]
@@ -192,12 +190,12 @@ def _names_no_torchvision(record: logging.LogRecord) -> bool:
 
 
 def _quoted(value: Any) -> Any:
-    """Text that stays text, whatever HyperPyYAML would make of it: "(2, 3)"."""
+    """Quotes text, so that HyperPyYAML keeps it as text: "(2, 3)"."""
     if isinstance(value, dict):
         return {name: _quoted(part) for name, part in value.items()}
     return DoubleQuotedScalarString(value) if isinstance(value, str) else value
 
 
 def world_size() -> int:
-    """Processes that `torchrun` started for this run."""
+    """Returns the number of processes that `torchrun` started for this run."""
     return int(os.environ.get("WORLD_SIZE", 1))

@@ -1,4 +1,4 @@
-"""One process at a time: locks that end with the process, however it ends."""
+"""Locks for one process at a time, released when it ends, however it ends."""
 
 import errno
 import os
@@ -8,21 +8,21 @@ from weakref import WeakSet
 
 try:
     import fcntl
-except ImportError:  # Windows: there, two processes at once go unnoticed
+except ImportError:  # Windows, where two processes at once are not detected
     fcntl = None  # type: ignore[assignment]
 
 HAS_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def lock(file: int | IO, wait: bool = False) -> bool:
-    """Makes an open file or folder one's own until it is closed.
+    """Locks an open file or folder until it is closed.
 
     Arguments
     ---------
     file : int or file object
         Open.
     wait : bool
-        Until nobody else has it; or else that is refused.
+        Whether to wait until no other process holds the lock, instead of raising.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def lock(file: int | IO, wait: bool = False) -> bool:
     Raises
     ------
     BlockingIOError
-        If another process has it.
+        If another process holds the lock.
 
     Example
     -------
@@ -53,10 +53,9 @@ def lock(file: int | IO, wait: bool = False) -> bool:
 
 
 class FolderLock:
-    """A folder that this process alone writes, until it lets go or ends.
+    """Locks a folder for this process, until it is released or the process ends.
 
-    Processes that it forks do not hold on to it. On Windows nobody is
-    kept out.
+    Forked processes do not hold the lock. On Windows nothing is locked.
 
     Arguments
     ---------
@@ -65,7 +64,7 @@ class FolderLock:
     Raises
     ------
     BlockingIOError
-        If another process has it.
+        If another process holds the lock.
 
     Example
     -------
@@ -75,7 +74,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._handle: int | None = None
-        if fcntl is None:  # nor can a folder be opened there
+        if fcntl is None:  # Windows cannot open a folder either
             return
         self._handle = os.open(folder, os.O_RDONLY)
         try:
@@ -86,7 +85,7 @@ class FolderLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Lets others have it; what is released already stays so."""
+        """Releases the lock; does nothing if it is released already."""
         handle, self._handle = self._handle, None
         if handle is not None:
             os.close(handle)
@@ -100,5 +99,5 @@ def _release_all() -> None:
         each.release()
 
 
-if hasattr(os, "register_at_fork"):  # which Windows has not
+if hasattr(os, "register_at_fork"):  # not on Windows
     os.register_at_fork(after_in_child=_release_all)

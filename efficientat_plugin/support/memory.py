@@ -1,8 +1,8 @@
-"""Keeps freed memory in the process: a training step otherwise pays for it again.
+"""Keeps freed memory in the process, so that training steps can reuse it.
 
-glibc hands large blocks back to the system as soon as they are freed, so that every
-step has each page of its tensors mapped and cleared anew, which can take as long as
-the arithmetic.
+glibc returns large blocks to the system as soon as they are freed. Every step then has
+each page of its tensors mapped and cleared again, which can take as long as the
+arithmetic.
 """
 
 import ctypes
@@ -13,14 +13,14 @@ import torch
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 LARGEST = 2**31 - 1
 TOP_PAD_BYTES = 2**28
-KEPT_BLOCK_BYTES = 2**25 - 2**16  # just below the largest that glibc learns to keep
+KEPT_BLOCK_BYTES = 2**25 - 2**16  # just below the largest that glibc will keep
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep what is freed; returns whether it could be told.
+    """Makes glibc keep freed memory; returns whether that was possible.
 
-    Takes effect for what is allocated from then on. The process keeps the most memory
-    it ever needed. Other C libraries are left alone.
+    It applies to memory that is allocated from then on. The process keeps the most
+    memory that it ever needed. Other C libraries are not changed.
 
     Example
     -------
@@ -39,11 +39,11 @@ def keep_freed_memory() -> bool:
 
 
 def keep_blocks_of_a_few_clips() -> None:
-    """Has glibc keep freed blocks of up to 32 MiB, and twice that in all.
+    """Makes glibc keep freed blocks of up to 32 MiB, and twice that in total.
 
-    It does so by itself once such a block has been freed; this frees one, of which no
-    page was ever touched. The rest goes back to the system as before, so that a
-    library may call it. Other C libraries are none the wiser.
+    glibc does so once such a block has been freed; this frees one without touching its
+    pages. Larger blocks are returned to the system as before, so a library may call
+    this. Other C libraries are not changed.
 
     Source: mallopt(3), "dynamic mmap threshold".
 

@@ -1,4 +1,4 @@
-"""The command line of a recipe: options that a YAML's keys are, typed by its values."""
+"""Reads the command line of a recipe: the keys of its YAML are its options."""
 
 import argparse
 import difflib
@@ -22,18 +22,18 @@ from efficientat_plugin.support.plain_text import shown
 
 __all__ = ["in_a_line", "read_options", "read_yaml", "unknown_option"]
 
-# What a YAML leaves open with null or auto is text, but for these keys.
+# Values that a YAML leaves open with null or auto are text, except for these keys.
 WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
 WHOLE |= {"teacher_sample_rate", "top_k"}
 REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
 OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
 TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object
 
-# What numbers mean nothing, and fail late or with another library's words
+# Legal ranges of numbers that would otherwise fail late, or inside another library
 LEAST = {"batch_size": 1, "eval_batch_size": 1, "num_proc": 1, "clips_per_epoch": 1}
 LEAST |= {"num_workers": 0, "number_of_epochs": 0, "patience": 0, "lr": 0}
 POSITIVE = {"clip_seconds", "sample_rate"}
-SHARES = {"valid_share", "test_share"}  # of which something must be left to train on
+SHARES = {"valid_share", "test_share"}  # below 1, to leave clips for training
 
 SWITCH = {"yes": True, "true": True, "on": True, "1": True}
 SWITCH |= {"no": False, "false": False, "off": False, "0": False}
@@ -43,10 +43,10 @@ _TITLE = re.compile(r"^# --- (.*?)\s*-*$")
 
 
 def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
-    """Reads the YAML's path, SpeechBrain's options and the YAML's from a command line.
+    """Reads the path of a YAML, SpeechBrain's options and overrides of the YAML.
 
-    Text stays text, whatever YAML would make of it; ``null`` alone is None. A switch
-    takes yes, no, true and false. Of an option that is given twice the last one counts.
+    Text is taken literally, except ``null``, which is None. A switch takes yes, no,
+    true and false. If an option is given twice, the last one counts.
 
     Arguments
     ---------
@@ -60,7 +60,7 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
     Raises
     ------
     SystemExit
-        With a sentence, for what is no option or no value of it; after ``--help``.
+        With a sentence, for an unknown option or an illegal value; after ``--help``.
 
     Example
     -------
@@ -85,7 +85,7 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
         sys.exit(
             unknown_option(unknown[0], [*document, *own])
             if unknown[0].startswith("--")
-            else f"{shown(repr(unknown[0]))} is no option; give --name value"
+            else f"{shown(repr(unknown[0]))} is not an option; give --name value"
         )
     overrides = {key: value for key, value in vars(given).items() if key in document}
     run_opts = RunOptions.from_dictionary(
@@ -93,19 +93,19 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
     )
     minutes = "ckpt_interval_minutes"
     if run_opts.ckpt_interval_steps > 0 and minutes in document:
-        overrides.setdefault(minutes, 0)  # SpeechBrain takes one of the two
+        overrides.setdefault(minutes, 0)  # SpeechBrain accepts only one of the two
     if run_opts.debug and "output_folder" in document:
         overrides["output_folder"] = str(_output_folder(path, overrides) / "debug")
     return path, run_opts, overrides
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The keys of a YAML of a run and what they are; no object is built.
+    """Reads the keys and values of the YAML of a run; builds no objects.
 
     Raises
     ------
     SystemExit
-        With a sentence, for what is no such YAML.
+        With a sentence, if the file is not such a YAML.
 
     Example
     -------
@@ -115,32 +115,32 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         document = YAML().load(read_text(path, MAX_SETTINGS_BYTES))
         if not isinstance(document, dict):
-            raise ValueError("it holds no options by name")
+            raise ValueError("it has no named options")
     except (OSError, ValueError, YAMLError) as error:
         sys.exit(
-            f"{path} is no YAML of a run ({in_a_line(error)}); the first "
-            "argument is one, as hparams/distil.yaml"
+            f"{path} is not the YAML of a run ({in_a_line(error)}); the first "
+            "argument must be one, such as hparams/distil.yaml"
         )
     return document
 
 
 def unknown_option(option: str, known: list[str]) -> str:
-    """A sentence about an option that is not there, and what may be meant.
+    """Returns a message about an unknown option, with the closest known one.
 
     Example
     -------
     >>> unknown_option("--devcie", ["device"])
-    'no option --devcie; did you mean --device?'
+    'unknown option --devcie; did you mean --device?'
     """
     name = option.removeprefix("--").split("=")[0]
     guesses = difflib.get_close_matches(name, known, n=1)
-    return f"no option --{name}; " + (
-        f"did you mean --{guesses[0]}?" if guesses else "a YAML's keys are its options"
+    return f"unknown option --{name}; " + (
+        f"did you mean --{guesses[0]}?" if guesses else "see --help"
     )
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says; of one of YAML without the text around it.
+    """Returns the message of an error on one line, without excerpts of the YAML.
 
     Example
     -------
@@ -156,15 +156,15 @@ def in_a_line(error: Exception) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Ends in a sentence, without the usage of a hundred options."""
+        """Exits with a sentence, without the usage of a hundred options."""
         message = message.removeprefix("argument ")
         if message.endswith("expected one argument"):
-            message += "; where it begins with -, give --name=VALUE"
+            message += "; if it begins with -, give --name=VALUE"
         sys.exit(shown(message))
 
 
 def _find_yaml(argv: list[str]) -> tuple[str, list[str]]:
-    """The YAML of a command line, and what else is in it."""
+    """Splits a command line into the path of the YAML and the other arguments."""
     names = [i for i, part in enumerate(argv) if not part.startswith("-")]
     yamls = [i for i in names if argv[i].endswith((".yaml", ".yml"))]
     place = 0 if names[:1] == [0] else next(iter([*yamls, *names]), None)
@@ -176,7 +176,7 @@ def _find_yaml(argv: list[str]) -> tuple[str, list[str]]:
         beside = Path(str(main.__file__)).resolve().parents[1] / named.group()
         return str(beside), argv
     sys.exit(
-        "the first argument is the YAML of a run, as "
+        "the first argument must be the YAML of a run, such as "
         + (named.group() if named else "hparams/distil.yaml")
     )
 
@@ -187,11 +187,11 @@ def _output_folder(path: str, overrides: Mapping[str, Any]) -> Path:
     return Path(str(resolved["output_folder"]))
 
 
-# --- What an option takes ----------------------------------------------------------
+# --- Values of options -------------------------------------------------------------
 
 
 def _add_keys(parser: _Parser, path: str, document: Mapping[str, Any]) -> None:
-    """An option for each key of a YAML, under the headings that it has there."""
+    """Adds an option for each key of a YAML, under the headings of the YAML."""
     group: Any = parser
     above: list[str] = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -218,7 +218,7 @@ def _add_keys(parser: _Parser, path: str, document: Mapping[str, Any]) -> None:
 
 
 def _add_speechbrain(parser: _Parser, taken: set[str]) -> list[str]:
-    """The options of every SpeechBrain recipe, and what they are called."""
+    """Adds the options of every SpeechBrain recipe; returns their names."""
     group = parser.add_argument_group("SpeechBrain's own")
     defaults = RunOptions().as_dict()
     names = sorted(HELP_TEXTS.keys() & defaults.keys() - taken)
@@ -243,7 +243,7 @@ def _add_speechbrain(parser: _Parser, taken: set[str]) -> list[str]:
 def _reader_of(
     key: str, default: Any, document: Mapping[str, Any]
 ) -> tuple[Callable[[str], Any], str]:
-    """What makes a value of text, by what the YAML has, and what that is called."""
+    """Returns the function that parses an option, and a name for its values."""
     if _tag_of(default) == "!ref":
         default = recursive_resolve(default.value, [], document)
     tag = _tag_of(default)
@@ -292,7 +292,7 @@ def _switch(text: str) -> bool:
 def _or_open(
     read: Callable[[str], Any], may_be_null: bool, default: Any, text: str
 ) -> Any:
-    """A number, or what a YAML says where it leaves one open."""
+    """Parses a number, or null or auto if the YAML allows that."""
     if text == "null" and may_be_null:
         return None
     if text == "auto" and default == "auto":
@@ -301,7 +301,7 @@ def _or_open(
 
 
 def _in_bounds(key: str, read: Callable[[str], Any], text: str) -> Any:
-    """A number, or what a YAML says where it leaves one open, if it means anything."""
+    """As ``read``, and refuses numbers out of range."""
     value = read(text)
     if not isinstance(value, int | float):
         return value
@@ -321,7 +321,7 @@ def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
 def _real(text: str) -> float:
@@ -330,7 +330,7 @@ def _real(text: str) -> float:
     except ValueError:
         value = math.nan
     if math.isnan(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
 
 
@@ -342,7 +342,7 @@ def _of_yaml(text: str, kind: type, expected: str) -> Any:
             f"{text!r} cannot be read: {in_a_line(error)}; give {expected}"
         ) from None
     if not isinstance(value, kind | None):
-        raise argparse.ArgumentTypeError(f"{text!r} is none; give {expected}")
+        raise argparse.ArgumentTypeError(f"{text!r} has another form; give {expected}")
     return value
 
 
@@ -359,14 +359,14 @@ def _text_or_mapping(text: str) -> Any:
 
 
 def _arguments(text: str) -> Any:
-    """Of an object that the YAML builds, or null, which switches it off."""
+    """Parses arguments of an object that the YAML builds; null switches it off."""
     return _of_yaml(text, dict, 'its arguments as "{name: value, ...}"')
 
 
 def _nothing(text: str) -> None:
     if text != "null":
         raise argparse.ArgumentTypeError(
-            "it is an object, which a YAML alone can build; write it there"
+            "it is an object, which only a YAML can build; define it there"
         )
 
 
@@ -374,7 +374,7 @@ def _nothing(text: str) -> None:
 
 
 def _head_of(path: str) -> str:
-    """The comment that a YAML begins with."""
+    """Returns the comment at the top of a YAML."""
     lines = []
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -384,5 +384,5 @@ def _head_of(path: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that argparse formats, which takes a percent sign for a place to fill."""
+    """Escapes percent signs, which argparse would take for placeholders."""
     return text.replace("%", "%%")

@@ -1,11 +1,11 @@
-"""Pickles that others wrote, looked through before anything is built of them."""
+"""Checks untrusted pickles before any object is built from them."""
 
 import pickle
 import pickletools
 from re import Pattern
 from typing import BinaryIO
 
-MAX_LEVELS = 100  # of tuples in tuples: to hash some 50 000 overflows the C stack
+MAX_LEVELS = 100  # of nested tuples: hashing some 50 000 overflows the C stack
 REFUSED = ("DUP", "POP", "POP_MARK", "INST", "OBJ", "EXT1", "EXT2", "EXT4")
 CONTAINERS = ("list", "tuple", "dict", "set", "frozenset", "bytearray")
 FILLED = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
@@ -20,29 +20,30 @@ def check_pickle(
     names: Pattern[str] | None = None,
     calls_give_numbers: bool = False,
 ) -> None:
-    """Refuses a pickle that would take memory or time without end.
+    """Refuses a pickle that would take unlimited memory or time.
 
-    A container that stands in two places may double on each level, and to hash or
-    print 30 levels takes for ever: only strings, numbers and names may be repeated.
+    A container that is used twice may double on each level, and hashing or printing 30
+    levels takes for ever: only strings, numbers and names may be repeated.
 
     Arguments
     ---------
     file : BinaryIO
-        Left where the pickle ends.
+        Left at the end of the pickle.
     max_places : int
-        The memo is as wide as its last place, of which 6 bytes could ask for 2**32.
+        Largest place in the memo, which is as long as its last place: 6 bytes could
+        ask for 2**32.
     names : Pattern or None
-        Of what it may ask for, as "collections OrderedDict"; None: of anything, since
-        who unpickles refuses the rest.
+        Names that it may load, such as "collections OrderedDict"; None: any, since the
+        unpickler refuses the others.
     calls_give_numbers : bool
-        Whether what comes of a call may be repeated, too.
+        Whether results of calls may be repeated, too.
 
     Raises
     ------
     pickle.UnpicklingError
-        For that, and for what no pickler writes.
+        For such a pickle, and for one that no pickler writes.
     ValueError
-        For what is no pickle.
+        If the file is not a pickle.
     """
     stack: list[int | None] = []  # levels of containers, 0 of a string; None: a mark
     containers: set[int] = set()  # their places in the memo
@@ -53,9 +54,9 @@ def check_pickle(
         if name in REFUSED:
             raise pickle.UnpicklingError(f"it has {name}")
         if name == "GLOBAL" and names and not names.fullmatch(str(argument)):
-            raise pickle.UnpicklingError(f"it asks for {argument!r:.80}")
+            raise pickle.UnpicklingError(f"it loads {argument!r:.80}")
         if name in REPEATED and argument in containers:
-            raise pickle.UnpicklingError("it has a container in two places")
+            raise pickle.UnpicklingError("it uses a container twice")
         if name in STORED:
             place = memoized if argument is None else argument
             memoized += argument is None
@@ -63,7 +64,7 @@ def check_pickle(
             if place > max_places or (memoized and numbered):
                 raise pickle.UnpicklingError(f"place {place} of {max_places}")
             if not stack or stack[-1] is None:
-                raise pickle.UnpicklingError("it stores what is not there")
+                raise pickle.UnpicklingError("it stores from an empty stack")
             (containers.add if stack[-1] else containers.discard)(place)
         elif name == "MARK":
             stack.append(None)
@@ -77,7 +78,7 @@ def check_pickle(
 
 
 def _take(stack: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int]:
-    """What an opcode takes from the stack, the lowest first."""
+    """Pops what an opcode takes from the stack, the lowest first."""
     before = opcode.stack_before
     taken: list[int | None] = []
     if pickletools.markobject in before:
@@ -86,18 +87,18 @@ def _take(stack: list[int | None], opcode: pickletools.OpcodeInfo) -> list[int]:
         before = before[: before.index(pickletools.markobject) + 1]
     for _ in before:
         if not stack:
-            raise pickle.UnpicklingError(f"nothing is there for {opcode.name}")
+            raise pickle.UnpicklingError(f"the stack is empty at {opcode.name}")
         taken.append(stack.pop())
     marks = taken.count(None)
     if marks != before.count(pickletools.markobject):
-        raise pickle.UnpicklingError(f"a mark is in the way of {opcode.name}")
+        raise pickle.UnpicklingError(f"a misplaced mark at {opcode.name}")
     return [level for level in reversed(taken) if level is not None]
 
 
 def _level(
     opcode: pickletools.OpcodeInfo, taken: list[int], calls_give_numbers: bool
 ) -> int:
-    """How many levels of containers what an opcode makes has."""
+    """Counts the levels of containers in the result of an opcode."""
     if opcode.name == "STACK_GLOBAL":
         return 0
     if opcode.name == "BUILD" or (opcode.name in CALLS and calls_give_numbers):

@@ -1,12 +1,12 @@
-"""Text that others wrote, where it is shown: on a terminal, in a spreadsheet."""
+"""Makes untrusted text safe to show on a terminal or in a spreadsheet."""
 
 from collections.abc import Iterable
 
-FORMULA = ("=", "+", "-", "@")  # what one begins with in a spreadsheet
+FORMULA = ("=", "+", "-", "@")  # first characters of a formula in a spreadsheet
 
 
 def shown(text: object) -> str:
-    r"""A name that neither breaks a line nor a column, nor commands a terminal.
+    r"""Escapes line breaks, tabs and terminal commands in a name.
 
     Example
     -------
@@ -25,7 +25,7 @@ MOST_SHOWN = 300  # characters of a name in a list
 
 
 def some_of(names: Iterable[object], number: int = 5) -> str:
-    """The first of some names, each as ``shown``, and how many more there are.
+    """Lists the first names, each as ``shown``, and how many more there are.
 
     Example
     -------
@@ -43,9 +43,9 @@ def _begun(name: object) -> str:
 
 
 def cell(text: object) -> str:
-    """``shown``, and no formula to a spreadsheet, which would compute it.
+    """As ``shown``, and quotes text that a spreadsheet would compute as a formula.
 
-    What begins as one but calls nothing stays as it is: the name "-20dB".
+    Text that begins like one but calls nothing is unchanged: the name "-20dB".
 
     Source: OWASP, "CSV Injection".
 
@@ -59,7 +59,7 @@ def cell(text: object) -> str:
 
 
 def of_cell(text: str) -> str:
-    """What ``cell`` was given, but for characters that it escaped.
+    """Undoes ``cell``, except for characters that it escaped.
 
     Example
     -------
@@ -70,7 +70,7 @@ def of_cell(text: str) -> str:
 
 
 def path_cell(path: object) -> str:
-    """``shown``, and no formula, but still a path that leads to the file.
+    """As ``shown``, and not a formula, but still a path that leads to the file.
 
     Example
     -------

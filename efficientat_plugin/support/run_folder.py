@@ -1,4 +1,4 @@
-"""A folder holds one run: another setting is another run, which gets another folder."""
+"""Keeps each folder to one run: a run with other settings needs another folder."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -17,18 +17,18 @@ from efficientat_plugin.support.locks import FolderLock
 
 RUN_FILE = "run.json"
 
-# The keys of a YAML, and of what stands in it, that may differ between a run and the
-# command that resumes it. Whatever is not named here makes another run.
+# The keys of a YAML, and of objects in it, that may differ between a run and the
+# command that resumes it. A difference in any other key makes another run.
 SAME_RESULT = {"output_folder", "save_folder", "train_log", "checkpointer"}  # places
 SAME_RESULT |= {"dataset_cache", "pretrained_folder", "savedir", "train_logger"}
-# Speed, memory, and what is only looked at
+# Speed, memory, and what is only reported
 SAME_RESULT |= {"num_workers", "pin_memory", "prefetch_factor", "persistent_workers"}
 SAME_RESULT |= {"eval_batch_size", "eval_loader", "keep_freed_memory"}
 SAME_RESULT |= {"ckpt_interval_minutes", "ckpt_interval_steps", "score_cut_clips"}
-# What only refuses a run, or adds another one beside it
+# What only refuses a run, or adds another one to it
 SAME_RESULT |= {"max_unreadable_share", "min_teacher_coverage"}
 SAME_RESULT |= {"compare_without_teacher", "final"}
-# Where data and weights are, of which digests are compared instead
+# Where data and weights are: their digests are compared instead
 SAME_RESULT |= {"dataset", "dataset_config", "transfer_set", "audio_folder"}
 SAME_RESULT |= {"load_rows", "sample", "sample_folder", "sample_teacher"}
 SAME_RESULT |= {"split", "fold", "teacher_logits", "teacher_name"}
@@ -41,7 +41,7 @@ SAME_RESULT |= {"compile_module_keys", "compile_using_fullgraph"}
 SAME_RESULT |= {"compile_using_dynamic_shape_tracing", "profile_training"}
 SAME_RESULT |= {"profile_warmup", "profile_steps"}
 
-EPOCHS = ("number_of_epochs", "epoch_counter.limit")  # more of them train on
+EPOCHS = ("number_of_epochs", "epoch_counter.limit")  # a higher number trains longer
 
 NAMED = 5  # differences that a refusal spells out
 
@@ -54,9 +54,9 @@ def settings_of(
     overrides: Mapping[str, Any],
     run_opts: RunOptions | None = None,
 ) -> dict[str, Any]:
-    """Everything that makes a run, as plain values: its YAML, overrides and options.
+    """Returns the settings of a run as plain values: YAML, overrides and options.
 
-    What changes nothing in a result (``SAME_RESULT``) is left out.
+    Settings that do not change the result (``SAME_RESULT``) are left out.
 
     Arguments
     ---------
@@ -64,8 +64,8 @@ def settings_of(
     overrides : Mapping
         Of the YAML's keys.
     run_opts : RunOptions or None
-        SpeechBrain's own options, of which those count that were given and differ from
-        their defaults.
+        SpeechBrain's own options; those that were given and differ from their defaults
+        are included.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def settings_of(
 
 
 def _plain(node: Any) -> Any:
-    """A node of a YAML as JSON has it; one with a tag is named by it."""
+    """Converts a node of a YAML to JSON's types; a tag becomes the key of its node."""
     content = node.value if isinstance(node, TaggedScalar) else node
     if isinstance(content, dict):
         kept = {k: v for k, v in content.items() if k not in SAME_RESULT}
@@ -100,20 +100,20 @@ def _plain(node: Any) -> Any:
 
 
 def occupy_folder(folder: str | Path) -> None:
-    """Keeps other runs out of a folder, until this process ends, however it does.
+    """Locks a folder against other runs, until this process ends, however it ends.
 
-    Two runs would delete each other's unfinished checkpoints. One that only evaluates
-    need not ask.
+    Two runs would delete each other's unfinished checkpoints. A run that only evaluates
+    need not call this.
 
     Arguments
     ---------
     folder : str or Path
-        Of the run; made if need be.
+        The run folder; created if needed.
 
     Raises
     ------
     ValueError
-        If another run is at work in it.
+        If another run is using it.
 
     Example
     -------
@@ -130,13 +130,13 @@ def occupy_folder(folder: str | Path) -> None:
         _OCCUPIED[path] = FolderLock(path)
     except BlockingIOError:
         raise ValueError(
-            f"another run is at work in {folder}; wait for it or end it, or name "
+            f"another run is using {folder}; wait for it or end it, or name "
             "another --output_folder"
         ) from None
 
 
 def read_run(folder: str | Path) -> dict[str, Any] | None:
-    """The settings of the run that a folder holds; None: nothing tells.
+    """Reads the settings of the run that a folder holds; None if it has none.
 
     Example
     -------
@@ -152,7 +152,7 @@ def read_run(folder: str | Path) -> dict[str, Any] | None:
         found = None
     if not isinstance(found, dict):
         raise ValueError(
-            f"{path}, which says what run is in the folder, is damaged; name another "
+            f"{path}, which has the settings of the run, is corrupt; name another "
             "--output_folder"
         )
     return found
@@ -164,7 +164,7 @@ def refuse_other_settings(
     keys: Collection[str] | None = None,
     may_train_longer: bool = False,
 ) -> None:
-    """Reads what run a folder holds, and refuses a command of another one.
+    """Refuses a command whose settings differ from those of the run in a folder.
 
     Nothing is written.
 
@@ -172,17 +172,17 @@ def refuse_other_settings(
     ---------
     folder : str or Path
     run : Mapping
-        Settings, as plain values: those of ``settings_of``, with digests of the data.
+        Settings as plain values: those of ``settings_of``, with digests of the data.
     keys : Collection of str or None
         Top-level settings to compare; None: all.
     may_train_longer : bool
-        Whether a higher ``number_of_epochs`` is the same run, where nothing else
-        follows from it.
+        Whether a higher ``number_of_epochs`` is the same run, if no other setting
+        depends on it.
 
     Raises
     ------
     ValueError
-        Naming both values of what differs.
+        With both values of the settings that differ.
     """
     found = read_run(folder) or {}
     if keys is not None:
@@ -206,7 +206,7 @@ def _is_more(difference: Difference) -> bool:
 
 
 def _without_consequences(differences: Sequence[Difference]) -> list[Difference]:
-    """Objects differ where a value that they refer to does, which says it shorter."""
+    """Drops differences in objects that repeat that of a top-level value."""
     said = {repr(each[1:]) for each in differences if "." not in each.name}
     named = [
         each
@@ -223,27 +223,26 @@ def claim_folder(
     started: bool,
     may_train_longer: bool = False,
 ) -> None:
-    """Makes a folder this run's own, or refuses: it would resume another one.
+    """Locks a folder and records the run in it; refuses a folder of another run.
 
-    Nor may two of one kind be at work in it. A run that is refused changes nothing in
-    the folder.
+    A run that is refused changes nothing in the folder.
 
     Arguments
     ---------
     folder : str or Path
-        Of the run; made if need be.
+        The run folder; created if needed.
     run : Mapping
-        What makes it another run where it differs, as plain values.
+        The settings that identify the run, as plain values.
     started : bool
         Whether the folder has results already, or something to resume from. A run that
-        came to nothing, for a wrong name or a full disk, binds nobody.
+        left neither, because of a wrong name or a full disk, does not claim the folder.
     may_train_longer : bool
-        As of ``refuse_other_settings``.
+        As in ``refuse_other_settings``.
 
     Raises
     ------
     ValueError
-        If the folder is of another run, or another run is at work in it.
+        If the folder holds another run, or another run is using it.
 
     Example
     -------
@@ -267,12 +266,12 @@ def check_folder(
     started: bool,
     may_train_longer: bool = False,
 ) -> None:
-    """Refuses what ``claim_folder`` would, and writes nothing.
+    """Refuses what ``claim_folder`` would refuse, and writes nothing.
 
     Raises
     ------
     ValueError
-        If the folder is of another run.
+        If the folder holds another run.
 
     Example
     -------
@@ -280,9 +279,9 @@ def check_folder(
     """
     if started and read_run(folder) is None:
         raise ValueError(
-            f"{folder} has checkpoints, but no run.json, which says what run they are "
-            "of: that of another recipe, or of one that was half removed; name another "
-            "--output_folder, or remove that one"
+            f"{folder} has checkpoints, but no run.json with the settings of their "
+            "run: it belongs to another recipe, or was only partly deleted; name "
+            "another --output_folder, or delete this one"
         )
     if started:
         refuse_other_settings(folder, run, may_train_longer=may_train_longer)

@@ -1,1 +1,1 @@
-"""Sound in, tags out: files, long recordings and streams."""
+"""Tags sound: files, long recordings and streams."""

@@ -1,6 +1,6 @@
-"""Tagging of files, arrays, long recordings and streams, whatever computes.
+"""Tags files, arrays, long recordings and streams, independent of the backend.
 
-``inference`` computes with torch, ``runtime`` without it.
+``torch_tagger`` computes with torch, ``runtime`` without it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 
 # Rows [B, K] of equally long waveforms [B, N]
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-# What windows sound like, given the samples that the student is to hear of each
+# Scores windows, each lengthened to the given number of samples
 HearWindows = Callable[[Sequence[Window], int], list[ScanWindow]]
 
 
 class SoundTagger:
     """Tags sound of any length, rate and number of channels.
 
-    A sound longer than ``clip_seconds`` is heard in windows of that length, half
-    overlapping, whose probabilities are averaged; what is done with shorter ones,
-    ``short_clips`` says.
+    A sound longer than ``clip_seconds`` is scored in half-overlapping windows of that
+    length, and their probabilities are averaged; ``short_clips`` sets how shorter
+    sounds are lengthened.
 
-    A member sets these and gives ``score``, ``embed``, ``log_mel_of`` and
-    ``fingerprint``:
+    A subclass sets these attributes and implements ``score``, ``embed``,
+    ``log_mel_of`` and ``fingerprint``:
 
     - ``labels``: a ``LabelTable``;
-    - ``sample_rate``: of what the student hears, Hz;
+    - ``sample_rate``: of the student's input, Hz;
     - ``clip_seconds``: length of the clips that the student was trained on;
     - ``short_clips``: "repeat", "zero_pad" or "as_is";
     - ``target``: "multilabel" or "multiclass";
-    - ``min_samples``: what the student needs for a frame.
+    - ``min_samples``: the shortest input that gives a frame.
     """
 
     labels: LabelTable
@@ -58,11 +58,11 @@ class SoundTagger:
     short_clips: str
     target: str
     min_samples: int
-    batch_size: int = 16  # sounds or windows that are heard at once
+    batch_size: int = 16  # sounds or windows per batch
 
     @property
     def clip_samples(self) -> int:
-        """Of the clips that the student was trained on."""
+        """Length of the clips that the student was trained on, in samples."""
         return round(self.clip_seconds * self.sample_rate)
 
     def __repr__(self) -> str:
@@ -72,7 +72,7 @@ class SoundTagger:
         )
 
     def score(self, waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
-        """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        """Computes the probabilities of clips of one length: [B, N] -> [B, K]."""
         raise NotImplementedError
 
     def embed(
@@ -81,15 +81,15 @@ class SoundTagger:
         sample_rate: int | None = None,
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
-        """[D]: what a sound is like, whatever its classes."""
+        """Computes the embedding [D] of a sound."""
         raise NotImplementedError
 
     def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The log-mel of some sound, as for a picture: [N] -> [F, T]"""
+        """Computes the log-mel of a sound, for plotting: [N] -> [F, T]."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that probabilities depend on besides the sound, as JSON can hold it."""
+        """Returns, for JSON, everything besides the sound that sets probabilities."""
         raise NotImplementedError
 
     # --- Clips ------------------------------------------------------------------
@@ -101,20 +101,20 @@ class SoundTagger:
         top_k: int | None = 10,
         threshold: float = 0.0,
     ) -> list[Tag]:
-        """The likeliest classes of a sound, the likeliest first.
+        """Predicts the most likely classes of a sound, sorted by probability.
 
         Arguments
         ---------
         sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
-            A file, the bytes of one, an open one, a row of `datasets` (with "array" and
+            A file, its bytes, an open file, a row of `datasets` (with "array" and
             "sampling_rate", or "bytes" or "path"), or samples: [N], [N, channels] or
             [channels, N], floating point in [-1, 1] or integers at full scale.
         sample_rate : int or None
-            Of samples, Hz; files tell theirs.
+            Sample rate of an array, Hz; files contain theirs.
         top_k : int or None
-            Classes to give, at most; None: all.
+            Maximum number of classes; None: all.
         threshold : float
-            Only those at least as probable.
+            Minimum probability of a class.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class SoundTagger:
         Raises
         ------
         ValueError
-            For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
+            If the input is not a sound; ``UnreadableClip`` if a file cannot be decoded.
         """
         probabilities = self.probabilities([sound], sample_rate)[0]
         return likeliest(self.labels, probabilities, top_k, threshold)
@@ -136,9 +136,9 @@ class SoundTagger:
         threshold: float = 0.0,
         batch_size: int | None = None,
     ) -> list[list[Tag]]:
-        """``tag`` of each sound; their lengths may differ, and no padding is heard.
+        """Tags several sounds, of any lengths, each as ``tag`` would, without padding.
 
-        One that cannot be read refuses the call, as in ``tag``.
+        A sound that cannot be read raises the same error as in ``tag``.
         """
         probabilities = self.probabilities(sounds, sample_rate, batch_size)
         return [likeliest(self.labels, row, top_k, threshold) for row in probabilities]
@@ -149,7 +149,7 @@ class SoundTagger:
         sample_rate: int | None = None,
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
-        """[sounds, K]: how probable each class is in each sound."""
+        """Computes the class probabilities of each sound: [sounds, K]."""
         averages = self._averages(self.score, sounds, sample_rate, batch_size)
         return averages.means(len(self.labels))
 
@@ -163,25 +163,25 @@ class SoundTagger:
         hop_seconds: float | None = None,
         batch_size: int | None = None,
     ) -> Iterator[ScanWindow]:
-        """Window after window of a long sound, read as it goes, in constant memory.
+        """Scores a long sound window by window, as it is read, in constant memory.
 
-        Windows begin every ``hop_seconds``. Where the last of them does not reach the
-        end, one more ends with the sound; one that is shorter than a window is heard
-        as ``tag`` does.
+        Windows begin every ``hop_seconds``. If the last of them does not reach the
+        end, one more window ends with the sound. A sound shorter than a window is
+        scored as by ``tag``.
 
         Arguments
         ---------
         sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
-            As ``tag`` takes it.
+            As for ``tag``.
         sample_rate : int or None
-            Of samples, Hz.
+            Sample rate of an array, Hz.
         window_seconds : float or None
             None: the length of the clips that the student was trained on.
         hop_seconds : float or None
             None: half a window.
         batch_size : int or None
-            Windows to hear at once; None: as many as suit what computes, and the
-            fewer the longer they are.
+            Windows per batch; None: the backend's default, and fewer if windows are
+            long.
 
         Yields
         ------
@@ -190,7 +190,7 @@ class SoundTagger:
         Raises
         ------
         ValueError
-            For windows too short for a frame, and hops that would leave sound out.
+            For windows too short for a frame, and hops longer than a window.
         """
         cutter = self._cutter(window_seconds, hop_seconds)
         blocks = blocks_of(sound, sample_rate, self.sample_rate)
@@ -205,22 +205,22 @@ class SoundTagger:
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
     ) -> TagStream:
-        """Sound that arrives in chunks: a microphone, a socket.
+        """Tags sound that arrives in chunks, as from a microphone or a socket.
 
         Arguments
         ---------
         sample_rate : int or None
-            Of the chunks, Hz; None: the student's own.
+            Sample rate of the chunks, Hz; None: the student's own.
         window_seconds : float or None
-            As ``scan``.
+            As for ``scan``.
         hop_seconds : float or None
-            As ``scan``.
+            As for ``scan``.
 
         Returns
         -------
         TagStream
-            ``feed(chunk)`` gives the windows that are complete, ``finish()`` the rest;
-            all of them are what ``scan`` gives of the whole.
+            ``feed(chunk)`` returns the windows that are complete, ``finish()`` the
+            rest; together they equal ``scan`` on the full recording.
 
         Raises
         ------
@@ -233,7 +233,7 @@ class SoundTagger:
         at_once = self._at_once(None, cutter.window)
         return TagStream(resampler, cutter, self._new_hearing(), at_once)
 
-    # --- What they share --------------------------------------------------------
+    # --- Shared steps -----------------------------------------------------------
 
     def _averages(
         self,
@@ -242,7 +242,7 @@ class SoundTagger:
         sample_rate: int | None,
         batch_size: int | None,
     ) -> Averages:
-        """What ``model`` makes of sounds, averaged over the windows of each."""
+        """Applies ``model`` to the windows of each sound and averages its output."""
         averages = Averages()
         windows = self._windows(sounds, sample_rate)
         for batch in batches(windows, self._at_once(batch_size, self.clip_samples)):
@@ -252,11 +252,11 @@ class SoundTagger:
         return averages
 
     def _new_hearing(self) -> HearWindows:
-        """What hears the windows of one sound, in their order."""
+        """Returns the function that scores the windows of one sound, in order."""
         return self._hear
 
     def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
-        """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
+        """Scores windows; those shorter than ``num_samples`` are lengthened."""
         full = [self._as_long_as_needed(window, num_samples) for window in windows]
         rows = self._rows(self.score, [window.samples for window in full])
         return self._scanned(windows, rows)
@@ -264,7 +264,7 @@ class SoundTagger:
     def _scanned(
         self, windows: Sequence[Window], rows: Iterable[NDArray[np.float32]]
     ) -> list[ScanWindow]:
-        """What windows sound like, and when."""
+        """Combines windows and their probabilities, with times in seconds."""
         rate = self.sample_rate
         rows = [_finite(row) for row in rows]
         return [
@@ -273,7 +273,7 @@ class SoundTagger:
         ]
 
     def _at_once(self, batch_size: int | None, num_samples: int) -> int:
-        """Windows of a length to hear together: of long ones no more sound in all."""
+        """Returns the windows per batch; long ones do not add up to more sound."""
         if batch_size is not None:
             return batch_size
         longer = max(1.0, num_samples / max(1, self.clip_samples))
@@ -284,7 +284,7 @@ class SoundTagger:
         model: Model,
         waveforms: Sequence[NDArray[np.float32]],
     ) -> list[NDArray[np.float32]]:
-        """A row each of what ``model`` makes of them; equally long ones go together."""
+        """Applies ``model`` to waveforms, batched by length; returns a row for each."""
         by_length: dict[int, list[int]] = {}
         for number, waveform in enumerate(waveforms):
             by_length.setdefault(len(waveform), []).append(number)
@@ -297,12 +297,12 @@ class SoundTagger:
     def _windows(
         self, sounds: Iterable[Sound], sample_rate: int | None
     ) -> Iterator[tuple[int, Window]]:
-        """Windows of clip length, half overlapping, with the number of their sound."""
+        """Yields half-overlapping windows of clip length, with their sound's number."""
         is_one = isinstance(sounds, str | Path | bytes | bytearray | Mapping)
         if is_one or hasattr(sounds, "read") or getattr(sounds, "ndim", 2) < 2:
             raise ValueError(
-                f"a {type(sounds).__name__} is one sound, where several are expected; "
-                "give a list of it, or use tag"
+                f"a {type(sounds).__name__} is one sound, but several are expected; "
+                "give a list, or use tag"
             )
         hop = max(1, self.clip_samples // 2)
         for number, sound in enumerate(sounds):
@@ -318,16 +318,16 @@ class SoundTagger:
             window_seconds = self.clip_seconds
         if not window_seconds <= MAX_WINDOW_SECONDS:  # nor NaN
             raise ValueError(
-                f"window_seconds={window_seconds} is too long to hear at once; give at "
-                f"most {MAX_WINDOW_SECONDS}"
+                f"window_seconds={window_seconds} is too long; give at most "
+                f"{MAX_WINDOW_SECONDS}"
             )
         if hop_seconds is None:
             hop_seconds = window_seconds / 2
         window = round(window_seconds * self.sample_rate)
         if window < self.min_samples:
             raise ValueError(
-                f"window_seconds={window_seconds} is too short to hear anything; give "
-                f"at least {self.min_samples / self.sample_rate:.3f}"
+                f"window_seconds={window_seconds} is too short for a frame; give at "
+                f"least {self.min_samples / self.sample_rate:.3f}"
             )
         return WindowCutter(window, round(hop_seconds * self.sample_rate))
 
@@ -339,10 +339,10 @@ class SoundTagger:
 
 
 def _finite(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Refuses what a model computes that is no number, which sorts anyhow."""
+    """Raises a ``ValueError`` for NaN and infinity, which would sort arbitrarily."""
     if not np.isfinite(rows).all():
         raise ValueError(
             "the model computes numbers that are not finite, so its weights are "
-            "damaged; export, download or train it again"
+            "corrupt; export, download or train it again"
         )
     return rows

@@ -1,7 +1,7 @@
-"""How a tagger hears: faster than the students do one by one, and the same.
+"""Computes a tagger's logits faster than the students do, with the same result.
 
-Students take their inference form, and of windows that overlap the log-mel is made
-once.
+Students are converted to their inference form, and the log-mel of overlapping windows
+is computed once.
 """
 
 import math
@@ -17,12 +17,12 @@ from efficientat_plugin.students.inference_form import InferenceForm, inference_
 
 
 class Hearing:
-    """An ensemble that only scores: waveforms to logits.
+    """An ensemble for inference only: waveforms to logits.
 
     Arguments
     ---------
     ensemble : Ensemble
-        Of `HeardStudent`s, which are copied: what becomes of them later is not heard.
+        Its `HeardStudent`s are copied: later changes to them have no effect.
 
     Example
     -------
@@ -43,13 +43,13 @@ class Hearing:
         ]
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """Clips of one length: [B, N] -> [B, K]"""
+        """Computes the logits of clips of one length: [B, N] -> [B, K]."""
         return self._logits([log_mel(waveform) for log_mel, _ in self.members])
 
     def windows(self, sound: Tensor, window: int, hop: int) -> Tensor:
-        """Windows that begin every ``hop`` samples: [N] -> [windows, K]
+        """Computes the logits of windows every ``hop`` samples: [N] -> [windows, K].
 
-        Each is heard as if it were a clip, so that its own ends are reflected.
+        Each window is treated as a clip, so its own ends are reflected.
         """
         return self._logits(
             [
@@ -61,7 +61,7 @@ class Hearing:
         )
 
     def _logits(self, log_mels: Sequence[Tensor]) -> Tensor:
-        """Of what each member hears: [B, F, T] each -> [B, K]"""
+        """Averages the logits of the members: a log-mel [B, F, T] each -> [B, K]."""
         pairs = zip(self.members, log_mels, strict=True)
         logits = [
             student(log_mel.unsqueeze(1)).logits for (_, student), log_mel in pairs
@@ -70,7 +70,7 @@ class Hearing:
 
 
 def can_share(log_mel: LogMel, window: int, hop: int) -> bool:
-    """Whether windows have frames at the same places, and more than those at the ends.
+    """Whether windows share frame positions, and have more frames than those at ends.
 
     Example
     -------
@@ -84,9 +84,9 @@ def can_share(log_mel: LogMel, window: int, hop: int) -> bool:
 
 
 def shared_log_mels(log_mel: LogMel, sound: Tensor, window: int, hop: int) -> Tensor:
-    """Log-mels of overlapping windows, each frame in the middle of one made once.
+    """Computes the log-mels of overlapping windows, with inner frames computed once.
 
-    The frames that touch the reflected ends of a window are made for it alone.
+    The frames that touch the reflected ends of a window are computed per window.
 
     Arguments
     ---------
@@ -102,7 +102,7 @@ def shared_log_mels(log_mel: LogMel, sound: Tensor, window: int, hop: int) -> Te
     Returns
     -------
     Tensor
-        [windows, F, T], what ``log_mel`` gives of each window, to rounding.
+        [windows, F, T], equal to ``log_mel`` of each window up to rounding.
 
     Example
     -------
@@ -118,7 +118,7 @@ def shared_log_mels(log_mel: LogMel, sound: Tensor, window: int, hop: int) -> Te
     middle = log_mel(sound[None])[0].unfold(1, frames, hop // step)  # [F, windows, T]
     log_mels = middle.transpose(0, 1).clone()
     cut = sound.unfold(0, window, hop)  # [windows, window]
-    # Long enough that the frames wanted of an end do not touch the cut.
+    # Long enough that the frames needed at an end do not touch the cut.
     head = cut[:, : (left + right) * step + log_mel.n_fft]
     log_mels[:, :, :left] = log_mel(head)[:, :, :left]
     first = (frames - left - 2 * right) * step
@@ -127,7 +127,7 @@ def shared_log_mels(log_mel: LogMel, sound: Tensor, window: int, hop: int) -> Te
 
 
 def _touching_ends(log_mel: LogMel) -> tuple[int, int]:
-    """Frames of a clip that reach over its beginning, and at most over its end."""
+    """Returns how many frames extend beyond a clip's start, and at most its end."""
     reach = math.ceil(log_mel.win_length / 2 / log_mel.hop_length)
     # The last frame lies up to a hop before the end.
     return reach, reach

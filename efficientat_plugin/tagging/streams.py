@@ -1,6 +1,6 @@
-"""Sound that comes bit by bit: cut, batched, averaged, none of it kept.
+"""Cuts, batches and averages sound as it arrives, without keeping it.
 
-What is heard of it is the business of ``tagging``, which hands itself in.
+Scoring is left to the tagger, which passes its function in.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +24,7 @@ from efficientat_plugin.tagging.windows import Window, WindowCutter
 if TYPE_CHECKING:
     from torch import Tensor
 
-TOO_SHORT = "nothing is left of it at the rate of the student: it is too short"
+TOO_SHORT = "it is shorter than a sample at the student's rate"
 Sound: TypeAlias = (
     "str | Path | bytes | bytearray | BinaryIO | dict[str, Any] | NDArray | Tensor"
 )
@@ -33,17 +33,17 @@ Sound: TypeAlias = (
 def blocks_of(
     sound: Any, source_rate: int | None, sample_rate: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Any sound as mono blocks at ``sample_rate``.
+    """Reads any sound as mono blocks at ``sample_rate``.
 
     Arguments
     ---------
     sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
-        A file, the bytes of one, an open one, ``sound_of`` a row, a decoded one of
-        `datasets`, or samples as ``mono_samples`` takes them.
+        A file, its bytes, an open file, the ``sound_of`` a row, a decoded row of
+        `datasets`, or samples as for ``mono_samples``.
     source_rate : int or None
-        Of samples, Hz; files tell theirs.
+        Sample rate of an array, Hz; files contain theirs.
     sample_rate : int
-        Of the blocks, Hz.
+        Sample rate of the blocks, Hz.
 
     Yields
     ------
@@ -53,16 +53,14 @@ def blocks_of(
     Raises
     ------
     ValueError
-        For what is no sound; ``UnreadableClip`` where a file cannot be decoded.
+        If the input is not a sound; ``UnreadableClip`` if a file cannot be decoded.
     """
     sound, source_rate = _read(sound, source_rate)
     if isinstance(sound, str | Path | bytes | dict):
         yield from decode_blocks(sound, sample_rate)
         return
     if source_rate is None:
-        raise ValueError(
-            "samples do not tell their rate; pass sample_rate in Hz with them"
-        )
+        raise ValueError("an array has no sample rate; pass sample_rate in Hz with it")
     samples = mono_samples(sound)
     if not len(samples):
         raise UnreadableClip("it has no samples")
@@ -73,7 +71,7 @@ def blocks_of(
 
 
 def _read(sound: Any, source_rate: int | None) -> tuple[Any, int | None]:
-    """What is in a buffer, an open file or a decoded row, and its rate."""
+    """Unpacks a buffer, an open file or a decoded row; returns sound and rate."""
     if isinstance(sound, bytearray | memoryview):
         return bytes(sound), source_rate
     if isinstance(sound, dict) and sound.get("array") is not None:
@@ -82,7 +80,7 @@ def _read(sound: Any, source_rate: int | None) -> tuple[Any, int | None]:
         content = sound.read()
         if not isinstance(content, bytes) or not content:
             raise UnreadableClip(
-                "nothing is left to read of the open file, or no bytes; call seek(0), "
+                "the open file is at its end, or does not return bytes; call seek(0), "
                 'or open it with "rb"'
             )
         return content, source_rate
@@ -90,7 +88,7 @@ def _read(sound: Any, source_rate: int | None) -> tuple[Any, int | None]:
 
 
 def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
-    """Clips of one length, as a model takes them.
+    """Checks clips of one length and converts them to the input of a model.
 
     Arguments
     ---------
@@ -116,7 +114,7 @@ def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
     if clips.ndim != 2 or not len(clips) or clips.dtype.kind != "f":
         raise ValueError(
             f"waveforms of shape {clips.shape} and type {clips.dtype} were given; give "
-            "[B, N] of floating point, one or more"
+            "one or more, [B, N], floating point"
         )
     return clips.astype(np.float32, copy=False)
 
@@ -124,7 +122,7 @@ def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
 def cut(
     blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter, sound: Sound
 ) -> Iterator[Window]:
-    """The windows of a sound; ``UnreadableClip`` where there is nothing of it.
+    """Cuts a sound into windows; raises ``UnreadableClip`` if it is empty.
 
     Arguments
     ---------
@@ -132,7 +130,7 @@ def cut(
         From ``blocks_of``.
     cutter : WindowCutter
     sound : str, Path, bytes, NDArray or Tensor
-        That the blocks are of; where it is a file, errors tell its name.
+        The source of the blocks; if it is a file, errors include its name.
 
     Yields
     ------
@@ -153,7 +151,7 @@ def cut(
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, the last of what remains.
+    """Groups items into lists of ``size``; the last one may be shorter.
 
     Example
     -------
@@ -169,7 +167,7 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             if len(batch) == size:
                 yield batch
                 batch = []
-    except UnreadableClip:  # what was heard until then is told first
+    except UnreadableClip:  # yields what was read before the error first
         if batch:
             yield batch
         raise
@@ -178,7 +176,7 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 class Averages:
-    """Means of rows by number, without keeping the rows.
+    """Averages rows by number, without keeping the rows.
 
     Example
     -------
@@ -194,7 +192,7 @@ class Averages:
         self._counts: list[int] = []
 
     def add(self, number: int, row: NDArray[np.float32]) -> None:
-        """One more row of a number; numbers begin at 0 and leave none out."""
+        """Adds a row to a number; numbers start at 0 and have no gaps."""
         while len(self._sums) <= number:
             self._sums.append(0.0)
             self._counts.append(0)
@@ -202,7 +200,7 @@ class Averages:
         self._counts[number] += 1
 
     def means(self, width: int) -> NDArray[np.float32]:
-        """[numbers, width]; ``width`` tells it where there are no rows."""
+        """Returns the means [numbers, width]; ``width`` is used if there are none."""
         if not self._sums:
             return np.zeros((0, width), np.float32)
         pairs = zip(self._sums, self._counts, strict=True)
@@ -210,19 +208,18 @@ class Averages:
 
 
 class TagStream:
-    """Sound that arrives in chunks; made by ``SoundTagger.stream``.
+    """Tags sound that arrives in chunks; created by ``SoundTagger.stream``.
 
     Arguments
     ---------
     resampler : Resampler
         From the rate of the chunks to the student's.
     cutter : WindowCutter
-        Of samples at the student's rate.
+        Cuts samples at the student's rate.
     hear : callable
-        Tells of windows what they sound like, given the length in samples that the
-        student is to hear of each.
+        Scores windows, given the length in samples to which each is lengthened.
     batch_size : int
-        Windows to hear at once.
+        Windows per batch.
 
     Example
     -------
@@ -246,12 +243,12 @@ class TagStream:
         self._batch_size = batch_size
 
     def feed(self, chunk: "NDArray | Tensor") -> list[ScanWindow]:
-        """The windows that are complete with a chunk: samples as ``tag`` takes them."""
+        """Adds a chunk of samples, as for ``tag``; returns the completed windows."""
         samples = self._resampler.feed(mono_samples(chunk))
         return self._heard(self._cutter.feed(samples))
 
     def finish(self) -> list[ScanWindow]:
-        """The windows that the end of the sound completes."""
+        """Ends the sound and returns the remaining windows."""
         windows = [*self._cutter.feed(self._resampler.finish())]
         return self._heard([*windows, *self._cutter.finish()])
 

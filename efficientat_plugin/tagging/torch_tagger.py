@@ -1,4 +1,4 @@
-"""The tagger that computes with torch: of model folders, hub ids and weights."""
+"""Tags sound with torch, from model folders, hub ids and weights."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -39,16 +39,16 @@ from efficientat_plugin.tagging.windows import Window, runs_of
 class AudioTagger(SoundTagger, Pretrained):
     """Tags sound of any length, rate and number of channels.
 
-    Made by ``from_hparams`` (a folder that fine-tuning left, or a hub id) or by
-    ``from_student`` (published names or files of weights; several are an ensemble,
-    whose logits are averaged).
+    Create it with ``from_hparams`` (a model folder, or a hub id) or ``from_student``
+    (published names or weights files; several form an ensemble, whose logits are
+    averaged).
 
-    A sound longer than the student's ``clip_seconds`` is heard in windows of that
-    length, half overlapping, whose probabilities are averaged; what is done with
-    shorter ones, ``short_clips`` says.
+    A sound longer than the student's ``clip_seconds`` is scored in half-overlapping
+    windows of that length, and their probabilities are averaged; ``short_clips`` sets
+    how shorter sounds are lengthened.
 
     Its ``modules`` are ``student`` and ``log_mel``, or an ``ensemble``; its
-    ``hparams``:
+    ``hparams`` are:
 
     - ``labels``: a ``LabelTable``;
     - ``sample_rate``: Hz;
@@ -59,12 +59,12 @@ class AudioTagger(SoundTagger, Pretrained):
     Arguments
     ---------
     *args, **kwargs
-        Of ``speechbrain.inference.interfaces.Pretrained``.
+        Arguments of ``speechbrain.inference.interfaces.Pretrained``.
 
     Raises
     ------
     ValueError
-        For a model folder that lacks one of these.
+        If one of these is missing or illegal, or they do not match the student.
 
     Example
     -------
@@ -106,7 +106,7 @@ class AudioTagger(SoundTagger, Pretrained):
         self.hearing = Hearing(self.ensemble)
 
     def _check_fit(self) -> None:
-        """Refuses settings of another model."""
+        """Raises a ``ValueError`` if settings and student do not match."""
         classes, rate = self.ensemble.num_classes, self.ensemble.sample_rate
         if classes != len(self.labels):
             raise ValueError(
@@ -115,8 +115,8 @@ class AudioTagger(SoundTagger, Pretrained):
             )
         if rate != self.sample_rate:
             raise ValueError(
-                f"sample_rate={self.sample_rate!r}, but the log_mel hears {rate} Hz; "
-                "set both to what the student was trained on"
+                f"sample_rate={self.sample_rate!r}, but log_mel has {rate} Hz; set "
+                "both to the rate that the student was trained on"
             )
 
     @classmethod
@@ -128,24 +128,23 @@ class AudioTagger(SoundTagger, Pretrained):
         trust: bool = False,
         **options: Any,
     ) -> "AudioTagger":
-        """A tagger of a model folder, or of a name on the hub, whoever made it.
+        """Loads a tagger from a model folder or the hub, even if untrusted.
 
-        Of a stranger's YAML nothing is run but what builds the parts of a tagger (see
-        `model_yaml`), weights are read without unpickling, and no file of Python is
-        looked at.
+        An untrusted YAML can only build the parts of a tagger (see `safe_yaml`),
+        weights are read without unpickling, and Python files are ignored.
 
         Arguments
         ---------
         source : str, Path or FetchSource
-            Model folder, that of the run that left one, or name on the hub.
+            A model folder, the run folder that holds one, or a name on the hub.
         hparams_file : str
             Name of its YAML.
         trust : bool
-            Whether the YAML may import and call whatever it names, as all YAMLs of
-            SpeechBrain may. It is a program then: only from whom you would take one.
+            Whether the YAML may import and call anything it names, as SpeechBrain's
+            YAMLs may. It can then execute any code: only for sources that you trust.
         **options
-            Of ``speechbrain.inference.interfaces.pretrained_from_hparams``:
-            ``overrides``, ``savedir``, ``run_opts`` and the like.
+            Arguments of ``speechbrain.inference.interfaces.pretrained_from_hparams``,
+            such as ``overrides``, ``savedir`` and ``run_opts``.
 
         Returns
         -------
@@ -155,14 +154,13 @@ class AudioTagger(SoundTagger, Pretrained):
         Raises
         ------
         OSError
-            Where a file is missing, or a download fails.
+            If a file is missing or a download fails.
         ValueError
-            For a YAML that names anything else, a folder whose files are damaged or
-            do not fit each other.
+            If the YAML names anything else, or files are corrupt or do not match.
         """
         if isinstance(source, str | Path):
             found = None
-            if hparams_file == HYPERPARAMS:  # of a run's folder, what it left there
+            if hparams_file == HYPERPARAMS:  # may be inside a run folder
                 found = find_model_folder(source)
             source = source if found is None else str(found)
             if not (os.path.isdir(source) or str(source).startswith("https://")):
@@ -184,7 +182,7 @@ class AudioTagger(SoundTagger, Pretrained):
         fetch_config: FetchConfig | None = None,
         **kwargs: Any,
     ) -> Any:
-        """SpeechBrain's ``pretrained_from_hparams``, with another reader of YAML."""
+        """As SpeechBrain's ``pretrained_from_hparams``, with a safe YAML reader."""
         how = {
             "local_strategy": local_strategy,
             "fetch_config": fetch_config or FetchConfig(),
@@ -220,33 +218,32 @@ class AudioTagger(SoundTagger, Pretrained):
         run_opts: dict[str, Any] | None = None,
         **overrides: Any,
     ) -> "AudioTagger":
-        """A tagger of published weights, or of files of one's own.
+        """Loads a tagger from published weights, or from weights files.
 
-        What a source tells need not be given, and nothing is guessed: of a file that
-        nothing describes (see `described`), front end, length of clips and classes
-        must be stated.
+        Settings that the source contains need not be given. Nothing is guessed: for a
+        file without a description (see `described`), the front end, clip length and
+        classes must be given.
 
         Arguments
         ---------
         source : str, Path or a sequence of them
-            Names, model folders or files of weights; several are an ensemble.
+            Names, model folders or weights files; several form an ensemble.
         labels : LabelTable or None
-            What the classes are; None: as the source tells, those of AudioSet for
-            published weights of 527 classes.
+            The classes; None: from the source, or those of AudioSet for published
+            weights of 527 classes.
         savedir : str, Path or None
-            Folder of downloads.
+            Folder for downloads.
         clip_seconds : float or None
-            Length of the clips that the student was trained on; None: as the source
-            tells, 10 for most published weights.
+            Length of the clips that the student was trained on; None: from the
+            source, 10 for most published weights.
         target : str or None
-            "multilabel" or "multiclass"; None: as the source tells, else
-            "multilabel".
+            "multilabel" or "multiclass"; None: from the source, else "multilabel".
         short_clips : str or None
-            "repeat", "zero_pad" or "as_is"; None: as the source tells, else "repeat".
+            "repeat", "zero_pad" or "as_is"; None: from the source, else "repeat".
         run_opts : dict or None
-            SpeechBrain's, as ``{"device": "cuda"}``; None: a GPU where there is one.
+            As in SpeechBrain, such as ``{"device": "cuda"}``; None: a GPU if available.
         **overrides
-            Of ``load_network``, for all of them, as ``hop_length=640``.
+            Arguments of ``load_network`` for all members, such as ``hop_length=640``.
 
         Returns
         -------
@@ -255,7 +252,7 @@ class AudioTagger(SoundTagger, Pretrained):
         Raises
         ------
         OSError, ValueError
-            As ``load_trained_model``, and for members that do not agree.
+            As ``load_trained_model``, and if members have different settings.
 
         Example
         -------
@@ -292,23 +289,23 @@ class AudioTagger(SoundTagger, Pretrained):
         batch_size: int | None = None,
         **options: Any,
     ) -> NDArray[np.float32]:
-        """[D]: what a sound is like, whatever its classes; for search and probes.
+        """Computes the embedding [D] of a sound, for search and probes.
 
         Arguments
         ---------
         sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
-            As ``tag`` takes it; longer ones are heard in windows and averaged.
+            As for ``tag``; embeddings of a long sound's windows are averaged.
         sample_rate : int or None
-            Of samples, Hz.
+            Sample rate of an array, Hz.
         batch_size : int or None
-            Windows to hear at once; None: 16.
+            Windows per batch; None: 16.
         **options
-            Of ``LayerEmbedding``: ``sources`` and ``pooling``.
+            Arguments of ``LayerEmbedding``: ``sources`` and ``pooling``.
 
         Returns
         -------
         NDArray
-            Members of an ensemble follow each other.
+            The embeddings of an ensemble's members are concatenated.
         """
         members = self.ensemble.members
         layers = [
@@ -327,7 +324,7 @@ class AudioTagger(SoundTagger, Pretrained):
         return averages.means(0)[0]
 
     def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The log-mel of some sound, of an ensemble the first member's: [N] -> [F, T]
+        """Computes the log-mel of a sound, by the first member: [N] -> [F, T].
 
         Example
         -------
@@ -340,12 +337,12 @@ class AudioTagger(SoundTagger, Pretrained):
         return self._computed(log_mel, samples[None])[0]
 
     def fingerprint(self) -> dict[str, Any]:
-        """All that probabilities depend on besides the sound, weights by their digest.
+        """Returns everything besides the sound that sets probabilities.
 
         Returns
         -------
         dict
-            What JSON can hold.
+            Serialisable as JSON; weights are given by their digest.
         """
         return {
             "model_sha256": self.ensemble.sha256(),
@@ -357,11 +354,11 @@ class AudioTagger(SoundTagger, Pretrained):
         }
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Probabilities of clips of one length: [B, N] -> [B, K]"""
+        """Computes the probabilities of clips of one length: [B, N] -> [B, K]."""
         return self._probable(self.hearing(waveform))
 
     def score(self, waveforms: NDArray | Tensor) -> NDArray[np.float32]:
-        """``forward``, of arrays and tensors: [B, N] -> [B, K]"""
+        """Calls ``forward`` on arrays or tensors: [B, N] -> [B, K]."""
         return self._computed(self, clips_of(waveforms))
 
     def _probable(self, logits: Tensor) -> Tensor:
@@ -370,7 +367,7 @@ class AudioTagger(SoundTagger, Pretrained):
         return logits.softmax(dim=-1)
 
     def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
-        """What windows sound like; those shorter than ``num_samples`` as ``tag``."""
+        """Scores windows; those shorter than ``num_samples`` are lengthened."""
         rows: list[NDArray[np.float32]] = []
         for run in runs_of(windows):
             if len(run) == 1:
@@ -381,7 +378,7 @@ class AudioTagger(SoundTagger, Pretrained):
         return self._scanned(windows, rows)
 
     def _hear_run(self, run: Sequence[Window]) -> list[NDArray[np.float32]]:
-        """Rows of windows of one length that overlap alike, as one piece of sound."""
+        """Scores windows of equal length and hop, joined into one piece of sound."""
         hop = run[1].start - run[0].start
         added = [window.samples[-hop:] for window in run[1:]]
         sound = torch.from_numpy(np.concatenate([run[0].samples, *added]))
@@ -418,7 +415,7 @@ def _check_settings(settings: Any) -> None:
 
 
 def _refuse_unlike(names: str, model: TrainedModel, first: TrainedModel) -> None:
-    """Members of an ensemble hear and say the same."""
+    """Raises a ``ValueError`` if ensemble members differ in input or output."""
     differing = [
         name
         for name in ("target", "clip_seconds", "short_clips")
@@ -428,6 +425,6 @@ def _refuse_unlike(names: str, model: TrainedModel, first: TrainedModel) -> None
         differing.append("labels")
     if differing:
         raise ValueError(
-            f"{names} differ in {', '.join(differing)}; an ensemble is of models that "
-            "agree in them, so name others, or state them for all"
+            f"{names} differ in {', '.join(differing)}, which must be equal in an "
+            "ensemble; give other models, or set it for all"
         )

@@ -1,4 +1,4 @@
-"""Scores of whole clips, however long they are, and which clips a score is of."""
+"""Scores a tagger on whole clips of any length, and chooses the clips to score."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -31,37 +31,37 @@ from efficientat_plugin.evaluation.metrics import (
 )
 from efficientat_plugin.tagging.base import SoundTagger
 
-ALL = "all"  # in the place of the name of a split
+ALL = "all"  # instead of the name of a split
 
 
 def whole_clip_scores(
     tagger: SoundTagger, rows: datasets.Dataset, max_unreadable_share: float = 0.01
 ) -> Scores:
-    """Scores of a tagger on clips from beginning to end.
+    """Scores a tagger on clips from beginning to end.
 
-    Those longer than the tagger's clips are heard in windows, whose probabilities are
-    averaged; clips without a label that the tagger has are left out.
+    Clips longer than the tagger's are scored in windows, whose probabilities are
+    averaged; clips without a label among the tagger's classes are left out.
 
     Arguments
     ---------
     tagger : SoundTagger
-        ``AudioTagger``, or ``runtime.Tagger`` of an exported file.
+        An ``AudioTagger``, or a ``runtime.Tagger`` of an exported file.
     rows : datasets.Dataset
         From ``read_table``; labels are ids or names of the tagger's classes.
     max_unreadable_share : float
-        More than this is an error.
+        A larger share of unreadable clips is an error.
 
     Returns
     -------
     TaggingScores or ClassificationScores
-        As the tagger's ``target``.
+        Depending on the tagger's ``target``.
 
     Raises
     ------
     TooManyUnreadable
         If too many clips cannot be read.
     ValueError
-        If none has a label.
+        If no clip has a label.
 
     Example
     -------
@@ -76,19 +76,19 @@ def whole_clip_scores(
 def whole_clip_stats(
     tagger: SoundTagger, rows: datasets.Dataset, skipped: SkippedClips
 ) -> TaggingStats:
-    """What ``whole_clip_scores`` sums up, clip by clip.
+    """Collects the statistics, clip by clip, that ``whole_clip_scores`` summarises.
 
     Arguments
     ---------
     tagger : SoundTagger
     rows : datasets.Dataset
     skipped : SkippedClips
-        Gets the clips that cannot be read.
+        Receives the clips that cannot be read.
 
     Returns
     -------
     TaggingStats
-        ``ClassificationStats`` of a tagger that is multiclass.
+        ``ClassificationStats`` if the tagger is multiclass.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def whole_clip_stats(
 
 
 def _labelled(tagger: SoundTagger, rows: datasets.Dataset) -> datasets.Dataset:
-    """The rows whose labels tell something of the tagger's classes; reads no sound."""
+    """Selects the rows labelled for the tagger's classes, without reading sound."""
     table = tagger.labels.with_names()
     columns = [name for name in ("labels", "judged") if name in rows.column_names]
     kept = [
@@ -126,7 +126,7 @@ def _labelled(tagger: SoundTagger, rows: datasets.Dataset) -> datasets.Dataset:
 def _scored(
     tagger: SoundTagger, rows: datasets.Dataset, skipped: SkippedClips
 ) -> Iterator[tuple[dict[str, Any], NDArray[np.float32]]]:
-    """Rows that can be read, each with its probabilities [K]."""
+    """Yields the rows that can be read, each with its probabilities [K]."""
     size = tagger.batch_size
     with tqdm(total=len(rows), desc="whole clips", unit="clip", disable=None) as bar:
         for start in range(0, len(rows), size):
@@ -148,7 +148,7 @@ def _scored_batch(
         if len(batch) == 1:
             skipped.add([Skipped(str(batch[0]["video_id"]), str(error))], [])
             return
-        for row in batch:  # which of them it is
+        for row in batch:  # finds the unreadable one
             yield from _scored_batch(tagger, [row], skipped)
 
 
@@ -156,7 +156,7 @@ def _scored_batch(
 
 
 class ChosenClips(NamedTuple):
-    """Clips to score, and what they are, in words."""
+    """Clips to score, and a description of them."""
 
     rows: datasets.Dataset
     what: str
@@ -170,10 +170,10 @@ def choose_clips(
     seed: int = 1234,
     run: Mapping[str, Any] | None = None,
 ) -> ChosenClips:
-    """The clips that a score is to be of.
+    """Chooses the clips to score.
 
-    Nothing given: those that the run which trained the model was tested on, if these
-    are its data; or else the test clips of a column ``split``; or else all.
+    By default, these are the clips that the model's run was tested on, if ``rows`` are
+    its data; else the test clips of a column ``split``; else all.
 
     Arguments
     ---------
@@ -184,9 +184,9 @@ def choose_clips(
     fold : str or None
         A name in the column ``fold``.
     test_share : float or None
-        Of all clips, drawn as ``recipes/finetune.py`` draws its test clips.
+        Share of all clips, drawn as ``recipes/finetune.py`` draws its test clips.
     seed : int
-        Of that draw.
+        Seed of that draw.
     run : Mapping or None
         ``run.json`` of the run that trained the model.
 
@@ -197,7 +197,7 @@ def choose_clips(
     Raises
     ------
     ValueError
-        For several choices at once, and names that are not there.
+        For several choices at once, and names that do not exist.
 
     Example
     -------
@@ -210,7 +210,7 @@ def choose_clips(
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise ValueError(
-            f"{' and '.join(named)} were given, which each choose the clips to score; "
+            f"{' and '.join(named)} were given, but each chooses the clips to score; "
             "give one of them"
         )
     total = len(rows)
@@ -225,7 +225,7 @@ def choose_clips(
         return chosen(_where(rows, "fold", fold), f"in fold {fold}")
     if test_share is not None:
         places = split_rows(rows, 0.0, test_share, seed).test
-        return chosen(places, f"that finetune.py would test on by seed {seed}")
+        return chosen(places, f"that finetune.py would test on with seed {seed}")
     if split is None and run is not None:
         tested = clips_tested_by(run, rows)
         if tested is not None:
@@ -239,7 +239,7 @@ def choose_clips(
 
 
 def _where(rows: datasets.Dataset, column: str, name: str) -> list[int]:
-    """Places of a name in a column; refuses one that is not there."""
+    """Finds the rows with a name in a column; raises if there are none."""
     if column not in rows.column_names:
         raise ValueError(
             f"{column}={name} was given, but the data has no column of {column}s; "
@@ -249,14 +249,14 @@ def _where(rows: datasets.Dataset, column: str, name: str) -> list[int]:
     places = [place for place, each in enumerate(names) if each == name]
     if not places:
         raise ValueError(
-            f"{column}={name} was given, and no clip is in it; those in the data are "
+            f"{column}={name} was given, but it has no clips; the data has "
             f"{most_frequent(Counter(names), 20)}"
         )
     return places
 
 
 def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int] | None:
-    """Places of the clips that a run was tested on.
+    """Finds the clips that a run was tested on.
 
     Arguments
     ---------
@@ -268,8 +268,9 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
     Returns
     -------
     list of int or None
-        None: these rows are not the data of the run, or were read in another way.
-        Of a run of ``recipes/audioset_kd.py``, the clips of its ``eval_split``.
+        Row numbers; None if the rows are not the run's data, or were read differently.
+        For a run of ``recipes/audioset_kd.py``, these are the clips of its
+        ``eval_split``.
 
     Example
     -------
@@ -299,7 +300,7 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
 
 
 def trained_on_all(run: Mapping[str, Any], rows: datasets.Dataset) -> bool:
-    """Whether a run was trained on all of these clips, and on no other.
+    """Whether a run was trained on all of these clips, and on no others.
 
     Arguments
     ---------
@@ -323,7 +324,7 @@ def trained_on_all(run: Mapping[str, Any], rows: datasets.Dataset) -> bool:
 
 
 def _evaluated_by(digest: str, rows: datasets.Dataset) -> list[int] | None:
-    """Places of the split that a run on AudioSet's schema evaluates on."""
+    """Finds the rows of the split that a run on AudioSet's schema was evaluated on."""
     names = ["all"] * len(rows)
     if "split" in rows.column_names:
         names = [str(each) for each in rows["split"][:]]
@@ -338,7 +339,7 @@ def _evaluated_by(digest: str, rows: datasets.Dataset) -> list[int] | None:
 
 
 def _or_none(make: Callable[[], Split]) -> Split | None:
-    """A split, where the data allows it."""
+    """Makes a split; returns None if the data does not allow it."""
     try:
         return make()
     except ValueError:

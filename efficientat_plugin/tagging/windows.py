@@ -1,7 +1,4 @@
-"""Where windows lie on a sound, in samples and in seconds, and how they are cut.
-
-Pure geometry: long files and streams share it.
-"""
+"""Cuts sound into windows; long files and streams share this."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -18,22 +15,22 @@ class Window(NamedTuple):
 
 
 class WindowCutter:
-    """Cuts windows out of sound as it arrives; holds no more than it needs.
+    """Cuts sound into windows as it arrives, and holds no more than needed.
 
-    Windows begin every ``hop`` samples. A sound whose end none of them reaches gets
-    one more, which ends with it; a sound shorter than a window is one short window.
+    Windows begin every ``hop`` samples. If none of them reaches the end of the sound,
+    one more ends with it; a sound shorter than a window is one short window.
 
     Arguments
     ---------
     window : int
-        Samples of a window, at least 1.
+        Window length in samples, at least 1.
     hop : int
         Samples from one window to the next, from 1 to ``window``.
 
     Raises
     ------
     ValueError
-        For a hop that would leave sound out.
+        For a hop that would skip sound.
 
     Example
     -------
@@ -46,11 +43,11 @@ class WindowCutter:
     def __init__(self, window: int, hop: int) -> None:
         if not 1 <= hop <= window:
             raise ValueError(
-                f"a hop of {hop} samples with windows of {window}: the hop must be "
-                "from 1 to the window, or sound between two windows would not be heard"
+                f"a hop of {hop} samples with windows of {window} was given; the hop "
+                "must be from 1 to the window, or sound between windows is skipped"
             )
         self.window, self.hop = window, hop
-        # The sound from ``_held_from`` on, at the beginning or within a longer memory
+        # The sound from ``_held_from`` on, a view of the buffer ``_memory``
         self._held = np.zeros(0, np.float32)
         self._memory, self._used = self._held, 0
         self._held_from = 0
@@ -58,16 +55,16 @@ class WindowCutter:
 
     @property
     def num_samples(self) -> int:
-        """Samples that have arrived."""
+        """Number of samples that have arrived."""
         return self._held_from + len(self._held)
 
     def feed(self, samples: NDArray[np.float32]) -> Iterator[Window]:
-        """Windows that are complete with ``samples``, cut when they are asked for."""
+        """Adds samples; yields the windows that they complete, cut lazily."""
         self._append(samples)
         return self._complete()
 
     def finish(self) -> list[Window]:
-        """The window that the end of the sound still needs, if any."""
+        """Returns the last window, if the end of the sound is not covered yet."""
         if self._next_start == 0:
             return [Window(0, self._held)] if self.num_samples else []
         heard_until = self._next_start - self.hop + self.window
@@ -78,7 +75,7 @@ class WindowCutter:
     def _append(self, samples: NDArray[np.float32]) -> None:
         used = self._used + len(samples)
         if used > len(self._memory):
-            # As much again as is held, or each of many short pieces would copy it.
+            # Room for as much again, else each of many short pieces would copy it all.
             self._memory = np.empty(2 * len(self._held) + len(samples), np.float32)
             self._memory[: len(self._held)] = self._held
             self._used, used = len(self._held), len(self._held) + len(samples)
@@ -91,8 +88,8 @@ class WindowCutter:
             window = self._cut(self._next_start)
             self._next_start += self.hop
             yield window
-        # Kept: what the next window needs, and a window before the end, in case it is
-        # the last one.
+        # Keeps what the next window needs, and the last window's length of sound in
+        # case the sound ends here.
         keep_from = min(self._next_start, self.num_samples - self.window)
         drop = max(0, keep_from - self._held_from)
         self._held = self._held[drop:]
@@ -104,7 +101,7 @@ class WindowCutter:
 
 
 def runs_of(windows: Iterable[Window]) -> list[list[Window]]:
-    """Windows in order, in groups of one length and one hop that leave nothing out.
+    """Groups consecutive windows of equal length and hop, without gaps between them.
 
     Example
     -------

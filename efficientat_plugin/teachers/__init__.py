@@ -1,4 +1,4 @@
-"""Teachers: whatever can say what a clip contains, as a ``TeacherTarget``."""
+"""Teachers: anything that computes a ``TeacherTarget`` for a batch of clips."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Files of an AST, of the hub or of a folder: read as a stranger's.
+"""Reads the files of an AST, from the hub or a folder, as untrusted input.
 
-What its config may say is listed here, so that it neither names code, another
-repository or a way of loading, nor asks for more memory than its weights fill.
+The settings that a config may have are listed here, so that it cannot name code,
+another repository or a way of loading, nor ask for more memory than its weights fill.
 """
 
 import json
@@ -21,11 +21,11 @@ from efficientat_plugin.support.plain_text import shown
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-MAX_MISSING = 2**24  # weights that a config may ask for and the files do not hold
+MAX_MISSING = 2**24  # weights that a config may ask for beyond those in the files
 
 NAMES = {int: "a whole number", float: "a number", bool: "a truth value"}
 
-# What is read of a file: (its type, from, to).
+# Settings that are read: (type, lowest, highest).
 CONFIG = {
     "hidden_size": (int, 1, 8192),
     "num_hidden_layers": (int, 1, 64),
@@ -53,7 +53,7 @@ EXTRACTOR = {
 
 
 class ASTFiles:
-    """The config, weights and settings of the front end of an AST.
+    """Reads the config, the weights and the front-end settings of an AST.
 
     Arguments
     ---------
@@ -61,7 +61,7 @@ class ASTFiles:
     source : str or Path
         A name on the hub, or a folder.
     savedir, revision
-        As ``load_ast``.
+        As in ``load_ast``.
     """
 
     def __init__(
@@ -77,21 +77,21 @@ class ASTFiles:
         self.hub = {"cache_dir": savedir, "revision": revision or "main"}
 
     def config(self) -> Any:
-        """An ``ASTConfig``.
+        """Returns an ``ASTConfig``.
 
         Raises
         ------
         OSError
             If there is no config.json.
         ValueError
-            If it is another network's, or says what no AST is.
+            If it is another network's, or has values that are not legal for an AST.
         """
         told = self._json("config.json")
         model_type = told.get("model_type")
         if model_type != MODEL_TYPE:
             raise ValueError(
                 f"{self.source} is a {_short(model_type)}; only an {MODEL_TYPE} is "
-                "known here"
+                "supported"
             )
         legal = self._legal(told, CONFIG, "config.json")
         activations = self.transformers.activations.ACT2FN
@@ -99,7 +99,7 @@ class ASTFiles:
         if not isinstance(activation, str) or activation not in activations:
             raise ValueError(
                 f"hidden_act of {self.source} is {_short(activation)}, which "
-                "transformers does not know; mend its config.json"
+                "transformers does not know; correct its config.json"
             )
         names = self._class_names(told)
         return self.transformers.ASTConfig(
@@ -110,20 +110,20 @@ class ASTFiles:
         )
 
     def extractor(self) -> Any:
-        """An ``ASTFeatureExtractor``; errors as ``config``."""
+        """Returns an ``ASTFeatureExtractor``; raises errors as ``config`` does."""
         name = "preprocessor_config.json"
         legal = self._legal(self._json(name), EXTRACTOR, name)
         return self.transformers.ASTFeatureExtractor(**legal)
 
     def network(self, config: Any) -> Any:
-        """An ``ASTForAudioClassification`` of single precision, all of it filled.
+        """Returns an ``ASTForAudioClassification`` in float32 with all weights loaded.
 
         Raises
         ------
         OSError
             If there are no weights in safetensors.
         ValueError
-            If they are damaged, or do not fill the network.
+            If they are corrupt, or do not fill the network.
         """
         state = self._state()
         network_class = self.transformers.ASTForAudioClassification
@@ -144,25 +144,25 @@ class ASTFiles:
         except Exception as error:  # transformers and torch raise errors of many kinds
             raise ValueError(
                 f"the config.json of {self.source} does not fit its weights "
-                f"({_reason(error)}); take a checkpoint for classification"
+                f"({_reason(error)}); use a checkpoint for classification"
             ) from error
         for what, names in info.items():
             if names:
                 some = shown(sorted(map(str, names))[:3])
                 raise ValueError(
                     f"the weights of {self.source} do not fill the network ({what}: "
-                    f"{some}); take a checkpoint for classification"
+                    f"{some}); use a checkpoint for classification"
                 )
         return network
 
     def _class_names(self, told: Mapping[str, Any]) -> list[str]:
-        """In the network's order; what is not told is as transformers calls it."""
+        """Returns the class names in the network's order; default: LABEL_0, ..."""
         names = told.get("id2label")
         if names is None:
             number = told.get("num_labels", 2)
             if not _is_legal(number, int, 1, 100_000):
                 raise ValueError(
-                    f"num_labels of {self.source} is {_short(number)}; mend its "
+                    f"num_labels of {self.source} is {_short(number)}; correct its "
                     "config.json"
                 )
             return [f"LABEL_{place}" for place in range(number)]
@@ -171,8 +171,8 @@ class ASTFiles:
         named = [names[place] for place in places if place in names]
         if not number or [type(name) for name in named] != [str] * number:
             raise ValueError(
-                f"id2label of {self.source} does not name each of its classes, from "
-                '"0" on; mend its config.json'
+                f"id2label of {self.source} does not name all of its classes, from "
+                '"0" on; correct its config.json'
             )
         return named
 
@@ -187,8 +187,8 @@ class ASTFiles:
                 raise error from None
             if not isinstance(told, dict) or not all(map(_is_name, told.values())):
                 raise ValueError(
-                    f"the {INDEX} of {self.source} names files that do not lie beside "
-                    "it, as *.safetensors; take another checkpoint"
+                    f"the {INDEX} of {self.source} names files other than "
+                    "*.safetensors in its own folder; use another checkpoint"
                 ) from error
             files = sorted(set(told.values()))
         state: dict[str, Tensor] = {}
@@ -198,7 +198,7 @@ class ASTFiles:
                 state |= huggingface_hub.load_state_dict_from_file(path)
             except Exception as error:  # safetensors has an error of its own
                 raise ValueError(
-                    f"{file} of {self.source} is damaged ({_reason(error)}); download "
+                    f"{file} of {self.source} is corrupt ({_reason(error)}); download "
                     "or write it again"
                 ) from error
         return state
@@ -209,11 +209,13 @@ class ASTFiles:
             content = json.loads(read_text(path, MAX_SETTINGS_BYTES))
         except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{name} of {self.source} is no JSON ({_reason(error)}); download or "
+                f"{name} of {self.source} is not JSON ({_reason(error)}); download or "
                 "write it again"
             ) from error
         if not isinstance(content, dict):
-            raise ValueError(f"{name} of {self.source} holds no settings; write it")
+            raise ValueError(
+                f"{name} of {self.source} has no settings; download or write it again"
+            )
         return content
 
     def _path(self, name: str) -> str:
@@ -222,33 +224,33 @@ class ASTFiles:
             return cached_file(self.source, name, **self.hub)
         except Exception as error:  # the hub raises errors of many kinds
             raise OSError(
-                f"{self.source} gives no {name} ({_reason(error)}); pass a folder that "
-                "has one, or a name on the hub with safetensors, or check the network"
+                f"{self.source} has no {name} ({_reason(error)}); pass a folder that "
+                "has it, or a name on the hub with safetensors, or check the network"
             ) from error
 
     def _legal(
         self, told: Mapping[str, Any], known: Mapping[str, Any], file: str
     ) -> dict[str, Any]:
-        """What is known of what a file tells."""
+        """Returns the known settings of a file; refuses illegal values."""
         legal = {name: told[name] for name in known if name in told}
         for name, value in legal.items():
             kind, low, high = known[name]
             if not _is_legal(value, kind, low, high):
                 raise ValueError(
-                    f"{name} of {self.source} is {_short(value)}; legal is "
-                    f"{NAMES[kind]} from {low} to {high}; mend its {file}"
+                    f"{name} of {self.source} is {_short(value)}; it must be "
+                    f"{NAMES[kind]} from {low} to {high}; correct its {file}"
                 )
         return legal
 
 
 def _is_legal(value: Any, kind: type, low: float, high: float) -> bool:
-    # Exactly, since True is an int to Python
+    # The exact type, since in Python True is an int
     kinds = (int, float) if kind is float else (kind,)
     return type(value) in kinds and bool(low <= value <= high)
 
 
 def _is_name(file: object) -> bool:
-    """Of a file that can but lie beside the one that names it."""
+    """Whether this is the name of a safetensors file without any folder."""
     return (
         isinstance(file, str)
         and file.endswith(".safetensors")

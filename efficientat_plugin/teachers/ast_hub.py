@@ -1,6 +1,6 @@
-"""AST: the audio spectrogram transformer of the hub, as a teacher.
+"""The audio spectrogram transformer (AST) of the hub as a teacher.
 
-``[B, N] -> StudentOutput``; needs ``transformers``, the extra ``teachers``.
+``[B, N] -> StudentOutput``; needs ``transformers`` (the extra ``teachers``).
 """
 
 import logging
@@ -20,33 +20,34 @@ from efficientat_plugin.teachers.ast_files import ASTFiles
 
 logger = logging.getLogger(__name__)
 
-AUDIOSET = "audioset"  # labels: AudioSet's, in their official order
+AUDIOSET = "audioset"  # AudioSet's labels, in their published order
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010  # of Kaldi's filter banks
 
 
 class ASTFeatures(nn.Module):
-    """Waveforms to what an AST hears: Kaldi's filter banks, padded and normalised.
+    """Computes the input of an AST: Kaldi's filter banks, padded and normalised.
 
     Source: Gong et al., "AST: Audio Spectrogram Transformer", Interspeech 2021,
     section 2.1, and ``transformers.ASTFeatureExtractor``; differs from it in that clips
-    that are too long are refused instead of cut, and other sample rates are taken.
+    that are too long are refused, not cut, and other sample rates are resampled.
 
     Arguments
     ---------
     extractor : transformers.ASTFeatureExtractor
-        Has the settings.
+        Holds the settings.
     sample_rate : int
-        Of the waveform, Hz; it is resampled to what the settings say.
+        Sample rate of the waveform, Hz; it is resampled to that of the settings.
 
     Shape
     -----
     waveform : [B, N]
-    features : [B, T, F], T as long as the positions are, for every N
+    features : [B, T, F]; T is the number of positions, whatever N is
 
     Raises
     ------
     ValueError
-        For waveforms of another shape, shorter than a window, or longer than T.
+        For waveforms of another shape, shorter than an analysis window, or longer than
+        T frames.
     """
 
     def __init__(self, extractor: Any, sample_rate: int) -> None:
@@ -64,12 +65,12 @@ class ASTFeatures(nn.Module):
 
     @property
     def min_samples(self) -> int:
-        """What a frame needs."""
+        """Samples that one frame needs."""
         return (self.window - 1) * self.sample_rate // self.own_rate + 1
 
     @property
     def max_samples(self) -> int:
-        """What there are positions for."""
+        """Samples that there are positions for."""
         longest = self.window + self.num_frames * self.hop - 1
         return longest * self.sample_rate // self.own_rate
 
@@ -83,7 +84,7 @@ class ASTFeatures(nn.Module):
             )
         log_mel = torch.stack([self._filter_banks(clip) for clip in waveform])
         missing = self.num_frames - log_mel.shape[1]
-        # The published padding is of zeros before the mean is taken off.
+        # As published: pad with zeros, then subtract the mean.
         padded = nn.functional.pad(log_mel, (0, 0, 0, missing))
         return (padded - self.mean) / self.scale
 
@@ -99,14 +100,14 @@ class ASTFeatures(nn.Module):
         if waveform.ndim != 2 or not len(waveform):
             raise ValueError(
                 f"a waveform of shape {tuple(waveform.shape)} was given; an AST takes "
-                "[B, N] of one clip or more"
+                "[B, N] with one clip or more"
             )
         samples = waveform.shape[1]
         if not self.min_samples <= samples <= self.max_samples:
             raise ValueError(
                 f"clips of {samples} samples are {samples / self.sample_rate:.3f} s "
-                f"long, and the AST hears {self.min_samples} to {self.max_samples} "
-                f"samples at {self.sample_rate} Hz; pad them, or give windows"
+                f"long, and the AST takes {self.min_samples} to {self.max_samples} "
+                f"samples at {self.sample_rate} Hz; pad them, or cut them into windows"
             )
 
 
@@ -117,15 +118,15 @@ class ASTTeacher(nn.Module):
     ---------
     network : transformers.ASTForAudioClassification
     features : ASTFeatures
-        What it was trained on.
+        The front end that it was trained with.
     labels : LabelTable or None
-        What its classes are to be, and in which order; None: as they come.
+        The classes to return, in order; None: the network's own.
 
     Shape
     -----
     waveform : [B, N] at ``sample_rate``
     logits : [B, num_classes]
-    embedding : [B, D], what the head is given
+    embedding : [B, D], the input of the head
 
     Raises
     ------
@@ -145,17 +146,17 @@ class ASTTeacher(nn.Module):
         self.labels = labels or LabelTable(names, names)
         self.num_classes = len(self.labels)
         order = range(len(names)) if labels is None else order_of(labels, names)
-        # Follows from the names: not for a checkpoint
+        # Follows from the names, so it is not saved
         self.register_buffer("order", torch.tensor(order), persistent=False)
 
     @property
     def sample_rate(self) -> int:
-        """Of what it hears, Hz."""
+        """Sample rate of its input, Hz."""
         return self.features.sample_rate
 
     @property
     def min_samples(self) -> int:
-        """What the front end needs for a frame."""
+        """Samples that the front end needs for one frame."""
         return self.features.min_samples
 
     def forward(self, waveform: Tensor) -> StudentOutput:
@@ -167,7 +168,7 @@ class ASTTeacher(nn.Module):
 
 
 def plain(name: str) -> str:
-    """A class name without what differs between copies: case and punctuation.
+    """Normalises a class name: without case and punctuation, which vary by source.
 
     Example
     -------
@@ -178,13 +179,13 @@ def plain(name: str) -> str:
 
 
 def order_of(labels: LabelTable, names: list[str]) -> list[int]:
-    """Where each of ``labels`` is among a network's classes, by name or identifier.
+    """Finds the index of each label among a network's classes, by name or identifier.
 
     Arguments
     ---------
     labels : LabelTable
     names : list of str
-        The network's, in its order: names, or identifiers as /m/09x0r.
+        The network's, in its order: names, or identifiers such as /m/09x0r.
 
     Returns
     -------
@@ -193,7 +194,7 @@ def order_of(labels: LabelTable, names: list[str]) -> list[int]:
     Raises
     ------
     ValueError
-        If a class is not found, or several are called alike.
+        If a class is not found, or several have the same name.
 
     Example
     -------
@@ -203,9 +204,9 @@ def order_of(labels: LabelTable, names: list[str]) -> list[int]:
     places = {plain(name): place for place, name in enumerate(names)}
     if len(places) < len(names):
         raise ValueError(
-            f"{len(names) - len(places)} of the network's classes are called like "
-            "others, so that names do not tell them apart; pass labels=None to keep "
-            "its own order"
+            f"{len(names) - len(places)} of the network's classes share their names "
+            "with others, so names cannot identify them; pass labels=None to keep the "
+            "network's order"
         )
     pairs = [*zip(labels.mids, labels.names, strict=True)]
     found = [places.get(plain(mid), places.get(plain(name))) for mid, name in pairs]
@@ -218,13 +219,13 @@ def order_of(labels: LabelTable, names: list[str]) -> list[int]:
             if place is None
         ]
         raise ValueError(
-            f"{len(missing)} of {len(labels)} classes are not among the network's, as "
-            f"{missing[:3]}, and {len(left)} of its {len(names)} are left, as "
-            f"{left[:3]}; pass a table of what it knows, or labels=None to keep its own"
+            f"{len(missing)} of {len(labels)} classes are not among the network's, "
+            f"e.g. {missing[:3]}, and {len(left)} of its {len(names)} are unused, e.g. "
+            f"{left[:3]}; pass a table of its classes, or labels=None to keep its own"
         )
     if len(set(order)) < len(order):
         raise ValueError(
-            "several of the labels are one class of the network's; give each a name"
+            "several labels match the same class of the network; give each its own name"
         )
     if left:
         logger.warning(
@@ -251,20 +252,20 @@ def load_ast(
     labels: LabelTable | str | None = AUDIOSET,
     revision: str | None = None,
 ) -> ASTTeacher:
-    """An AST of the hub, or of a folder, ready to teach.
+    """Loads an AST from the hub or a folder, ready to teach.
 
     Arguments
     ---------
     source : str or Path
-        A name on the hub, as "MIT/ast-finetuned-audioset-10-10-0.4593", or a folder
-        that ``save_pretrained`` wrote; only weights in safetensors are read, and of
-        its settings those that an AST has.
+        A name on the hub, such as "MIT/ast-finetuned-audioset-10-10-0.4593", or a
+        folder that ``save_pretrained`` wrote. Weights are read from safetensors only,
+        and only the settings of an AST are read.
     savedir : str or Path or None
         Folder of downloads; None: the hub's own.
     sample_rate : int or None
-        Of the waveforms it shall take, Hz; None: what it was trained on, 16000.
+        Sample rate of its input, Hz; None: that of its training, 16000.
     labels : LabelTable, "audioset" or None
-        What its classes are to be: they are found by their names. None: as they come.
+        The classes to return, found by their names; None: the network's own.
     revision : str or None
         Commit, tag or branch on the hub.
 
@@ -278,10 +279,10 @@ def load_ast(
     ImportError
         Without transformers.
     OSError
-        Where a download fails, or the weights are not in safetensors.
+        If a download fails, or the weights are not in safetensors.
     ValueError
-        For another network, settings that none has, weights that do not fill it, or
-        classes that are not those of ``labels``.
+        For another network, illegal settings, weights that do not fill it, or
+        classes that do not match ``labels``.
 
     Example
     -------
@@ -291,8 +292,8 @@ def load_ast(
     transformers = _transformers()
     if isinstance(labels, str) and labels != AUDIOSET:
         raise ValueError(
-            f"labels={labels!r}; give a LabelTable, {AUDIOSET!r}, or None for as they "
-            "come"
+            f"labels={labels!r}; give a LabelTable, {AUDIOSET!r}, or None for the "
+            "network's own classes"
         )
     files = ASTFiles(transformers, source, savedir, revision)
     config, extractor = files.config(), files.extractor()
@@ -303,9 +304,9 @@ def load_ast(
         config.max_length,
     ):
         raise ValueError(
-            f"the extractor of {source} gives {features.num_frames} frames of "
+            f"the extractor of {source} returns {features.num_frames} frames of "
             f"{features.n_mels} bins, and its network takes {config.max_length} of "
-            f"{config.num_mel_bins}; mend its preprocessor_config.json"
+            f"{config.num_mel_bins}; correct its preprocessor_config.json"
         )
     table = audioset_labels() if isinstance(labels, str) else labels
     return ASTTeacher(network, features, table).eval()

@@ -1,4 +1,4 @@
-"""A teacher of one's own: any module from waveforms to logits, by its dotted name."""
+"""Your own teacher: any module from waveforms to logits, by its dotted name."""
 
 import importlib
 import math
@@ -15,7 +15,7 @@ from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.students.ensemble import Ensemble
 
-# Kaiser's window with the parameters that resampy calls kaiser_best
+# The Kaiser window that resampy calls kaiser_best
 RESAMPLING = {
     "lowpass_filter_width": 64,
     "rolloff": 0.9475937167399596,
@@ -25,21 +25,21 @@ RESAMPLING = {
 
 
 def is_dotted(source: str) -> bool:
-    """Whether a teacher is named as ``package.module:function``."""
+    """Whether a name has the form ``package.module:function``."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", source) is not None
 
 
 class OwnTeacher(nn.Module):
-    """Any module as a teacher: [B, N] -> StudentOutput.
+    """Wraps any module as a teacher: [B, N] -> StudentOutput.
 
     Arguments
     ---------
     module : nn.Module
-        [B, N] -> logits [B, K], or anything that has them as ``logits``.
+        [B, N] -> logits [B, K], or an object with an attribute ``logits``.
     sample_rate : int
-        Of what it hears, Hz.
+        Sample rate of its input, Hz.
     labels : LabelTable
-        What K means.
+        Its K classes.
 
     Example
     -------
@@ -58,7 +58,7 @@ class OwnTeacher(nn.Module):
         self.num_classes = len(labels)
 
     def forward(self, waveform: Tensor) -> StudentOutput:
-        """[B, N] -> [B, K], and an embedding [B, D] where the module has one"""
+        """[B, N] -> [B, K], and the embedding [B, D] if the module returns one"""
         output = self.module(waveform)
         logits = getattr(output, "logits", output)
         expected = (len(waveform), self.num_classes)
@@ -66,8 +66,8 @@ class OwnTeacher(nn.Module):
             found = getattr(logits, "shape", type(logits).__name__)
             raise ValueError(
                 f"{type(self.module).__name__} returned {found} for waveforms of shape "
-                f"{tuple(waveform.shape)}; it must be logits of shape {expected}: a "
-                "row per clip, a column per class of its labels"
+                f"{tuple(waveform.shape)}; it must return logits of shape {expected}: "
+                "one row per clip, one column per class of its labels"
             )
         embedding = getattr(output, "embedding", None)
         if not isinstance(embedding, Tensor):
@@ -76,14 +76,14 @@ class OwnTeacher(nn.Module):
 
 
 class Resampled(nn.Module):
-    """A teacher of another sample rate than the waveforms that it is given.
+    """Resamples waveforms to the rate of a teacher.
 
     Arguments
     ---------
     member : nn.Module
         [B, N] -> StudentOutput or logits, with ``sample_rate``.
     sample_rate : int
-        Of the waveforms, Hz.
+        Sample rate of the waveforms, Hz.
     """
 
     num_classes: int
@@ -93,12 +93,12 @@ class Resampled(nn.Module):
         self.member = member
         self.sample_rate = sample_rate
         self.own_rate: int = member.sample_rate
-        if hasattr(member, "num_classes"):  # which not every module says
+        if hasattr(member, "num_classes"):  # not every module has it
             self.num_classes = member.num_classes
 
     @property
     def min_samples(self) -> int:
-        """What the member needs, at the rate of the waveforms."""
+        """Samples that the member needs, at the rate of the waveforms."""
         needed = getattr(self.member, "min_samples", 1)
         return math.ceil(needed * self.sample_rate / self.own_rate)
 
@@ -107,26 +107,27 @@ class Resampled(nn.Module):
         return self.member(self.resample(waveform))
 
     def resample(self, waveform: Tensor) -> Tensor:
-        """To the rate that the member hears."""
+        """Resamples to the member's rate."""
         return torchaudio.functional.resample(
             waveform.float(), self.sample_rate, self.own_rate, **RESAMPLING
         )
 
 
 def resampled(model: nn.Module, sample_rate: int) -> nn.Module:
-    """A teacher that takes waveforms of a rate, whatever its own is.
+    """Makes a teacher take waveforms of a given rate, whatever its own is.
 
     Arguments
     ---------
     model : nn.Module
-        Of another rate, if its ``sample_rate`` says so; of an `Ensemble` each member.
+        Its ``sample_rate``, if it has one, is compared; so is each member's of an
+        `Ensemble`.
     sample_rate : int
-        Of the waveforms, Hz.
+        Sample rate of the waveforms, Hz.
 
     Returns
     -------
     nn.Module
-        ``model`` itself where nothing has to be done.
+        ``model`` itself if the rates agree.
 
     Example
     -------
@@ -148,24 +149,24 @@ def load_own(
     sample_rate: int | None = None,
     labels: LabelTable | None = None,
 ) -> OwnTeacher:
-    """What a function returns, as a teacher in evaluation mode.
+    """Calls a user's function and wraps its module as a teacher in evaluation mode.
 
     Arguments
     ---------
     source : str
-        ``package.module:function``, found from the current folder too; the function
+        ``package.module:function``, installed or in the current folder. The function
         is called without arguments and returns an ``nn.Module``, whose attributes
-        ``sample_rate`` (Hz) and ``labels`` (a `LabelTable` or names) say the rest.
+        ``sample_rate`` (Hz) and ``labels`` (a `LabelTable` or names) are read.
     sample_rate : int or None
-        Of a module that has none, Hz.
+        For a module without this attribute, Hz.
     labels : LabelTable or None
-        Of a module that has none.
+        For a module without this attribute.
 
     Raises
     ------
     ValueError
-        If nothing of that name is there, it makes no module, or what the module does
-        not say is not given.
+        If there is no such function, it does not return a module, or an attribute is
+        neither set nor given.
     """
     module = _call(source)
     rate = getattr(module, "sample_rate", sample_rate)
@@ -173,7 +174,7 @@ def load_own(
     if rate is None or names is None:
         name, value = ("sample_rate", "HZ") if rate is None else ("labels", "CSV")
         raise ValueError(
-            f"the teacher of {source} has no attribute {name}; give it one, or pass "
+            f"the teacher of {source} has no attribute {name}; add it, or pass "
             f"--teacher_options '{{{name}: {value}}}'"
         )
     return OwnTeacher(module, int(rate), _as_table(source, names)).eval()
@@ -184,8 +185,8 @@ def _as_table(source: str, names: Any) -> LabelTable:
         return names
     if isinstance(names, str) or not isinstance(names, Sequence) or not names:
         raise ValueError(
-            f"labels of the teacher of {source} are {str(names)[:40]!r}; they must be "
-            "a LabelTable or a list of names"
+            f"the teacher of {source} has labels={str(names)[:40]!r}; they must be a "
+            "LabelTable or a list of names"
         )
     return LabelTable(map(str, names), map(str, names))
 
@@ -203,12 +204,12 @@ def _call(source: str) -> nn.Module:
         ) from error
     if isinstance(make, nn.Module) or not callable(make):
         raise ValueError(
-            f"{source} is {type(make).__name__} and must be a function that returns an "
-            "nn.Module"
+            f"{source} is of type {type(make).__name__}; it must be a function that "
+            "returns an nn.Module"
         )
     module = make()
     if not isinstance(module, nn.Module):
         raise ValueError(
-            f"{source} returned {type(module).__name__} and must return an nn.Module"
+            f"{source} returned {type(module).__name__}; it must return an nn.Module"
         )
     return module

@@ -1,6 +1,6 @@
-"""Teachers with their weights: published ones by name, and files of one's own.
+"""Loads teachers with their weights: published ones by name, and users' own files.
 
-As with students, an import is whole or refused.
+As with students, either all weights are loaded or the import is refused.
 """
 
 import inspect
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def names_ast(source: str | Path) -> bool:
-    """Whether that is an AST: a folder that has its settings, or a name on the hub.
+    """Whether a source is an AST: a folder with its config, or a name on the hub.
 
     Example
     -------
@@ -54,43 +54,43 @@ def load_teacher(
     base_url: str | None = None,
     **overrides: Any,
 ) -> HeardStudent | ASTTeacher:
-    """A teacher with its weights and its front end: [B, N] -> StudentOutput.
+    """Loads a teacher with its weights and its front end: [B, N] -> StudentOutput.
 
     Arguments
     ---------
     source : str or Path
-        A name of `list_teachers` or `list_students`, downloaded once; a model folder,
-        or that of the run that left it; a file with the state dict of a PaSST or a
-        student; a name on the hub, or a folder that ``save_pretrained`` wrote, of an
-        AST (see `load_ast`). Of a file with a published name, in a model folder or in
-        a run's checkpoints, the options are known; else they follow from names and
-        shapes, and the front end must be stated.
+        A name of `list_teachers` or `list_students`, downloaded once; a model folder
+        or its run folder; a file with the state dict of a PaSST or a student; or an
+        AST, by its name on the hub or as a folder that ``save_pretrained`` wrote (see
+        `load_ast`). The options of a file are known if it has a published name or is
+        in a model folder or a run's checkpoints. Otherwise they are inferred from
+        names and shapes, and the front end must be stated.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder, and the
         hub's own.
     base_url : str or None
-        A folder with all the files; None: the environment's EFFICIENTAT_BASE_URL, or
-        the published releases.
+        URL of a folder with all the files; None: the environment variable
+        EFFICIENTAT_BASE_URL, else the published releases.
     **overrides
         Arguments of the network, of `LogMel` or of `load_ast` that the source does not
-        tell or that shall differ, as ``patchout_time``. Of a file that nothing
-        describes: ``n_mels`` and ``hop_length``; and of a PaSST's ``time_stride``, or
-        ``clip_seconds`` of what it was trained on.
+        determine or that should differ, e.g. ``patchout_time``. A file that nothing
+        describes needs ``n_mels`` and ``hop_length``; a PaSST also ``time_stride``, or
+        ``clip_seconds`` of the clips that it was trained on.
 
     Returns
     -------
     HeardStudent or ASTTeacher
-        In evaluation mode; takes waveforms of its ``sample_rate``.
+        In evaluation mode; takes waveforms at its ``sample_rate``.
 
     Raises
     ------
     ImportError
         For an AST without transformers.
     OSError
-        Where a download fails or there is no such file.
+        If a download fails or the file does not exist.
     ValueError
-        For an unknown name or option, a file that is no state dict, and one that does
-        not fit.
+        For an unknown name or option, a file that is not a state dict, or one that
+        does not fit.
 
     Example
     -------
@@ -110,8 +110,8 @@ def load_teacher(
     entry = find_published(source)
     if entry is not None and entry.trained_on == "ImageNet":
         raise ValueError(
-            f"{source} comes from ImageNet, so its class layer is untrained and has "
-            "nothing to teach; take one whose name ends with _as"
+            f"{source} was trained on ImageNet, so its class layer is untrained and "
+            "has nothing to teach; use a model whose name ends with _as"
         )
     known = describe(found or source, savedir, base_url)
     student = network_of(known, read_state(known.path), overrides)

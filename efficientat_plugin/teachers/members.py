@@ -1,6 +1,6 @@
-"""From what a user calls a teacher to a module that hears waveforms.
+"""Turns the names of teachers into modules that take waveforms.
 
-The one place where names of teachers are understood, for every recipe that takes one.
+This is the only place that parses names of teachers, for every recipe that takes one.
 """
 
 import os
@@ -16,19 +16,19 @@ from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resa
 from efficientat_plugin.teachers.load import load_teacher, names_ast
 
 IN_OPTIONS = {"front end": "--teacher_options '{n_mels: ..., hop_length: ...}'"}
-OF_A_FUNCTION = ("labels", "sample_rate")  # options of a module of one's own
+OF_A_FUNCTION = ("labels", "sample_rate")  # options of a user's own module
 
 
 class OpenedTeachers(NamedTuple):
-    """Who teaches, and what they say."""
+    """An ensemble of teachers and its classes."""
 
     ensemble: Ensemble  # in evaluation mode
-    labels: LabelTable  # what its classes are
-    target: str | None  # "multilabel" or "multiclass", where that is known
+    labels: LabelTable  # its classes
+    target: str | None  # "multilabel" or "multiclass"; None: unknown
 
 
 class Member(NamedTuple):
-    """One of several teachers, as it was named."""
+    """One of several teachers."""
 
     module: Any  # [B, N] -> StudentOutput
     labels: LabelTable
@@ -45,33 +45,34 @@ def open_teachers(
     options: Mapping[str, Any] | None = None,
     wanted: LabelTable | None = None,
 ) -> OpenedTeachers:
-    """A teacher, or several whose logits are averaged, and what their classes are.
+    """Loads a teacher, or several whose logits are averaged, with their classes.
 
     Arguments
     ---------
     sources : str or Path
-        Joined by commas, each a name of ``list_teachers`` or ``list_students``, a file
-        of weights, a model folder or the run folder that it is in, an AST of the hub
-        or its folder, or ``package.module:function`` (see ``bring_your_own``).
+        One or more, separated by commas: a name of ``list_teachers`` or
+        ``list_students``, a file of weights, a model folder or its run folder, an AST
+        on the hub or in a folder, or ``package.module:function`` (see
+        ``bring_your_own``).
     labels : LabelTable, str, Path or None
         A table, or a CSV with the columns index, mid, display_name, for teachers that
         do not name their classes; None: AudioSet's.
     sample_rate : int or None
-        Of the clips they are given, Hz; a teacher of another rate resamples. None:
-        that of all of them.
+        Sample rate of the input, Hz; a teacher of another rate resamples. None: the
+        rate that all teachers share.
     own_rate : int or None
-        Of a module of one's own that does not say it, Hz.
+        Sample rate, Hz, of a user's own module that has no such attribute.
     weights : Sequence[float] or None
-        Of the members' logits; None: alike.
+        Weights of the members' logits; None: equal.
     savedir : str, Path or None
         Folder of downloads.
     options : Mapping or None
-        What the names do not tell: of what ``load_teacher`` takes, such as
-        ``{"time_stride": 16}``, and ``labels`` and ``sample_rate`` (Hz) of a module of
-        one's own. They are for all; those of one member stand under its name, as
-        ``{"passt.pt": {"time_stride": 16}}``.
+        Options that the names do not imply: those of ``load_teacher``, such as
+        ``{"time_stride": 16}``, and ``labels`` and ``sample_rate`` (Hz) of a user's
+        own module. They apply to all teachers; options of one member go under its
+        name, e.g. ``{"passt.pt": {"time_stride": 16}}``.
     wanted : LabelTable or None
-        The student's classes, which an AST is put in the order of.
+        The student's classes; the classes of an AST are put in this order.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def open_teachers(
     Raises
     ------
     OSError, ValueError
-        For what cannot be loaded, and for teachers that do not go together.
+        If a teacher cannot be loaded, or the teachers do not match each other.
     ImportError
         For an AST without transformers.
 
@@ -99,29 +100,29 @@ def open_teachers(
     targets = {member.target for member in opened} - {None}
     if len(targets) > 1:
         raise ValueError(
-            f"some of the teachers {sources} name one class and others several; an "
-            "ensemble is of one kind"
+            f"some of the teachers {sources} are multilabel and others multiclass; "
+            "all members of an ensemble must be of one kind"
         )
     for member in opened:
         if member.labels.mids != first.mids:
             raise ValueError(
-                f"the teachers {sources} have {len(first)} classes and "
-                f"{len(member.labels)} others; an ensemble speaks of the same classes"
+                f"the teachers {sources} have different classes ({len(first)} and "
+                f"{len(member.labels)}); members of an ensemble share their classes"
             )
     rates = [member.sample_rate for member in members]
     if sample_rate is not None:
         members = [resampled(member, sample_rate) for member in members]
     elif len(set(rates)) > 1:
         raise ValueError(
-            f"the teachers {sources} hear sound of different sample rates, {rates} Hz; "
-            "pass --sample_rate to say at which clips are read, the others resample"
+            f"the teachers {sources} need different sample rates, {rates} Hz; pass "
+            "--sample_rate to choose the rate of the clips, which the others resample"
         )
     ensemble = Ensemble(members, weights).eval()
     return OpenedTeachers(ensemble, first, next(iter(targets), None))
 
 
 def names_of(sources: str | Path) -> list[str]:
-    """The teachers that a text names, which commas separate.
+    """Splits a comma-separated list of teachers.
 
     Raises
     ------
@@ -139,8 +140,8 @@ def names_of(sources: str | Path) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
         raise ValueError(
-            f"{text!r} names no teacher before or after a comma; give names, files, "
-            "folders or package.module:function, with a comma between two"
+            f"{text!r} has a comma with no teacher before or after it; give names, "
+            "files, folders or package.module:function, separated by commas"
         )
     return names
 
@@ -148,14 +149,14 @@ def names_of(sources: str | Path) -> list[str]:
 def refuse_others(
     theirs: LabelTable, kind: str | None, ours: LabelTable, target: str
 ) -> None:
-    """Refuses a teacher of other classes than the student's, or of another kind.
+    """Refuses a teacher whose classes or kind differ from the student's.
 
     Arguments
     ---------
     theirs : LabelTable
         The teacher's classes.
     kind : str or None
-        "multilabel" or "multiclass", where that is known of the teacher.
+        The teacher's: "multilabel" or "multiclass"; None: unknown.
     ours : LabelTable
         The student's classes.
     target : str
@@ -164,8 +165,8 @@ def refuse_others(
     Raises
     ------
     ValueError
-        If classes differ, their order does, or one names one class of each clip and
-        the other several.
+        If the classes or their order differ, or one is multilabel and the other
+        multiclass.
 
     Example
     -------
@@ -178,30 +179,30 @@ def refuse_others(
         both = len(set(theirs.mids) & set(ours.mids))
         raise ValueError(
             f"teacher and student share {both} classes, in another order or beside "
-            f"others ({len(theirs)} of the teacher, {len(ours)} of the student); a "
-            "teacher speaks of the student's classes"
+            f"others ({len(theirs)} of the teacher, {len(ours)} of the student); use a "
+            "teacher with the student's classes, in the same order"
         )
     if kind not in (None, target):
         raise ValueError(
-            f"the teacher is {kind} and the student {target}; a teacher is of the "
-            "student's kind, so take another, or pass --target where the recipe has it"
+            f"the teacher is {kind} and the student {target}; both must be of one "
+            "kind, so use another teacher, or pass --target if the recipe has it"
         )
 
 
 def _options_by_name(
     names: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """The options of each teacher: those for all, and its own."""
+    """Returns the options of each teacher: the shared ones and its own."""
     if not isinstance(options, Mapping):
         raise ValueError(
-            f"teacher_options={options!r} must be options by name, as "
+            f"teacher_options={options!r} must be a mapping of options, such as "
             "{time_stride: 16}"
         )
     of_one = {k: dict(v) for k, v in options.items() if isinstance(v, Mapping)}
     for name in of_one:
         if name not in names:
             raise ValueError(
-                f"teacher_options has options for {name}, which is none of the "
+                f"teacher_options has options for {name}, which is not among the "
                 f"teachers {', '.join(names)}; name one of them"
             )
     of_all = {k: v for k, v in options.items() if k not in of_one}
@@ -215,13 +216,13 @@ def _open(
     savedir: str | Path | None,
     wanted: LabelTable | None,
 ) -> Member:
-    """A published name, a file of weights, a model folder or a function's module."""
+    """Loads one teacher and finds out its classes and its kind."""
     given = as_table(options.get("labels", defaults["labels"]))
     if is_dotted(source):
         if others := [name for name in options if name not in OF_A_FUNCTION]:
             raise ValueError(
-                f"{others[0]} is no option of {source}, which takes "
-                f"{' and '.join(OF_A_FUNCTION)}; let the function set it"
+                f"{others[0]} is not an option of {source}, which takes "
+                f"{' and '.join(OF_A_FUNCTION)}; set it in the function"
             )
         rate = options.get("sample_rate", defaults["sample_rate"])
         made = load_own(source, rate, given)
@@ -236,18 +237,18 @@ def _open(
         raise ValueError(error.sentence(IN_OPTIONS)) from error
     except Untold as error:
         raise ValueError(
-            f"{source}: {error}, as --teacher_options '{{name: value}}'"
+            f"{source}: {error}, with --teacher_options '{{name: value}}'"
         ) from error
     table = getattr(module, "labels", None) or given or audioset_labels()
     if module.num_classes != len(table):
         raise ValueError(
             f"{source} has {module.num_classes} classes and the label table "
-            f"{len(table)}; pass --teacher_options '{{labels: CSV}}' with those of "
-            "the teacher (index, mid, display_name)"
+            f"{len(table)}; pass --teacher_options '{{labels: CSV}}' with the "
+            "teacher's classes (index, mid, display_name)"
         )
     return Member(module, table, getattr(module, "target", None))
 
 
 def as_table(labels: LabelTable | str | Path | None) -> LabelTable | None:
-    """A table of labels, or that of a CSV."""
+    """Reads a CSV of labels; returns anything else unchanged."""
     return LabelTable.from_csv(labels) if isinstance(labels, str | Path) else labels

@@ -1,4 +1,4 @@
-"""A teacher that listens along: any frozen model inside the training loop."""
+"""An online teacher: any frozen model inside the training loop."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -25,16 +25,16 @@ from efficientat_plugin.teachers.members import as_table, open_teachers, refuse_
 
 
 class OnlineTeacher:
-    """Teaches on the very input that the student hears, augmented and mixed.
+    """Computes a teacher's logits for the student's own input, augmented and mixed.
 
-    A teacher whose front end is set like the student's is given the student's own
-    log-mel, jitter, masks and mixup included. Another one hears the batch's waveforms
-    through its own front end, and its features are mixed as the student's; a model
-    without such a front end hears mixed waveforms. One of another sample rate hears
-    them resampled.
+    A teacher whose front end has the student's settings takes the student's own
+    log-mel, including jitter, masks and mixup. Any other `HeardStudent` computes a
+    log-mel of its own from the batch's waveforms, which is mixed as the student's is.
+    Other models take mixed waveforms. Waveforms are resampled for a teacher of another
+    sample rate.
 
-    It is no module on purpose: nothing trains it, saves it or shares it between
-    processes, and it is always in evaluation mode.
+    It deliberately is not a module: it is never trained, saved or synchronised between
+    processes, and is always in evaluation mode.
 
     Source: Gong et al., "CMKD: CNN/Transformer-Based Cross-Model Knowledge
     Distillation for Audio Classification", 2022, section III ("consistent teaching").
@@ -43,17 +43,17 @@ class OnlineTeacher:
     ---------
     model : torch.nn.Module, str or Path
         Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``HeardStudent``, an
-        ``Ensemble``, or one's own; or names as ``open_teachers`` takes them, loaded
-        when they are first needed.
+        ``Ensemble``, or your own; or names as in ``open_teachers``, loaded when first
+        needed.
     log_mel : LogMel
-        The student's.
+        The student's front end.
     labels : LabelTable, str, Path or None
-        What the classes are of a model that does not say it: a table, or a CSV as of
-        ``open_teachers``. None: AudioSet's of names; the student's of a module.
+        Classes of a model that does not name them: a table, or a CSV as in
+        ``open_teachers``. None: AudioSet's for names, the student's for a module.
     savedir : str, Path or None
         Folder of downloads.
     options : Mapping or None
-        What the names do not tell; see ``open_teachers``.
+        Options that the names do not imply; see ``open_teachers``.
 
     Example
     -------
@@ -80,7 +80,7 @@ class OnlineTeacher:
 
     @cached_property
     def _opened(self) -> tuple[nn.Module, LabelTable | None, str | None]:
-        """The model, its classes and its target, where they are known."""
+        """Loads the model, with its classes and its target if they are known."""
         model, rate = self._source, self.log_mel.sample_rate
         if not isinstance(model, nn.Module):
             return open_teachers(
@@ -95,24 +95,24 @@ class OnlineTeacher:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The teacher itself, frozen; hears waveforms of the student's rate."""
+        """The frozen teacher; takes waveforms at the student's sample rate."""
         return self._opened[0].eval().requires_grad_(False)
 
     @cached_property
     def _members(self) -> list[tuple[Any, bool]]:
-        """Those that vote, and whether each is given the student's log-mel."""
+        """The members, and whether each takes the student's log-mel."""
         model, ours = self.model, _settings(self.log_mel)
         members = [*model.members] if isinstance(model, Ensemble) else [model]
         return [(member, _front_end(member) == ours) for member in members]
 
     @property
     def shares_log_mel(self) -> bool:
-        """Whether it is given what the student hears, and not merely its waveforms."""
+        """Whether all members take the student's log-mel rather than its waveforms."""
         return all(shares for _, shares in self._members)
 
     @torch.no_grad()
     def __call__(self, heard: Heard) -> TeacherTarget:
-        """The teacher's logits for a batch, mixed as the student's is."""
+        """Computes the teacher's logits for a batch that is mixed as the student's."""
         self.model.to(heard.log_mel.device)
         said = torch.stack(list(self._logits(heard)))  # [members, B, K]
         model = self.model
@@ -121,7 +121,7 @@ class OnlineTeacher:
         return TeacherTarget(logits, known, is_mixed=True)
 
     def _logits(self, heard: Heard) -> Iterator[Tensor]:
-        """[B, K] of each member."""
+        """Yields the logits [B, K] of each member."""
         waveform = heard.batch.waveform.to(heard.log_mel.device)
         for member, shares in self._members:
             if shares:
@@ -143,35 +143,35 @@ class OnlineTeacher:
         minimum_coverage: float = 0.0,
         target: str = "multilabel",
     ) -> str:
-        """What can be said of it before training.
+        """Checks the teacher before training and describes it in a line.
 
         Raises
         ------
         OSError, ValueError
-            If it cannot be loaded, or its classes are others.
+            If it cannot be loaded, or its classes differ from the student's.
         """
-        del minimum_coverage  # it hears every clip
+        del minimum_coverage  # it scores every clip
         _, theirs, kind = self._opened
         refuse_others(theirs or labels, kind, labels, target)
         num_classes = getattr(self.model, "num_classes", len(labels))
         if num_classes != len(labels):
             raise ValueError(
                 f"the teacher has {num_classes} classes and the student {len(labels)}; "
-                "take a teacher of the same classes"
+                "use a teacher with the same classes"
             )
         heard = "log-mel" if self.shares_log_mel else "waveforms"
-        return f"it hears the student's {heard}, {len(summary.clip_ids)} clips of them"
+        return f"it takes the student's {heard}, for {len(summary.clip_ids)} clips"
 
     @property
     def name(self) -> str:
-        """What kind of model it is; of several, each."""
+        """The class name of the model, or of each member."""
         own = [getattr(member, "member", member) for member, _ in self._members]
         kinds = [type(getattr(each, "student", each)).__name__ for each in own]
         return ", ".join(kinds)
 
     def identity(self, clip_ids: Sequence[str]) -> str:
-        """What tells it from another teacher, wherever its weights lie."""
-        del clip_ids  # it hears them all alike
+        """Returns its name and digest, which do not depend on where its files are."""
+        del clip_ids  # the same for all clips
         digest = digest_of_state(self.model)
         own = [getattr(member, "member", member) for member, _ in self._members]
         weights = getattr(self.model, "weights", None)
@@ -182,7 +182,7 @@ class OnlineTeacher:
     def scores(
         self, clips: Clips, summary: LabelSummary, loader_options: Mapping[str, Any]
     ) -> Scores | None:
-        """How well it tags clips; None where none has a label."""
+        """Computes its scores on clips; None if no clip has a label."""
         if not any(summary.indices):
             return None
         stats = TaggingStats(logits=True)
@@ -219,7 +219,7 @@ def _known(logits: Tensor, clip_ids: list[str]) -> Tensor:
         bad = [name for name, on in zip(clip_ids, finite, strict=True) if not on]
         raise ValueError(
             f"the teacher's logits of {len(bad)} clips are not finite, the first of "
-            f"them {bad[0]}; check its weights, and that it hears sound as it was "
-            "trained on"
+            f"them {bad[0]}; check its weights, and that its input is like the sound "
+            "that it was trained on"
         )
     return finite

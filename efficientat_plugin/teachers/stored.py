@@ -1,4 +1,4 @@
-"""A teacher that was heard beforehand: its stored logits, in the training loop."""
+"""A stored teacher: logits computed beforehand, looked up in the training loop."""
 
 import hashlib
 import json
@@ -19,16 +19,16 @@ from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.manifest import MANIFEST
 from efficientat_plugin.teachers.store.verify import verify
 
-LOOKED_UP = 500  # logits that tell one store from another
+LOOKED_UP = 500  # clips whose logits enter the digest of a store
 
 logger = logging.getLogger(__name__)
 
 
 class StoredTeacher:
-    """What a teacher said of clean clips, found by their ids.
+    """Looks up a teacher's logits of clean clips by clip id.
 
-    Both clips of a mix are asked for, each by its share; see ``OnlineTeacher`` for a
-    teacher that hears the mix itself.
+    For a mix, the logits of both clips are returned, to be weighted by their shares.
+    ``OnlineTeacher`` scores the mix itself.
 
     Arguments
     ---------
@@ -51,11 +51,11 @@ class StoredTeacher:
 
     @property
     def name(self) -> str:
-        """Whose logits they are."""
+        """Name of the teacher."""
         return self.store.manifest.teacher
 
     def __call__(self, heard: Heard) -> TeacherTarget:
-        """The logits of the clips of a batch, and of those mixed into them."""
+        """Returns the logits of a batch, and of the clips mixed into it."""
         batch, device = heard.batch, heard.log_mel.device
         target = self._look_up(batch.clip_id, device)
         if batch.partner_share.any():
@@ -73,19 +73,19 @@ class StoredTeacher:
         minimum_coverage: float = 0.9,
         target: str = "multilabel",
     ) -> str:
-        """What can be said of it before training.
+        """Checks the store before training and describes it in a line.
 
         Raises
         ------
         ValueError
-            If it is of other classes or clips, or of too few; or of the top k, where
-            one class of all is meant: the rest of them share a logit that is right for
-            each by itself.
+            If its classes or clips differ, or it covers too few clips; or if it keeps
+            the top k and the target is multiclass: all other classes share one logit,
+            which is right under sigmoid but not under softmax.
         """
         if target == "multiclass" and self.store.manifest.top_k is not None:
             raise ValueError(
                 f"{self.store.path} keeps the top {self.store.manifest.top_k} classes, "
-                "which is for several classes at once; store all of them for target: "
+                "which is only for target: multilabel; store all of them for target: "
                 "multiclass"
             )
         clips = zip(summary.clip_ids, summary.indices, strict=True)
@@ -100,9 +100,10 @@ class StoredTeacher:
         return str(verdict)
 
     def identity(self, clip_ids: Sequence[str]) -> str:
-        """What tells it from another teacher of these clips, wherever it is stored.
+        """Returns the teacher's name and a digest, wherever the store is.
 
-        Whose logits they are, which clips it knows, and the logits of some of them.
+        The digest covers the manifest, which of the clips are known, and the logits of
+        some of them.
         """
         manifest = self.store.manifest
         known = self.store.rows(clip_ids) >= 0
@@ -117,8 +118,8 @@ class StoredTeacher:
     def scores(
         self, clips: Clips, summary: LabelSummary, loader_options: Mapping[str, Any]
     ) -> Scores | None:
-        """How well it tags clips, of those that it was asked about; None: of none."""
-        del loader_options  # nothing is heard
+        """Computes scores on the clips that are known and labelled; None: no such."""
+        del loader_options  # no sound is read
         target = self.store.lookup(summary.clip_ids)
         known = target.known.nonzero()[:, 0].tolist()
         known = [row for row in known if summary.indices[row]]
@@ -132,12 +133,12 @@ class StoredTeacher:
 
 
 def warn_of_other_clips(teacher: Any, clip_seconds: float, short_clips: str) -> None:
-    """Warns where stored logits are of clips that were cut or lengthened otherwise.
+    """Warns if stored logits are of clips that were cut or lengthened differently.
 
     Arguments
     ---------
     teacher : StoredTeacher, OnlineTeacher or None
-        One in the training loop is given the student's own clips.
+        Only a ``StoredTeacher`` is checked; the others score the student's own clips.
     clip_seconds : float
         Length of the student's clips, s.
     short_clips : str
@@ -150,8 +151,8 @@ def warn_of_other_clips(teacher: Any, clip_seconds: float, short_clips: str) -> 
     if theirs != (clip_seconds, short_clips):
         logger.warning(
             "The logits in %s are of clips of %g s (short_clips: %s), and the student "
-            "trains on clips of %g s (%s): it is taught about sound that it may not be "
-            "given",
+            "trains on clips of %g s (%s): the logits may reflect sound that is not in "
+            "its clips",
             teacher.store.path,
             *theirs,
             clip_seconds,
@@ -160,7 +161,7 @@ def warn_of_other_clips(teacher: Any, clip_seconds: float, short_clips: str) -> 
 
 
 def is_store(source: str | Path) -> bool:
-    """Whether a path is that of stored logits, and not what a teacher is called.
+    """Whether a path leads to a logits store, as opposed to the name of a teacher.
 
     Example
     -------
@@ -171,7 +172,7 @@ def is_store(source: str | Path) -> bool:
 
 
 def as_teacher(teacher: Any) -> Any:
-    """What a YAML's ``teacher`` means: a path is that of a store; null is none.
+    """Resolves a YAML's ``teacher``: a path opens a store, null means no teacher.
 
     Arguments
     ---------

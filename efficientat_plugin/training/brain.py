@@ -1,4 +1,4 @@
-"""The SpeechBrain hooks of distillation, and nothing else."""
+"""The SpeechBrain Brain that distils a teacher into a student."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ TRAIN, VALID = sb.Stage.TRAIN, sb.Stage.VALID
 
 @register_checkpoint_hooks
 class History:
-    """The numbers of every epoch; they travel with the checkpoints.
+    """Keeps the numbers of every epoch, and is saved in the checkpoints.
 
     Example
     -------
@@ -50,7 +50,7 @@ class History:
         self.epochs: list[dict[str, float]] = []
 
     def write_csv(self, path: str | Path) -> None:
-        """Writes a table with a row for each epoch; what an epoch lacks is empty."""
+        """Writes a table with a row for each epoch; missing numbers are empty."""
         columns = list(dict.fromkeys(name for row in self.epochs for name in row))
 
         def write(file: TextIO) -> None:
@@ -68,51 +68,51 @@ class History:
 
     @mark_as_loader
     def load(self, path: str, end_of_epoch: bool) -> None:
-        """Reads what ``save`` wrote."""
+        """Reads the file that ``save`` wrote."""
         del end_of_epoch
         with open(path, encoding="utf-8") as file:
             self.epochs = json.load(file)
 
 
 class Trained(NamedTuple):
-    """One of the models that a run trains, and what it came to."""
+    """A model that a run has trained, with its results."""
 
-    name: str  # who it is and who taught it, for a table
+    name: str  # the student and its teacher, for a table
     student: Student
     scores: Scores  # of the last evaluation
     epochs: list[dict[str, float]]  # of a ``History``
-    folder: str = "."  # where its files go in the folder of the run
+    folder: str = "."  # where its files go, inside the run folder
 
 
 @register_checkpoint_hooks
 class DistillationBrain(sb.Brain):
-    """Trains a student on labels and on what a teacher says.
+    """Trains a student on labels and on a teacher's logits.
 
-    Everything random in a step comes from torch's global generator, seeded with
-    (seed, epoch, step, rank), so a run that is killed and started again ends like one
-    left alone, without stored generator state.
+    All random numbers of a step come from torch's global generator, which is seeded
+    with (seed, epoch, step, rank). A run that is killed and resumed therefore ends like
+    an uninterrupted one, without a saved generator state.
 
     Its ``modules`` are ``log_mel``, ``spec_mask`` and ``student``; its ``hparams``:
 
     - ``student`` and ``loss`` (a ``DistillationLoss``);
     - ``teacher``: a ``StoredTeacher`` or an ``OnlineTeacher``, or None for the plain
-      label loss. It stays out of ``modules``, where it would be trained and
-      checkpointed;
+      label loss. It is not one of the ``modules``, since these are trained and saved
+      in checkpoints;
     - ``mixup``: a ``Mixup`` or None;
-    - ``make_stats``: gives what an evaluation is summed up by, a ``TaggingStats``;
+    - ``make_stats``: returns a new ``TaggingStats``, which sums up an evaluation;
     - ``lr_schedule``, a function of the epoch, or None for the optimizer's own rate;
     - ``temperature_schedule``, a function of the epoch, or None;
     - ``history``, ``train_logger``, ``seed`` and ``max_unreadable_share``. Any of
-      SpeechBrain's loggers will do, as it is given numbers alone;
-    - ``output_folder``, in which ``history.csv`` has the numbers of every epoch, if
-      there are checkpoints.
+      SpeechBrain's loggers can be used, since it is given only numbers;
+    - ``output_folder``: if there are checkpoints, ``history.csv`` is written there
+      with the numbers of every epoch.
 
-    Batches are ``ClipBatch``. See ``hparams/quickstart.yaml`` for all of it together.
+    Batches are ``ClipBatch``. See ``hparams/quickstart.yaml`` for a complete example.
 
     Arguments
     ---------
     *args, **kwargs
-        Of ``speechbrain.Brain``.
+        Arguments of ``speechbrain.Brain``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -122,26 +122,26 @@ class DistillationBrain(sb.Brain):
         self.place = PlaceInEpoch()
         self.scores: Scores | None = None
         self.cautions: set[str | None] = {None}
-        self.evaluates = "test"  # or "valid": which clips ``evaluate`` is given
-        self.loaded_epoch = 0  # whose weights ``evaluate`` scores
-        self.train_losses = RunningLoss()  # of the epoch so far, on this process
+        self.evaluates = "test"  # or "valid": the clips that ``evaluate`` is given
+        self.loaded_epoch = 0  # the epoch whose weights ``evaluate`` scores
+        self.train_losses = RunningLoss()  # of the epoch so far, in this process
         self.stage_losses = self.train_losses
-        # (sum, clips) of each process, while a checkpoint within an epoch is saved
+        # (sum, clips) of each process, set while a checkpoint within an epoch is saved
         self.saved_losses: list[list[float]] = []
 
     def trained(self) -> list[Trained]:
-        """The models that have been trained, after an evaluation."""
+        """Returns the trained models; call it after an evaluation."""
         assert self.scores is not None  # an evaluation sets them
         taught = "without teacher" if self.hparams.teacher is None else "with teacher"
         epochs = self.hparams.history.epochs
         return [Trained(f"student {taught}", self.hparams.student, self.scores, epochs)]
 
-    # --- What happens to a batch ------------------------------------------------
+    # --- Batches ----------------------------------------------------------------
 
     def compute_forward(
         self, batch: ClipBatch, stage: sb.Stage
     ) -> tuple[StudentOutput, Heard]:
-        """Waveforms to the student's output, and what it heard."""
+        """Computes the student's output, and returns it with the log-mels."""
         log_mel = self.modules.log_mel(batch.waveform.to(self.device))  # [B, F, T]
         mix = None
         if stage == TRAIN:
@@ -157,7 +157,7 @@ class DistillationBrain(sb.Brain):
         batch: ClipBatch,
         stage: sb.Stage,
     ) -> Tensor:
-        """The distillation loss in training, the label loss in evaluation."""
+        """Computes the distillation loss in training, the label loss in evaluation."""
         output, heard = predictions
         labels = self._labels(heard)
         if stage != TRAIN:
@@ -174,8 +174,8 @@ class DistillationBrain(sb.Brain):
 
     def _on_device(self, module: torch.nn.Module, stage: sb.Stage) -> torch.nn.Module:
         if stage != TRAIN and isinstance(module, DistributedDataParallel):
-            # Processes evaluate unequal numbers of batches, and DDP's forward would
-            # wait for the others'.
+            # Processes evaluate unequal numbers of batches, and the forward of DDP
+            # would wait for the other processes.
             return module.module
         return module
 
@@ -185,14 +185,14 @@ class DistillationBrain(sb.Brain):
         return target.followed(heard.mix)
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
-        """Seeds what this step draws at random."""
+        """Seeds the random numbers of this step."""
         rank = int(os.environ.get("RANK", 0))
         entropy = [self.hparams.seed, self.epoch, self.step, rank]
         seed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(seed))
 
     def fit_batch(self, batch: ClipBatch) -> Tensor:
-        """One training step; a batch of unreadable clips is none."""
+        """Runs one training step; skips a batch without a readable clip."""
         self.skipped.add(batch.skipped, batch.clip_id)
         if not batch.clip_id:
             return torch.tensor(float("nan"))
@@ -201,7 +201,7 @@ class DistillationBrain(sb.Brain):
         return loss
 
     def evaluate_batch(self, batch: ClipBatch, stage: sb.Stage) -> Tensor:
-        """One evaluation step; a batch of unreadable clips is none."""
+        """Runs one evaluation step; skips a batch without a readable clip."""
         self.skipped.add(batch.skipped, batch.clip_id)
         if not batch.clip_id:
             return torch.tensor(float("nan"))
@@ -210,14 +210,14 @@ class DistillationBrain(sb.Brain):
         return loss
 
     def update_average(self, loss: Tensor, avg_loss: float) -> float:
-        """The mean over the clips so far; SpeechBrain's is one of batch means."""
+        """Returns the mean over the clips so far; SpeechBrain averages batch means."""
         del loss, avg_loss
         return self.stage_losses.mean
 
-    # --- What happens to an epoch -----------------------------------------------
+    # --- Epochs -----------------------------------------------------------------
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """Sets what depends on the epoch alone, so that a resume needs no state."""
+        """Sets what depends only on the epoch, so that a resume needs no state."""
         self.stats = self.hparams.make_stats()
         self.stats.logits = True
         self.some_labelled = False
@@ -225,7 +225,7 @@ class DistillationBrain(sb.Brain):
             self.stage_losses = RunningLoss()
             self._agree_on_buffers()
             return
-        self.stage_losses = self.train_losses  # not empty where an epoch is resumed
+        self.stage_losses = self.train_losses  # not empty if an epoch is resumed
         assert epoch is not None  # SpeechBrain counts training epochs from 1
         self.epoch = epoch
         if self.place.draws is not None:
@@ -244,7 +244,7 @@ class DistillationBrain(sb.Brain):
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
-        """Scores an evaluation; logs and saves a finished epoch."""
+        """Computes the scores of an evaluation; logs and saves a finished epoch."""
         self.skipped.finish_pass()
         stage_loss = _sum_of(self._losses_of_processes()).mean
         if stage == TRAIN:
@@ -254,7 +254,7 @@ class DistillationBrain(sb.Brain):
             return
         self.stats.gather()
         self.scores = self.stats.summarize()
-        # Of clips without labels the label loss is 0, which looks like a perfect one.
+        # The label loss of clips without labels is 0, which would look perfect.
         any_labelled = any(
             flag for [flag] in self._of_processes([float(self.some_labelled)])
         )
@@ -267,12 +267,12 @@ class DistillationBrain(sb.Brain):
         self._log_evaluation(losses | self._numbers(self.scores))
 
     def log_test(self, scores: Scores) -> None:
-        """Gives the logger scores of test clips that ``evaluate`` did not compute."""
+        """Logs scores of test clips that ``evaluate`` did not compute."""
         self.evaluates = "test"
         self._log_evaluation(self._numbers(scores))
 
     def _log_evaluation(self, numbers: dict[str, float]) -> None:
-        # Called by every process, since the logger lets the first one log.
+        # Every process calls this; the logger itself logs only in the first one.
         self.hparams.train_logger.log_stats(
             stats_meta={"epoch loaded": self.loaded_epoch},
             verbose=False,
@@ -280,7 +280,7 @@ class DistillationBrain(sb.Brain):
         )
 
     def _fit_valid(self, valid_set: Any, epoch: int, enable: bool) -> None:
-        """As ``Brain``; an epoch without validation clips ends, too."""
+        """Like ``Brain``, but also finishes an epoch without validation clips."""
         super()._fit_valid(valid_set, epoch, enable)
         if valid_set is None:
             self.scores = None
@@ -316,16 +316,16 @@ class DistillationBrain(sb.Brain):
             self.checkpointer.save_and_keep_only(meta=meta, max_keys=best)
 
     def _averages(self, scores: Scores) -> dict[str, float]:
-        """What is kept of an epoch; a checkpoint is the best by what is main in it."""
+        """Averages to save for an epoch; the main one selects the best checkpoint."""
         return scores.averages()
 
     def _numbers(self, scores: Scores) -> dict[str, float]:
-        """All that a logger and the history are told of scores."""
+        """Returns the numbers of scores that the logger and the history get."""
         counts = {"num_clips": scores.num_clips, "num_classes": scores.num_classes}
         return self._averages(scores) | counts
 
     def _log_line(self, what: str, losses: dict[str, float]) -> None:
-        """For people, whichever logger the numbers go to."""
+        """Logs a line for people, whichever logger the numbers go to."""
         if not if_main_process():
             return
         listed = "".join(f", {name} {loss:.4g}" for name, loss in losses.items())
@@ -334,19 +334,20 @@ class DistillationBrain(sb.Brain):
         else:
             logger.info("%s%s: %s", what, listed, self.scores.line())
             if (sentence := caution(self.scores)) not in self.cautions:
-                self.cautions.add(sentence)  # once, and not of each epoch
+                self.cautions.add(sentence)  # logged once, not in each epoch
                 logger.info("Caution: %s", sentence)
 
     def _write_history(self) -> None:
-        if self.checkpointer is not None and if_main_process():  # a run that is kept
+        if self.checkpointer is not None and if_main_process():
             folder = Path(self.hparams.output_folder)
             self.hparams.history.write_csv(folder / "history.csv")
 
     def on_fit_start(self) -> None:
-        """As ``Brain``; where a run is resumed, what it left is put in order.
+        """Like ``Brain``; also cleans up the run folder of a resumed run.
 
-        ``history.csv`` has the same epochs, checkpoints that a kill kept are deleted,
-        and another number of clips a step is told.
+        This rewrites ``history.csv`` to match the loaded epochs, deletes superseded
+        checkpoints that a kill left behind, and reports a changed number of clips per
+        step.
         """
         super().on_fit_start()
         if isinstance(self.checkpointer, AtomicCheckpointer):
@@ -359,7 +360,7 @@ class DistillationBrain(sb.Brain):
     def on_evaluate_start(
         self, max_key: str | None = None, min_key: str | None = None
     ) -> None:
-        """As ``Brain``; the history keeps the epochs behind the one that is loaded."""
+        """Like ``Brain``, but the history keeps the epochs after the loaded one."""
         history = self.hparams.history
         every_epoch = history.epochs
         super().on_evaluate_start(max_key, min_key)
@@ -375,7 +376,7 @@ class DistillationBrain(sb.Brain):
         ckpt_prefix: str | None = "dataloader-",
         **loader_kwargs: Any,
     ) -> DataLoader:
-        """SpeechBrain's loader, for clips; evaluation is shared by the processes."""
+        """Makes SpeechBrain's loader for clips; processes share an evaluation."""
         loader_kwargs.setdefault("collate_fn", collate)
         streaming = isinstance(dataset, ClipStream)
         if stage == TRAIN:
@@ -383,7 +384,7 @@ class DistillationBrain(sb.Brain):
                 self.train_stream = dataset
                 self._keep_to_whole_epochs()
             elif isinstance(loader_kwargs.get("sampler"), Draws):
-                ckpt_prefix = None  # the place within an epoch is kept in clips
+                ckpt_prefix = None  # ``place`` saves the position, counted in clips
         elif self.distributed_launch and not streaming:
             share = range(self.rank, len(dataset), _num_processes())
             dataset = Subset(dataset, share)
@@ -399,18 +400,18 @@ class DistillationBrain(sb.Brain):
         draws.deal(rank, world_size, loader_kwargs.get("drop_last", False))
         batch_size = loader_kwargs.get("batch_size", 1)
         self.place = PlaceInEpoch(draws, batch_size * world_size)
-        self.train_sampler = draws  # whose epoch SpeechBrain sets
+        self.train_sampler = draws  # SpeechBrain sets its epoch
         return loader_kwargs
 
     def _keep_to_whole_epochs(self) -> None:
         self.ckpt_interval_minutes = self.ckpt_interval_steps = 0
         logger.warning(
-            "The training data is a stream, whose position is not saved: a run that "
-            "is interrupted resumes at the start of the interrupted epoch"
+            "The training data is a stream, whose position is not saved: an "
+            "interrupted run resumes at the start of the interrupted epoch"
         )
 
     def _should_save_intra_epoch_ckpt(self, *args: Any) -> bool:
-        # Gradients under accumulation are in no checkpoint.
+        # Checkpoints do not hold accumulated gradients.
         if self.step % self.grad_accumulation_factor:
             return False
         return super()._should_save_intra_epoch_ckpt(*args)
@@ -419,7 +420,7 @@ class DistillationBrain(sb.Brain):
         if not self.distributed_launch or self.device != "cpu":
             super()._wrap_distributed()
             return
-        # SpeechBrain's would make the batch norms synchronous, which only GPUs can.
+        # SpeechBrain's would synchronise the batch norms, which works only on GPUs.
         for name, module in self.modules.items():
             if any(parameter.requires_grad for parameter in module.parameters()):
                 self.modules[name] = DistributedDataParallel(
@@ -433,7 +434,7 @@ class DistillationBrain(sb.Brain):
 
     @mark_as_saver
     def _save(self, path: str) -> None:
-        super()._save(path)  # as YAML, of the first process alone
+        super()._save(path)  # writes YAML, in the first process only
         with open(path, "a", encoding="utf-8") as file:
             file.write(f"train_losses: {self.saved_losses}\n")
             file.write(f"clips_drawn: {self.place.clips_drawn(self.step)}\n")
@@ -449,7 +450,7 @@ class DistillationBrain(sb.Brain):
         saved = state["train_losses"]
         if len(saved) == count:
             self.train_losses = _sum_of([saved[rank]])
-        else:  # of another number of processes
+        else:  # saved with another number of processes
             self.train_losses = _sum_of(saved) if rank == 0 else RunningLoss()
         self.avg_train_loss = self.train_losses.mean
 
@@ -461,7 +462,7 @@ class DistillationBrain(sb.Brain):
         return self._of_processes([losses.total, losses.num_clips])
 
     def _of_processes(self, values: list[float]) -> list[list[float]]:
-        """The values of each process, on every one of them."""
+        """Gathers the values of each process in every process."""
         if not self.distributed_launch:
             return [values]
         own = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -470,14 +471,14 @@ class DistillationBrain(sb.Brain):
         return [part.tolist() for part in gathered]
 
     def _agree_on_buffers(self) -> None:
-        """Gives every process the batch-norm statistics that the first one saves."""
+        """Copies the batch-norm statistics of the first process to the others."""
         if self.distributed_launch:
             for buffer in self.modules.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
 
 def _sum_of(losses: list[list[float]]) -> RunningLoss:
-    """Of (sum, clips) of each process."""
+    """Adds up (sum, clips) of all processes."""
     totals, counts = zip(*losses, strict=True) if losses else ((), ())
     return RunningLoss(sum(totals), int(sum(counts)))
 

@@ -1,4 +1,4 @@
-"""Training that goes on from weights: which of them move, how fast, and until when."""
+"""Fine-tuning of trained weights: which of them learn, how fast, and for how long."""
 
 import copy
 import math
@@ -15,9 +15,9 @@ from efficientat_plugin.students.student import Student
 from efficientat_plugin.training.brain import DistillationBrain
 
 TRAINABLE = ("all", "head")
-CLASS_LAYERS = ("new", "probe")  # that training may begin with
-# With fewer clips a class than these, a probe may be all that is wanted: if of clips
-# that were left out it has at least this share right.
+CLASS_LAYERS = ("new", "probe")  # to start training from
+# With fewer clips per class than this, a probe may be enough, if it gets at least this
+# share of held-out clips right.
 FEWEST_CLIPS_PER_CLASS = 5
 SHARE_RIGHT = 0.5
 # See `epochs_for`
@@ -26,16 +26,16 @@ FEWEST_EPOCHS, MOST_EPOCHS = 5, 80
 
 
 def epochs_for(num_clips: int, batch_size: int) -> int:
-    """How many epochs fine-tuning takes where the clips decide it ("auto").
+    """Returns the number of epochs of fine-tuning for the setting "auto".
 
-    It takes about 1500 steps, but at least 5 epochs and at most 80.
+    It gives about 1500 steps, but at least 5 and at most 80 epochs.
 
     Arguments
     ---------
     num_clips : int
-        Clips to train on.
+        Number of training clips.
     batch_size : int
-        Clips of a step.
+        Clips per step.
 
     Returns
     -------
@@ -52,9 +52,9 @@ def epochs_for(num_clips: int, batch_size: int) -> int:
 
 
 def standard_error(score: float, num_clips: int) -> float:
-    """How far a share of clips, such as an accuracy, may be off by chance.
+    """Returns the standard error of a share of clips, such as an accuracy.
 
-    Two hits and two misses are added, so that a share of 1 has an error, too.
+    Two hits and two misses are added, so that even a share of 1 has an error.
 
     Source: Agresti and Coull, "Approximate Is Better than 'Exact' for Interval
     Estimation of Binomial Proportions", The American Statistician 52, 1998.
@@ -64,7 +64,7 @@ def standard_error(score: float, num_clips: int) -> float:
     score : float
         From 0 to 1.
     num_clips : int
-        Clips that it is computed on.
+        Clips that the share is computed on.
 
     Returns
     -------
@@ -87,22 +87,22 @@ def seconds_per_step(
     num_samples: int,
     device: str | torch.device = "cpu",
 ) -> float:
-    """How long a training step takes here, measured on a copy of the student.
+    """Measures the time of a training step on this machine, on a copy of the student.
 
     Arguments
     ---------
     log_mel : LogMel
     student : Student
     batch_size : int
-        Clips of a step.
+        Clips per step.
     num_samples : int
-        N, samples of a clip.
+        N, samples per clip.
     device : str or torch.device
 
     Returns
     -------
     float
-        Seconds; those of reading the clips are not in it.
+        Seconds, without the time for reading the clips.
 
     Example
     -------
@@ -115,8 +115,8 @@ def seconds_per_step(
     trained = copy.deepcopy(student).to(device).train().requires_grad_(True)
     waveform = torch.zeros(batch_size, num_samples, device=device)
     start = 0.0
-    with torch.random.fork_rng():  # dropout draws, and the run must not notice
-        for _ in range(2):  # of the first one, half is preparation
+    with torch.random.fork_rng():  # dropout must not change the run's random numbers
+        for _ in range(2):  # half of the first step is spent on preparation
             start = time.monotonic()
             trained(front_end(waveform).unsqueeze(1)).logits.sum().backward()
             trained.zero_grad()
@@ -128,22 +128,22 @@ def seconds_per_step(
 def layerwise_groups(
     student: Student, layer_decay: float = 1.0, trainable: str = "all"
 ) -> list[dict[str, Any]]:
-    """Groups of parameters for an optimizer, the earlier the slower.
+    """Groups parameters for an optimizer, so that earlier stages learn more slowly.
 
     Arguments
     ---------
     student : Student
     layer_decay : float
-        Learning rate of a stage as a share of the next one's, above 0 and at most 1:
-        stem, blocks and last convolution are 17 stages, and the head learns at full
+        Learning rate of a stage as a share of the next one's, above 0 and at most 1.
+        Stem, blocks and last convolution are 17 stages; the head learns at the full
         rate.
     trainable : str
-        "all", or "head": the rest is frozen.
+        "all", or "head" to freeze the rest.
 
     Returns
     -------
     list of dict
-        With ``params`` and ``lr_scale``, which ``DistillationBrain`` heeds.
+        With ``params`` and ``lr_scale``, which ``DistillationBrain`` applies.
 
     Raises
     ------
@@ -158,7 +158,7 @@ def layerwise_groups(
     [0.25, 0.5, 1.0]
     """
     if trainable not in TRAINABLE:
-        raise ValueError(f"trainable={trainable!r}; it is one of {TRAINABLE}")
+        raise ValueError(f"trainable={trainable!r} must be one of {TRAINABLE}")
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must be above 0 and at most 1")
     body = student.stages()
@@ -173,46 +173,50 @@ def layerwise_groups(
 
 
 def batch_norms(student: Student) -> Iterator[nn.Module]:
-    """The batch norms of a student."""
+    """Yields the batch norms of a student."""
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             yield module
 
 
 class FineTuningBrain(DistillationBrain):
-    """``DistillationBrain`` from weights; its ``hparams`` have, besides:
+    """A ``DistillationBrain`` that starts from trained weights.
 
-    - ``layer_decay`` and ``trainable``: of ``layerwise_groups``;
-    - ``freeze_batch_norm``: whether batch norms keep the statistics they came with;
-    - ``class_layer_start``: the state of the class layer that training begins with, or
-      None for the one that the student has;
-    - ``epoch_counter``: an ``EpochCounterWithStopper``, told the validation score.
+    Its ``hparams`` also have:
+
+    - ``layer_decay`` and ``trainable``: see ``layerwise_groups``;
+    - ``freeze_batch_norm``: whether batch norms keep the statistics of the weights;
+    - ``class_layer_start``: the state of the class layer to start training from, or
+      None to keep the student's;
+    - ``epoch_counter``: an ``EpochCounterWithStopper``, which is updated with the
+      validation score.
 
     Arguments
     ---------
     *args, **kwargs
-        Of ``speechbrain.Brain``.
+        Arguments of ``speechbrain.Brain``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.start_scores: Scores | None = None  # of the validation clips, if known
-        # Here, since what is frozen must be so before processes share the student.
+        # Here, since parameters must be frozen before DDP wraps the student.
         self._groups = layerwise_groups(
             self.hparams.student, self.hparams.layer_decay, self.hparams.trainable
         )
 
     def score_start(self, valid_set: Any, loader_options: dict[str, Any]) -> None:
-        """Scores what training begins with, which is kept if no epoch does better."""
+        """Scores the student before training; it is kept if no epoch is better."""
         self.evaluates = "valid"
         self.evaluate(valid_set, test_loader_kwargs=loader_options)
         self.evaluates = "test"
         self.start_scores = self.scores
 
     def on_fit_start(self) -> None:
-        """As ``Brain``; what is there before training is a checkpoint to choose from.
+        """Like ``Brain``, but also saves the student before training as a checkpoint.
 
-        A probe is one; training may begin with another class layer nevertheless.
+        This student may have a probe as its class layer, even if training starts with
+        another one.
         """
         super().on_fit_start()
         if self.checkpointer is not None and self.start_scores is not None:
@@ -225,14 +229,14 @@ class FineTuningBrain(DistillationBrain):
             layer.load_state_dict(self.hparams.class_layer_start)
 
     def init_optimizers(self) -> None:
-        """An optimizer whose groups learn at rates of their own."""
+        """Makes an optimizer whose groups have their own learning rates."""
         self.optimizer = self.opt_class(self._groups)
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
-        """As ``DistillationBrain``; what is frozen does not even count along."""
+        """Like ``DistillationBrain``; also keeps frozen parts in evaluation mode."""
         super().on_fit_batch_start(batch, should_step)
         # Here, since SpeechBrain sets all modules to training after on_stage_start.
         student = self.hparams.student
@@ -246,7 +250,7 @@ class FineTuningBrain(DistillationBrain):
     def _finish_epoch(
         self, epoch: int | None, valid_losses: dict[str, float], scores: Scores | None
     ) -> None:
-        # Before the checkpoint, which keeps how long nothing has improved.
+        # Before the checkpoint, which saves the number of epochs without improvement.
         if scores is not None:
             self.hparams.epoch_counter.update_metric(scores.averages()[scores.main])
         super()._finish_epoch(epoch, valid_losses, scores)

@@ -1,4 +1,4 @@
-"""The distillation loss: what a student owes to the labels and to the teacher."""
+"""The distillation loss, which compares a student with labels and teacher."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,15 +13,15 @@ from efficientat_plugin.contracts import TARGETS, Heard, SoftTarget, TeacherTarg
 def balanced_class_weights(
     indices: Iterable[Sequence[int]], num_classes: int
 ) -> Tensor:
-    """Weights by which the clips of every class count alike in sum.
+    """Computes weights that give the clips of every class the same total weight.
 
-    A class weighs the average number of clips of a class over its own number; one
-    without clips weighs 1, and is never looked up.
+    The weight of a class is the average number of clips per class, divided by its own
+    number of clips; a class without clips gets 1, which is never used.
 
     Arguments
     ---------
     indices : Iterable[Sequence[int]]
-        Classes of each clip to train on.
+        Classes of each training clip.
     num_classes : int
         K.
 
@@ -44,17 +44,17 @@ def balanced_class_weights(
 
 
 class RunningLoss:
-    """The mean over clips of a loss that comes batch by batch.
+    """Averages a loss over clips, batch by batch.
 
-    A small last batch counts for its few clips and no more, so the mean is the same
-    for any batch size and however the clips are shared among processes.
+    Each batch is weighted by its number of clips, so the mean depends neither on the
+    batch size nor on how the clips are shared among processes.
 
     Arguments
     ---------
     total : float
         Sum over the clips so far.
     num_clips : int
-        How many they are.
+        Number of clips so far.
 
     Example
     -------
@@ -70,41 +70,41 @@ class RunningLoss:
         self.num_clips = num_clips
 
     def add(self, mean: float, num_clips: int) -> None:
-        """Adds a batch by its mean; one that is not finite is left out."""
+        """Adds the mean loss of a batch; skips one that is not finite."""
         if num_clips and math.isfinite(mean):
             self.total += mean * num_clips
             self.num_clips += num_clips
 
     @property
     def mean(self) -> float:
-        """0 before the first clip."""
+        """The mean over the clips so far; 0 before the first one."""
         return self.total / self.num_clips if self.num_clips else 0.0
 
 
 class DistillationLoss(torch.nn.Module):
     """``(1 - kd_weight) * label loss + kd_weight * teacher loss``.
 
-    A clip without teacher logits adds nothing to the teacher's term and one without
-    labels nothing to the label term, each clip of a mix by its own. Both terms are
-    divided by the whole batch and keep their weights, whoever is missing. Without a
-    teacher the loss is the plain label loss.
+    A clip without teacher logits adds nothing to the teacher term, and a clip without
+    labels adds nothing to the label term; this applies to each clip of a mix
+    separately. Both terms are averaged over the whole batch and keep their weights even
+    if a target is missing. Without a teacher the loss is the plain label loss.
 
     Source: Schmid et al., ICASSP 2023, eq. 1, with their lambda = 1 - ``kd_weight``.
-    Differs from their code where a clip known to the teacher is mixed with one it
-    never heard: there the partner was given another clip's logits.
+    Differs from their code if a clip with teacher logits is mixed with one without:
+    there the partner gets the logits of another clip.
 
     Arguments
     ---------
     kd_weight : float
-        The teacher's share, from 0 (labels alone) to 1 (teacher alone).
+        Weight of the teacher, from 0 (labels only) to 1 (teacher only).
     kd_temperature : float
-        Divides the teacher's logits, and only these (tau of eq. 1).
+        Divides the teacher's logits, but not the student's (tau of eq. 1).
     target : str
         "multilabel": sigmoid and binary cross-entropy, averaged over classes;
         "multiclass": softmax and cross-entropy.
     class_weights : Tensor | None
-        [K], what a class counts in the label term where a clip has it, above 0; see
-        ``balanced_class_weights``. None: 1 each. The teacher's term is left alone.
+        [K], above 0: weight in the label term of each class that a clip has; see
+        ``balanced_class_weights``. None: 1 each. The teacher term is not weighted.
 
     Raises
     ------
@@ -135,11 +135,11 @@ class DistillationLoss(torch.nn.Module):
         if kd_temperature <= 0:
             raise ValueError(f"kd_temperature={kd_temperature} must be above 0")
         if target not in TARGETS:
-            raise ValueError(f"target={target!r}; it is one of {TARGETS}")
+            raise ValueError(f"target={target!r} must be one of {TARGETS}")
         if class_weights is not None and not bool((class_weights > 0).all()):
             raise ValueError(
-                f"class_weights={class_weights.tolist()} must all be above 0; a class "
-                "that should not count is left out of the data"
+                f"class_weights={class_weights.tolist()} must all be above 0; to "
+                "ignore a class, leave it out of the data"
             )
         self.class_weights = class_weights
         self.kd_weight = kd_weight
@@ -149,7 +149,7 @@ class DistillationLoss(torch.nn.Module):
     def forward(
         self, logits: Tensor, labels: SoftTarget, teacher: SoftTarget | None = None
     ) -> Tensor:
-        """Loss of a batch: the student's logits [B, K] against labels and teacher."""
+        """Computes the loss of the student's logits [B, K] for labels and teacher."""
         label_loss = self._term(logits, self._weighted(labels))
         if teacher is None:
             return label_loss
@@ -157,7 +157,7 @@ class DistillationLoss(torch.nn.Module):
         return (1 - self.kd_weight) * label_loss + self.kd_weight * teacher_loss
 
     def teacher_target(self, teacher: TeacherTarget, heard: Heard) -> SoftTarget:
-        """What a teacher asks of the student for a batch, mixed as the batch was."""
+        """Returns the soft targets of a teacher for a batch, mixed like the batch."""
         target = self.soft_target(teacher)
         if teacher.partner is not None:
             share = 1 - heard.batch.partner_share.to(target.scores.device)
@@ -165,7 +165,7 @@ class DistillationLoss(torch.nn.Module):
         return target if teacher.is_mixed else target.followed(heard.mix)
 
     def soft_target(self, teacher: TeacherTarget) -> SoftTarget:
-        """What the teacher's logits ask of the student, clip by clip."""
+        """Turns the teacher's logits into soft targets for each clip."""
         logits = teacher.logits.float() / self.kd_temperature
         multilabel = self.target == "multilabel"
         scores = logits.sigmoid() if multilabel else logits.softmax(dim=-1)
@@ -173,7 +173,7 @@ class DistillationLoss(torch.nn.Module):
         return SoftTarget(scores * weight[:, None], weight)
 
     def _weighted(self, labels: SoftTarget) -> SoftTarget:
-        """Labels whose presence counts as much as the weight of their class."""
+        """Multiplies the labels that are present by the weight of their class."""
         if self.class_weights is None:
             return labels
         class_weights = self.class_weights.to(labels.scores)
@@ -182,7 +182,7 @@ class DistillationLoss(torch.nn.Module):
         return SoftTarget(labels.scores + more, weight + more)
 
     def _term(self, logits: Tensor, target: SoftTarget) -> Tensor:
-        # A missing target is one whose weight is 0.
+        # A missing target has weight 0.
         logits = logits.float()
         if self.target == "multiclass":
             return -(target.scores * logits.log_softmax(dim=-1)).sum(dim=-1).mean()

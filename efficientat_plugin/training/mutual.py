@@ -1,4 +1,4 @@
-"""Two students that teach each other."""
+"""Trains two students that teach each other."""
 
 import logging
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from efficientat_plugin.training.brain import TRAIN, DistillationBrain, Trained
 
 logger = logging.getLogger(__name__)
 
-PEER = "peer_"  # before the names of the peer's numbers
+PEER = "peer_"  # prefix of the peer's numbers
 
 
 class MutualBrain(DistillationBrain):
-    """``DistillationBrain`` of two students at once, each the other's teacher.
+    """A ``DistillationBrain`` for two students, each of which teaches the other.
 
-    Both hear the same log-mel, and each owes the labels and what the other says of it,
-    without gradients: the loss is the sum of two. Checkpoints hold both, and the best
-    of either is kept.
+    Both take the same log-mels, and each is trained on the labels and on the other's
+    logits, which are detached: the loss is the sum of two distillation losses.
+    Checkpoints hold both students, and the best of either is kept.
 
-    Its ``modules`` have a ``peer`` besides; its ``hparams`` too, and ``peer_lr_scale``,
-    the peer's learning rate as a multiple of the student's. A ``teacher`` there is not
-    asked.
+    Its ``modules`` and ``hparams`` also have a ``peer``, and its ``hparams`` a
+    ``peer_lr_scale``, the peer's learning rate as a multiple of the student's. A
+    ``teacher`` in the ``hparams`` is ignored.
 
     Source: Zhang et al., "Deep Mutual Learning", CVPR 2018, section 3.2, with the loss
     of Gong et al., "CMKD", 2022.
@@ -36,20 +36,20 @@ class MutualBrain(DistillationBrain):
     Arguments
     ---------
     *args, **kwargs
-        Of ``speechbrain.Brain``.
+        Arguments of ``speechbrain.Brain``.
     """
 
     peer_scores: Scores
 
     def trained(self) -> list[Trained]:
-        """Both models, each named by who taught it."""
+        """Returns both models, each named with its teacher."""
         own, peer = self.hparams.student, self.hparams.peer
         names = type(own).__name__, type(peer).__name__
         if names[0] == names[1]:
             names = f"{names[0]} (student)", f"{names[1]} (peer)"
         epochs = self.hparams.history.epochs
         [student] = super().trained()
-        # The training loss is the sum of both, and so is not one of either's numbers.
+        # The training loss is the sum for both students, so it belongs to neither.
         of_student = [
             {OF_BOTH if name == "train_loss" else name: value for name, value in each}
             for each in map(dict.items, epochs)
@@ -79,7 +79,7 @@ class MutualBrain(DistillationBrain):
     def compute_forward(  # type: ignore[override]
         self, batch: ClipBatch, stage: sb.Stage
     ) -> tuple[StudentOutput, StudentOutput, Heard]:
-        """Waveforms to what both say, and what they heard."""
+        """Computes the outputs of both, and returns them with the log-mels."""
         output, heard = super().compute_forward(batch, stage)
         peer = self._on_device(self.modules.peer, stage)
         return output, peer(heard.log_mel.unsqueeze(1)), heard
@@ -90,7 +90,7 @@ class MutualBrain(DistillationBrain):
         batch: ClipBatch,
         stage: sb.Stage,
     ) -> Tensor:
-        """Both distillation losses in training, the student's label loss otherwise."""
+        """Computes both losses in training, else the label loss of the student."""
         output, peer_output, heard = predictions
         labels = self._labels(heard)
         if stage != TRAIN:
@@ -109,7 +109,7 @@ class MutualBrain(DistillationBrain):
         return self.hparams.loss.soft_target(TeacherTarget(logits, known))
 
     def init_optimizers(self) -> None:
-        """One optimizer for both, each at its rate."""
+        """Makes one optimizer for both, each with its own learning rate."""
         groups: Sequence[dict[str, Any]] = [
             {"params": [*self.hparams.student.parameters()]},
             {
@@ -123,7 +123,7 @@ class MutualBrain(DistillationBrain):
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
-        """As ``DistillationBrain``, with statistics of the peer."""
+        """Like ``DistillationBrain``, with statistics of the peer as well."""
         super().on_stage_start(stage, epoch)
         self.peer_stats = self.hparams.make_stats()
         self.peer_stats.logits = True
@@ -131,7 +131,7 @@ class MutualBrain(DistillationBrain):
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
     ) -> None:
-        """As ``DistillationBrain``; the peer is scored, too."""
+        """Like ``DistillationBrain``, but scores the peer as well."""
         if stage != TRAIN:
             self.peer_stats.gather()
             self.peer_scores = self.peer_stats.summarize()

@@ -1,4 +1,4 @@
-"""What every recipe makes of its settings, its labels and its student."""
+"""The parts that every recipe builds from its settings, labels and student."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from efficientat_plugin.students.student import Student
 
 
 def clip_reader(hparams: Mapping[str, Any], labels: LabelTable) -> ClipReader:
-    """Turns rows into clips as long as the YAML says.
+    """Builds the reader that turns rows into clips of the length set in the YAML.
 
     Arguments
     ---------
@@ -49,14 +49,14 @@ def plain_clips(
     rows: datasets.Dataset,
     places: Sequence[int],
 ) -> Clips:
-    """Some of the rows as clips, without augmentation."""
+    """Returns some of the rows as clips, without augmentation."""
     return Clips(rows.select(places), clip_reader(hparams, labels))
 
 
 def augmented_clips(
     hparams: Mapping[str, Any], labels: LabelTable, rows: datasets.Dataset
 ) -> Clips:
-    """Rows as clips to train on, with the augmentation that the YAML names."""
+    """Returns the rows as training clips, with the augmentation set in the YAML."""
     return Clips(
         rows,
         clip_reader(hparams, labels),
@@ -70,9 +70,9 @@ def augmented_clips(
 def modules_of(
     hparams: Mapping[str, Any], student: Student, log_mel: LogMel
 ) -> dict[str, nn.Module]:
-    """A Brain's modules; the student gets to know its front end.
+    """Returns the modules of a Brain, and sets the student's ``front_end``.
 
-    So that the model folder has the front end that the student was trained with.
+    The model folder then holds the front end that the student was trained with.
     """
     student.front_end = front_end_arguments(log_mel)
     return {
@@ -85,7 +85,7 @@ def modules_of(
 def trained_model(
     hparams: Mapping[str, Any], student: Student, labels: LabelTable, target: str
 ) -> TrainedModel:
-    """The student and all that is needed to use it."""
+    """Returns the student with everything that is needed to use it."""
     return TrainedModel(
         student, labels, target, hparams["clip_seconds"], hparams["short_clips"]
     )

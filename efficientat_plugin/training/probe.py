@@ -1,8 +1,8 @@
-"""A class layer in closed form: what a network already knows of new classes.
+"""Fits a class layer for new classes in closed form, on the features of a student.
 
-On a few clips a class this beats training by gradients, in seconds. The probe goes
-into the student's own class layer: the result is a student like any other, and a start
-for fine-tuning.
+With a few clips per class this takes seconds and beats training by gradient descent.
+The probe is copied into the student's own class layer, so the result is an ordinary
+student, which can also be fine-tuned.
 """
 
 from collections.abc import Hashable, Iterable, Sequence
@@ -18,8 +18,8 @@ from efficientat_plugin.students.student import Student
 
 SHARPNESS = (5.0, 7.5, 10.0, 15.0, 20.0, 30.0)  # to choose from
 NEVER = -20.0  # logit of a class without a clip
-SMALLEST_SCALE = 1e-3  # of the average one; features that hardly move stay small
-NUM_FOLDS = 4  # to choose the sharpness on
+SMALLEST_SCALE = 1e-3  # times the average; nearly constant features stay small
+NUM_FOLDS = 4  # to choose the sharpness with
 
 
 def _refuse_other_heads(student: Student) -> None:
@@ -27,12 +27,12 @@ def _refuse_other_heads(student: Student) -> None:
         raise ValueError(
             "a probe replaces a linear class layer, and a "
             f"{type(student.classifier).__name__} head has none; take head='mlp' or "
-            "'linear', or no probe"
+            "'linear', or train without a probe"
         )
 
 
 def probe_features(student: Student, log_mel: Tensor) -> Tensor:
-    """What the class layer of a student hears: [B, 1, F, T] -> [B, D']."""
+    """Computes the input of a student's class layer: [B, 1, F, T] -> [B, D']."""
     _refuse_other_heads(student)
     student.check_input(log_mel)
     features = student.maps(log_mel)
@@ -44,14 +44,15 @@ def probe_features(student: Student, log_mel: Tensor) -> Tensor:
 def balanced_ridge(
     features: Tensor, targets: Tensor, ridge: float = 0.4
 ) -> tuple[Tensor, Tensor]:
-    """Ridge regression on the targets, every class weighing alike.
+    """Fits a ridge regression on the targets, with equal weight for every class.
 
-    A clip weighs the average, over its classes, of one over the clips of the class;
-    least squares would else penalise rare classes. Features are divided by the root
-    of their standard deviation only: loud ones keep some of their lead.
+    The weight of a clip is the average over its classes of 1 / (clips of the class);
+    without weights, least squares would penalise rare classes. Features are divided
+    only by the square root of their standard deviation, so those with a large one keep
+    some of their advantage.
 
-    Source: Rifkin, Yeo, Poggio, "Regularized Least-Squares Classification", 2003, with
-    these weights.
+    Source: Rifkin, Yeo, Poggio, "Regularized Least-Squares Classification", 2003; these
+    weights are added.
 
     Arguments
     ---------
@@ -60,18 +61,18 @@ def balanced_ridge(
     targets : Tensor
         [N, K], 0 or 1.
     ridge : float
-        Weight of the penalty, above 0, times D.
+        Weight of the penalty, above 0; it is multiplied by D.
 
     Returns
     -------
     Tensor, Tensor
-        Weight [K, D] and bias [K] of a linear layer that says about 1 where a class is
-        there and 0 elsewhere.
+        Weight [K, D] and bias [K] of a linear layer whose output is about 1 for classes
+        that are present and 0 for others.
 
     Raises
     ------
     ValueError
-        For a penalty out of range, and for clips without any class.
+        For a penalty out of range, and for clips without a class.
 
     Example
     -------
@@ -111,21 +112,21 @@ def balanced_ridge(
 
 
 def logits_of(scores: Tensor, target: str, sharpness: float) -> Tensor:
-    """Scores near 0 and 1 as logits, for softmax or for sigmoid."""
+    """Turns scores near 0 and 1 into logits for softmax or sigmoid."""
     middle = 0.5 if target == "multilabel" else 0.0
     return sharpness * (scores - middle)
 
 
 class Probe(NamedTuple):
-    """What is known of a probe that was fitted.
+    """The results of fitting a probe.
 
     Attributes
     ----------
     sharpness : float
         Factor of its logits.
     share_right : float or None
-        Of clips that were left out, how many had one of their classes at the top; None
-        where no class was there to learn without them.
+        Share of held-out clips whose highest score is one of their classes; None if no
+        held-out clip has a class that the other clips have.
     """
 
     sharpness: float
@@ -140,9 +141,10 @@ def cross_validate(
     groups: Sequence[Hashable],
     seed: int = 0,
 ) -> Probe:
-    """Finds the sharpness whose probabilities hold best on clips that were left out.
+    """Finds the sharpness with the lowest loss on held-out clips.
 
-    Clips of one group are left out together. Sharpness changes no order of classes.
+    Clips of one group are held out together. Sharpness does not change the order of
+    the classes.
 
     Arguments
     ---------
@@ -155,9 +157,9 @@ def cross_validate(
     ridge : float
         See ``balanced_ridge``.
     groups : sequence
-        N of them.
+        [N], the group of each clip.
     seed : int
-        Of the folds that the groups are dealt to.
+        Seed for dealing the groups into folds.
 
     Returns
     -------
@@ -199,15 +201,15 @@ def fit_probe(
     target: str,
     ridge: float = 0.4,
 ) -> Probe:
-    """Fits a probe to clips and puts it into the student's class layer.
+    """Fits a probe to clips and copies it into the student's class layer.
 
     Arguments
     ---------
     student : Student
         In evaluation mode; with an mlp or a linear head of K classes.
     batches : iterable of (Tensor, Tensor, sequence)
-        Log-mels [B, 1, F, T], labels [B, K], and the group of each clip: a recording,
-        or whatever must not be on both sides.
+        Log-mels [B, 1, F, T], labels [B, K], and the group of each clip: its recording,
+        or whatever must not be both held out and learnt from.
     target : str
         "multilabel" or "multiclass".
     ridge : float
@@ -220,7 +222,7 @@ def fit_probe(
     Raises
     ------
     ValueError
-        If there are no labelled clips, or the head has no class layer of its own.
+        If there are no labelled clips, or the head does not end in a class layer.
     """
     _refuse_other_heads(student)
     layer = student.class_layer()
@@ -232,7 +234,7 @@ def fit_probe(
         kept = zip(names, labelled.tolist(), strict=True)
         groups += [name for name, keep in kept if keep]
     if not groups:
-        raise ValueError("none of the clips has a label; a probe needs some")
+        raise ValueError("none of the clips has a label; a probe needs labelled clips")
     features, targets = torch.cat(parts), torch.cat(labels)
     probe = cross_validate(features, targets, target, ridge, groups)
     weight, bias = balanced_ridge(features, targets, ridge)

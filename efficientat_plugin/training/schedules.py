@@ -1,14 +1,14 @@
-"""What changes from epoch to epoch, as pure functions of the epoch.
+"""Schedules of learning rate and temperature, as pure functions of the epoch.
 
-A schedule holds no state, so a resumed run needs none: the Brain asks at the start
-of every epoch. Epochs count from 0 here, as in the papers.
+A schedule holds no state, so none has to be restored when a run is resumed: the Brain
+calls it at the start of every epoch. Epochs count from 0 here, as in the papers.
 """
 
 import math
 
 
 class WarmupRampDown:
-    """Exponential warm-up, plateau, linear ramp-down of a learning rate, by epoch.
+    """Learning rate with exponential warm-up, plateau and linear ramp-down.
 
     Source: the published code of Schmid et al., ICASSP 2023, and Koutini et al.,
     "Efficient Training of Audio Transformers with Patchout", Interspeech 2022.
@@ -18,13 +18,13 @@ class WarmupRampDown:
     lr : float
         Learning rate of the plateau.
     warmup_epochs : int
-        Epochs before the plateau; 0 starts on it.
+        Epochs before the plateau; 0 starts with the plateau.
     ramp_down_start : int
         Last epoch of the plateau.
     ramp_down_epochs : int
-        Epochs from there to the last factor.
+        Epochs from there until ``last_factor`` is reached.
     last_factor : float
-        Share of ``lr`` that remains in the end, from 0 to 1.
+        Share of ``lr`` that remains at the end, from 0 to 1.
 
     Example
     -------
@@ -55,13 +55,13 @@ class WarmupRampDown:
         self.last_factor = last_factor
 
     def __call__(self, epoch: int) -> float:
-        """Learning rate of ``epoch``, counted from 0."""
+        """Returns the learning rate of ``epoch``, counted from 0."""
         return self.lr * self._warmup(epoch) * self._ramp_down(epoch)
 
     def _warmup(self, epoch: int) -> float:
         if epoch >= self.warmup_epochs:
             return 1.0
-        # Taken half an epoch late at the start, as the published schedule does.
+        # Epoch 0 counts as 0.5, as in the published schedule.
         remaining = 1.0 - max(epoch, 0.5) / self.warmup_epochs
         return math.exp(-5.0 * remaining**2)
 
@@ -71,9 +71,9 @@ class WarmupRampDown:
 
 
 class WarmupCosine:
-    """Linear warm-up, then half a cosine down to nearly nothing, by epoch.
+    """Learning rate with linear warm-up, then half a cosine down to nearly 0.
 
-    Unlike ``WarmupRampDown`` it has the same shape for any number of epochs.
+    Unlike ``WarmupRampDown``, it has the same shape for any number of epochs.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm
     Restarts", ICLR 2017, eq. 5, without restarts.
@@ -81,11 +81,11 @@ class WarmupCosine:
     Arguments
     ---------
     lr : float
-        The highest learning rate.
+        Highest learning rate.
     number_of_epochs : int
         1 or more.
     warmup_share : float
-        Share of the epochs in which the rate rises, from 0 to less than 1.
+        Share of the epochs in which the rate rises, at least 0 and less than 1.
 
     Example
     -------
@@ -100,14 +100,14 @@ class WarmupCosine:
         if number_of_epochs < 1 or not 0 <= warmup_share < 1:
             raise ValueError(
                 f"number_of_epochs={number_of_epochs} must be 1 or more, and "
-                f"warmup_share={warmup_share} from 0 to less than 1"
+                f"warmup_share={warmup_share} at least 0 and less than 1"
             )
         self.lr = lr
         self.number_of_epochs = number_of_epochs
         self.warmup_share = warmup_share
 
     def __call__(self, epoch: int) -> float:
-        """Learning rate of ``epoch``, counted from 0: that of its middle."""
+        """Returns the learning rate at the middle of ``epoch``, counted from 0."""
         done = (epoch + 0.5) / self.number_of_epochs
         rise = min(1.0, done / self.warmup_share) if self.warmup_share else 1.0
         rest = max(0.0, done - self.warmup_share) / (1 - self.warmup_share)
@@ -115,9 +115,9 @@ class WarmupCosine:
 
 
 class TemperatureRampDown:
-    """Temperature of a DyMN's attention over its kernels, by epoch.
+    """Temperature of a DyMN's attention over its kernels.
 
-    High at first, so that all kernels learn; falls by ``step`` an epoch to 1.
+    It starts high, so that all kernels learn, and falls to 1 by ``step`` per epoch.
 
     Source: Schmid et al., "Dynamic Convolutional Neural Networks as Efficient
     Pre-trained Audio Models", TASLP 2024, section III. Its second, slower slope
@@ -128,7 +128,7 @@ class TemperatureRampDown:
     start : float
         Temperature of the first epoch, at least 1.
     step : float
-        Fall an epoch.
+        Decrease per epoch, at least 0.
 
     Example
     -------
@@ -139,10 +139,12 @@ class TemperatureRampDown:
 
     def __init__(self, start: float = 30.0, step: float = 1.0) -> None:
         if start < 1 or step < 0:
-            raise ValueError(f"start={start} must be at least 1 and step={step} 0")
+            raise ValueError(
+                f"start={start} must be at least 1 and step={step} at least 0"
+            )
         self.start = start
         self.step = step
 
     def __call__(self, epoch: int) -> float:
-        """Temperature of ``epoch``, counted from 0."""
+        """Returns the temperature of ``epoch``, counted from 0."""
         return max(self.start - self.step * epoch, 1.0)

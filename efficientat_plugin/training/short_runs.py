@@ -1,4 +1,4 @@
-"""What a run of a few hundred steps cannot wait for."""
+"""Prepares students for runs of a few hundred steps."""
 
 import math
 
@@ -10,11 +10,11 @@ from efficientat_plugin.students.student import Student
 def prepare_for_short_run(
     student: Student, prior: float, batch_norm_momentum: float = 0.1
 ) -> None:
-    """Starts a student near what its first hundreds of steps would find out.
+    """Starts a student where its first few hundred steps would bring it.
 
-    Of many classes nearly all are absent from a clip: the class layer's bias starts
-    at the log-odds of ``prior`` instead of 0. The published batch norms average over
-    hundreds of steps: they follow faster here.
+    With many classes, nearly all are absent from any clip, so the bias of the class
+    layer starts at the log-odds of ``prior`` instead of 0. The published batch norms
+    average over hundreds of steps; here their statistics adapt faster.
 
     Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section
     4.1, for the prior.
@@ -22,16 +22,16 @@ def prepare_for_short_run(
     Arguments
     ---------
     student : Student
-        With a class layer of its own: an mlp or linear head, or a PaSST.
+        With a linear class layer: an mlp or linear head, or a PaSST.
     prior : float
         Expected share of clips that have a class, between 0 and 1.
     batch_norm_momentum : float
-        Share of the newest batch in the running statistics, from 0 to 1.
+        Weight of the newest batch in the running statistics, above 0 and at most 1.
 
     Raises
     ------
     ValueError
-        For numbers out of range, and for another head.
+        For numbers out of range, and for other heads.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""A training log for people to read."""
+"""Writes a training log for people to read."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,15 @@ Numbers = Mapping[str, float]
 
 
 class PlainTrainLogger(TrainLogger):
-    """Adds a line of text to a file for each epoch and each test.
+    """Appends a line of text to a file for each epoch and each test.
 
-    Like SpeechBrain's ``FileTrainLogger``, but a score of 0.0673 stays 0.0673, where
-    that writes 6.73e-02. Any other of SpeechBrain's loggers may take its place in a
-    YAML.
+    Like SpeechBrain's ``FileTrainLogger``, but a score of 0.0673 is written as 0.0673
+    instead of 6.73e-02. Any other SpeechBrain logger can replace it in a YAML.
 
     Arguments
     ---------
     save_file : str
-        The file, in a folder that exists when the first line is written.
+        Path of the file; its folder must exist when the first line is written.
 
     Example
     -------
@@ -43,7 +42,7 @@ class PlainTrainLogger(TrainLogger):
         test_stats: Numbers | None = None,
         verbose: bool = False,
     ) -> None:
-        """Adds a line; see ``TrainLogger.log_stats``. ``verbose`` is not heeded."""
+        """Appends a line; see ``TrainLogger.log_stats``. ``verbose`` is ignored."""
         del verbose
         parts = [_listed("", stats_meta)]
         named = {"train ": train_stats, "valid ": valid_stats, "test ": test_stats}
@@ -53,7 +52,7 @@ class PlainTrainLogger(TrainLogger):
 
 
 def _listed(prefix: str, numbers: Numbers) -> str:
-    """Four digits are enough to read; ``history.csv`` has all."""
+    """Formats numbers with four digits; ``history.csv`` has all of them."""
     return ", ".join(
         f"{prefix}{name}: {number}"
         if isinstance(number, int)

@@ -111,7 +111,7 @@ def test_a_folder_that_vanishes_ends_a_run_or_is_made_anew(
             assert str(output) in the_sentence(said)
         process = command.start(data, output)
         said = process.wait()
-        if "of one that was half removed" in said:  # and whole again but for its name
+        if "was only partly deleted" in said:  # and whole again but for its name
             half_removed += 1
             shutil.rmtree(output)
             process = command.start(data, output)

@@ -1,1 +1,1 @@
-"""Writes the rows of any data set as shards that are read quickly."""
+"""Writes the rows of any data set as shards that are fast to read."""

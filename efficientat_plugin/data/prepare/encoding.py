@@ -1,7 +1,7 @@
-"""From sound of any kind to one clip's file: mono, at one rate, of one codec.
+"""Encodes any sound as the file of one clip: mono, at one rate, with one codec.
 
-Everything is rounded to int16 first, as lossless codecs keep it, so that peaks above
-full scale are clipped for each codec alike and never wrap around.
+Samples are rounded to int16 first, which lossless codecs keep, so that peaks above
+full scale are clipped in the same way for each codec and never wrap around.
 """
 
 import io
@@ -23,17 +23,17 @@ from efficientat_plugin.data.decoding import (
 )
 from efficientat_plugin.data.parquet import to_pcm
 
-QUIET = 1e-3  # RMS of what is as good as silence: -60 dB
+QUIET = 1e-3  # RMS below which a sound counts as silence: -60 dB
 
 
 class Codec(NamedTuple):
-    """How libsndfile is asked for a codec."""
+    """The settings with which libsndfile writes a codec."""
 
     format: str
     subtype: str
     suffix: str  # of a clip's path
-    quality: float | None = None  # usual one; None: lossless
-    max_compression: float = 1.0  # above it libsndfile refuses to write
+    quality: float | None = None  # default; None: lossless
+    max_compression: float = 1.0  # libsndfile refuses to write above it
     options: Mapping[str, Any] = {}
     sample_rates: tuple[int, ...] | None = None  # Hz; None: any
 
@@ -50,7 +50,7 @@ CODECS = {
         quality=0.4,
         sample_rates=(8000, 12000, 16000, 24000, 48000),
     ),
-    # At a constant rate LAME would make all sound 5 % softer.
+    # At a constant bit rate LAME would make all sound 5 % softer.
     "mp3": Codec(
         "MP3",
         "MPEG_LAYER_III",
@@ -64,15 +64,15 @@ CODECS = {
 
 
 class Encoded(NamedTuple):
-    """A clip's file, and how well it keeps the clip."""
+    """The file of a clip, and how close it is to the clip."""
 
     content: bytes
     num_samples: int
-    correlation: float  # with the clip; 1 where there is nothing to hear
+    correlation: float  # with the clip; 1 for silence
 
 
 class ClipEncoder:
-    """Makes the file of a clip, and hears whether it is the clip.
+    """Encodes a clip as a file, and checks the file by decoding it.
 
     Arguments
     ---------
@@ -80,18 +80,18 @@ class ClipEncoder:
         "flac" and "int16" (WAV) keep every sample; "vorbis" (OGG), "opus" (OGG) and
         "mp3" (variable rate) are smaller.
     sample_rate : int
-        Of the file, Hz. MP3 and Opus know some rates alone, and 32000 is none of
-        Opus's: its files have 48000, which readers resample.
+        Sample rate of the file, Hz. MP3 and Opus support only some rates; Opus does
+        not support 32000, so choose 48000, which readers resample.
     quality : float | None
-        From 0, the smallest files, to 1; None: the codec's usual one. A lossless codec
-        has none.
+        From 0 (smallest files) to 1; None: the codec's default. A lossless codec has
+        none.
     max_seconds : float | None
-        Longer clips are cut; None: none is.
+        Longer clips are cut to this length, s; None: no clip is cut.
 
     Raises
     ------
     ValueError
-        For what the codec does not know.
+        For settings that the codec does not support.
 
     Example
     -------
@@ -115,13 +115,13 @@ class ClipEncoder:
         if about.sample_rates and sample_rate not in about.sample_rates:
             rates = ", ".join(str(rate) for rate in about.sample_rates)
             raise ValueError(
-                f"codec={codec} does not know sample_rate={sample_rate}; it knows "
-                f"{rates} Hz: pass one of these (readers resample), or another codec"
+                f"codec={codec} does not support sample_rate={sample_rate}, but only "
+                f"{rates} Hz; pass one of these (readers resample), or another codec"
             )
         if quality is not None and about.quality is None:
             raise ValueError(
-                f"codec={codec} keeps every sample, so that quality={quality} means "
-                "nothing to it; leave it out"
+                f"codec={codec} is lossless, so that quality={quality} has no effect; "
+                "leave it out"
             )
         if quality is not None and not 0 <= quality <= 1:
             raise ValueError(f"quality={quality} must be from 0 (smallest) to 1")
@@ -134,11 +134,11 @@ class ClipEncoder:
 
     @property
     def suffix(self) -> str:
-        """What names of its files end with."""
+        """The suffix of its files."""
         return CODECS[self.codec].suffix
 
     def encode(self, audio: dict[str, Any] | bytes | str | Path) -> Encoded:
-        """The file of a sound.
+        """Encodes a sound as a file.
 
         Arguments
         ---------
@@ -148,8 +148,8 @@ class ClipEncoder:
         Raises
         ------
         UnreadableClip
-            If it cannot be decoded, or its file is not it: of another length, or, of a
-            lossless codec, with another sample.
+            If it cannot be decoded, or if the file differs from it in length or, with
+            a lossless codec, in any sample.
         """
         samples = self._samples(audio)
         content = self._written(samples)
@@ -181,14 +181,14 @@ class ClipEncoder:
             subtype=codec.subtype,
             **options,
         ) as sound:
-            # Vorbis takes the stack for a block, and a whole recording is too much.
+            # Vorbis puts a block on the stack, where a whole recording does not fit.
             for start in range(0, len(samples), BLOCK_FRAMES):
                 sound.write(samples[start : start + BLOCK_FRAMES])
         content = file.getvalue()
         return _with_serial(content) if codec.format == "OGG" else content
 
     def _correlation(self, content: bytes, samples: NDArray[np.int16]) -> float:
-        """What is heard of the file against what was to be stored."""
+        """Computes the correlation of the decoded file with the given samples."""
         position, same = 0, True
         sums = np.zeros((2, 2))
         for block in decode_blocks(content, self.sample_rate):
@@ -201,10 +201,10 @@ class ClipEncoder:
             sums += pair @ pair.T
         if position != len(samples):
             raise UnreadableClip(
-                f"as {self.codec} it has another length than its {len(samples)} samples"
+                f"encoded as {self.codec} it no longer has {len(samples)} samples"
             )
         if self.quality is None and not same:
-            raise UnreadableClip(f"as {self.codec} it has other samples")
+            raise UnreadableClip(f"encoded as {self.codec} it has other samples")
         energies = np.diag(sums)
         if same or (energies < len(samples) * QUIET**2).all():
             return 1.0
@@ -212,9 +212,9 @@ class ClipEncoder:
 
 
 def _with_serial(content: bytes, serial: int = 1) -> bytes:
-    """An OGG file with a fixed serial number: libsndfile draws one at random.
+    """Fixes the serial number of an OGG file, which libsndfile draws at random.
 
-    The same sound is then the same file, bit for bit.
+    The same sound then gives the same file, bit for bit.
     """
     pages, start = bytearray(content), 0
     while start < len(pages):
@@ -232,7 +232,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _ogg_checksum(page: bytes) -> int:
-    """CRC-32 from the highest bit on, without inversion: zlib's, turned around.
+    """Computes the CRC-32, highest bit first and without inversion, from zlib's.
 
     Source: RFC 3533, section 6.
     """

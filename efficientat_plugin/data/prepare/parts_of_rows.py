@@ -1,4 +1,4 @@
-"""A data set in parts, each of which a process prepares on its own."""
+"""Divides a data set into parts, each of which a process prepares on its own."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -22,24 +22,24 @@ STATE = ".preparation"  # folder within the prepared one
 
 
 class Part(NamedTuple):
-    """A stretch of a split that becomes one shard; of a stream, a file of several."""
+    """Rows of a split that become one shard; of a stream, a file for some shards."""
 
     split: str
     number: int
 
 
 def columns_of(rows: Rows) -> list[str]:
-    """Names of the columns; of some streams only a row tells them."""
+    """Returns the names of the columns; some streams only show them in a row."""
     return rows.column_names or [name for row in head_of(rows) for name in row]
 
 
 def head_of(rows: Rows) -> list[dict[str, Any]]:
-    """The first row, if there is one."""
+    """Returns a list of the first row, empty if there is none."""
     return list(rows.take(1))
 
 
 class Preparation:
-    """Knows the parts of a data set and writes or checks one; picklable.
+    """Lists the parts of a data set, and writes or checks one; picklable.
 
     Arguments
     ---------
@@ -47,7 +47,7 @@ class Preparation:
         Rows by split, undecoded: from ``load_rows`` or ``read_table``.
     encoder : ClipEncoder
     folder : Path
-        Of the shards.
+        Folder of the shards.
     clips_per_shard : int
     """
 
@@ -67,7 +67,7 @@ class Preparation:
         }
 
     def parts(self) -> Iterator[Part]:
-        """All of them, in the order of the rows."""
+        """Yields all parts, in the order of the rows."""
         for name, rows in self.splits.items():
             if isinstance(rows, datasets.Dataset):
                 num_parts = -(-len(rows) // self.clips_per_shard)
@@ -76,14 +76,14 @@ class Preparation:
             yield from (Part(name, number) for number in range(num_parts))
 
     def paths(self, split: str, name: str) -> tuple[Path, Path]:
-        """Of a shard and of its record."""
+        """Returns the paths of a shard and of its record."""
         return (
             self.folder / "data" / split / f"{name}.parquet",
             self.folder / STATE / split / f"{name}.json",
         )
 
     def finished(self, part: Part) -> dict[str, Record] | None:
-        """Its shards by name; None: it is not finished."""
+        """Returns the shards of a part by name; None: it is not finished."""
         if isinstance(self.splits[part.split], datasets.Dataset):
             name = f"{part.number:05d}"
             record = read_record(self.paths(part.split, name)[1])
@@ -99,7 +99,7 @@ class Preparation:
                 return shards
 
     def write(self, part: Part, say_read: Callable[[], None]) -> tuple[Part, int]:
-        """Writes what is missing of a part; returns it and how many clips that were."""
+        """Writes a part's missing shards; returns it and its number of new clips."""
         rows = self.splits[part.split]
         if isinstance(rows, datasets.Dataset):
             start = part.number * self.clips_per_shard
@@ -121,7 +121,7 @@ class Preparation:
             if record is None:
                 record = self._write(part.split, name, chosen, say_read)
                 num_new += record.num_clips
-            else:  # of a stream, they have to be passed over
+            else:  # a stream has to be read past them
                 for _ in chosen:
                     say_read()
             if record.num_read < self.clips_per_shard:
@@ -141,7 +141,7 @@ class Preparation:
         )
 
     def mend(self, part: Part, say_done: Callable[[], None]) -> tuple[Part, list[str]]:
-        """Forgets the shards of a finished part that are damaged; says which."""
+        """Deletes the damaged shards of a finished part; returns it and their list."""
         damaged = []
         for name, record in (self.finished(part) or {}).items():
             path, record_path = self.paths(part.split, name)

@@ -1,7 +1,7 @@
-"""Any source to Parquet shards that are quick to read: mono, at one rate, of one codec.
+"""Converts any data set to Parquet shards that are fast to read.
 
-What is written is in AudioSet's schema, ``data/<split>/*.parquet``, with the ids that
-clips had before, so that stored logits go on to fit.
+Sound becomes mono, at one rate, with one codec. Shards are in AudioSet's schema,
+``data/<split>/*.parquet``. Clips keep their ids, so that stored logits still match.
 """
 
 import logging
@@ -38,15 +38,15 @@ logger = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """What a preparation came to, all of its runs together."""
+    """The summary of a preparation, over all of its runs."""
 
     folder: Path
     num_clips: int
     seconds: float  # of sound
     bytes_in: int
     bytes_out: int
-    correlation: float  # mean, of clips and what their codec made of them
-    changed: list[str]  # clips of a low one
+    correlation: float  # mean, of clips with their encoded files
+    changed: list[str]  # ids of clips with a low correlation
     num_skipped: int
     num_new: int  # clips of this run
     seconds_taken: float  # by this run
@@ -78,30 +78,31 @@ def prepare(
     max_unreadable_share: float = 0.01,
     verify: bool = True,
 ) -> Prepared:
-    """Writes a data set anew, for readers that are in a hurry.
+    """Converts a data set to shards that are fast to read.
 
-    Killed at any time, the same call goes on, and ends with the same files, bit for
-    bit, for any ``num_proc``. Until it is whole the data set is in a folder whose name
-    ends with ".partial". Of a whole one only what is damaged is written again.
+    If it is killed, the same call resumes, and ends with the same files, bit for bit,
+    for any ``num_proc``. Until it is complete, the data set is in a folder whose name
+    ends with ".partial". Of a complete one, only damaged shards are written again.
 
     Arguments
     ---------
     splits : Mapping[str, datasets.Dataset | datasets.IterableDataset]
-        Rows by split, undecoded: from ``load_rows`` or ``read_table``. A stream is
-        dealt out by its files, and resumed within one by passing over what is done.
+        Rows by split, undecoded: from ``load_rows`` or ``read_table``. Processes share
+        a stream by its files, and resume a file by reading past what is done.
     encoder : ClipEncoder
-        Says what becomes of a clip.
+        Encodes the clips.
     folder : str | Path
-        To make.
+        Folder to create.
     clips_per_shard : int
-        Fewer where clips were unreadable.
+        Clips in a shard; fewer if some are unreadable.
     num_proc : int
-        Processes.
+        Number of processes.
     max_unreadable_share : float
-        More than this is an error; what is written stays, to go on from.
+        A larger share of unreadable clips, from 0 to 1, is an error; what is written
+        stays, and a later call resumes from it.
     verify : bool
-        Read every shard again at the end. Each clip was decoded and compared with its
-        source when it was encoded; here its bytes are held against those.
+        Whether to read every shard again at the end and compare its bytes with those
+        written. Each clip was already compared with its source when it was encoded.
 
     Returns
     -------
@@ -110,13 +111,13 @@ def prepare(
     Raises
     ------
     FileExistsError
-        If something else is in the folder.
+        If the folder holds something else.
     OSError
-        If it cannot be written.
+        If the folder cannot be written.
     TooManyUnreadable
         If too many clips cannot be read.
     ValueError
-        If the folder is of other clips or options, or is being written.
+        If the folder has other clips or options, or another process is writing it.
 
     Example
     -------
@@ -145,7 +146,7 @@ def prepare(
             if not damaged:
                 break
             for text in damaged:
-                logger.warning("Damaged, to be written again: %s", text)
+                logger.warning("Damaged, will be written again: %s", text)
         else:
             raise OSError(
                 f"{len(damaged)} shards differ from what was written just before, the "
@@ -154,7 +155,7 @@ def prepare(
         result = _summed_up(job, parts, folder)
         if not is_claimed(work):
             raise OSError(
-                f"{work} was removed while it was written; give the same command again"
+                f"{work} was removed while it was written; rerun the same command"
             )
         if work != folder:
             if folder.exists():

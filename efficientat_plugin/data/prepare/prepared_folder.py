@@ -1,4 +1,4 @@
-"""The folder of prepared data: whose it is, and who may write it."""
+"""Checks what a folder of prepared data holds, and locks it for one writer."""
 
 import hashlib
 import json
@@ -26,11 +26,11 @@ OPTIONS = "options.json"
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """Where to work: the folder if it is whole, or else what is there of it."""
+    """Locks and yields the folder to work in: the partial one until it is complete."""
     while True:
         work = _place_of_work(folder)
         (work / STATE).mkdir(parents=True, exist_ok=True)
-        # Workers hold on to it, since they may still write.
+        # Workers keep it open, since they may still be writing.
         handle = None if os.name == "nt" else os.open(work / STATE, os.O_RDONLY)
         try:
             if handle is not None:
@@ -38,7 +38,7 @@ def claimed(folder: Path) -> Iterator[Path]:
             if work == _place_of_work(folder):
                 yield work
                 return
-            # Another process made it whole just before: nothing is left in `work`.
+            # Another process has just completed it: nothing is left in `work`.
             with suppress(OSError):
                 (work / STATE).rmdir()
                 work.rmdir()
@@ -48,7 +48,7 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 
 def is_claimed(folder: Path) -> bool:
-    """Whether it says of itself what it is made of."""
+    """Whether a folder records what it was prepared from."""
     return (folder / STATE / OPTIONS).is_file()
 
 
@@ -57,8 +57,8 @@ def _place_of_work(folder: Path) -> Path:
         return folder
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
-            f"{folder} is there already and is no prepared data set; delete it or name "
-            "another folder"
+            f"{folder} already exists and is not a prepared data set; delete it or "
+            "pass another folder"
         )
     return folder.with_name(f"{folder.name}.partial")
 
@@ -73,7 +73,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def refuse_another(work: Path, job: Preparation) -> None:
-    """A folder is of one source and one choice of options."""
+    """Refuses a folder that holds another source or was made with other options."""
     encoder = job.encoder
     wanted: dict[str, Any] = {
         "codec": encoder.codec,
@@ -92,13 +92,13 @@ def refuse_another(work: Path, job: Preparation) -> None:
     if other:
         listed = "; ".join(str(each) for each in other)
         raise ValueError(
-            f"{work} holds other data ({listed}); give what was given then, or name "
-            "another --folder"
+            f"{work} holds other data ({listed}); give the same data and options as "
+            "then, or pass another --folder"
         )
 
 
 def _fingerprint(rows: Rows) -> str:
-    """Of everything but most of the sound; of a stream, of its number of files."""
+    """Describes rows by a digest, a stream by its number of files and first clip."""
     if not isinstance(rows, datasets.Dataset):
         first = [row["video_id"] for row in head_of(rows)]
         return f"{rows.num_shards} files from clip {first} on"

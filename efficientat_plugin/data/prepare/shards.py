@@ -1,7 +1,7 @@
-"""A shard of prepared clips: a Parquet file, and the record of what is in it.
+"""Writes shards of prepared clips: a Parquet file each, and a record of its content.
 
-The record is written when the file has its name, so that a file without one is of a
-run that was killed, and is written anew.
+The record is written once the file has its name, so that a file without a record is
+left from a killed run, and is written again.
 """
 
 import hashlib
@@ -22,30 +22,30 @@ from efficientat_plugin.data.prepare.encoding import ClipEncoder
 from efficientat_plugin.support.files import written_aside
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
-# What rows may have beside the columns of AudioSet's schema, from `read_table`.
+# Columns that rows of `read_table` may have besides those of AudioSet's schema.
 MORE_COLUMNS = {"group": TEXT, "fold": TEXT, "split": TEXT, "device": TEXT}
 MORE_COLUMNS |= {"judged": TEXTS}
-GROUP_BYTES = 32 * 2**20  # of sound: a row group is closed, however few its clips
-LOW_CORRELATION = 0.5  # of a clip and what its codec made of it
+GROUP_BYTES = 32 * 2**20  # of sound that end a row group, however few its clips
+LOW_CORRELATION = 0.5  # of a clip with its encoded file
 
 
 @dataclass
 class Record:
-    """What a shard came to."""
+    """The summary of a finished shard."""
 
     num_read: int = 0  # rows
     num_clips: int = 0  # of them in the shard
     seconds: float = 0.0  # of sound
-    bytes_in: int = 0  # of the files as they were
-    bytes_out: int = 0  # of the files as they are
-    correlations: float = 0.0  # of all clips with what they were, in sum
-    changed: list[str] = field(default_factory=list)  # by name: of low correlation
-    skipped: list[list[str]] = field(default_factory=list)  # by name, and why
+    bytes_in: int = 0  # of the source files
+    bytes_out: int = 0  # of the encoded files
+    correlations: float = 0.0  # sum over all clips
+    changed: list[str] = field(default_factory=list)  # ids with a low correlation
+    skipped: list[list[str]] = field(default_factory=list)  # ids, and why
     sha256: str = ""  # of the rows
 
 
 def schema_of(columns: Iterable[str]) -> pa.Schema:
-    """Of a shard whose rows come with these columns; others are left behind."""
+    """Returns the schema of a shard for rows with these columns; drops unknown ones."""
     found = set(columns)
     kept = [column for column in SCHEMA if column.name in found]
     kept += [(name, MORE_COLUMNS[name]) for name in MORE_COLUMNS if name in found]
@@ -65,11 +65,11 @@ def write_shard(
     Arguments
     ---------
     path : Path
-        Of the Parquet file.
+        Path of the Parquet file.
     record_path : Path
-        Of the record; the shard is written beside it until it is whole.
+        Path of the record; an unfinished shard is written next to it.
     rows : Iterable of dict
-        As they were; unreadable ones are left out and named in the record.
+        Rows of the source; unreadable ones are left out and listed in the record.
     encoder : ClipEncoder
     schema : pa.Schema
         From ``schema_of``.
@@ -79,18 +79,18 @@ def write_shard(
     Raises
     ------
     OSError
-        If it cannot be written.
+        If the shard cannot be written.
     """
     record, digest = Record(), hashlib.sha256()
     aside = record_path.with_suffix(".parquet")
     encoded = _encoded_rows(rows, encoder, schema, record, say_read)
     path.parent.mkdir(parents=True, exist_ok=True)
     record_path.parent.mkdir(parents=True, exist_ok=True)
-    for left in record_path.parent.glob(f".{aside.name}-*.part"):
-        left.unlink(missing_ok=True)  # by a process that was killed
+    for left in record_path.parent.glob(f".{aside.stem}.*-*.part"):
+        left.unlink(missing_ok=True)  # of a killed process
     try:
         with written_aside(aside) as unfinished, open(unfinished, "wb") as file:
-            # Sound has its codec: compressed again it takes time, and as much room.
+            # Sound is compressed already: doing so again takes time and saves nothing.
             with pq.ParquetWriter(
                 file, schema, compression="none", use_dictionary=False
             ) as writer:
@@ -116,7 +116,7 @@ def _encoded_rows(
     record: Record,
     say_read: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """Rows as they are stored; counts them."""
+    """Yields rows as they are stored, and counts them."""
     for row in rows:
         record.num_read += 1
         clip_id = str(row["video_id"] or "")
@@ -153,7 +153,7 @@ def _file_bytes(audio: Any) -> int:
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows of one row group each, which a reader holds at a time."""
+    """Yields the rows of each row group, which a reader holds at a time."""
     group, size = [], 0
     for row in rows:
         group.append(row)
@@ -172,7 +172,7 @@ def _row_bytes(row: dict[str, Any]) -> bytes:
 
 
 def find_damage(path: Path, record: Record) -> str | None:
-    """What is wrong with the file of a shard; None: it is as it was written."""
+    """Returns what is wrong with the file of a shard; None: it is as written."""
     if not record.num_clips:
         return "a file that should not be there" if path.exists() else None
     digest, num_clips = hashlib.sha256(), 0
@@ -187,12 +187,12 @@ def find_damage(path: Path, record: Record) -> str | None:
     if num_clips != record.num_clips:
         return f"{num_clips} clips instead of {record.num_clips}"
     if digest.hexdigest() != record.sha256:
-        return "other clips than were written"
+        return "its clips are not those that were written"
     return None
 
 
 def read_record(path: Path) -> Record | None:
-    """The record of a finished shard; None: it is not finished."""
+    """Reads the record of a finished shard; None: it is not finished."""
     try:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
@@ -200,7 +200,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a file that is there as a whole or not at all."""
+    """Writes a JSON file completely or not at all."""
     with (
         written_aside(path) as aside,
         open(aside, "w", encoding="utf-8") as file,

@@ -1,6 +1,6 @@
-"""Work shared by processes that can be stopped at any time.
+"""Shares work among processes that can be stopped at any time.
 
-They end when they are told to and when the process that started them is gone.
+They end when told to, and when the process that started them is gone.
 """
 
 import multiprocessing
@@ -16,24 +16,24 @@ from types import SimpleNamespace
 from typing import Any
 
 POLL_SECONDS = 0.5
-# Of a worker process: what `_join` was given.
+# State of a worker process, set by `_join`
 _own = SimpleNamespace(job=None, progress=None, stop=None)
 
 
 class Stopped(Exception):
-    """The work was broken off elsewhere."""
+    """Raised in a worker when the work was stopped elsewhere."""
 
 
 class Workers:
-    """Does a job for many arguments, in this process or in several.
+    """Runs a job for many arguments, in this process or in several.
 
     Arguments
     ---------
     job : Callable
         ``job(argument, say_done)``, picklable, which calls ``say_done()`` now and then;
-        this may raise, to stop it.
+        that call may raise to stop the job.
     num_proc : int
-        Processes; 1: none but this one.
+        Number of processes; 1: only this one.
     """
 
     def __init__(self, job: Callable[..., Any], num_proc: int = 1) -> None:
@@ -52,12 +52,12 @@ class Workers:
         arguments : Iterable
             One for each call.
         on_progress : Callable
-            Given how often ``say_done`` was called since it was given it last.
+            Called with the number of calls of ``say_done`` since its last call.
 
         Raises
         ------
         OSError
-            If a process ended by itself.
+            If a process was killed.
         """
         arguments = list(arguments)
         num_proc = min(self.num_proc, len(arguments))
@@ -71,7 +71,7 @@ class Workers:
         self, arguments: list[Any], num_proc: int, on_progress: Callable[[int], Any]
     ) -> Generator[Any, None, None]:
         context = _context(self.job.__module__)
-        # Read and set without a lock, which a worker may have taken to its grave.
+        # Read and set without the lock, which a killed worker may hold.
         progress, stop = context.Value("Q", 0), context.RawValue("b", 0)
         told = 0
         executor = ProcessPoolExecutor(
@@ -89,8 +89,8 @@ class Workers:
                     yield future.result()
         except BrokenProcessPool as error:
             raise OSError(
-                f"one of {num_proc} processes was ended from outside, perhaps for want "
-                "of memory; run the same command again, with a lower num_proc if so"
+                f"one of {num_proc} processes was killed, perhaps for lack of memory; "
+                "rerun the same command, with a lower num_proc if so"
             ) from error
         finally:
             stop.value = 1
@@ -98,7 +98,7 @@ class Workers:
 
 
 def _context(module: str) -> Any:
-    """How processes start: from one that has imported what they need, if that works."""
+    """Returns how processes start: from one with the imports done, where possible."""
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -108,7 +108,7 @@ def _context(module: str) -> Any:
 
 @contextmanager
 def _interrupts_kept_from_children() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; here the first one tells the rest."""
+    """Keeps Ctrl-C, which a terminal sends to all processes, from the workers."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -1,13 +1,13 @@
-"""The embedded sample: clips of synthetic sound in AudioSet's schema, made on the spot.
+"""Makes the embedded sample: clips of synthetic sound in AudioSet's schema.
 
-Nothing is downloaded: `write_sample` makes a folder of Parquet files as
-``agkphysics/AudioSet`` has them, small, with sounds that a model trained on AudioSet
-recognises, so that distillation can be tried at once and tested for real.
+Nothing is downloaded: `write_sample` makes a small folder of Parquet files with the
+layout of ``agkphysics/AudioSet``. A model trained on AudioSet recognises their sounds,
+so that distillation can be tried at once and tested for real.
 
-A clip is a function of (seed, split, number) alone. The arithmetic is float64 and
-rounded to int16 at the end. Machines differ in the last bit of a sine or a transform,
-some 1e-15; what is rounded has a step of 3e-5, so that about one clip in a hundred
-thousand may differ in one sample between two machines.
+A clip is a function of (seed, split, number) alone. Arithmetic is float64, rounded to
+int16 at the end. Machines differ in the last bit of a sine or a transform, by some
+1e-15, and the rounding step is 3e-5, so about one clip in a hundred thousand may
+differ in one sample between two machines.
 """
 
 import hashlib
@@ -27,19 +27,19 @@ from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.parquet import audioset_row, to_pcm, write_rows
 from efficientat_plugin.data.sample.synthesis import SOUNDS, Waveform, noise, plateau
 
-# Raise this whenever a clip changes: samples on disk are then made anew.
+# Raise this whenever a clip changes: samples on disk are then made again.
 SAMPLE_VERSION = 1
 
-# Folder -> what a clip id calls it. The order numbers the random streams: keep it.
+# Folder -> its name in clip ids. The order numbers the random streams: keep it.
 SPLITS = {"bal_train": "train", "unlabelled": "unlabelled", "eval": "eval"}
 
-MIN_SECONDS = 2.0  # less, and a sound that repeats may be caught in its pause
+MIN_SECONDS = 2.0  # a shorter clip may fall into the pause of a sound that repeats
 MIN_SAMPLE_RATE = 24000  # the smoke detector's overtones reach 10.5 kHz
 SAMPLE_TEACHER = Path(__file__).parent / "sample_teacher"
 
 
 class SampleClip(NamedTuple):
-    """A clip and what is in it, in the order it was mixed."""
+    """A clip and its classes, in the order in which they were mixed."""
 
     clip_id: str
     waveform: Waveform  # [N], float64 in [-1, 1), on the int16 grid
@@ -49,7 +49,7 @@ class SampleClip(NamedTuple):
 
 @cache
 def sample_classes() -> dict[str, str]:
-    """The classes that the sample's clips are made of.
+    """Returns the classes of the sample's clips.
 
     Returns
     -------
@@ -67,9 +67,10 @@ def sample_classes() -> dict[str, str]:
 
 
 def sample_teacher() -> str:
-    """Folder of the store with what the published mn04_as says of the default sample.
+    """Returns the folder of the store with mn04_as's logits for the default sample.
 
-    The recipe ``dump_teacher_logits.py`` made it; see the README.
+    The recipe ``dump_teacher_logits.py`` wrote it with the published model; see the
+    README.
     """
     return str(SAMPLE_TEACHER)
 
@@ -77,14 +78,14 @@ def sample_teacher() -> str:
 def _source(
     rng: np.random.Generator, name: str, num_samples: int, sample_rate: int
 ) -> Waveform:
-    """One class's part of a clip: all the time or for a while, its level evened out."""
+    """Makes the sound of one class, throughout a clip or for a while, at one level."""
     length, start = num_samples, 0
     shortest = int(MIN_SECONDS * sample_rate)
     if rng.random() < 0.4 and num_samples > shortest:
         length = int(rng.integers(shortest, num_samples + 1)) // 800 * 800
         start = int(rng.integers(0, num_samples - length + 1))
     sound = SOUNDS[name](rng, length, sample_rate) * plateau(length, sample_rate, 0.02)
-    # A click has no RMS to speak of and noise has no peak: go by what is the louder.
+    # Clicks have little RMS and noise has low peaks: the larger measure counts.
     level = max(np.sqrt(np.mean(np.square(sound))), np.max(np.abs(sound)) / 8)
     out = np.zeros(num_samples)
     out[start : start + length] = sound / level
@@ -92,7 +93,7 @@ def _source(
 
 
 def _check(clip_seconds: float, sample_rate: int, seed: int, **counts: int) -> None:
-    """Refuse what cannot be synthesised."""
+    """Refuses settings that cannot be synthesised."""
     if not MIN_SECONDS <= clip_seconds <= 60:
         raise ValueError(
             f"clip_seconds={clip_seconds} is out of range; set it within "
@@ -115,11 +116,10 @@ def sample_clip(
     sample_rate: int = 32000,
     seed: int = 0,
 ) -> SampleClip:
-    """Make one clip: one to three classes, overlapping, over a background of noise.
+    """Makes one clip: one to three overlapping classes over background noise.
 
-    The first class goes by the number, in turn, so that as many clips as there are
-    classes have every class among them. The others, the levels and the times are
-    drawn.
+    The number sets the first class, in turn, so that as many clips as there are classes
+    cover every class. The other classes, the levels and the times are random.
 
     Arguments
     ---------
@@ -137,7 +137,7 @@ def sample_clip(
     Returns
     -------
     clip : SampleClip
-        Labelled in every split; it is `write_sample` that hides the labels of
+        Labelled in every split; `write_sample` leaves out the labels of
         ``"unlabelled"``.
 
     Raises
@@ -155,7 +155,7 @@ def sample_clip(
         raise ValueError(f"split={split!r} is not one of {', '.join(SPLITS)}")
     _check(clip_seconds, sample_rate, seed, number=number)
 
-    # The bit generator is named, as what `default_rng` stands for may change.
+    # PCG64 by name, because the generator behind `default_rng` may change.
     stream = np.random.SeedSequence([seed, list(SPLITS).index(split), number])
     rng = np.random.Generator(np.random.PCG64(stream))
     names = list(SOUNDS)
@@ -212,23 +212,23 @@ def write_sample(
     sample_rate: int = 32000,
     seed: int = 0,
 ) -> Path:
-    """Write the sample as Parquet, unless it is there already.
+    """Writes the sample as Parquet, unless it exists already.
 
-    Every choice of the arguments has its own folder, named by their digest, so that
-    none is ever taken for another. It takes its name when all of it is written: what
-    was interrupted is left under a name that begins with a dot, and is not used.
+    Each set of arguments has its own folder, named by their digest, so that none is
+    taken for another. The folder gets its name once all of it is written: a killed run
+    leaves one whose name begins with a dot, which is not used.
 
     Arguments
     ---------
     folder : str or Path
-        Where to make the sample's folder; made if need be.
+        Parent of the sample's folder; created if needed.
     num_labelled : int
-        Clips of ``bal_train``. Each class is in a split of at least
-        ``len(sample_classes())`` clips.
+        Number of clips in ``bal_train``. A split of at least ``len(sample_classes())``
+        clips has every class.
     num_unlabelled : int
-        Clips of ``unlabelled``: their list of labels is empty.
+        Number of clips in ``unlabelled``, whose lists of labels are empty.
     num_eval : int
-        Clips of ``eval``.
+        Number of clips in ``eval``.
     clip_seconds : float
         Length of every clip, from 2 to 60 s.
     sample_rate : int
@@ -289,10 +289,10 @@ def write_sample(
         try:
             os.rename(partial, final)
         except OSError as error:
-            # Another process may have been quicker, with the same clips.
+            # Another process may have written the same clips first.
             if not (final / "sample.json").is_file():
                 raise FileExistsError(
-                    f"{final} is in the way and is not a complete sample: it has no "
+                    f"{final} already exists but is not a complete sample: it has no "
                     "sample.json; delete it and run again"
                 ) from error
     finally:

@@ -1,13 +1,12 @@
-"""Sounds that AudioSet has a name for and that a page of NumPy can make.
+"""Synthesises sounds of AudioSet classes with NumPy.
 
 Every sound has one signature, ``(rng, num_samples, sample_rate) -> [N]`` float64, and
-one contract: it is a pure function of its arguments (all chance comes from `rng`),
-its level means nothing (who mixes it sets that), and two seconds of it are never
-silent. That is said once, here, instead of in every sound's docstring.
+one contract: it is a pure function of its arguments (all randomness comes from `rng`),
+its level is arbitrary (the mixing sets it), and no two seconds of it are silent.
 
-Frequencies are in Hz, times in seconds. `SOUNDS`, at the end, is the whole list. It
-holds the sounds that a published AudioSet model recognises: to add one, ask such a
-model what it hears.
+Frequencies are in Hz, times in seconds. `SOUNDS`, at the end, lists all of them. A
+published AudioSet model recognises each: before adding one, check what such a model
+predicts for it.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,24 +17,24 @@ from numpy.typing import NDArray
 Waveform = NDArray[np.float64]
 Sound = Callable[[np.random.Generator, int, int], Waveform]
 
-# ITU-T Q.23: a key is one tone of the rows and one of the columns (Hz).
+# ITU-T Q.23: each key is a tone of its row plus a tone of its column (Hz).
 DTMF_ROWS = (697.0, 770.0, 852.0, 941.0)
 DTMF_COLUMNS = (1209.0, 1336.0, 1477.0)
 
 
 # --------------------------------------------------------------------- building blocks
 def _times(num_samples: int, sample_rate: int) -> Waveform:
-    """The time of every sample, in seconds."""
+    """Returns the time of every sample, in seconds."""
     return np.arange(num_samples, dtype=np.float64) / sample_rate
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A frequency or a rate, spread evenly over octaves."""
+    """Draws a frequency or a rate, spread evenly over octaves."""
     return float(low * (high / low) ** rng.random())
 
 
 def _phase(frequency: float | Waveform, num_samples: int, rate: int) -> Waveform:
-    """The phase of an oscillator, in radians, steady or following `frequency` [N]."""
+    """Returns an oscillator's phase, in radians; `frequency` is a number or [N]."""
     if isinstance(frequency, float):
         return 2 * np.pi * frequency / rate * np.arange(num_samples, dtype=np.float64)
     return 2 * np.pi / rate * np.cumsum(frequency)
@@ -44,13 +43,13 @@ def _phase(frequency: float | Waveform, num_samples: int, rate: int) -> Waveform
 def _swing(
     rng: np.random.Generator, frequency: float, num_samples: int, rate: int
 ) -> Waveform:
-    """A slow sine between 0 and 1 that starts anywhere."""
+    """Returns a slow sine between 0 and 1, from a random phase on."""
     start = rng.uniform(0, 2 * np.pi)
     return 0.5 + 0.5 * np.sin(_phase(frequency, num_samples, rate) + start)
 
 
 def _series(phase: Waveform, weights: Sequence[float] | Waveform) -> Waveform:
-    """``sum_k weights[k] sin((k + 1) phase)`` by Clenshaw: one sine, one cosine."""
+    """Computes ``sum_k weights[k] sin((k + 1) phase)`` by Clenshaw's recurrence."""
     twice_cosine = 2 * np.cos(phase)
     above, current = np.zeros_like(phase), np.zeros_like(phase)
     for weight in weights[::-1]:
@@ -59,7 +58,7 @@ def _series(phase: Waveform, weights: Sequence[float] | Waveform) -> Waveform:
 
 
 def _wander(rng: np.random.Generator, num_samples: int, points: int) -> Waveform:
-    """A slow random curve in [-1, 1] through `points` random values."""
+    """Returns a slow random curve in [-1, 1] through `points` random values."""
     places = np.linspace(0, points - 1, num_samples)
     return np.interp(places, np.arange(points), rng.uniform(-1, 1, points))
 
@@ -72,10 +71,11 @@ def noise(
     high: float | None = None,
     slope: float = 0.0,
 ) -> Waveform:
-    """Noise of unit RMS and power ``frequency ** slope``, falling off beside the band.
+    """Makes noise of unit RMS and power ``frequency ** slope`` within a band.
 
-    Drawn as a spectrum: a filter then costs no second transform and has nothing to
-    settle. Even parts of the spectrum make Gaussian samples, being many.
+    It is drawn as a spectrum, so that a filter costs no second transform and has no
+    transient. Real and imaginary parts are uniform, but so many that samples are
+    Gaussian. Power falls off outside the band from ``low`` to ``high``.
     """
     bins = num_samples // 2 + 1
     frequency = np.maximum(np.arange(bins), 0.5) * (sample_rate / num_samples)
@@ -92,7 +92,7 @@ def noise(
 def _onsets(
     rng: np.random.Generator, seconds: float, period: float, jitter: float = 0.0
 ) -> Waveform:
-    """Times (seconds) of what repeats, from somewhere in its period, before zero."""
+    """Draws the times (seconds) of a repeated event, from within a period before 0."""
     count = int(seconds / period) + 2
     regular = (np.arange(count) - 0.9 * rng.random()) * period
     return regular + jitter * period * rng.uniform(-0.5, 0.5, count)
@@ -105,7 +105,7 @@ def _place(
     events: Sequence[Waveform],
     gains: Waveform | None = None,
 ) -> Waveform:
-    """Add the events, taken in turn, at their onsets (seconds), cut at the edges."""
+    """Adds the events, taken in turn, at their onsets (seconds), cut at the edges."""
     out = np.zeros(num_samples)
     for index, onset in enumerate(onsets):
         event = events[index % len(events)]
@@ -118,7 +118,7 @@ def _place(
 
 
 def plateau(num_samples: int, sample_rate: int, fade: float = 0.004) -> Waveform:
-    """An envelope of one that rises and falls in `fade` seconds, lest it click."""
+    """Returns an envelope of 1, faded in and out in `fade` seconds, without clicks."""
     edge = np.arange(num_samples) + 0.5
     return np.minimum(1.0, np.minimum(edge, edge[::-1]) / (fade * sample_rate))
 
@@ -131,7 +131,7 @@ def _gate(
     off: float,
     fade: float = 0.004,
 ) -> Waveform:
-    """An envelope that is open for `on` seconds and shut for `off`, again and again."""
+    """Returns an envelope that is open for `on` seconds and shut for `off`, in turn."""
     event = plateau(int(on * sample_rate), sample_rate, fade)
     onsets = _onsets(rng, num_samples / sample_rate, on + off)
     return _place(num_samples, sample_rate, onsets, [event])
@@ -140,7 +140,7 @@ def _gate(
 def _room(
     rng: np.random.Generator, wave: Waveform, sample_rate: int, wet: float = 0.3
 ) -> Waveform:
-    """A room: sparse echoes that die away, for a tenth of what a convolution costs."""
+    """Adds a room's sparse, decaying echoes, at a tenth of a convolution's cost."""
     out = wave.copy()
     decay = rng.uniform(0.05, 0.25)
     for delay in 0.004 + rng.exponential(decay, 14):
@@ -158,11 +158,11 @@ def _strike(
     decays: Sequence[float],
     sample_rate: int,
 ) -> Waveform:
-    """A struck body: partials at ratios of `frequency`, dying in `decays` seconds."""
+    """Makes a struck body: partials at ratios of `frequency`; `decays` in seconds."""
     time = _times(int(1.5 * max(decays) * sample_rate), sample_rate)
     out = np.zeros_like(time)
     for ratio, weight, decay in zip(ratios, weights, decays, strict=True):
-        # A weak partial is over long before the strongest is: six decays are 52 dB.
+        # Each partial ends after six of its own decays, which are 52 dB.
         part = time[: int(6 * decay * sample_rate)]
         if ratio * frequency < sample_rate / 2:
             tone = np.sin(2 * np.pi * ratio * frequency * part)
@@ -177,13 +177,13 @@ def _burst(
     high: float | None,
     decay: float,
 ) -> Waveform:
-    """Noise that starts at once and dies in `decay` seconds."""
+    """Makes noise that starts at once and decays in `decay` seconds."""
     time = _times(int(8 * decay * sample_rate), sample_rate)
     return np.exp(-time / decay) * noise(rng, len(time), sample_rate, low, high)
 
 
 def _thud(sample_rate: int, start: float, end: float, decay: float) -> Waveform:
-    """A low knock whose pitch falls from `start` to `end` Hz."""
+    """Makes a low knock whose pitch falls from `start` to `end` Hz."""
     time = _times(int(6 * decay * sample_rate), sample_rate)
     frequency = end + (start - end) * np.exp(-time / (0.4 * decay))
     envelope = np.exp(-time / decay) * np.minimum(1.0, time / 0.004)
@@ -232,7 +232,7 @@ def dtmf(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Wavefo
 def busy_signal(
     rng: np.random.Generator, num_samples: int, sample_rate: int
 ) -> Waveform:
-    """The line is taken: as long on as off (ITU-T E.180: 480 and 620, or 425 Hz)."""
+    """A busy line: as long on as off (ITU-T E.180: 480 and 620, or 425 Hz)."""
     pair = ((480.0, 620.0), (480.0, 620.0), (425.0, 425.0))[rng.integers(3)]
     on, detune = rng.uniform(0.22, 0.52), rng.uniform(0.99, 1.01)
     low = np.sin(_phase(pair[0] * detune, num_samples, sample_rate))
@@ -241,7 +241,7 @@ def busy_signal(
 
 
 def ringtone(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Waveform:
-    """An electronic telephone: a quick warble of two notes, a second of every two."""
+    """An electronic ringer: a fast warble of two notes, one second in every two."""
     step = rng.uniform(0.05, 0.08)
     note, interval = _log_uniform(rng, 800, 1500), rng.uniform(1.19, 1.34)
     length = int(step * sample_rate)
@@ -303,7 +303,7 @@ def civil_defense_siren(
 def smoke_detector(
     rng: np.random.Generator, num_samples: int, sample_rate: int
 ) -> Waveform:
-    """A piezo at about 3 kHz: the slow beeps of an evacuation, or a quick row."""
+    """A piezo at about 3 kHz: the slow beeps of an evacuation signal, or fast ones."""
     phase = _phase(rng.uniform(2800, 3500), num_samples, sample_rate)
     on = 0.5 if rng.random() < 0.5 else rng.uniform(0.1, 0.25)
     off = 0.5 * on if on < 0.5 else 0.5
@@ -312,7 +312,7 @@ def smoke_detector(
 
 
 def whistle(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Waveform:
-    """A referee's whistle: a trill, with breath in it."""
+    """A referee's whistle: a trill with breath noise."""
     frequency = rng.uniform(2000, 3800)
     trill = 2 * _swing(rng, rng.uniform(25, 50), num_samples, sample_rate) - 1
     tone = np.sin(_phase(frequency * (1 + 0.03 * trill), num_samples, sample_rate))
@@ -324,7 +324,7 @@ def whistle(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Wav
 
 # --------------------------------------------------------------- struck and percussive
 def doorbell(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Waveform:
-    """Two bars, the higher first: ding-dong, and again."""
+    """Two bars, the higher first: ding-dong, twice."""
     frequency = rng.uniform(500, 750)
     ratios, weights, decays = [1, 2.76, 5.4], [1, 0.3, 0.1], [0.6, 0.2, 0.1]
     ding = _strike(1.26 * frequency, ratios, weights, decays, sample_rate)
@@ -373,7 +373,7 @@ def singing_bowl(
 
 
 def clicking(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Waveform:
-    """A button or a switch: pressed, and let go a moment later, softer."""
+    """A button or a switch: pressed, and released more softly a moment later."""
     clicks = []
     for _ in range(4):
         press = _burst(rng, sample_rate, 2000, None, 0.001)
@@ -435,7 +435,7 @@ def pink_noise(
 
 
 def rain(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Waveform:
-    """A bed of noise and hundreds of drops on it, few of them near."""
+    """A bed of noise and hundreds of drops, few of them near."""
     bed = noise(rng, num_samples, sample_rate, 400, 9000, -0.3)
     drops = []
     for _ in range(12):
@@ -491,7 +491,7 @@ def organ(rng: np.random.Generator, num_samples: int, sample_rate: int) -> Wavef
     return _room(rng, _place(num_samples, sample_rate, onsets, order), sample_rate)
 
 
-# AudioSet's display names. A clip's first class goes by this order: keep it.
+# AudioSet's display names. This order sets the first class of a clip: keep it.
 SOUNDS: dict[str, Sound] = {
     "Sine wave": sine_wave,
     "Chirp tone": chirp_tone,

@@ -1,9 +1,10 @@
-"""Batch norm that is fast for few channels, too.
+"""A batch norm that is also fast for few channels.
 
-In the layout "channels last" torch goes through the channels of one position after
-another, in steps of 16: eight channels take four times as long as they need. Seen as
-one row for each band of each clip, every frame having channels of its own, the same
-numbers are a few thousand "channels", whose statistics are then averaged over frames.
+In the memory layout "channels last", torch processes the channels of one position after
+the other, in steps of 16, so eight channels take four times as long as necessary. Here
+the maps are viewed as one row for each band of each clip, in which the channels of
+every frame are separate: a few thousand "channels", whose statistics are then averaged
+over frames.
 """
 
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-STEP = 16  # channels that torch takes at once
-FEW = 32  # channels from which on the rest of a step hardly matters
-MANY_VALUES = 2**18  # below, what is gained is less than what it takes to call
+STEP = 16  # channels that torch processes at once
+FEW = 32  # from this number of channels on, an incomplete step hardly matters
+MANY_VALUES = 2**18  # with fewer values, the overhead exceeds the gain
 
 
 class BatchNormOfFewChannels(torch.autograd.Function):
-    """Normalises in the layout channels last, with the statistics of the batch.
+    """Normalises channels-last maps with the statistics of the batch.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, algorithm 1 and the
     gradients below it.
@@ -48,7 +49,7 @@ class BatchNormOfFewChannels(torch.autograd.Function):
     def forward(
         maps: Tensor, weight: Tensor, bias: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Algorithm 1."""
+        """Computes algorithm 1."""
         rows, frames = as_rows(maps), maps.shape[3]
         means, variances = torch.ops.aten.batch_norm_update_stats(rows, None, None, 0.0)
         means, variances = means.view(frames, -1), variances.view(frames, -1)
@@ -56,7 +57,7 @@ class BatchNormOfFewChannels(torch.autograd.Function):
         variance = variances.mean(0) + between
         scale = weight * (variance + epsilon).rsqrt()
         shift = bias - mean * scale
-        found = torch.empty_like(maps)  # no view: activations change it in place
+        found = torch.empty_like(maps)  # not a view, since activations overwrite it
         shifts, scales = shift.repeat(frames), scale.repeat(frames)
         torch.addcmul(shifts, rows, scales, out=as_rows(found))
         return found, mean, variance
@@ -65,7 +66,7 @@ class BatchNormOfFewChannels(torch.autograd.Function):
     def setup_context(
         ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ) -> None:
-        """What the gradients need."""
+        """Saves the tensors that the gradients need."""
         maps, weight, _, ctx.epsilon = inputs
         _, mean, variance = output
         ctx.mark_non_differentiable(mean, variance)
@@ -73,14 +74,14 @@ class BatchNormOfFewChannels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """The gradients below algorithm 1, as two sums and one linear map."""
+        """Computes the gradients below algorithm 1 as two sums and one linear map."""
         maps, weight, mean, variance = ctx.saved_tensors
         frames, count = maps.shape[3], maps.numel() // maps.shape[1]
         rows = as_rows(maps)
         changes = as_rows(gradient.contiguous(memory_format=torch.channels_last))
-        inverse = (variance + ctx.epsilon).rsqrt()  # one over the deviation
+        inverse = (variance + ctx.epsilon).rsqrt()  # 1 / standard deviation
 
-        # Both sums at once: what a norm by given statistics would learn
+        # Both sums at once, as gradients of a norm with fixed statistics
         ones = torch.ones_like(changes[0])
         centre = mean.repeat(frames)
         _, products, sums = torch.ops.aten.native_batch_norm_backward(
@@ -90,7 +91,8 @@ class BatchNormOfFewChannels(torch.autograd.Function):
         of_bias = sums.view(frames, -1).sum(0)
         of_weight = products.view(frames, -1).sum(0) * inverse
 
-        # Of the maps: scale * (change - mean change - normalised * mean product)
+        # The gradient of the maps is
+        # scale * (change - mean change - normalised * mean product).
         scale = weight * inverse
         slope = -scale * inverse * of_weight / count
         offset = -scale * of_bias / count - slope * mean
@@ -102,7 +104,7 @@ class BatchNormOfFewChannels(torch.autograd.Function):
 
 
 def as_rows(maps: Tensor) -> Tensor:
-    """Without a copy: [B, C, F, T], channels last -> [B * F, T * C]"""
+    """Views channels-last maps as rows: [B, C, F, T] -> [B * F, T * C]."""
     return maps.permute(0, 2, 3, 1).flatten(2).flatten(0, 1)
 
 
@@ -132,7 +134,7 @@ class BatchNorm(nn.BatchNorm2d):
         super().__init__(channels, eps=1e-3, momentum=0.01)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, F, T] -> [B, C, F, T]"""
+        """Normalises maps: [B, C, F, T] -> [B, C, F, T]."""
         momentum = self.momentum
         if momentum is None or not self._is_faster_in_rows(input):
             return super().forward(input)

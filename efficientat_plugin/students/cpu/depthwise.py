@@ -1,8 +1,8 @@
-"""Depthwise convolutions whose weights learn faster on a CPU.
+"""Depthwise convolutions with faster gradients of the weights on a CPU.
 
-Without AVX-512, oneDNN has a direct kernel for the gradient of depthwise weights only
-where they are at most three wide, and where no border is wider than the maps are high;
-anything else takes it many times as long. A wider gradient is made of strips.
+Without AVX-512, oneDNN computes the gradient of depthwise weights with a direct kernel
+only if they are at most three wide and no border is wider than the maps are high;
+otherwise it takes many times as long. Wider gradients are computed in strips here.
 """
 
 from typing import Any
@@ -39,7 +39,7 @@ class DepthwiseConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(maps: Tensor, weight: Tensor, stride: int) -> Tensor:
-        """As torch has it."""
+        """Computes the convolution with torch."""
         padding = weight.shape[-1] // 2
         return functional.conv2d(
             maps, weight, None, stride, padding, groups=len(weight)
@@ -47,13 +47,13 @@ class DepthwiseConvolution(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """What the gradients need."""
+        """Saves the tensors that the gradients need."""
         maps, weight, ctx.stride = inputs
         ctx.save_for_backward(maps, weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        """Of the maps as torch has it, of the weights in strips."""
+        """Computes gradients: of the maps with torch, of the weights in strips."""
         maps, weight = ctx.saved_tensors
         of_maps = of_weight = None
         if ctx.needs_input_grad[0]:
@@ -69,15 +69,15 @@ class DepthwiseConvolution(torch.autograd.Function):
 def gradient_of_weight(
     gradient: Tensor, maps: Tensor, weight: Tensor, stride: int
 ) -> Tensor:
-    """How a loss changes with depthwise weights, strip by strip of columns.
+    """Computes the gradient of depthwise weights in strips of columns.
 
     Arguments
     ---------
     gradient : torch.Tensor
-        Of the result.
+        Gradient of the result.
     maps : torch.Tensor
     weight : torch.Tensor
-        Only its shape is looked at.
+        Only its shape is used.
     stride : int
 
     Shape
@@ -96,12 +96,12 @@ def gradient_of_weight(
     kernel, padding = weight.shape[-1], weight.shape[-1] // 2
 
     def border(size: int, result: int, first: int, width: int) -> tuple[int, int]:
-        """What maps have to gain for one strip, before and behind; or lose."""
+        """Returns a strip's padding before and after; negative means cropping."""
         last = first - padding + (result - 1) * stride + width
         return padding - first, last - size
 
     (height, length), (rows, columns) = maps.shape[2:], gradient.shape[2:]
-    # Of low maps the border is made here, of others by the convolution.
+    # Maps with few bands are padded here, others by the convolution.
     is_low = height < kernel
     above_below = border(height, rows, 0, kernel) if is_low else (0, 0)
     strips = []
@@ -120,7 +120,7 @@ def gradient_of_weight(
 
 
 def learns_faster(maps: Tensor, weight: Tensor, stride: int, dilation: int) -> bool:
-    """Whether the gradient of these weights is faster in strips, by measurement.
+    """Whether the gradient of these weights is faster in strips, as measured.
 
     Arguments
     ---------
@@ -161,7 +161,7 @@ class DepthwiseConv2d(nn.Conv2d):
     ---------
     channels : int
     kernel : int
-        Odd; the padding keeps the size but for the stride.
+        Odd; the padding keeps the size, apart from the stride.
     stride : int
     dilation : int
 
@@ -191,7 +191,7 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        """[B, C, F, T] -> [B, C, F', T']"""
+        """Filters maps: [B, C, F, T] -> [B, C, F', T']."""
         stride, dilation = self.stride[0], self.dilation[0]
         if self.training and learns_faster(input, self.weight, stride, dilation):
             return DepthwiseConvolution.apply(input, self.weight, stride)

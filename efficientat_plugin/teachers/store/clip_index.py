@@ -1,4 +1,4 @@
-"""Where the row of a clip is: the ids of a store, sorted."""
+"""Finds the row of a clip by binary search in the sorted ids of a store."""
 
 import os
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ MAX_ID_BYTES = 255  # the index is as wide as the longest id
 
 
 class ClipIndex:
-    """The clips of a store: some 40 bytes for each of AudioSet's, no strings.
+    """The clip ids of a store, without strings: about 40 bytes for each of AudioSet's.
 
     Arguments
     ---------
     path : Path
         Folder of the store.
     manifest : Manifest
-        How much of it counts.
+        Says how much of the store is committed.
 
     Raises
     ------
     ValueError
-        When the list of clips is damaged, or has a clip twice.
+        If the list of clips is corrupt, or has a clip twice.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -41,7 +41,7 @@ class ClipIndex:
         return len(self.ids)
 
     def _find_lines(self, count: int, length: int) -> np.ndarray:
-        """Sets where lines start; returns how wide their ids are, bytes."""
+        """Sets the starts of the lines; returns the widths of their ids, bytes."""
         text = np.memmap(self.path, dtype=np.uint8, mode="r", shape=(length,))
         ends = np.flatnonzero(text == ord("\n"))
         tabs = np.flatnonzero(text == ord("\t"))
@@ -54,14 +54,14 @@ class ClipIndex:
             and (tabs - starts).max() <= MAX_ID_BYTES
         ):
             raise ValueError(
-                f"{self.path} must have {count} lines of a clip id, a tab and a "
-                "digest, and has not; it was damaged, so make the store anew"
+                f"{self.path} is not {count} lines of a clip id, a tab and a digest, "
+                "so it is corrupt; rebuild the store"
             )
         self.line_starts = starts
         return (tabs - starts).astype(np.uint8)
 
     def _read_ids(self, widths: np.ndarray, length: int) -> np.ndarray:
-        # Column by column: no Python string per clip, of which there are millions.
+        # Column by column, to avoid millions of Python strings
         text = np.memmap(self.path, dtype=np.uint8, mode="r", shape=(length,))
         letters = np.zeros((len(widths), int(widths.max())), np.uint8)
         for column in range(letters.shape[1]):
@@ -77,16 +77,16 @@ class ClipIndex:
             clip = self.ids[twice[0]].decode(errors="backslashreplace")
             raise ValueError(
                 f"{self.path} has clip {clip!r} twice; a clip "
-                "has one row, so make the store anew"
+                "has one row, so rebuild the store"
             )
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """The row of each clip, [B], int64; -1 where it is unknown."""
+        """Returns the row of each clip, [B], int64; -1: not in the store."""
         rows = np.full(len(clip_ids), -1, np.int64)
         if not len(clip_ids) or not len(self):
             return rows
-        # What is too long or ends in NUL would be cut to fit, and then found; no id
-        # is empty, so the empty one never is.
+        # numpy would cut ids that are too long or end in NUL, and then find them. They
+        # are replaced by the empty id, which no clip has.
         width = self.ids.dtype.itemsize
         queries = [clip_id.encode(errors="surrogatepass") for clip_id in clip_ids]
         queries = [q if len(q) <= width and b"\0" not in q else b"" for q in queries]
@@ -98,7 +98,7 @@ class ClipIndex:
         return rows
 
     def clips(self, start: int, stop: int) -> list[tuple[str, str]]:
-        """Id and digest of the rows from ``start`` on, ``stop`` not among them."""
+        """Returns id and digest of the rows from ``start`` to ``stop``, exclusive."""
         if start >= stop:
             return []
         with open(self.path, "rb") as lines:
@@ -108,8 +108,8 @@ class ClipIndex:
             found = [row.decode().rstrip("\n") for row in rows]
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.path} has a clip that is not UTF-8 ({error.object[:80]!r}); it "
-                "was damaged, so make the store anew"
+                f"{self.path} has a clip that is not UTF-8 ({error.object[:80]!r}), so "
+                "it is corrupt; rebuild the store"
             ) from error
         pairs = (line.split("\t") for line in found)
         return [(clip_id, digest) for clip_id, digest in pairs]

@@ -1,4 +1,4 @@
-"""From a teacher to its stored logits: every clip once, whatever interrupts."""
+"""Stores the logits of a teacher: scores every clip once, across interruptions."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,31 +24,31 @@ from efficientat_plugin.teachers.store.writer import FLOAT16_MAX, StoreWriter
 
 logger = logging.getLogger(__name__)
 
-ASKED_AGAIN = 2  # clips of a store that is gone on with
-COMPARED = 20  # of its clips, by their sound
-LOOKED_THROUGH = 10_000  # rows, to find them
-# Of a clip's logits, root mean square: what another precision or device may change.
-# Measured of mn04_as: bf16 changes 0.03, the store's float16 0.0002.
+ASKED_AGAIN = 2  # clips scored again before a store is resumed
+COMPARED = 20  # clips of it whose sound is compared
+LOOKED_THROUGH = 10_000  # rows searched for them
+# Allowed change of a clip's logits by another precision or device (relative, root mean
+# square). Measured with mn04_as: 0.03 in bf16, 0.0002 in the store's float16.
 SAME_ANSWER = 0.05
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Batches:
-    """Rows to hear, dealt out to processes: a ``batch_sampler``.
+    """A ``batch_sampler`` that splits the rows to score among processes.
 
-    A row's batch depends on the data set and ``batch_size`` alone, not on what is
-    stored already nor on who hears it, so that a run that was killed ends with the
-    same logits, bit for bit.
+    A row's batch depends only on the data set and ``batch_size``, not on what is stored
+    already or which process scores it, so a resumed run ends with the same logits, bit
+    for bit.
 
     Arguments
     ---------
     rows : datasets.Dataset
-        Of rows with one ``video_id`` the first is heard.
+        Of rows with the same ``video_id``, only the first is scored.
     stored : LogitsStore
-        Its clips are not heard again.
+        Its clips are not scored again.
     batch_size : int
     rank : int
-        Of this process.
+        Rank of this process.
     world_size : int
         Number of processes.
     """
@@ -66,14 +66,14 @@ class Batches:
         self._rows = first[~known]
         batch_of = (np.arange(len(first)) // batch_size)[~known]
         starts = np.flatnonzero(np.diff(batch_of, prepend=-1))
-        # Neighbours stay together, so that a process reads on where it is.
+        # Each process gets consecutive batches, so that it reads sequentially.
         shares = np.linspace(0, len(starts), world_size + 1).round().astype(np.int64)
         bounds = np.append(starts, len(batch_of))
         self._bounds = bounds[shares[rank] : shares[rank + 1] + 1]
 
     @property
     def num_remaining(self) -> int:
-        """Clips for this process to hear."""
+        """Clips for this process to score."""
         return int(self._bounds[-1] - self._bounds[0])
 
     def __len__(self) -> int:
@@ -87,8 +87,8 @@ class Batches:
 def _first_rows(
     rows: datasets.Dataset, stored: LogitsStore
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """The first row of each clip, ascending, and whether the store has the clip."""
-    # Bytes, not strings: of AudioSet's two million ids these are 22 MB.
+    """Returns the first row of each clip, ascending, and whether it is stored."""
+    # Bytes, not strings: AudioSet's two million ids take 22 MB.
     ids, known = [np.empty(0, "S1")], [np.empty(0, bool)]
     for batch in rows.select_columns(["video_id"]).iter(batch_size=10_000):
         names = [str(clip_id) for clip_id in batch["video_id"]]
@@ -100,7 +100,7 @@ def _first_rows(
 
 
 def check_precision(precision: str, device: str | torch.device) -> None:
-    """Refuses what a device does not compute in.
+    """Refuses a precision that the device does not support.
 
     Raises
     ------
@@ -113,19 +113,19 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         )
     if precision == "fp16" and torch.device(device).type == "cpu":
         raise ValueError(
-            "precision=fp16 is for GPUs, and this is a CPU; choose bf16, or fp32"
+            "precision=fp16 needs a GPU, and this is a CPU; choose bf16 or fp32"
         )
 
 
 def hear(
     teacher: nn.Module, waveform: Tensor, device: str | torch.device, precision: str
 ) -> Tensor:
-    """What a teacher says, on the CPU in float32: [B, N] -> [B, K].
+    """Computes a teacher's logits, in float32 on the CPU: [B, N] -> [B, K].
 
     Raises
     ------
     ValueError
-        If the device has not the memory; says which batch size to try.
+        If the device runs out of memory; suggests a smaller batch size.
     """
     kind = torch.device(device).type
     reduced = precision != "fp32"
@@ -138,8 +138,8 @@ def hear(
         size = len(waveform)
         smaller = f"pass --batch_size {size // 2}"
         raise ValueError(
-            f"a batch of {size} clips is too much for the memory of {device}; "
-            + (smaller if size > 1 else "use a device with more, or --precision bf16")
+            f"a batch of {size} clips does not fit into the memory of {device}; "
+            + (smaller if size > 1 else "use a larger device, or --precision bf16")
         ) from error
 
 
@@ -160,54 +160,54 @@ def store_logits(
     num_clips: int | None = None,
     **loader_options: Any,
 ) -> list[tuple[str, list[int]]]:
-    """Appends what a teacher says of all clips that the store does not know yet.
+    """Computes and appends a teacher's logits of all clips that are not stored yet.
 
     Arguments
     ---------
     writer : StoreWriter
-        Open, of this teacher.
+        An open writer of this teacher's store.
     teacher : nn.Module
         On ``device``: [B, N] -> StudentOutput.
     rows : datasets.Dataset or datasets.IterableDataset
-        From ``load_rows`` or ``read_table``; of rows with one ``video_id`` the first
-        is heard.
+        From ``load_rows`` or ``read_table``; of rows with the same ``video_id``, only
+        the first is scored.
     reader : ClipReader
-        Makes clips of rows.
+        Turns rows into clips.
     device : str or torch.device
     max_unreadable_share : float
-        More than this is an error.
+        A larger share of unreadable clips is an error.
     stored : LogitsStore or None
-        Whose clips are not heard again; None: that of ``writer``.
+        Its clips are not scored again; None: the store of ``writer``.
     batch_size : int
-        Clips heard at once, and committed at once.
+        Clips scored and committed at once.
     precision : str
-        "fp32", "bf16" or "fp16" (not on a CPU), of the teacher.
+        Precision of the teacher: "fp32", "bf16" or "fp16" (not on a CPU).
     rank : int
-        Of this process; only the first shows a bar.
+        Rank of this process; only the first shows a progress bar.
     world_size : int
-        Number of processes, which share the clips; each has a writer of its own.
+        Number of processes that share the clips; each has a writer of its own.
     num_clips : int or None
-        Of a stream, for the bar; None: nobody knows.
+        Length of a stream, for the progress bar; None: unknown.
     **loader_options
-        Of ``torch.utils.data.DataLoader``.
+        Options of ``torch.utils.data.DataLoader``.
 
     Returns
     -------
     list of (str, list of int)
-        Id and classes of clips heard, an even sample of them: what ``verify`` takes.
+        Ids and classes of an even sample of the clips scored, as ``verify`` takes them.
 
     Raises
     ------
     TooManyUnreadable
-        If too many clips cannot be read; what was heard is stored.
+        If too many clips cannot be read; logits computed before are stored.
     ValueError
-        If a logit is not finite, the memory does not suffice, or the device has not
-        this precision; what was heard before is stored.
+        If a logit is not finite, memory runs out, or the device does not support the
+        precision; logits computed before are stored.
     """
     check_precision(precision, device)
     stored = LogitsStore(writer.path) if stored is None else stored
     clips: Clips | ClipStream
-    already = len(stored)  # so that few bad clips are not most of what remains
+    already = len(stored)  # counted, lest a few unreadable clips be most of the rest
     if isinstance(rows, datasets.Dataset):
         batches = Batches(rows, stored, batch_size, rank, world_size)
         _say_what_is_there(len(rows), batches, rank)
@@ -251,16 +251,17 @@ def refuse_another_answer(
     device: str | torch.device = "cpu",
     precision: str = "fp32",
 ) -> None:
-    """Asks a teacher again about clips that a store knows, before it is gone on with.
+    """Refuses to resume a store if the teacher or the sound has changed.
 
-    Code that was changed shows in no digest of weights. Some clips, spread over the
-    rows, are compared by their sound, too: other data may have the same ids.
+    The teacher scores some stored clips again, since a digest of weights does not show
+    changed code. The sound of some clips, spread over the rows, is compared with its
+    stored digests, since other data may have the same ids.
 
     Raises
     ------
     ValueError
-        If the teacher says something else now, if most of the sound compared is not
-        what it was asked about, or if the device has not this precision.
+        If the teacher's logits differ from the stored ones, if the sound of most clips
+        compared has changed, or if the device does not support the precision.
     """
     check_precision(precision, device)
     some = rows.select(range(min(len(rows), LOOKED_THROUGH)))
@@ -278,11 +279,11 @@ def refuse_another_answer(
         says = says.clamp(-FLOAT16_MAX, FLOAT16_MAX)
         difference = (says - said)[kept].square().mean().sqrt()
         allowed = SAME_ANSWER * said[kept].square().mean().sqrt() + 1e-3
-        if not difference <= allowed:  # nor is what is not a number
+        if not difference <= allowed:  # also true of NaN
             raise ValueError(
-                f"the logits stored in {stored.path} are not what the teacher says "
-                f"now, as of clip {clip.clip_id!r}; name another --output_folder (or "
-                "--store), or remove what came of the old answers"
+                f"the logits stored in {stored.path} differ from what the teacher "
+                f"computes now, e.g. for clip {clip.clip_id!r}; name another "
+                "--output_folder (or --store), or delete this store and its results"
             )
 
 
@@ -294,7 +295,7 @@ def _sounds_as_stored(clip: Clip, stored: LogitsStore) -> bool:
 def _tell_of_other_sound(
     stored: LogitsStore, compared: Sequence[Clip], same: Sequence[Clip]
 ) -> None:
-    """Warns of clips whose sound has changed; refuses a store where most have."""
+    """Warns of clips whose sound has changed; refuses the store if most have."""
     num_other = len(compared) - len(same)
     if not num_other:
         return
@@ -304,7 +305,7 @@ def _tell_of_other_sound(
     )
     if 2 * num_other > len(compared):
         raise ValueError(f"{told}; use another store, or delete this one")
-    logger.warning("%s; delete the store to ask the teacher again", told)
+    logger.warning("%s; delete the store to compute all logits again", told)
 
 
 def _say_what_is_there(num_rows: int, batches: Batches, rank: int) -> None:
@@ -312,14 +313,14 @@ def _say_what_is_there(num_rows: int, batches: Batches, rank: int) -> None:
         return
     if batches.num_clips < num_rows:
         print(
-            f"{num_rows - batches.num_clips} rows repeat the video_id of another; the "
-            "first of each is heard"
+            f"{num_rows - batches.num_clips} rows repeat the video_id of another; only "
+            "the first of each is used"
         )
     print(f"{batches.num_stored} of {batches.num_clips} clips are stored already")
 
 
 def _new_clips(batch: ClipBatch, writer: StoreWriter) -> list[int]:
-    """Places of clips to hear: a stream may bring one several times."""
+    """Returns the places of clips to score; a stream may repeat a clip."""
     first = {clip_id: n for n, clip_id in reversed(list(enumerate(batch.clip_id)))}
     known = writer.knows(batch.clip_id)
     return [

@@ -1,4 +1,4 @@
-"""A few of many items, chosen in passing."""
+"""Chooses a few of many items in one pass."""
 
 from typing import Generic, TypeVar
 
@@ -8,12 +8,12 @@ Item = TypeVar("Item")
 
 
 class EvenSample(Generic[Item]):
-    """Items of a sequence, evenly spread, where nobody knows how many will come.
+    """An evenly spread sample of a sequence of unknown length.
 
     Arguments
     ---------
     size : int
-        Items of the sample, at most; twice as many are held.
+        Maximum number of items; twice as many are held in memory.
 
     Example
     -------
@@ -27,7 +27,7 @@ class EvenSample(Generic[Item]):
     def __init__(self, size: int) -> None:
         self.size = size
         self.count = 0  # items offered
-        self._step = 1  # of these are held, one in so many
+        self._step = 1  # one in this many is held
         self._held: list[Item] = []
 
     def add(self, item: Item) -> None:
@@ -39,7 +39,7 @@ class EvenSample(Generic[Item]):
             self._held, self._step = self._held[::2], 2 * self._step
 
     def sample(self) -> list[Item]:
-        """What was chosen, in its order; all of it where it is not too much."""
+        """Returns the sample in order; all items if there are at most ``size``."""
         if len(self._held) <= self.size:
             return list(self._held)
         chosen = np.linspace(0, len(self._held) - 1, self.size).astype(np.int64)

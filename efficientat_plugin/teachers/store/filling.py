@@ -1,4 +1,4 @@
-"""A store filled by all processes of a run, each with a share of the clips."""
+"""Fills a store with all processes of a run, each scoring a share of the clips."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +18,7 @@ from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.merge import merge_parts, part_path
 from efficientat_plugin.teachers.store.writer import StoreWriter
 
-LONGEST_WAIT = timedelta(days=30)  # for the process that has most to hear
+LONGEST_WAIT = timedelta(days=30)  # for the slowest process
 
 
 def fill_store(
@@ -34,45 +34,45 @@ def fill_store(
     short_clips: str = "zero_pad",
     **options: Any,
 ) -> list[tuple[str, list[int]]]:
-    """Appends the logits of all clips that a store does not know yet.
+    """Computes and appends the logits of all clips that are not stored yet.
 
-    To be called by every process of a run. Each writes a part of its own, and the
-    first of them merges the parts, those of a run that was killed too. Where logits are
-    stored already, the teacher is asked about some clips again, in case it changed.
+    Every process of a run must call it. Each writes a part of its own, and the first
+    one merges the parts, including those of a killed run. If logits are stored already,
+    the teacher scores some of their clips again, in case it has changed.
 
     Arguments
     ---------
     path : str or Path
-        Of the store; made if need be.
+        Folder of the store; created if it does not exist.
     name : str
-        What the teacher is called.
+        Name of the teacher.
     teacher : Ensemble
         On ``device``; clips are read at its sample rate.
     labels : LabelTable
-        What its classes are.
+        Its classes.
     rows : datasets.Dataset or datasets.IterableDataset
         From ``load_rows`` or ``read_table``.
     clip_seconds : float
-        What it hears of each clip.
+        Length of each clip, s.
     device : str or torch.device
     max_unreadable_share : float
-        More than this is an error.
+        A larger share of unreadable clips is an error.
     top_k : int or None
         Classes to keep of each clip; None: all.
     short_clips : str
         How shorter sound is lengthened: "zero_pad" or "repeat".
     **options
-        Of ``store_logits``, as ``batch_size=32``.
+        Options of ``store_logits``, e.g. ``batch_size=32``.
 
     Returns
     -------
     list of (str, list of int)
-        As ``store_logits``, of this process.
+        As in ``store_logits``, for this process.
 
     Raises
     ------
     OSError, ValueError, TooManyUnreadable
-        As ``StoreWriter`` and ``store_logits``; what was heard is stored.
+        As ``StoreWriter`` and ``store_logits``; logits computed before are stored.
     """
     precision = options.get("precision", "fp32")
     about: dict[str, Any] = {
@@ -88,11 +88,11 @@ def fill_store(
     }
     everyone = _group_of_processes()
     if if_main_process():
-        merge_parts(path, **about)  # of a run that was killed
+        merge_parts(path, **about)  # those of a killed run
     _wait_for(everyone)
     reader = ClipReader(labels, clip_seconds, teacher.sample_rate, short_clips)
     stored = LogitsStore(path)
-    if isinstance(rows, datasets.Dataset):  # a stream passes once
+    if isinstance(rows, datasets.Dataset):  # a stream can be read only once
         refuse_another_answer(teacher, rows, stored, reader, device, precision)
     rank = get_rank() or 0
     own_path = path if everyone is None else part_path(path, rank)
@@ -118,14 +118,14 @@ def fill_store(
 
 
 def _group_of_processes() -> Any:
-    """The processes of a `torchrun`; None where there is one alone."""
+    """Returns the group of all processes of a `torchrun`; None for a single one."""
     if world_size() == 1:
         return None
-    # The group of the launch gives up on those that are slower after two hours.
+    # The default group times out after two hours of waiting.
     return torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
 
 def _wait_for(everyone: Any) -> None:
-    """Until all processes are here."""
+    """Waits until all processes have called this."""
     if everyone is not None:
         torch.distributed.barrier(group=everyone)

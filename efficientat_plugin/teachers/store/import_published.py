@@ -1,4 +1,4 @@
-"""EfficientAT's published logits of an ensemble of PaSST, as a store."""
+"""Imports EfficientAT's published logits of a PaSST ensemble into a store."""
 
 import os
 import pickle
@@ -33,9 +33,9 @@ def import_published(
     clip_seconds: float = 10.0,
     rows_per_append: int = 8192,
 ) -> LogitsStore:
-    """Convert the published file of logits and its index to a store.
+    """Converts the published file of logits and its index to a store.
 
-    An index once published was wrong, and training with it bad without an error:
+    An early published index was wrong, and training with it failed silently:
     ``verify`` the store against the labels of AudioSet before use. Rows without an
     id are left out.
 
@@ -44,23 +44,23 @@ def import_published(
     logits_npy : str or Path
         ``passt_enemble_logits_mAP_495.npy``: [rows, K], float16 or float32.
     index_pickle : str or Path
-        ``fname_to_index.pkl``: a dict of YouTube id to row. Read without importing
-        or calling anything that it names.
+        ``fname_to_index.pkl``: a dict of YouTube id to row. It is read without
+        importing or calling anything that it names.
     path : str or Path
-        Folder of the store, which must not exist. It appears when all is done; what
-        a killed import leaves is beside it, with ``.partial`` in the name.
+        Folder of the store, which must not exist. It appears when the import is
+        complete; a killed import leaves a folder with ``.partial`` in its name.
     labels_sha256 : str
         Digest of the table of the K class names.
     num_classes : int or None
-        How many there are; None does not compare.
+        K, the number of classes in the table; None: not compared.
     teacher : str
         Name of the teacher.
     teacher_sha256 : str or None
         Digest of its weights.
     sample_rate : int
-        Of what it heard, Hz.
+        Sample rate of its input, Hz.
     clip_seconds : float
-        The window it heard.
+        Length of the clips, s.
     rows_per_append : int
         Rows in memory at once.
 
@@ -71,16 +71,16 @@ def import_published(
     Raises
     ------
     FileNotFoundError
-        When either file is missing.
+        If either file is missing.
     ValueError
-        When ``path`` exists, or either file is not what is published: for another
-        number of classes, and for probabilities in place of logits.
+        If ``path`` exists, or a file is not as published, e.g. if it has another
+        number of classes or probabilities instead of logits.
     """
     if rows_per_append < 1:
         raise ValueError(f"rows_per_append={rows_per_append} must be 1 or more")
     path = Path(os.path.abspath(path))
     if path.exists():
-        raise ValueError(f"{path} exists; name a folder that does not, or remove it")
+        raise ValueError(f"{path} exists; name another folder, or remove it")
     logits = _open_logits(Path(logits_npy))
     _refuse_unlike(Path(logits_npy), logits, num_classes)
     rows, clip_ids = _read_index(Path(index_pickle), len(logits))
@@ -116,7 +116,7 @@ def _open_logits(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"no file {path}; download the published logits")
     try:
         logits = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of a crafted header, nearly anything
+    except Exception as error:  # a crafted header can raise nearly anything
         raise ValueError(
             f"{path} cannot be read as a .npy of numbers ({error}); download it again"
         ) from None
@@ -127,7 +127,7 @@ def _open_logits(path: Path) -> np.ndarray:
         or 0 in logits.shape
     ):
         raise ValueError(
-            f"{path} must hold a float16 or float32 array [rows, classes] and holds "
+            f"{path} must hold a float16 or float32 array [rows, classes], but holds "
             f"{getattr(logits, 'dtype', type(logits))} "
             f"{list(getattr(logits, 'shape', []))}; is it the published file?"
         )
@@ -135,7 +135,7 @@ def _open_logits(path: Path) -> np.ndarray:
 
 
 def _refuse_unlike(path: Path, logits: np.ndarray, num_classes: int | None) -> None:
-    """Refuses what has the form of logits, and cannot be those of the classes."""
+    """Refuses another number of classes, and probabilities instead of logits."""
     rows, columns = logits.shape
     if num_classes not in (None, columns):
         raise ValueError(
@@ -144,22 +144,22 @@ def _refuse_unlike(path: Path, logits: np.ndarray, num_classes: int | None) -> N
             + (
                 "it is transposed, so save it again as [rows, classes]"
                 if rows == num_classes
-                else "give logits of all of them, in the order of the table"
+                else "give logits of all its classes, in its order"
             )
         )
     if look_like_probabilities(logits[:: max(1, rows // LOOKED_AT)]):
         raise ValueError(
-            f"{path} holds numbers from 0 to 1 alone, which are probabilities; save "
-            "the logits, log(p / (1 - p)) of each"
+            f"{path} holds only numbers from 0 to 1, which are probabilities; save "
+            "logits, log(p / (1 - p)) for each"
         )
 
 
 def _read_index(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
-    """Rows in ascending order, and the clip id of each."""
+    """Returns the rows in ascending order, and the clip id of each."""
     index = _read_plain_pickle(path)
     if not isinstance(index, dict) or not index:
         raise ValueError(
-            f"{path} must hold a dict of clip id to row and holds "
+            f"{path} must hold a dict of clip id to row, but holds "
             f"{type(index).__name__ if index else 'nothing'}; is it the published one?"
         )
     clip_of_row: dict[int, str] = {}
@@ -184,7 +184,7 @@ def _read_index(path: Path, count: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _cut(value: object) -> str:
-    """For messages: what is neither a string nor a usual number may be any long."""
+    """Shortens a value for messages; other types could print at any length."""
     if isinstance(value, str):
         return f"{value[:80]!r:.80}"
     usual = type(value) is int and abs(value) < 1 << 64
@@ -212,10 +212,10 @@ def _read_plain_pickle(path: Path) -> object:
 
 
 class _Integer:
-    """Stands for ``numpy.dtype`` of an integer, and for the state it is given.
+    """Stands in for ``numpy.dtype`` of an integer when unpickling.
 
-    numpy's own ``dtype`` and ``scalar`` parse what they are given in C, and with
-    object types hand through anything; these know integers and call nothing.
+    numpy's own ``dtype`` and ``scalar`` parse their arguments in C, and with object
+    types pass anything through; these stand-ins accept integers and call nothing.
     """
 
     __slots__ = ("size", "signed", "byteorder")
@@ -234,7 +234,7 @@ class _Integer:
 
 
 def _integer_scalar(kind: _Integer, raw: bytes) -> int:
-    """Stands for ``numpy.core.multiarray.scalar``."""
+    """Stands in for ``numpy.core.multiarray.scalar``."""
     if type(kind) is not _Integer or type(raw) is not bytes or len(raw) != kind.size:
         raise pickle.UnpicklingError("a numpy scalar of another size than its type")
     order: Literal["big", "little"] = "big" if kind.byteorder == ">" else "little"
@@ -242,7 +242,7 @@ def _integer_scalar(kind: _Integer, raw: bytes) -> int:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Containers, strings and numbers; never what the file names."""
+    """Loads containers, strings and numbers; never an object that the file names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "dtype"):

@@ -1,12 +1,12 @@
-"""A teacher's logits, made beforehand and kept on disk, found again by clip.
+"""Looks up a teacher's logits, computed beforehand and kept on disk, by clip id.
 
-A store is a folder of three files: ``manifest.json`` says whose logits they are and
-how much of the other two counts, ``logits.f16`` is raw little-endian ``[count, K]``
-(or, of the top k alone, rows of k values, k classes as uint16, and the logit of the
-mean probability of the others), and ``clips.tsv`` names the clip of each row and,
-after a tab, the digest of the samples that the teacher heard (may be empty). Whatever
-lies beyond the lengths in the manifest was never committed, so a job killed at any
-byte loses its last append and nothing else.
+A store is a folder of three files. ``manifest.json`` describes the logits and says how
+much of the other two files is committed. ``logits.f16`` is raw little-endian
+``[count, K]``; for a top-k store, each row has k values, k classes as uint16, and the
+logit of the mean probability of the others. ``clips.tsv`` has the clip id of each row
+and, after a tab, the digest of the samples that were scored (may be empty). Bytes
+beyond the lengths in the manifest were never committed, so a job killed at any byte
+loses its last append and nothing else.
 """
 
 import os
@@ -23,10 +23,10 @@ from efficientat_plugin.teachers.store.top_k import unpack
 
 
 class LogitsStore:
-    """The logits of a teacher, read-only and mapped into memory.
+    """The logits of a teacher, read-only and memory-mapped.
 
     Opening reads the clip ids into a sorted array of bytes and leaves the logits on
-    disk. It pickles as its path: a worker process opens the files anew.
+    disk. It pickles as its path, so a worker process opens the files again.
 
     Arguments
     ---------
@@ -36,9 +36,9 @@ class LogitsStore:
     Raises
     ------
     FileNotFoundError
-        When there is no store.
+        If there is no store.
     ValueError
-        When there is one that cannot be relied upon.
+        If the store is corrupt.
 
     Example
     -------
@@ -52,7 +52,7 @@ class LogitsStore:
     ...     store = LogitsStore(f"{folder}/passt")
     ...     store.lookup(["b", "unheard"])
     TeacherTarget(logits=tensor([[ 3., -4.],
-            [ 0.,  0.]]), known=tensor([ True, False]))
+            [ 0.,  0.]]), known=tensor([ True, False]), ...)
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -75,17 +75,17 @@ class LogitsStore:
         return type(self), (str(self.path),)
 
     def rows(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """The row of each clip.
+        """Returns the row of each clip.
 
         Arguments
         ---------
         clip_ids : Sequence[str]
-            B of them, known or not, the same one several times if need be.
+            B ids, in the store or not, with or without repetitions.
 
         Returns
         -------
         rows : np.ndarray
-            [B], int64; -1 where the clip is unknown.
+            [B], int64; -1: not in the store.
         """
         if isinstance(clip_ids, str) or not all(isinstance(i, str) for i in clip_ids):
             raise ValueError(
@@ -95,18 +95,18 @@ class LogitsStore:
         return self._index.rows(clip_ids)
 
     def lookup(self, clip_ids: Sequence[str]) -> TeacherTarget:
-        """What the teacher says of a batch of clips.
+        """Returns the teacher's logits of a batch of clips.
 
         Arguments
         ---------
         clip_ids : Sequence[str]
-            B of them, known or not.
+            B ids, in the store or not.
 
         Returns
         -------
         target : TeacherTarget
-            On the CPU, logits in float32; of a store of the top k, the other classes
-            share one, that of their mean probability.
+            On the CPU, in float32. In a top-k store, the other classes of a clip share
+            the logit of their mean probability.
         """
         rows = self.rows(clip_ids)
         known = rows >= 0
@@ -115,7 +115,7 @@ class LogitsStore:
         return TeacherTarget(torch.from_numpy(logits), torch.from_numpy(known))
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
-        """What the teacher says of the clips in some rows.
+        """Reads the logits of some rows.
 
         Arguments
         ---------
@@ -132,7 +132,7 @@ class LogitsStore:
         OSError
             If the file was cut short since the store was opened.
         """
-        self._refuse_cut_file()  # whose rows would end the process without a word
+        self._refuse_cut_file()  # reading missing rows would crash the process
         try:
             return unpack(self._rows[rows], self.manifest.num_classes)
         except ValueError as error:
@@ -143,12 +143,12 @@ class LogitsStore:
         size = file.stat().st_size if file.exists() else wanted
         if size < wanted:
             raise OSError(
-                f"{file} has {size} of {wanted} bytes now, since something has cut it "
-                "short while it was read; make the store again, or copy it anew"
+                f"{file} now has only {size} of {wanted} bytes, because something "
+                "truncated it while it was open; rebuild the store, or copy it again"
             )
 
     def clip(self, row: int) -> tuple[str, str]:
-        """Whose row this is.
+        """Returns the clip of a row.
 
         Arguments
         ---------
@@ -159,14 +159,14 @@ class LogitsStore:
         -------
         clip_id : str
         digest : str
-            Of the samples that the teacher heard; may be empty.
+            Digest of the samples that were scored; may be empty.
         """
         if not 0 <= row < len(self):
             raise ValueError(f"row={row} must be from 0 to {len(self) - 1}")
         return self._index.clips(row, row + 1)[0]
 
     def digest(self, clip_id: str) -> str:
-        """Digest of the samples that the teacher heard of a clip.
+        """Returns the digest of the samples of a clip that were scored.
 
         Arguments
         ---------
@@ -176,28 +176,28 @@ class LogitsStore:
         Returns
         -------
         digest : str
-            Empty when none was kept.
+            Empty if none was kept.
 
         Raises
         ------
         ValueError
-            When the clip is unknown.
+            If the clip is not in the store.
         """
         row = int(self.rows([clip_id])[0])
         if row < 0:
             raise ValueError(
-                f"clip {clip_id!r} is not in {self.path}; ask `clip_id in store` first"
+                f"clip {clip_id!r} is not in {self.path}; check with `clip_id in store`"
             )
         return self.clip(row)[1]
 
     def stretch(self, start: int, stop: int) -> tuple[list[str], list[str], np.ndarray]:
-        """Rows as they are stored, to be copied to another store.
+        """Returns rows as they are stored, to be copied to another store.
 
         Arguments
         ---------
         start : int
         stop : int
-            Not among them.
+            Exclusive.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Whose logits a store holds, and how much of its files counts."""
+"""The manifest of a store: describes its logits and how much is committed."""
 
 import json
 import math
@@ -14,26 +14,26 @@ from efficientat_plugin.teachers.store.top_k import row_type
 FORMAT = "logits store"
 WHOLE, TOP_K = 1, 2  # versions: rows of all classes, rows of the top k
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_CLASSES = 1_000_000  # what is looked up has as many numbers for each clip
+MAX_CLASSES = 1_000_000  # limits the memory of a lookup: K numbers per clip
 MANIFEST, LOGITS, CLIPS = "manifest.json", "logits.f16", "clips.tsv"
 
 
 @dataclass(frozen=True)
 class Manifest:  # no named tuple: those have a method called count
-    """Whose logits a store holds, and how much of its files is committed.
+    """Describes the logits of a store, and how much of its files is committed.
 
     Raises
     ------
     ValueError
-        Naming the first field that is not legal.
+        Names the first illegal field.
     """
 
     teacher: str  # its name
     teacher_sha256: str | None  # digest of its weights
     labels_sha256: str  # digest of the table of class names, in order
     num_classes: int  # K
-    sample_rate: int  # of what the teacher heard, Hz
-    clip_seconds: float  # the window it heard
+    sample_rate: int  # of the teacher's input, Hz
+    clip_seconds: float  # length of the clips, s
     count: int = 0  # rows committed
     logits_bytes: int = 0
     clips_bytes: int = 0
@@ -80,18 +80,18 @@ class Manifest:  # no named tuple: those have a method called count
 
     @property
     def kind(self) -> dict[str, Any]:
-        """What is alike for all logits of one store."""
+        """The fields that all logits of a store have in common."""
         amounts = ("count", "logits_bytes", "clips_bytes")
         return {name: v for name, v in asdict(self).items() if name not in amounts}
 
     def to_json(self) -> str:
-        """Text of the file; without top k as the first release read it."""
+        """Returns the text of the file; the first release can read it without top k."""
         entries: dict[str, Any] = {"format": FORMAT, "version": WHOLE, **asdict(self)}
         if self.top_k is None:
             del entries["top_k"]
         else:
             entries["version"] = TOP_K
-        if self.short_clips == "zero_pad":  # all that the first release could do
+        if self.short_clips == "zero_pad":  # all that the first release knew
             del entries["short_clips"]
         if self.precision == "fp32":
             del entries["precision"]
@@ -99,12 +99,12 @@ class Manifest:  # no named tuple: those have a method called count
 
 
 def file_size(path: Path) -> int:
-    """Of a file, bytes; 0 where there is none."""
+    """Returns the size of a file, bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a store, whose files are at least as long as it promises.
+    """Reads the manifest of a store and checks the lengths of its files.
 
     Arguments
     ---------
@@ -118,9 +118,9 @@ def read_manifest(path: Path) -> Manifest:
     Raises
     ------
     FileNotFoundError
-        When there is no store.
+        If there is no store.
     ValueError
-        When the manifest is damaged, of another version, or promises more.
+        If the manifest is corrupt or of another version, or a file is too short.
     """
     _refuse_special_files(path)
     entries = _read_entries(path)
@@ -134,13 +134,13 @@ def read_manifest(path: Path) -> Manifest:
     missing = [name for name in names if name not in entries]
     if missing:
         raise ValueError(
-            f"{path / MANIFEST} lacks {', '.join(missing)}; make the store anew"
+            f"{path / MANIFEST} lacks {', '.join(missing)}; rebuild the store"
         )
     try:
         manifest = Manifest(**{name: entries[name] for name in names})
     except ValueError as error:
         raise ValueError(
-            f"{path / MANIFEST} was damaged: {error}; make the store anew"
+            f"{path / MANIFEST} is corrupt: {error}; rebuild the store"
         ) from None
     for name, length in [
         (LOGITS, manifest.logits_bytes),
@@ -148,22 +148,22 @@ def read_manifest(path: Path) -> Manifest:
     ]:
         if file_size(path / name) < length:
             raise ValueError(
-                f"{path / name} has {file_size(path / name)} bytes and the manifest "
-                f"promises {length}; the copy is incomplete, so copy the store again"
+                f"{path / name} has {file_size(path / name)} bytes, not the {length} "
+                "in the manifest; the copy is incomplete, so copy the store again"
             )
     return manifest
 
 
 def _refuse_special_files(path: Path) -> None:
-    """Pipes and devices, which never end; links to files are their owner's."""
+    """Refuses pipes and devices, which may never end; links to files are allowed."""
     for name in (MANIFEST, LOGITS, CLIPS):
         try:
             if (path / name).is_file() or not os.path.lexists(path / name):
                 continue
-        except OSError:  # links without end
+        except OSError:  # a loop of links
             pass
         raise ValueError(
-            f"{path / name} is no file, nor a link to one; copy the store again"
+            f"{path / name} is neither a file nor a link to one; copy the store again"
         )
     if file_size(path / MANIFEST) > MAX_MANIFEST_BYTES:
         raise ValueError(
@@ -178,7 +178,7 @@ def _read_entries(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"no logits store at {path}: it must be a folder with {MANIFEST}; make "
-            "one with StoreWriter, or set the path to null to do without"
+            "one with StoreWriter, or set the path to null to train without it"
         ) from None
     try:
         entries = json.loads(text)
@@ -191,15 +191,15 @@ def _read_entries(path: Path) -> dict[str, Any]:
         )
     if entries.get("version") not in (WHOLE, TOP_K):
         raise ValueError(
-            f"{path} is a store of version {entries.get('version')!r:.80} and only "
-            f"versions {WHOLE} and {TOP_K} are read here; make it anew or use the "
+            f"{path} is a store of version {entries.get('version')!r:.80}, and only "
+            f"versions {WHOLE} and {TOP_K} are supported; rebuild it, or use the "
             "release that wrote it"
         )
     return entries
 
 
 def map_rows(path: Path, manifest: Manifest) -> np.ndarray:
-    """The rows of a store as they stand on the disk, mapped into memory."""
+    """Maps the rows of a store into memory, as they are on disk."""
     kind = row_type(manifest.num_classes, manifest.top_k)
     if not manifest.count:  # an empty file cannot be mapped
         return np.empty(0, kind)

@@ -1,8 +1,8 @@
-"""Several processes write one store: each a part of it, put together afterwards.
+"""Merges the parts of a store that several processes wrote.
 
 The parts of a store ``s`` are the stores ``s.parts/0``, ``s.parts/1`` and so on. Rows
-are committed to the whole before their part goes, and a clip that the whole knows is
-passed over, so that a merge killed at any point loses nothing and doubles nothing.
+are committed to the whole before their part is removed, and clips that are already in
+the whole are skipped, so a merge killed at any point loses and duplicates nothing.
 """
 
 import os
@@ -14,39 +14,39 @@ from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.writer import StoreWriter
 
 ROWS_AT_ONCE = 8192
-MERGED = ".merged"  # ends the name of a part that is in the whole, half removed
+MERGED = ".merged"  # suffix of a part that is merged and being removed
 
 
 def parts_folder(path: str | os.PathLike) -> Path:
-    """Where the parts of a store are while it is written by several processes."""
+    """Returns the folder of a store's parts while several processes write it."""
     path = Path(os.path.abspath(path))
     return path.with_name(f"{path.name}.parts")
 
 
 def part_path(path: str | os.PathLike, rank: int) -> Path:
-    """The part that a process writes."""
+    """Returns the part that a process writes."""
     return parts_folder(path) / str(rank)
 
 
 def merge_parts(path: str | os.PathLike, **about: Any) -> int:
-    """Puts the parts of a store together, whoever left them; makes it if need be.
+    """Merges the parts of a store, from this run or a killed one; creates the store.
 
     Arguments
     ---------
     path : str or Path
         Folder of the store.
     **about
-        Of ``StoreWriter``: whose logits they are.
+        Arguments of ``StoreWriter`` that describe the logits.
 
     Returns
     -------
     int
-        Clips that came to the store.
+        Number of clips added to the store.
 
     Raises
     ------
     ValueError
-        When the store or a part is another teacher's, or is being written.
+        If the store or a part is another teacher's, or is being written.
 
     Example
     -------
@@ -67,7 +67,7 @@ def merge_parts(path: str | os.PathLike, **about: Any) -> int:
             for part in sorted(folder.iterdir(), key=lambda part: part.name.zfill(9)):
                 if part.suffix != MERGED:
                     _take_up(whole, part, about)
-                    # A store with half of its files gone would be refused as damaged.
+                    # With half of its files gone it would be refused as corrupt.
                     part = part.rename(part.with_suffix(MERGED))
                 shutil.rmtree(part)
             folder.rmdir()
@@ -75,7 +75,7 @@ def merge_parts(path: str | os.PathLike, **about: Any) -> int:
 
 
 def _take_up(whole: StoreWriter, part: Path, about: dict[str, Any]) -> None:
-    with StoreWriter(part, **about):  # refuses another teacher's, keeps writers out
+    with StoreWriter(part, **about):  # checks the teacher and locks the part
         store = LogitsStore(part)
         for start in range(0, len(store), ROWS_AT_ONCE):
             whole.absorb(*store.stretch(start, start + ROWS_AT_ONCE))

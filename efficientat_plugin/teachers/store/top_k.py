@@ -1,4 +1,4 @@
-"""Rows of a store: all logits of a clip, or the highest ones and a word on the rest."""
+"""Rows of a store: all logits of a clip, or the top k and one logit for the rest."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ MAX_CLASSES = 1 << 16  # indices are uint16
 
 
 def row_type(num_classes: int, top_k: int | None) -> np.dtype:
-    """How a row stands on the disk.
+    """Returns the data type of a row on disk.
 
     Arguments
     ---------
@@ -18,7 +18,7 @@ def row_type(num_classes: int, top_k: int | None) -> np.dtype:
     Raises
     ------
     ValueError
-        If so many classes cannot be kept.
+        If that many classes cannot be kept.
 
     Example
     -------
@@ -29,8 +29,8 @@ def row_type(num_classes: int, top_k: int | None) -> np.dtype:
         return np.dtype(("<f2", (num_classes,)))
     if num_classes > MAX_CLASSES:
         raise ValueError(
-            f"top_k={top_k!r} of {num_classes} classes cannot be kept, as there are "
-            f"more than {MAX_CLASSES}; null keeps all of them"
+            f"top_k={top_k!r} needs at most {MAX_CLASSES} classes, and there are "
+            f"{num_classes}; null keeps all of them"
         )
     if type(top_k) is not int or not 0 < top_k < num_classes:
         raise ValueError(
@@ -43,10 +43,11 @@ def row_type(num_classes: int, top_k: int | None) -> np.dtype:
 
 
 def pack(logits: np.ndarray, top_k: int | None) -> np.ndarray:
-    """[B, K] float16 as B rows of ``row_type``.
+    """Packs [B, K] float16 into B rows of ``row_type``.
 
-    Of classes with one logit the first is kept. What is left out is told by the logit
-    of its mean probability (sigmoid), so that the sum of all probabilities stays.
+    Of classes with equal logits the first is kept. The other classes are stored as the
+    logit of their mean probability (sigmoid), which preserves the sum of all
+    probabilities.
     """
     if top_k is None:
         return logits
@@ -55,7 +56,7 @@ def pack(logits: np.ndarray, top_k: int | None) -> np.ndarray:
     rows["classes"] = order[:, :top_k]
     rows["values"] = np.take_along_axis(logits, order[:, :top_k], axis=1)
     others = np.take_along_axis(logits, order[:, top_k:], axis=1).astype(np.float64)
-    # Sums of sigmoids and of their complements, by logarithms: none becomes 0.
+    # Sums of sigmoids and of their complements, as logarithms so that none is 0.
     odds = [-np.logaddexp(0, -sign * others) for sign in (1.0, -1.0)]
     there, absent = (np.logaddexp.reduce(log, axis=1) for log in odds)
     rows["rest"] = there - absent
@@ -63,12 +64,12 @@ def pack(logits: np.ndarray, top_k: int | None) -> np.ndarray:
 
 
 def unpack(rows: np.ndarray, num_classes: int) -> np.ndarray:
-    """B rows of ``row_type`` as [B, K] float32; ``pack`` says what fills the rest.
+    """Unpacks B rows of ``row_type`` into [B, K] float32; see ``pack`` for the rest.
 
     Raises
     ------
     ValueError
-        For a class beyond the last.
+        If a row has a class that does not exist.
 
     Example
     -------
@@ -84,8 +85,8 @@ def unpack(rows: np.ndarray, num_classes: int) -> np.ndarray:
     classes = rows["classes"].astype(np.int64)
     if classes.size and classes.max() >= num_classes:
         raise ValueError(
-            f"a row has class {classes.max()} of {num_classes}, so it was damaged; "
-            "make the store anew"
+            f"a row has class {classes.max()} of {num_classes}, so it is corrupt; "
+            "rebuild the store"
         )
     np.put_along_axis(logits, classes, rows["values"].astype(np.float32), axis=1)
     return logits

@@ -1,7 +1,7 @@
-"""Whether a store's logits belong to the clips it says they do.
+"""Checks that the logits of a store belong to the clips in its index.
 
-Logits looked up by a wrong index train without an error and teach nothing, so the
-labels of the data set, which cost nothing to read, are held against the store.
+With a wrong index, training runs without an error and the student learns nothing. So
+the store is compared with the labels of the data set, which cost nothing to read.
 """
 
 import math
@@ -16,69 +16,69 @@ from efficientat_plugin.teachers.store.logits_store import LogitsStore
 
 MIN_LABELLED = 20  # labelled clips; fewer give no verdict
 MIN_SIGMAS = 6.0  # above shuffled, for the store as a whole
-MIN_EFFECT = 0.1  # sigmas per square root of clips: a share of any sample's size
+MIN_EFFECT = 0.1  # sigmas per square root of clips, so that large samples need more
 BLOCK_SIGMAS = 4.0  # above shuffled, for a block
-# What the many blocks of a large set would each have if all were alike; an honest
-# one then hardly ever falls to 4.
+# Sigmas that each of the many blocks of a large set should have; a correct block then
+# hardly ever falls to 4.
 EXPECTED_BLOCK_SIGMAS = 9.0
 MIN_BLOCK, MAX_BLOCKS = 100, 100  # clips; blocks
 MAX_SAMPLE = 20000  # clips whose logits are read
-LOOKED_AT = 500  # rows, to tell probabilities from logits
+LOOKED_AT = 500  # rows checked for probabilities instead of logits
 MIN_NUMBERS = 20  # fewer could be logits from 0 to 1 by chance
-MIN_PAIRS_RIGHT = 0.9  # teachers have more; 0.5 by chance
+MIN_PAIRS_RIGHT = 0.9  # real teachers exceed this; chance is 0.5
 DRAWS = 16  # other clips that each clip is compared with
 MIN_DEVIATION = 1e-2  # of a sum of scores; less is rounding
 Z_LIMIT = 5.0  # keeps one row of a rare class from deciding over a block
 
 
 class Stretch(NamedTuple):
-    """Consecutive clips whose logits look like those of other clips."""
+    """Consecutive clips whose logits seem to belong to other clips."""
 
     first: str  # clip id
     last: str  # clip id
-    order: str  # "data set" or "store": in whose order they are consecutive
+    order: str  # "data set" or "store": the order in which they are consecutive
     sigmas: float  # above shuffled
 
 
 class StoreReport(NamedTuple):
-    """What ``verify`` found; ``str`` of it is one line."""
+    """Result of ``verify``; ``str`` makes one line of it."""
 
     store: str  # its folder
-    clips: int  # of the data set
-    coverage: float  # share of them that the store knows, 0 to 1
+    clips: int  # in the data set
+    coverage: float  # share of them that are in the store, 0 to 1
     minimum_coverage: float
-    labels_match: bool | None  # None when no digest was given
-    labelled: int  # clips known and labelled, of which the alignment was judged
+    labels_match: bool | None  # None: no digest was given
+    labelled: int  # clips in the store with labels, used to judge the alignment
     sigmas: float  # of the teacher's scores on labelled classes above shuffled ones
-    aligned: bool | None  # None when there are too few labels for a verdict
+    aligned: bool | None  # None: too few labels for a verdict
     blocks: int  # judged one by one, in the order of the data set and of the store
     bad_stretch: Stretch | None  # the first misaligned block
-    classes_match: bool = True  # as many as the data set's label table has
-    are_probabilities: bool = False  # its numbers, in place of logits
-    pairs_right: float = 1.0  # of two clips' labels, its own fit its logits better
+    classes_match: bool = True  # as many classes as in the data set's label table
+    are_probabilities: bool = False  # the store holds them instead of logits
+    pairs_right: float = 1.0  # share of pairs where a clip's own labels fit better
 
     @property
     def fault(self) -> str | None:
-        """What is wrong, in a sentence, or None."""
+        """What is wrong, in a sentence; None: nothing."""
         if self.labels_match is False:
             return (
-                "the store's label table is not the data set's: their digests differ; "
-                "use the label table that the teacher was trained with"
+                "the label tables of the store and the data set differ by digest; use "
+                "the label table that the teacher was trained with"
             )
         if not self.classes_match:
             return (
                 "the store has another number of classes than the data set's label "
-                "table; make it anew with the table that the teacher was trained with"
+                "table; rebuild it with the table that the teacher was trained with"
             )
         if self.are_probabilities:
             return (
-                "its numbers are all from 0 to 1, so they are probabilities, which "
-                "teach otherwise than logits do; make the store anew of "
-                "log(p / (1 - p)), or of what the teacher computes before its sigmoid"
+                "all its numbers are from 0 to 1, so they are probabilities, not "
+                "logits; rebuild the store from log(p / (1 - p)), or from what the "
+                "teacher computes before its sigmoid"
             )
         if self.coverage < self.minimum_coverage:
             return (
-                f"the store knows {self.coverage:.1%} of {self.clips} clips, less than "
+                f"the store has {self.coverage:.1%} of {self.clips} clips, less than "
                 f"minimum_coverage={self.minimum_coverage:g}; store the logits of the "
                 "others, compare the clip ids, or lower minimum_coverage"
             )
@@ -88,25 +88,26 @@ class StoreReport(NamedTuple):
                 f"the logits from clip {bad.first!r} to clip {bad.last!r}, in the "
                 f"order of the {bad.order}, seem to be of other clips: the teacher's "
                 f"scores on the labels are {bad.sigmas:.1f} standard deviations above "
-                "shuffled ones, too few; make the store anew, or correct its index"
+                "shuffled ones, which is too few; rebuild the store, or correct its "
+                "index"
             )
         if self.aligned is False:
             return (
                 "the logits seem to be of other clips: the teacher's scores on the "
                 f"labels of {self.labelled} clips are {self.sigmas:.1f} standard "
                 f"deviations above shuffled ones, and must be at least {MIN_SIGMAS:g} "
-                f"and {MIN_EFFECT:g} times the square root of the clips; make the "
-                "store anew, or correct its index or the order of its classes"
+                f"and {MIN_EFFECT:g} times the square root of the number of clips; "
+                "rebuild the store, or correct its index or the order of its classes"
             )
         return None
 
     def raise_if_bad(self) -> None:
-        """Refuse a store that would mislead a student.
+        """Refuses a store that would mislead a student.
 
         Raises
         ------
         ValueError
-            With ``fault``, and of which store.
+            With the store and its ``fault``.
         """
         if self.fault is not None:
             raise ValueError(f"{self.store}: {self.fault}")
@@ -114,7 +115,7 @@ class StoreReport(NamedTuple):
     def __str__(self) -> str:
         labels = {True: "equal", False: "different", None: "not compared"}
         known = (
-            f"{self.coverage:.1%} of {self.clips} clips known, label tables "
+            f"{self.coverage:.1%} of {self.clips} clips stored, label tables "
             f"{labels[self.labels_match]}, "
         )
         if self.fault is not None:
@@ -122,15 +123,15 @@ class StoreReport(NamedTuple):
         if self.aligned is None:
             return (
                 f"unjudged: {known}but only {self.labelled} clips have labels that "
-                f"tell them apart, and it takes {MIN_LABELLED} to tell whether the "
-                "logits are of the right clips"
+                f"distinguish them, and {MIN_LABELLED} are needed to check whether the "
+                "logits belong to the right clips"
             )
         if self.pairs_right < MIN_PAIRS_RIGHT:
             return (
-                f"doubtful: {known}in {self.pairs_right:.0%} of pairs alone a clip's "
+                f"doubtful: {known}in only {self.pairs_right:.0%} of pairs do a clip's "
                 "logits fit its own labels better than another clip's; the teacher is "
                 f"weak at these classes, or up to {2 * (1 - self.pairs_right):.0%} of "
-                "the rows are of other clips"
+                "the rows belong to other clips"
             )
         return (
             f"ok: {known}scores on the labels of {self.labelled} clips "
@@ -146,15 +147,15 @@ def verify(
     minimum_coverage: float = 0.9,
     num_classes: int | None = None,
 ) -> StoreReport:
-    """Hold a store against the labels of a data set.
+    """Compares a store with the labels of a data set.
 
-    Logits are standardised per class; a clip's score is the sum over its labels,
+    Logits are standardised per class. A clip's score is the sum over its labels,
     compared with what it would be if the rows were shuffled among the clips. The
-    whole is judged, and consecutive blocks (of 100 clips or more and a hundredth of
-    them all; the halves of a small set), so that a stretch of wrong rows shows if it
-    is as long as two blocks. What no labels can show: rows exchanged between clips of
-    the same labels. A block may also be refused for a class that the teacher does not
-    know, if the data set is sorted by class.
+    whole store is judged, and so are consecutive blocks (at least 100 clips and a
+    hundredth of all; the halves of a small set), so a stretch of wrong rows is found if
+    it is as long as two blocks. Labels cannot reveal rows exchanged between clips with
+    the same labels. If the data set is sorted by class, a block may also be refused
+    because the teacher does not know its class.
 
     Source: mean and variance under shuffling are exact, by Hoeffding, "A
     Combinatorial Central Limit Theorem", 1951, theorem 2; no shuffle is drawn.
@@ -162,26 +163,26 @@ def verify(
     Arguments
     ---------
     store : LogitsStore
-        What to look at.
+        The store to check.
     clips : Iterable[tuple[str, Iterable[int]]]
-        Clip id and class indices of each clip of the data set, in its order. No
-        indices: the clip counts for the coverage only.
+        Clip id and class indices of each clip of the data set, in its order. A clip
+        without indices counts for the coverage only.
     labels_sha256 : str or None
-        Digest of the data set's label table; None does not compare.
+        Digest of the data set's label table; None: not compared.
     minimum_coverage : float
-        Least share of the clips that the store must know, 0 to 1.
+        Smallest share of the clips that must be in the store, 0 to 1.
     num_classes : int or None
-        Of the data set's label table; None does not compare.
+        Number of classes in the data set's label table; None: not compared.
 
     Returns
     -------
     report : StoreReport
-        Ask it to ``raise_if_bad()``.
+        Call its ``raise_if_bad()``.
 
     Raises
     ------
     ValueError
-        When there are no clips, or labels that the store has no column for.
+        If there are no clips, or a label has no column in the store.
     """
     if not 0 <= minimum_coverage <= 1:
         raise ValueError(f"minimum_coverage={minimum_coverage} must be from 0 to 1")
@@ -226,9 +227,9 @@ def verify(
 
 
 def look_like_probabilities(numbers: np.ndarray) -> bool:
-    """Whether all are from 0 to 1, which many logits never are.
+    """Whether all numbers are from 0 to 1, which many logits never are.
 
-    Numbers that are all the same, such as an untrained network's, are neither.
+    If all numbers are the same, as an untrained network's may be, returns False.
 
     Example
     -------
@@ -249,10 +250,10 @@ def _are_probabilities(store: LogitsStore) -> bool:
 
 
 class _Shuffled:
-    """Scores of clips, and how they would scatter if rows were shuffled."""
+    """Scores of clips, and their distribution if the rows were shuffled."""
 
     def __init__(self, scores: np.ndarray, marks: np.ndarray) -> None:
-        # Of 2 x 10^4 clips of 527 classes each of these takes 42 MB.
+        # For 2 x 10^4 clips and 527 classes, each of these takes 42 MB.
         self.scores = scores - scores.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.marks = marks  # [B, K], 1 where labelled
         self.covariance = self.scores.T @ self.scores / (len(scores) - 1)  # [K, K]
@@ -260,23 +261,23 @@ class _Shuffled:
         self.clip_variances = (marks @ self.covariance * marks).sum(axis=1)
 
     def deviation(self, chosen: np.ndarray) -> float:
-        """Of the sum of the scores of chosen clips, were their rows drawn at random
-        from all; the mean is 0."""
+        """Computes the standard deviation of the summed scores of the chosen clips if
+        their rows were drawn at random from all; the mean is 0."""
         total = self.marks[chosen].sum(axis=0, dtype=np.float64)
         shared = total @ self.covariance @ total / len(self.marks)
         variance = self.clip_variances[chosen].sum(dtype=np.float64) - shared
         return math.sqrt(max(float(variance), 0.0))
 
     def sigmas(self, chosen: np.ndarray) -> float:
-        """Of the chosen clips above rows drawn from all."""
+        """Computes by how many sigmas the chosen clips exceed rows drawn from all."""
         score = float(self.clip_scores[chosen].sum(dtype=np.float64))
         deviation = self.deviation(chosen)
         return score / deviation if deviation > MIN_DEVIATION else 0.0
 
     def pairs_right(self) -> float:
-        """How often a clip's own labels score higher than those of another one.
+        """Computes how often a clip's own labels score higher than another clip's.
 
-        Of pairs without a label in common; 1 where there are none.
+        Counts pairs without a common label; returns 1 if there are none.
         """
         draws = np.random.default_rng(0)
         shares = self.marks / self.marks.sum(axis=1, keepdims=True)
@@ -291,8 +292,8 @@ class _Shuffled:
         return right / total if total else 1.0
 
     def sigmas_within(self, chosen: np.ndarray) -> float:
-        """Of the chosen clips above their own rows shuffled: nothing for clips of one
-        class, and more than ``sigmas`` where one class prevails."""
+        """Computes by how many sigmas the chosen clips exceed their own rows shuffled:
+        0 for clips of one class, and more than ``sigmas`` where one class prevails."""
         inside = _Shuffled(self.scores[chosen], self.marks[chosen])
         return inside.sigmas(np.arange(len(chosen)))
 
@@ -301,7 +302,7 @@ def _standardise(logits: np.ndarray) -> np.ndarray:
     scores = np.array(logits, np.float32)
     scores -= scores.mean(axis=0, dtype=np.float64)
     spread = scores.std(axis=0, dtype=np.float64)
-    # A class that the teacher says the same of everywhere tells nothing.
+    # A class with the same logit for every clip carries no information.
     scores /= np.where(spread > 1e-6, spread, np.inf)
     return np.clip(scores, -Z_LIMIT, Z_LIMIT, out=scores)
 
@@ -316,8 +317,8 @@ def _mark(labels: list[np.ndarray], num_classes: int) -> np.ndarray:
 def _gather(
     store: LogitsStore, clips: Iterable[tuple[str, Iterable[int]]]
 ) -> tuple[int, int, np.ndarray, list[np.ndarray]]:
-    """Clips, known ones, and rows and labels of those known and labelled, of which
-    an even sample if they are many."""
+    """Counts all clips and those in the store; returns rows and labels of those in the
+    store with labels, or of an even sample if there are many."""
     count, known = 0, 0
     kept: EvenSample[tuple[int, list[int]]] = EvenSample(MAX_SAMPLE)
     for batch in _batches(clips, 4096):
@@ -329,7 +330,7 @@ def _gather(
             if row >= 0 and indices:
                 kept.add((row, indices))
     if not count:
-        raise ValueError("clips is empty; give a pair of id and classes per clip")
+        raise ValueError("clips is empty; give a pair of id and classes for each clip")
     sample = kept.sample()
     return (
         count,
@@ -365,8 +366,8 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 
 
 def _block_count(clips: int, sigmas: float) -> int:
-    """As many blocks as there are clips for and as the teacher is sure enough for."""
-    # Sigmas grow with the square root of the clips.
+    """Returns the number of blocks, limited by the clips and the teacher's strength."""
+    # Sigmas grow with the square root of the number of clips.
     by_strength = int((max(sigmas, 0.0) / EXPECTED_BLOCK_SIGMAS) ** 2)
     if sigmas >= MIN_SIGMAS:
         by_strength = max(by_strength, 2)
@@ -380,10 +381,10 @@ def _first_bad_stretch(
     blocks: int,
     sigmas: float,
 ) -> Stretch | None:
-    # The halves of a small set are judged by what each would have if both were alike:
-    # a misaligned one has 0, an honest one that much, each within about 1.
+    # The halves of a small set are judged by the sigmas that each should have: a
+    # misaligned half has 0, a correct one has these, each within about 1.
     needed = min(BLOCK_SIGMAS, 0.4 * sigmas / math.sqrt(blocks))
-    # An index goes wrong in the order of the rows, a data set in its own.
+    # A wrong index shows in the order of the rows, a wrong data set in its own order.
     orders = {"data set": np.arange(len(rows)), "store": np.argsort(rows)}
     for name, order in orders.items():
         for block in np.array_split(order, blocks):

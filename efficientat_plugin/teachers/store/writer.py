@@ -1,4 +1,4 @@
-"""Writing a store of logits, so that a job killed at any byte loses one append."""
+"""Writes a logits store; a job killed at any byte loses one append at most."""
 
 import os
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ from efficientat_plugin.teachers.store.top_k import pack
 
 FLOAT16_MAX = 65504.0
 DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
-MAX_RECENT = 1 << 16  # ids held as strings until the index takes them up
+MAX_RECENT = 1 << 16  # ids held as strings before the index is rebuilt
 
 
 def _prepare_folder(path: Path) -> None:
-    """Make the folder, and leave alone what is somebody else's."""
+    """Makes the folder; refuses one that holds anything but a store."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; a store is a folder, so name another path")
     path.mkdir(parents=True, exist_ok=True)
-    # Created and killed before the first manifest, the files are still empty.
+    # A writer that was killed before its first manifest leaves empty files.
     ours = {f"{MANIFEST}.partial", LOGITS, CLIPS}
     if not (path / MANIFEST).exists() and any(
         entry.name not in ours or (entry.name in (LOGITS, CLIPS) and file_size(entry))
@@ -49,17 +49,17 @@ def _prepare_folder(path: Path) -> None:
 def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
     other = differences_of(_told(stored), _told(wanted))
     if stored.teacher_sha256 and stored.teacher_sha256 == wanted.teacher_sha256:
-        other = [each for each in other if each.name != "teacher"]  # a name is a name
+        other = [each for each in other if each.name != "teacher"]  # just renamed
     if other:
         listed = "; ".join(str(each) for each in other)
         raise ValueError(
-            f"the store at {path} holds other logits ({listed}); logits of one store "
-            "are of one kind, so name another --output_folder (or --store)"
+            f"the store at {path} holds other logits ({listed}); a store holds logits "
+            "of one kind, so name another --output_folder (or --store)"
         )
 
 
 def _told(manifest: Manifest) -> dict[str, Any]:
-    """What is alike for all logits of a store, for people."""
+    """Describes what all logits of a store have in common, for messages."""
     kind = dict(manifest.kind)
     for name, what in DIGESTS.items():
         digest = kind.pop(name)
@@ -82,8 +82,8 @@ def _write_all(file: FileIO, payload: bytes) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """A rename is on disk when its folder is."""
-    if os.name == "nt":  # a folder cannot be opened there
+    """Flushes a folder, without which a rename in it may be lost."""
+    if os.name == "nt":  # which cannot open folders
         return
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -93,16 +93,16 @@ def _sync_folder(path: Path) -> None:
 
 
 class StoreWriter:
-    """Makes a store, or goes on with one, an append at a time.
+    """Creates a store or appends to one.
 
-    Each append is committed before it returns: the data is on disk first, then the
-    manifest that counts it replaces the old one. Opening a store for writing cuts
-    off what a killed writer left uncommitted.
+    Each append is committed before it returns: first the data reaches the disk, then a
+    new manifest that counts it replaces the old one. Opening a store for writing
+    discards what a killed writer left uncommitted.
 
     Arguments
     ---------
     path : str or Path
-        Folder of the store; made when it does not exist.
+        Folder of the store; created if it does not exist.
     teacher : str
         Name of the teacher.
     labels_sha256 : str
@@ -110,21 +110,21 @@ class StoreWriter:
     num_classes : int
         K.
     sample_rate : int
-        Of what the teacher hears, Hz.
+        Sample rate of the teacher's input, Hz.
     clip_seconds : float
-        The window it hears.
+        Length of the clips, s.
     teacher_sha256 : str or None
-        Digest of its weights.
+        Digest of the teacher's weights.
     top_k : int or None
-        Classes to keep of each row, the highest; None: all.
+        Number of classes to keep of each row, the highest; None: all.
     precision : str
-        In which it computed: "fp32", "bf16" or "fp16".
+        Precision of the teacher: "fp32", "bf16" or "fp16".
 
     Raises
     ------
     ValueError
-        When the store at ``path`` is another teacher's, is being written already, or
-        is no store and not empty.
+        If the store at ``path`` is another teacher's or already being written, or if
+        the folder is neither a store nor empty.
 
     Example
     -------
@@ -161,7 +161,7 @@ class StoreWriter:
         self._files: tuple[FileIO, ...] = ()
         try:
             for name in (LOGITS, CLIPS):
-                # Unbuffered: a failed write leaves nothing to be written later.
+                # Unbuffered, so that a failed write leaves nothing to flush later.
                 self._files += (open(self.path / name, "ab", buffering=0),)
             self._lock()
             if not (self.path / MANIFEST).exists():
@@ -178,13 +178,13 @@ class StoreWriter:
             raise
 
     def _lock(self) -> None:
-        """Two jobs that append to one store would mix their rows."""
+        """Locks the store, since two writers would mix their rows."""
         try:
             lock(self._files[0])
         except BlockingIOError:
             raise ValueError(
                 f"{self.path} is being written by another process; a store has one "
-                "writer at a time, so wait for it or end it"
+                "writer at a time, so wait for that process or end it"
             ) from None
 
     def _commit(self, manifest: Manifest) -> None:
@@ -207,7 +207,7 @@ class StoreWriter:
         return isinstance(clip_id, str) and bool(self.knows([clip_id])[0])
 
     def knows(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """Which clips are in the store: [B], bool."""
+        """Returns which clips are in the store: [B], bool."""
         recent = np.array([clip_id in self._recent for clip_id in clip_ids], dtype=bool)
         return recent | (self._index.rows(clip_ids) >= 0)
 
@@ -217,23 +217,21 @@ class StoreWriter:
         logits: Tensor | np.ndarray,
         digests: Sequence[str] | None = None,
     ) -> None:
-        """Add rows and commit them.
+        """Appends rows and commits them.
 
         Arguments
         ---------
         clip_ids : Sequence[str]
-            B new ones; ask ``clip_id in writer`` to skip those already there.
+            B new ids; skip those for which ``clip_id in writer``.
         logits : torch.Tensor or np.ndarray
-            [B, K], finite numbers. Kept in float16; what is beyond its range is
-            set to +-65504.
+            [B, K], finite. Stored in float16, clamped to its range, +-65504.
         digests : Sequence[str] or None
-            B digests of the samples that the teacher heard; an empty one says
-            nothing.
+            B digests of the samples that were scored; may be empty.
 
         Raises
         ------
         ValueError
-            For what cannot be stored; nothing is then written.
+            For input that cannot be stored; nothing is written then.
         """
         self._refuse_closed()
         digests = [""] * len(clip_ids) if digests is None else digests
@@ -244,14 +242,14 @@ class StoreWriter:
     def absorb(
         self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
     ) -> None:
-        """Add rows of another store of this teacher, but for clips known here.
+        """Appends rows of another store of this teacher, except clips known here.
 
         Arguments
         ---------
         clip_ids : Sequence[str]
         digests : Sequence[str]
         rows : np.ndarray
-            As ``LogitsStore.stretch`` gives the three.
+            These three as ``LogitsStore.stretch`` returns them.
         """
         self._refuse_closed()
         new = np.flatnonzero(~self.knows(clip_ids)).tolist()
@@ -288,7 +286,7 @@ class StoreWriter:
                 self._index = ClipIndex(self.path, self.manifest)
                 self._recent.clear()
         except BaseException:
-            # Disk full, or interrupted: only opening anew tells what was committed.
+            # Disk full or interrupted: reopen the store to see what is committed.
             self.close()
             raise
 
@@ -298,7 +296,7 @@ class StoreWriter:
         if isinstance(clip_ids, str) or len(digests) != len(clip_ids):
             raise ValueError(
                 f"{len(clip_ids)} clip_ids and {len(digests)} digests: both must be "
-                "lists of the same length; give '' where there is no digest"
+                "lists of the same length; give '' for a missing digest"
             )
         for name in [*clip_ids, *digests]:
             if not isinstance(name, str) or not _is_clean(name):
@@ -342,13 +340,13 @@ class StoreWriter:
             bad = int(np.flatnonzero(~finite.all(axis=1))[0])
             raise ValueError(
                 f"row {bad} of the logits, clip {clip_ids[bad]!r}, is not finite; all "
-                "must be, so look at what the teacher made of that clip, or let it "
+                "must be, so check the teacher's output for that clip, or let it "
                 "compute in float32"
             )
         return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2")
 
     def close(self) -> None:
-        """Let go of the files; what was appended is committed already."""
+        """Closes the files; all appends are already committed."""
         for file in self._files:
             file.close()
         self._files = ()
