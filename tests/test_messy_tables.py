@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import unicodedata
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -581,11 +582,13 @@ absentclip0, 30.000, 40.000, "/m/04rlf"
 
 @pytest.mark.parametrize("where", ["", "balanced_train_segments.csv"])
 @pytest.mark.parametrize("name", ["{}.wav", "audio/Y{}.wav", "{}_30000.wav"])
-def test_audiosets_own_table_is_read(where, name, tmp_path):
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_audiosets_own_table_is_read(where, name, is_relative, tmp_path, monkeypatch):
     for clip_id in ("--AbCdEfGhI", "0123456789a"):
-        write_sound(tmp_path / name.format(clip_id))
-    (tmp_path / "balanced_train_segments.csv").write_text(OFFICIAL)
-    rows = read_table(tmp_path / where)
+        write_sound(tmp_path / "set" / name.format(clip_id))
+    (tmp_path / "set" / "balanced_train_segments.csv").write_text(OFFICIAL)
+    monkeypatch.chdir(tmp_path)
+    rows = read_table((Path() if is_relative else tmp_path) / "set" / where)
     assert rows["video_id"][:] == ["--AbCdEfGhI", "0123456789a"]
     assert rows["labels"][:] == [["/m/0bt9lr", "/m/04rlf"], ["/m/04rlf"]]
 

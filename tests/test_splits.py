@@ -293,3 +293,9 @@ def test_recordings_of_real_esc50_stay_together(shared):
     split = split_rows(rows, 0.15, 0.15)
     assert_laws(rows, split)
     assert len(counts_of(rows, split.train)) == 50
+
+
+def test_clips_without_a_fold_are_trained_on():
+    columns = {"video_id": list("abcd"), "fold": ["1", None, "2", None]}
+    rows = datasets.Dataset.from_dict(columns)
+    assert split_by_fold(rows, 1) == Split([1, 2, 3], [], [0])

@@ -144,7 +144,9 @@ def split_by_fold(
             f"test_fold={test_fold} and valid_fold={valid_fold} must be two of the "
             f"folds {found}"
         )
-    sides = {str(test_fold): "test", str(valid_fold): "valid"}
+    sides = {str(test_fold): "test"}
+    if valid_fold is not None:  # else clips without a fold would be its clips
+        sides[str(valid_fold)] = "valid"
     return _by_name(rows, [sides.get(str(fold), "train") for fold in folds])
 
 

@@ -105,7 +105,7 @@ def read_table_file(
     ``numbered``: columns are given by number, so the file may have no header.
     """
     if path.suffix.lower() == ".csv" and is_official(path):
-        parts = {"train": _read_segments(path)}
+        parts = {"train": _read_segments(path.absolute())}
         return _of_splits(parts, path.name, path.parent, path.parent)
     if path.suffix.lower() != ".parquet":
         return Source(path.name, read_text_table(path, numbered), folder, path.parent)
