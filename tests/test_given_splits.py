@@ -165,6 +165,14 @@ def test_a_column_of_sides_and_others_is_said(values, tmp_path, caplog):
     assert "split_column=subset" in caplog.text
 
 
+@pytest.mark.parametrize("column", ["is_test", "train"])
+def test_a_column_of_yes_and_no_that_names_a_side_is_said(column, tmp_path, caplog):
+    rows = read_table(table_with(tmp_path, column, [0, 0, 1, 1]))
+    assert "split" not in rows.column_names
+    assert f"column {column} is not used; if it tells the test clips" in caplog.text
+    assert f"split_column={column}" in caplog.text
+
+
 def test_a_column_of_something_else_is_not_talked_of(tmp_path, caplog):
     rows = read_table(table_with(tmp_path, "set", ["A", "B"] * 2))
     assert "split" not in rows.column_names and not caplog.records

@@ -32,6 +32,7 @@ OTHERS = {
     "fold": ("fold_id", "folds", "kfold", "k_fold"),
     "group": ("group_id", "groups", "speaker", "speaker_id", "subject_id")
     + ("patient_id", "recording_id"),
+    "split": ("is_test", "is_train", "is_valid", "test", "train"),
 }
 
 
@@ -131,13 +132,16 @@ def _tell_others(source: Source, table: Mapping[str, Any]) -> None:
         if role in table or name is None:
             continue
         values = {cell_text(value) for value in source.columns[name]}
-        if 1 < len(values) < len(source.columns[name]):
-            logger.warning(
-                "%s: column %s is not used; if clips of one value belong together, as "
-                "%ss, say %s_column=%s",
-                source.name,
-                name,
-                role,
-                role,
-                name,
-            )
+        if not 1 < len(values) < len(source.columns[name]):
+            continue
+        what = f"clips of one value belong together, as {role}s,"
+        if role == "split":
+            what = "it tells the test clips, write train, valid and test in it and"
+        logger.warning(
+            "%s: column %s is not used; if %s say %s_column=%s",
+            source.name,
+            name,
+            what,
+            role,
+            name,
+        )
