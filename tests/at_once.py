@@ -12,14 +12,14 @@ from threading import Barrier, RLock
 from huggingface_hub import constants as hub
 from tqdm import tqdm
 
-from efficientat_plugin.pretrained import download, http_file
+from efficientat_plugin.pretrained import download
 from efficientat_plugin.support.launch import occupy_folder
 
 REFUSED, INTERRUPTED = 3, 130
 # Each is forked from one that has imported torch.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [f"efficientat_plugin.{name}" for name in ("launch", "students.weights")]
+    [f"efficientat_plugin.{name}" for name in ("support.launch", "pretrained.weights")]
 )
 
 
@@ -87,8 +87,8 @@ def fetch_weights(name, folder):
     Ends with REFUSED after a sentence, INTERRUPTED after Ctrl-C.
     """
     hub.HF_HUB_OFFLINE = False
-    http_file.FIRST_WAIT_SECONDS, http_file.TIMEOUT_SECONDS = 0.0, 0.5
-    http_file.STALL_SECONDS, download.MAX_BYTES = 0.2, 2**22
+    download.WAIT_SECONDS, download.TIMEOUT_SECONDS = 0.0, 0.5
+    download.MAX_BYTES = 2**22
     try:
         download.fetch(name, folder)
     except (OSError, ValueError):

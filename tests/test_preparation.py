@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from local_hub import DATASET, local_hub
 from recipe_runs import REPOSITORY, RecipeProcess, arguments_of, launch, run_recipe
+from servers import DATASET, local_hub
 from small_rows import (
     EVAL_IDS,
     LABELS,

@@ -32,13 +32,13 @@ from efficientat_plugin.data.summary import _read_headers
 from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.pretrained.described import describe
-from efficientat_plugin.pretrained.download import read_state
 from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
     load_trained_model,
     write_model_folder,
 )
+from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.onnx_content import FIELDS, check_content
 from efficientat_plugin.students.mn import MN

@@ -35,8 +35,8 @@ from efficientat_plugin.pretrained.described import (
     model_folder_of,
     states_front_end,
 )
-from efficientat_plugin.pretrained.download import read_state
 from efficientat_plugin.pretrained.passt_weights import network_of
+from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.passt import PaSST

@@ -19,11 +19,11 @@ from efficientat_plugin.pretrained.described import (
     describe,
     locate,
 )
-from efficientat_plugin.pretrained.download import read_state
 from efficientat_plugin.pretrained.published_passt import (
     TEACHERS,
     PublishedTeacher,
 )
+from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.pretrained.weights import (
     CLASS_TOKEN,
     differences_of,

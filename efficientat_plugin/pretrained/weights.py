@@ -22,8 +22,8 @@ from efficientat_plugin.pretrained.described import (
     describe,
     locate,
 )
-from efficientat_plugin.pretrained.download import read_state
 from efficientat_plugin.pretrained.published import PublishedStudent, list_students
+from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.student import Student

@@ -14,7 +14,6 @@ from efficientat_plugin.pretrained.described import (
     describe,
     find_model_folder,
 )
-from efficientat_plugin.pretrained.download import read_state
 from efficientat_plugin.pretrained.passt_weights import (
     AST_CONFIG,
     WEIGHT_FILES,
@@ -26,6 +25,7 @@ from efficientat_plugin.pretrained.published import PUBLISHED, find_published
 from efficientat_plugin.pretrained.published_passt import (
     TEACHERS,
 )
+from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.ensemble import HeardStudent
 from efficientat_plugin.support.hub import NAME
 from efficientat_plugin.teachers.ast_hub import ASTTeacher, load_ast
