@@ -48,8 +48,11 @@ from efficientat_plugin.pretrained.folder import (
     describe_checkpoints,
     write_model_folder,
 )
-from efficientat_plugin.pretrained.passt_weights import load_network, load_start
-from efficientat_plugin.pretrained.weights import front_end_arguments
+from efficientat_plugin.pretrained.weights import (
+    front_end_arguments,
+    load_network,
+    load_published_state,
+)
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.console import keep_log
 from efficientat_plugin.support.files import told_if_not_writable
@@ -163,7 +166,7 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
         )
     try:
         if hparams["pretrained"] is not None:
-            load_start(
+            load_published_state(
                 hparams["student"], hparams["pretrained"], hparams["pretrained_folder"]
             )
     except (OSError, ValueError) as error:

@@ -1,14 +1,11 @@
 """What fine-tuning leaves is of use to SpeechBrain alone, to the hub, and later on."""
 
-import functools
-import http.server
 import json
 import os
 import pydoc
 import re
 import subprocess
 import sys
-import threading
 
 import huggingface_hub
 import numpy as np
@@ -16,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from huggingface_hub import ModelCard
+from servers import local_hub
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from efficientat_plugin.cli.load_model import load_tagger
@@ -33,9 +31,12 @@ from efficientat_plugin.pretrained.folder import (
     read_model_folder,
     write_model_folder,
 )
-from efficientat_plugin.pretrained.passt_weights import load_network, load_start
-from efficientat_plugin.pretrained.safe_yaml import LEGAL_TAGS
-from efficientat_plugin.pretrained.weights import load_student
+from efficientat_plugin.pretrained.safe_yaml import PARTS
+from efficientat_plugin.pretrained.weights import (
+    load_network,
+    load_published_state,
+    load_student,
+)
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
@@ -125,6 +126,10 @@ OLD_HOMES = {
     "LogMelFeatures": "encoders",
     "StudentEncoder": "encoders",
     "LogMel": "features",
+    "LogMelFbank": "encoders",
+    "LogMelSTFT": "encoders",
+    "StudentWaveformEncoder": "encoders",
+    "audioset_labels": "data.targets",
     "DyMN": "students.dymn",
     "MN": "students.mn",
     "load_published_state": "students.weights",
@@ -132,9 +137,11 @@ OLD_HOMES = {
 }
 
 
-@pytest.mark.parametrize("tag", sorted(LEGAL_TAGS))
-def test_what_a_model_folder_may_name_is_there(tag):
-    assert pydoc.locate(tag.partition(":")[2]) is not None
+@pytest.mark.parametrize("name", OLD_HOMES)
+def test_what_a_model_folder_may_name_is_there(name):
+    new, old = f"efficientat_plugin.{name}", f"efficientat_plugin.{OLD_HOMES[name]}"
+    assert pydoc.locate(new) is pydoc.locate(f"{old}.{name}") is not None
+    assert name in PARTS
 
 
 @pytest.mark.parametrize("kind", ["MN", "DyMN", "PaSST"])
@@ -291,7 +298,7 @@ def test_a_transformer_teaches_and_starts_another(transformer):
     loaded = load_teacher(run)
     assert loaded.labels.mids == model.labels.mids
     again = PaSST(3, **SIZES)
-    assert load_start(again, run) == []
+    assert load_published_state(again, run) == []
     state = model.student.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith("head_dist.")}  # unread
     for network in (teacher.members[0].student, loaded.student, again):
@@ -425,40 +432,6 @@ def test_names_on_a_card_are_no_markup(text, expected):
     assert model_card._plain(text) == expected
 
 
-class _Hub(http.server.SimpleHTTPRequestHandler):
-    """Answers for "someone/<folder>" as the hub does for public files."""
-
-    def translate_path(self, path):
-        found = re.fullmatch(r"/someone/(\w+)/resolve/main/([\w.]+)", path)
-        return os.path.join(self.directory, *found.groups() if found else ["nothing"])
-
-    def end_headers(self):
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("ETag", f'"{abs(hash(self.path)):x}"')
-        super().end_headers()
-
-    def send_error(self, code, message=None, explain=None):
-        self.send_response(code)
-        self.send_header("X-Error-Code", "EntryNotFound")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """Serves the folders of ``tmp_path``; gives its address."""
-    handler = functools.partial(_Hub, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -508,25 +481,20 @@ print(json.dumps(said))
 
 
 @pytest.mark.slow
-def test_a_model_loads_by_its_name_on_the_hub(tmp_path, hub):
+def test_a_model_loads_by_its_name_on_the_hub(tmp_path):
     folder = _write(tmp_path / "model", _model())
     (_write(tmp_path / "without", _model()) / "student.ckpt").unlink()
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, 32000)
     soundfile.write(tmp_path / "sound.wav", samples, 32000)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADING, tmp_path / "sound.wav", tmp_path / "saved"],
-        env=os.environ
-        | {
-            "HF_ENDPOINT": hub,
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_OFFLINE": "0",
-            "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    own = {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    with local_hub(tmp_path) as variables:
+        done = subprocess.run(
+            [sys.executable, "-c", LOADING, tmp_path / "sound.wav", tmp_path / "saved"],
+            env=os.environ | variables | own,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     assert done.returncode == 0, done.stderr[-3000:]
     tagged, classified, refusal = json.loads(done.stdout.splitlines()[-1])
     tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)

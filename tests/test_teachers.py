@@ -1,11 +1,8 @@
 """Teachers by name and from files: the table, downloads, strict import, AST."""
 
-import functools
-import http.server
 import json
 import shutil
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -14,17 +11,18 @@ import torch
 import torchaudio
 from golden_vectors import GOLDEN
 from huggingface_hub import constants as hub
+from servers import weight_server
 
 from efficientat_plugin.cost.complexity import count_parameters
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained import published_passt
-from efficientat_plugin.pretrained.passt_weights import load_start
 from efficientat_plugin.pretrained.published_passt import (
     TEACHERS,
     PublishedTeacher,
     list_teachers,
 )
+from efficientat_plugin.pretrained.weights import load_published_state
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
@@ -45,33 +43,15 @@ def small_entry(monkeypatch):
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
-    """A release server; its files are in ``folder``."""
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def do_GET(self):
-            self.server.asked.append(self.path)
-            super().do_GET()
-
-        def log_message(self, *_):
-            pass
-
+def server(monkeypatch):
+    """The release server of the published teachers."""
     for variable in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(variable, "127.0.0.1")
     monkeypatch.delenv("EFFICIENTAT_BASE_URL", raising=False)
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
-    folder = tmp_path / "server"
-    folder.mkdir()
-    handler = functools.partial(Handler, directory=str(folder))
-    with http.server.HTTPServer(("127.0.0.1", 0), handler) as http_server:
-        http_server.folder, http_server.asked = folder, []
-        http_server.address = f"http://127.0.0.1:{http_server.server_port}/"
-        monkeypatch.setattr(published_passt, "RELEASES", http_server.address)
-        thread = threading.Thread(target=http_server.serve_forever, args=(0.01,))
-        thread.start()
-        yield http_server
-        http_server.shutdown()
-        thread.join()
+    with weight_server() as server:
+        monkeypatch.setattr(published_passt, "RELEASES", server.address)
+        yield server
 
 
 def build(entry, **options):
@@ -165,10 +145,11 @@ def test_teacher_hears_clips_as_long_as_it_was_trained_on(name):
 
 def test_download_happens_once_and_is_all_of_the_file(small_entry, server, tmp_path):
     passt = build(small_entry).eval()
-    save(passt, server.folder / "v1" / small_entry.file)
+    path = save(passt, tmp_path / small_entry.file)
+    server.files[f"v1/{small_entry.file}"] = path.read_bytes()
     teacher = load_teacher("small", savedir=tmp_path / "new" / "folder")
     again = load_teacher("small", savedir=tmp_path / "new" / "folder")
-    assert server.asked == ["/v1/small-s16.pt"]
+    assert server.asked == ["v1/small-s16.pt"]
     assert isinstance(teacher, HeardStudent) and not teacher.student.training
     assert (teacher.sample_rate, teacher.num_classes) == (32000, 3)
     assert teacher.student.options == small_entry.options()
@@ -187,23 +168,23 @@ def test_download_happens_once_and_is_all_of_the_file(small_entry, server, tmp_p
 def test_mirror_has_all_files_in_one_folder(
     told_by, small_entry, server, tmp_path, monkeypatch
 ):
-    save(build(small_entry), server.folder / small_entry.file)
+    path = save(build(small_entry), tmp_path / small_entry.file)
+    server.files[small_entry.file] = path.read_bytes()
     if told_by == "environment":
         monkeypatch.setenv("EFFICIENTAT_BASE_URL", server.address)
         load_teacher("small", savedir=tmp_path / "cache")
     else:
         load_teacher("small", savedir=tmp_path / "cache", base_url=server.address)
-    assert server.asked == ["/small-s16.pt"]
+    assert server.asked == ["small-s16.pt"]
 
 
 def test_failed_download_leaves_nothing(small_entry, server, tmp_path):
-    with pytest.raises(OSError, match="answered 404 .*put small-s16.pt into"):
+    with pytest.raises(OSError, match="answered 404; .*put small-s16.pt into"):
         load_teacher("small", savedir=tmp_path / "cache")
-    (server.folder / "v1").mkdir()
-    (server.folder / "v1" / small_entry.file).write_bytes(b"<html>")
-    with pytest.raises(ValueError, match="is no state dict; check the address"):
+    server.files[f"v1/{small_entry.file}"] = b"<html>"
+    with pytest.raises(ValueError, match="is no whole state dict; try again"):
         load_teacher("small", savedir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not list((tmp_path / "cache").glob("*.pt"))
 
 
 def test_cached_file_that_does_not_load_is_refused(small_entry, tmp_path):
@@ -305,7 +286,7 @@ def test_overrides_reach_passt_and_its_front_end(small_entry, tmp_path):
         ),
         (
             {"num_heads": 4, "time_stride": 10, "frequency_stride": 12},
-            "does not fit a PaSST with .*freq_new_pos_embed",
+            "does not fit the student: .*freq_new_pos_embed",
         ),
         ({"num_heads": 4, "time_strid": 10}, "time_strid is not .* time_stride"),
         ({"gain": 10}, "gain is not an option of PaSST or LogMel; see"),
@@ -380,7 +361,7 @@ def test_training_starts_from_a_published_passt(small_entry, tmp_path):
     state = published.state_dict() | {"head_dist.bias": torch.full((5,), 3.0)}
     torch.save(state, tmp_path / small_entry.file)  # its unread head has other classes
     student = build(small_entry, patchout_time=2).eval()
-    assert load_start(student, "small", savedir=tmp_path) == []
+    assert load_published_state(student, "small", savedir=tmp_path) == []
     log_mel = torch.randn(1, 1, 128, 200)
     assert torch.equal(student(log_mel).logits, published.eval()(log_mel).logits)
 
@@ -390,7 +371,7 @@ def test_other_classes_keep_the_class_layer_of_a_passt(small_entry, tmp_path, ca
     save(published, tmp_path / small_entry.file)
     student = build(small_entry, num_classes=7)
     before = student.head[1].weight.clone()
-    kept = load_start(student, tmp_path / small_entry.file)
+    kept = load_published_state(student, tmp_path / small_entry.file)
     assert kept == ["head.1.weight", "head.1.bias"]
     assert "small-s16.pt has 3 classes and the student 7" in caplog.text
     assert torch.equal(student.head[1].weight, before)
@@ -403,7 +384,7 @@ def test_other_classes_keep_the_class_layer_of_a_passt(small_entry, tmp_path, ca
 @pytest.mark.parametrize(
     "options, source, text",
     [
-        ({"depth": 3}, "small", "small does not fit a PaSST of 3 blocks of 32"),
+        ({"depth": 3}, "small", "small does not fit .* a PaSST of 3 blocks of 32"),
         ({"num_frames": 500}, "small", "num_frames=500 .*time_new_pos_embed"),
         ({}, "small2", "did you mean small"),
         ({}, "mn04_as", "'mn04_as' is neither a published "),
@@ -417,14 +398,14 @@ def test_what_a_passt_cannot_start_from_is_refused_whole(
     student = build(small_entry, **options)
     before = {name: value.clone() for name, value in student.state_dict().items()}
     with pytest.raises((OSError, ValueError), match=text):
-        load_start(student, source, savedir=tmp_path)
+        load_published_state(student, source, savedir=tmp_path)
     for name, value in student.state_dict().items():
         assert torch.equal(value, before[name])
 
 
 def test_a_cnn_starts_as_ever(tmp_path):
     source, student = (MN(num_classes=3, width=0.1) for _ in range(2))
-    assert load_start(student, save(source, tmp_path / "mn.pt")) == []
+    assert load_published_state(student, save(source, tmp_path / "mn.pt")) == []
     assert torch.equal(student.features[0][0].weight, source.features[0][0].weight)
 
 

@@ -6,15 +6,13 @@ published name, the YAML of a model folder, or the description that a run saves 
 each checkpoint. For any other file they must be stated; nothing is guessed.
 """
 
+import difflib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
@@ -31,9 +29,14 @@ from efficientat_plugin.pretrained.published_passt import (
     fetch_teacher,
     find_teacher,
 )
+from efficientat_plugin.pretrained.safe_yaml import (
+    plain_values,
+    read_settings,
+    tag_of,
+)
 from efficientat_plugin.support.files import sha256_of
 from efficientat_plugin.support.plain_text import shown
-from efficientat_plugin.support.yaml_text import Refused, read_text, refuse_too_many
+from efficientat_plugin.support.yaml_text import Refused, read_text
 
 HYPERPARAMS = "hyperparams.yaml"
 WEIGHTS = "student.ckpt"
@@ -65,6 +68,8 @@ ON_COMMAND_LINE = {
     "length of clips": "--clip-seconds SECONDS",
     "classes": "--labels CSV or --labels audioset",
 }
+AST_CONFIG = "config.json"
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 OF_A_MODEL = {".bin", ".ckpt", ".csv", ".pt", ".pth", ".safetensors", ".yaml"}
 
 
@@ -132,13 +137,13 @@ class Described(NamedTuple):
         return {"sample_rate": 32000, **(self.front_end or {}), **given}
 
     @contextmanager
-    def told(self) -> Iterator[None]:
+    def naming_errors(self) -> Iterator[None]:
         """Turns the errors of a corrupt description into a sentence that names it."""
         try:
             yield
         except Exception as error:
-            told = (FileNotFoundError, Refused, Unstated)
-            if self.yaml is None or isinstance(error, told):
+            clear = (FileNotFoundError, Refused, Unstated)
+            if self.yaml is None or isinstance(error, clear):
                 raise
             what = shown(" ".join(str(error).split())[:300])
             raise ValueError(f"{self.yaml} is not a tagger's: {what}") from error
@@ -195,7 +200,7 @@ def describe(
         return _as_published(known)
     beside = _yaml_beside(known.path)
     if beside is not None:
-        return _with_yaml(known._replace(yaml=beside))
+        return with_yaml(known._replace(yaml=beside))
     return known if known.entry is None else _as_published(known)
 
 
@@ -226,6 +231,26 @@ def locate(
             "list_students()"
         )
     return Described(name, path, published(name))  # raises with similar names
+
+
+def not_found(source: str | Path, names: list[str]) -> Exception:
+    """Returns the error to raise if a source neither exists nor is published."""
+    path = Path(source)
+    if os.path.isdir(source):
+        return FileNotFoundError(
+            f"the folder {source} has no model in it: neither {HYPERPARAMS}, as a "
+            f"model folder has, nor {AST_CONFIG}, as an AST has; give another folder"
+        )
+    if path.suffix in WEIGHT_FILES or path.parent != Path("."):
+        return FileNotFoundError(
+            f"{source} is neither file nor folder; give the path of a state dict, a "
+            "name of list_teachers() or list_students(), or an AST on the hub"
+        )
+    near = difflib.get_close_matches(str(source), names)
+    hint = f"did you mean {' or '.join(near)}?" if near else "list_teachers() has all"
+    return ValueError(
+        f"{str(source)!r} is neither a published teacher nor a file; {hint}"
+    )
 
 
 def find_model_folder(source: str | Path) -> Path | None:
@@ -352,22 +377,11 @@ def _yaml_beside(path: Path) -> Path | None:
     return yaml if is_model else None
 
 
-def _with_yaml(known: Described) -> Described:
-    """Adds the settings of its YAML, read as plain values: no object is built."""
+def with_yaml(known: Described, only_known_parts: bool = False) -> Described:
+    """Adds the settings of its YAML, of which no object is built."""
     yaml: Any = known.yaml
-    try:
-        text = read_text(yaml)
-        refuse_too_many(YAML().compose(text), str(yaml))
-        settings = YAML(typ="rt").load(text)  # tags stay names
-    except Refused:
-        raise
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{yaml} is not YAML; copy the folder again, the file may be truncated"
-        ) from error
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{yaml} has no settings; copy the folder again")
-    with known.told():
+    with known.naming_errors():
+        settings = read_settings(yaml, only_known_parts)
         try:
             return _with_settings(known, settings)
         except KeyError as error:
@@ -380,29 +394,25 @@ def _with_settings(described: Described, settings: Mapping[str, Any]) -> Describ
             raise ValueError(
                 f"it has {name}={settings[name]!r:.80}, not one of {', '.join(legal)}"
             )
-    columns = (
-        # an explicitly tagged text is an object with the text as its value
-        [getattr(text, "value", text) for text in settings["labels"][column]]
-        for column in ("mids", "names")
-    )
-    front_end = _plain_values(settings["log_mel"])
-    options = _plain_values(settings["student"])
+    front_end = plain_values(settings["log_mel"], settings)
+    options = plain_values(settings["student"], settings)
     return described._replace(
         front_end={k: v for k, v in front_end.items() if k in FRONT_END},
         # n_mels is the front end's; the network takes it from there
         options={k: v for k, v in options.items() if k not in FRONT_END},
-        labels=LabelTable(*columns),
+        labels=_labels_of(settings),
         target=str(settings["target"]),
         clip_seconds=float(settings["clip_seconds"]),
         short_clips=str(settings["short_clips"]),
     )
 
 
-def _plain_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, list) else value
-        for name, value in options.items()
-    }
+def _labels_of(settings: Mapping[str, Any]) -> LabelTable:
+    labels = settings["labels"]
+    if tag_of(labels).endswith("audioset_labels"):
+        return audioset_labels()
+    columns = plain_values(labels, settings)
+    return LabelTable(columns["mids"], columns["names"])
 
 
 def identity_of_weights(source: str | Path | None) -> str | None:

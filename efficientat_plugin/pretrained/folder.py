@@ -30,13 +30,14 @@ from efficientat_plugin.pretrained.described import (
     DESCRIPTION,
     HYPERPARAMS,
     WEIGHTS,
+    Described,
     Unstated,
     describe,
     model_folder_of,
     states_front_end,
 )
-from efficientat_plugin.pretrained.passt_weights import network_of
 from efficientat_plugin.pretrained.state_dicts import read_state
+from efficientat_plugin.pretrained.weights import network_of
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.passt import PaSST
@@ -178,20 +179,32 @@ def load_trained_model(
         numbers of labels and classes differ.
     """
     known = describe(source, savedir)
+    return trained_model(known, labels, clip_seconds, target, short_clips, **overrides)
+
+
+def trained_model(
+    known: Described,
+    labels: LabelTable | None = None,
+    clip_seconds: float | None = None,
+    target: str | None = None,
+    short_clips: str | None = None,
+    **overrides: Any,
+) -> TrainedModel:
+    """Does the rest of `load_trained_model` once weights are found and described."""
     state = read_state(known.path)
     is_known = {
         "front end": known.front_end is not None or states_front_end(overrides),
         "length of clips": not (clip_seconds is None and known.clip_seconds is None),
         "classes": not (labels is None and known.labels is None),
     }
-    if unknown := [name for name, told in is_known.items() if not told]:
-        raise Unstated(str(source), unknown)
+    if unknown := [name for name, is_given in is_known.items() if not is_given]:
+        raise Unstated(known.source, unknown)
     labels = labels or known.labels or audioset_labels()
     student = network_of(known, state, overrides)
     if student.num_classes != len(labels):
         raise ValueError(
-            f"{source} has {student.num_classes} classes, but there are {len(labels)} "
-            "labels; give its own label table"
+            f"{known.source} has {student.num_classes} classes, but there are "
+            f"{len(labels)} labels; give its own label table"
         )
     return TrainedModel(
         student,

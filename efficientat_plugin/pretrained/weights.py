@@ -1,4 +1,4 @@
-"""Loads students with their weights: published ones by name, and users' own files.
+"""Loads networks with their weights: published ones by name, and users' own files.
 
 An import is complete or refused: names and shapes are compared entry by entry. Only the
 class layer may keep its initialisation, if the number of classes differs, or the head,
@@ -8,10 +8,12 @@ if another one is requested.
 import difflib
 import inspect
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from efficientat_plugin.features import LogMel
@@ -21,12 +23,21 @@ from efficientat_plugin.pretrained.described import (
     Described,
     describe,
     locate,
+    not_found,
+)
+from efficientat_plugin.pretrained.passt_architecture import (
+    CLASS_TOKEN,
+    infer_passt_options,
+    strides_of_name,
 )
 from efficientat_plugin.pretrained.published import PublishedStudent, list_students
+from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
+from efficientat_plugin.support.limits import MAX_PARAMETERS
 from efficientat_plugin.support.plain_text import shown
 
 __all__ = ["list_students", "load_published_state", "load_student"]
@@ -34,7 +45,8 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 logger = logging.getLogger(__name__)
 
 FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
-CLASS_TOKEN = "cls_token"  # marks the state dict of a PaSST
+PASST_CLASSES = "head.1."  # its class layer
+PASST_UNREAD = "head_dist."  # an unused layer of published checkpoints
 
 
 def front_end_arguments(log_mel: LogMel) -> dict[str, Any]:
@@ -49,6 +61,8 @@ def front_end_of(log_mel: LogMel) -> dict[str, Any]:
 
 def _described(state: Mapping[str, Tensor]) -> str:
     """Describes a state dict in a few words, for messages."""
+    if CLASS_TOKEN in state:
+        return "of PaSST"
     try:
         family, options = infer_options(state, {})
     except ValueError:
@@ -56,7 +70,7 @@ def _described(state: Mapping[str, Tensor]) -> str:
     return f"of {FAMILIES[family].__name__} of width {options['width']:g}"
 
 
-def differences_of(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """Returns what keeps ``given`` from filling a student whose state is ``own``."""
     optional = {"temperature"}  # published checkpoints have none
     found = {
@@ -80,23 +94,70 @@ def _fill(
     state: Mapping[str, Tensor],
     origin: str,
     may_change_head: bool = False,
+    may_change_classes: bool = True,
 ) -> list[str]:
     """Loads a whole state dict into a student; returns the entries it left alone."""
     own = student.state_dict()
-    given = head_options(state)
-    classes = given.get("num_classes")
+    given, wanted = head_options(state), head_options(own).get("head")
+    if f"{PASST_CLASSES}bias" in state:
+        given = {"num_classes": len(state[f"{PASST_CLASSES}bias"])}
     kept: list[str] = []
     merged = dict(state)
-    wanted = head_options(own).get("head")
-    other_head = may_change_head and bool(given) and given["head"] != wanted
+    other_head = may_change_head and "head" in given and given["head"] != wanted
     if other_head:
         kept = [name for name in own if name.startswith("classifier.")]
         merged = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-    elif classes is not None and classes != student.num_classes:
-        layers = getattr(student.classifier, "class_layers", ())
-        prefixes = tuple(f"classifier.{layer}." for layer in layers)
-        kept = [name for name in own if name.startswith(prefixes) and name in state]
-    merged |= {name: own[name] for name in kept}
+    elif may_change_classes and given.get("num_classes") != student.num_classes:
+        kept = [name for name in own if name.startswith(_class_layers(student))]
+        kept = [name for name in kept if name in state]
+    unread = [
+        name
+        for name, value in own.items()
+        if name.startswith(PASST_UNREAD)
+        and (name not in state or state[name].shape != value.shape)
+    ]
+    merged |= {name: own[name] for name in [*kept, *unread]}
+    _refuse_differences(student, own, merged, state, origin)
+    _load(student, merged)
+    if kept:
+        logger.warning(
+            "%s has %d classes and the student %d%s: %s stay at their initialisation",
+            origin,
+            given["num_classes"],
+            student.num_classes,
+            f", with a {wanted} head instead of {given['head']}" if other_head else "",
+            ", ".join(kept),
+        )
+    return kept
+
+
+def _load(student: Student, state: Mapping[str, Tensor]) -> None:
+    """Loads a state dict that fits, also into a student without memory."""
+    if not next(student.parameters()).is_meta:
+        student.load_state_dict(state, strict=True)
+        return
+    filled = {
+        name: torch.zeros(value.shape) if value.is_meta else value.float()
+        for name, value in state.items()
+    }
+    student.load_state_dict(filled, strict=True, assign=True)
+
+
+def _class_layers(student: Student) -> tuple[str, ...]:
+    """Returns how the entries begin whose shapes depend on the number of classes."""
+    if isinstance(student, PaSST):
+        return (PASST_CLASSES,)
+    layers = getattr(student.classifier, "class_layers", ())
+    return tuple(f"classifier.{layer}." for layer in layers)
+
+
+def _refuse_differences(
+    student: Student,
+    own: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    origin: str,
+) -> None:
     theirs, ours = _described(state), student.describe()
     families = [theirs.removeprefix("of ").split()[0], ours.split()[0]]
     if sorted(families) == ["DyMN", "MN"]:  # no entry would fit
@@ -104,22 +165,13 @@ def _fill(
             f"{origin} is {theirs}, and the student {ours}; give {families[1]} "
             f"weights, or build that {families[0]}"
         )
-    if differences := differences_of(own, merged):
+    if differences := _differences(own, merged):
+        if isinstance(student, PaSST):
+            ours = f"{ours} with num_frames={student.num_frames}"
         raise ValueError(
             f"{origin} does not fit the student: it is {theirs}, the student a {ours} "
             f"({'; '.join(differences)}); build the student with the same options"
         )
-    student.load_state_dict(merged, strict=True)
-    if kept:
-        logger.warning(
-            "%s has %d classes and the student %d%s: %s stay at their initialisation",
-            origin,
-            classes,
-            student.num_classes,
-            f", with a {wanted} head instead of {given['head']}" if other_head else "",
-            ", ".join(kept),
-        )
-    return kept
 
 
 def load_published_state(
@@ -137,7 +189,8 @@ def load_published_state(
     student : Student
         Built with the options of the weights; the number of classes may differ.
     source : str or Path
-        A name of `list_students`, a file, or a model folder.
+        A name of `list_students` or, for a PaSST, of `list_teachers`; a file, or a
+        model folder.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
@@ -155,6 +208,9 @@ def load_published_state(
     ValueError
         For an unknown name, a file that is not a state dict, or one that does not fit.
     """
+    if isinstance(student, PaSST):
+        if str(source) not in TEACHERS and not os.path.exists(source):
+            raise not_found(source, [*TEACHERS])
     known = locate(source, savedir, base_url)
     state = read_state(known.path)
     kept = _fill(student, state, str(source))
@@ -164,17 +220,16 @@ def load_published_state(
     return kept
 
 
-def _check_overrides(family: str, overrides: Mapping[str, Any]) -> None:
-    """Refuses overrides that are options of neither the student nor its front end."""
-    legal = [*inspect.signature(FAMILIES[family]).parameters, *FRONT_END]
+def check_overrides(
+    overrides: Mapping[str, Any], legal: Iterable[str], what: str
+) -> None:
+    """Refuses overrides that are not legal options."""
+    legal = list(legal)
     for name in overrides:
         if name not in legal:
             near = difflib.get_close_matches(name, legal, n=1)
             hint = f"did you mean {near[0]}?" if near else "see its documentation"
-            raise ValueError(
-                f"{name} is not an option of {FAMILIES[family].__name__} or LogMel; "
-                f"{hint}"
-            )
+            raise ValueError(f"{name} is not an option of {what}; {hint}")
 
 
 def load_student(
@@ -229,6 +284,46 @@ def load_student(
     return student_of(known, read_state(known.path), overrides, num_classes)
 
 
+def load_network(
+    source: str | Path,
+    savedir: str | Path | None = None,
+    base_url: str | None = None,
+    **overrides: Any,
+) -> Student:
+    """Loads a network with its weights, CNN or transformer, ready to score.
+
+    Arguments
+    ---------
+    source : str or Path
+        As in `describe`.
+    savedir : str or Path or None
+        Folder of downloads.
+    base_url : str or None
+        URL of a folder with all the files; None: as in `load_teacher`.
+    **overrides
+        Arguments of the network or of `LogMel` that the source does not determine or
+        that should differ, as in `load_student` and `load_teacher`.
+
+    Returns
+    -------
+    Student
+        An `MN`, `DyMN` or `PaSST` in evaluation mode, with ``front_end`` and
+        ``options``.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `load_student` and `load_teacher`.
+
+    Example
+    -------
+    >>> load_network("results/cmkd_mutual/1234/peer/model")  # doctest: +SKIP
+    PaSST(...)
+    """
+    known = describe(source, savedir, base_url)
+    return network_of(known, read_state(known.path), overrides)
+
+
 def student_of(
     known: Described,
     state: Mapping[str, Tensor],
@@ -246,40 +341,80 @@ def student_of(
             f"{known.source} is a PaSST, and an MN or a DyMN is needed here; load it "
             "with load_teacher"
         )
-    with known.told():
-        return _student_of(known, state, overrides, num_classes, needs_front_end)
+    return network_of(known, state, overrides, num_classes, needs_front_end)
 
 
-def _student_of(
+def network_of(
+    known: Described,
+    state: Mapping[str, Tensor],
+    overrides: Mapping[str, Any],
+    num_classes: int | None = None,
+    needs_front_end: bool = True,
+) -> Student:
+    """Does the same for `load_network`, for a CNN or a transformer."""
+    with known.naming_errors():
+        return _network_of(known, state, overrides, num_classes, needs_front_end)
+
+
+def _network_of(
     known: Described,
     state: Mapping[str, Tensor],
     overrides: Mapping[str, Any],
     num_classes: int | None,
     needs_front_end: bool,
 ) -> Student:
-    entry, source = known.entry, known.source
+    entry, options = known.entry, {}
     stated = {**known.options, **overrides}
+    kind: type[MN | DyMN | PaSST] = PaSST
     if isinstance(entry, PublishedStudent):
-        family, options = entry.family, entry.options()
-    else:
+        kind, options = FAMILIES[entry.family], entry.options()
+    elif CLASS_TOKEN not in state:
         family, options = infer_options(state, {**(known.front_end or {}), **stated})
-    _check_overrides(family, stated)
+        kind = FAMILIES[family]
+    is_passt = kind is PaSST
+    arguments = inspect.signature(kind).parameters
+    legal = [*arguments, *FRONT_END]
+    legal += ["clip_seconds"] if is_passt and entry is None else []
+    check_overrides(stated, legal, f"{kind.__name__} or LogMel")
     front_end: dict[str, Any] = {}
     if needs_front_end or known.front_end is not None:
         front_end = known.front_end_with(overrides)
-    of_student = inspect.signature(FAMILIES[family]).parameters
-    options |= {k: v for k, v in (front_end | stated).items() if k in of_student}
+    if isinstance(entry, PublishedTeacher):
+        options = entry.options()
+    elif is_passt:
+        hints = {"clip_seconds": known.clip_seconds, **stated}
+        hints = strides_of_name(known.path) | hints
+        options = infer_passt_options(state, hints, front_end)
+    options |= {k: v for k, v in (front_end | stated).items() if k in arguments}
     if num_classes is not None:
         options["num_classes"] = num_classes
-    student = FAMILIES[family](**options)
-    kept = _fill(student, state, source, may_change_head="head" in overrides)
-    if isinstance(student, DyMN) and "temperature" in stated:
-        student.set_temperature(stated["temperature"])
+    network = _built(kind, options)
+    kept = _fill(
+        network,
+        state,
+        known.source,
+        may_change_head="head" in overrides,
+        may_change_classes=not is_passt,
+    )
+    if isinstance(network, DyMN) and "temperature" in stated:
+        network.set_temperature(stated["temperature"])
     if entry is not None and entry.trained_on == "ImageNet" and not kept:
         logger.warning(
-            "%s was trained on ImageNet: its class layer is untrained", source
+            "%s was trained on ImageNet: its class layer is untrained", known.source
         )
-    student.options = options
+    network.options = options
     if front_end:
-        student.front_end = front_end
-    return student.eval()
+        network.front_end = front_end
+    return network.eval()
+
+
+def _built(kind: type[MN | DyMN | PaSST], options: Mapping[str, Any]) -> Student:
+    """Builds a network of bounded size; a PaSST without memory, which takes seconds."""
+    with torch.device("meta"):
+        network = kind(**options)
+    if sum(each.numel() for each in network.parameters()) > MAX_PARAMETERS:
+        raise ValueError(
+            f"this {kind.__name__} would have more than {MAX_PARAMETERS} parameters; "
+            "check its options"
+        )
+    return network if kind is PaSST else kind(**options)

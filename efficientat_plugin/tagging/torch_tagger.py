@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
 from torch import Tensor
@@ -20,16 +21,20 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
 from efficientat_plugin.pretrained.described import (
     HYPERPARAMS,
+    WEIGHTS,
+    Described,
     find_model_folder,
     refuse_links_out,
+    with_yaml,
 )
-from efficientat_plugin.pretrained.folder import load_trained_model
-from efficientat_plugin.pretrained.safe_yaml import load_model_yaml, told_of
+from efficientat_plugin.pretrained.folder import load_trained_model, trained_model
+from efficientat_plugin.pretrained.safe_yaml import IF_TRUSTED
 from efficientat_plugin.pretrained.weights import front_end_of
 from efficientat_plugin.students.embeddings import LayerEmbedding
 from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
 from efficientat_plugin.support.hub import look_up
 from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
+from efficientat_plugin.support.yaml_text import Refused
 from efficientat_plugin.tagging.base import SoundTagger
 from efficientat_plugin.tagging.overlap import Hearing
 from efficientat_plugin.tagging.streams import Sound, clips_of
@@ -130,8 +135,9 @@ class AudioTagger(SoundTagger, Pretrained):
     ) -> "AudioTagger":
         """Loads a tagger from a model folder or the hub, even if untrusted.
 
-        An untrusted YAML can only build the parts of a tagger (see `safe_yaml`),
-        weights are read without unpickling, and Python files are ignored.
+        An untrusted YAML is read as plain values and may only name the parts of a
+        tagger (see `safe_yaml`); weights are read without unpickling, and Python files
+        are ignored. ``overrides`` need ``trust``.
 
         Arguments
         ---------
@@ -167,15 +173,14 @@ class AudioTagger(SoundTagger, Pretrained):
                 look_up(str(source), hparams_file, options.get("fetch_config"))
         if trust:
             return super().from_hparams(source, hparams_file, **options)
-        return cls._from_stranger(source, hparams_file, **options)
+        return cls._from_untrusted(source, hparams_file, **options)
 
     @classmethod
-    def _from_stranger(
+    def _from_untrusted(
         cls,
         source: Any,
         hparams_file: str,
         overrides: Mapping[str, Any] | str | None = None,
-        overrides_must_match: bool = True,
         savedir: str | Path | None = None,
         download_only: bool = False,
         local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
@@ -183,28 +188,35 @@ class AudioTagger(SoundTagger, Pretrained):
         **kwargs: Any,
     ) -> Any:
         """As SpeechBrain's ``pretrained_from_hparams``, with a safe YAML reader."""
-        how = {
-            "local_strategy": local_strategy,
-            "fetch_config": fetch_config or FetchConfig(),
-        }
+        if overrides:
+            raise Refused(
+                f"overrides change what the YAML of {source} builds; {IF_TRUSTED}"
+            )
         place = str(getattr(source, "path", source))
-        is_local = os.path.isdir(place)
-        if is_local:
-            refuse_links_out(Path(place), [hparams_file])
-        path = fetch(hparams_file, source, savedir, **how)
-        hparams = load_model_yaml(path, overrides, overrides_must_match)
-        hparams["savedir"] = savedir
-        pretrainer = hparams["pretrainer"]
-        if is_local:
-            weights = [f"{name}.ckpt" for name in pretrainer.loadables]
-            refuse_links_out(Path(place), weights)
-        pretrainer.set_collect_in(savedir)
-        pretrainer.collect_files(source, **how)
+        if os.path.isdir(place):
+            refuse_links_out(Path(place), [hparams_file, WEIGHTS])
+        yaml, weights = (
+            fetch(
+                name,
+                source,
+                savedir,
+                local_strategy=local_strategy,
+                fetch_config=fetch_config or FetchConfig(),
+            )
+            for name in (hparams_file, WEIGHTS)
+        )
+        for path in (yaml, weights):
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is not a file; copy the folder again")
         if download_only:
             return None
-        with told_of(path):
-            pretrainer.load_collected()
-            return cls(modules=hparams.get("modules"), hparams=hparams, **kwargs)
+        known = Described(place, weights, yaml=yaml)
+        model = trained_model(with_yaml(known, only_known_parts=True))
+        with known.naming_errors():
+            log_mel = LogMel(**model.student.front_end)
+            settings = _settings_of(model, log_mel.sample_rate) | {"savedir": savedir}
+            modules = {"log_mel": log_mel, "student": model.student}
+            return cls(modules, settings, **kwargs)
 
     @classmethod
     def from_student(
@@ -273,13 +285,7 @@ class AudioTagger(SoundTagger, Pretrained):
         first = models[0]
         for name, other in zip(sources, models, strict=True):
             _refuse_unlike(f"{name} and {sources[0]}", other, first)
-        settings = {
-            "labels": first.labels,
-            "sample_rate": ensemble.sample_rate,
-            "clip_seconds": first.clip_seconds,
-            "target": first.target,
-            "short_clips": first.short_clips,
-        }
+        settings = _settings_of(first, ensemble.sample_rate)
         return cls({"ensemble": ensemble}, settings, run_opts)
 
     def embed(
@@ -394,6 +400,18 @@ class AudioTagger(SoundTagger, Pretrained):
         with torch.inference_mode(), self.inference_ctx:
             output = model(torch.from_numpy(waveforms).to(self.device))
             return output.float().cpu().numpy()
+
+
+def _settings_of(model: TrainedModel, sample_rate: int) -> dict[str, Any]:
+    """Returns the ``hparams`` of a tagger."""
+    return {
+        "labels": model.labels,
+        "sample_rate": sample_rate,
+        "clip_seconds": model.clip_seconds,
+        "target": model.target,
+        "short_clips": model.short_clips,
+        "audio_normalizer": AudioNormalizer(sample_rate),
+    }
 
 
 def _check_settings(settings: Any) -> None:

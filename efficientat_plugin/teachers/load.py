@@ -11,21 +11,18 @@ from typing import Any
 
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.described import (
-    describe,
-    find_model_folder,
-)
-from efficientat_plugin.pretrained.passt_weights import (
     AST_CONFIG,
     WEIGHT_FILES,
-    check_overrides,
-    network_of,
-    nothing_called,
+    describe,
+    find_model_folder,
+    not_found,
 )
 from efficientat_plugin.pretrained.published import PUBLISHED, find_published
 from efficientat_plugin.pretrained.published_passt import (
     TEACHERS,
 )
 from efficientat_plugin.pretrained.state_dicts import read_state
+from efficientat_plugin.pretrained.weights import check_overrides, network_of
 from efficientat_plugin.students.ensemble import HeardStudent
 from efficientat_plugin.support.hub import NAME
 from efficientat_plugin.teachers.ast_hub import ASTTeacher, load_ast
@@ -106,7 +103,7 @@ def load_teacher(
         return load_ast(source, savedir, **overrides)
     is_published = str(source) in (*TEACHERS, *PUBLISHED)
     if not (is_published or found or path.is_file()):
-        raise nothing_called(source, [*TEACHERS, *PUBLISHED])
+        raise not_found(source, [*TEACHERS, *PUBLISHED])
     entry = find_published(source)
     if entry is not None and entry.trained_on == "ImageNet":
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.pretrained.described import Unstated
-from efficientat_plugin.pretrained.passt_weights import Untold
+from efficientat_plugin.pretrained.passt_architecture import Undetermined
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
 from efficientat_plugin.teachers.load import load_teacher, names_ast
@@ -235,7 +235,7 @@ def _open(
         module: Any = load_teacher(source, savedir, **options)
     except Unstated as error:
         raise ValueError(error.sentence(IN_OPTIONS)) from error
-    except Untold as error:
+    except Undetermined as error:
         raise ValueError(
             f"{source}: {error}, with --teacher_options '{{name: value}}'"
         ) from error
