@@ -1,35 +1,26 @@
 """What fine-tuning leaves is of use to SpeechBrain alone, to the hub, and later on."""
 
-import json
-import os
 import pydoc
 import re
-import subprocess
-import sys
 
-import huggingface_hub
 import numpy as np
 import pytest
 import soundfile
 import torch
-from huggingface_hub import ModelCard
-from servers import local_hub
 from speechbrain.inference.classifiers import EncoderClassifier
+from trained_models import NAMES, trained_model, write_model
 
 from efficientat_plugin.cli.load_model import load_tagger
 from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.evaluation.metrics import classification_scores, tagging_scores
 from efficientat_plugin.export.source import find_source
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.interfaces import hear
 from efficientat_plugin.interfaces.encoders import load_encoder
 from efficientat_plugin.pretrained import card as model_card
 from efficientat_plugin.pretrained.folder import (
-    Provenance,
     TrainedModel,
     read_model_folder,
-    write_model_folder,
 )
 from efficientat_plugin.pretrained.safe_yaml import PARTS
 from efficientat_plugin.pretrained.weights import (
@@ -43,10 +34,8 @@ from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.teachers.load import load_teacher
 from efficientat_plugin.teachers.members import open_teachers
-from efficientat_plugin.training.finetuning import batch_norms
 
 ON_CPU = {"device": "cpu"}
-NAMES = ("Dog, <big>", "cat's => 'C'", "bird: é")
 # As the first folders had it: no slots of SpeechBrain's, SpeechBrain's normalizer.
 FIRST_YAML = """\
 # A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
@@ -91,29 +80,6 @@ def _measured_once():
         yield
 
 
-def _model(target="multiclass", family=MN, **options):
-    """Of three classes, as if it had heard something."""
-    options = {"num_classes": 3, "width": 0.1} | options
-    front_end = {"sample_rate": 32000, "n_mels": 128, "hop_length": 640}
-    student, log_mel = family(**options), LogMel(**front_end).eval()
-    for norm in batch_norms(student):
-        norm.momentum = None  # statistics are averages
-    with torch.no_grad():
-        student(log_mel(0.1 * torch.randn(4, 16000)).unsqueeze(1))
-        for layer in student.classifier.class_layers:
-            torch.nn.init.normal_(student.classifier.get_submodule(layer).weight)
-    student.options, student.front_end = options, front_end
-    labels = LabelTable([f"/m/{k}" for k in range(3)], NAMES)
-    return TrainedModel(student.eval(), labels, target, 1.0)
-
-
-def _write(folder, model, scores=None):
-    if scores is None:
-        scores = {"test, 3 clips": classification_scores(np.eye(3), np.eye(3))}
-    provenance = Provenance("my pets/2024", "mn10_as", "3 clips", "CC0", scores)
-    return write_model_folder(folder, model, provenance)
-
-
 # --- Names that last -----------------------------------------------------------------
 
 # Where public names were when folders named files of the package
@@ -146,14 +112,14 @@ def test_what_a_model_folder_may_name_is_there(name):
 
 @pytest.mark.parametrize("kind", ["MN", "DyMN", "PaSST"])
 def test_a_folder_names_no_file_of_the_package_and_older_ones_load(kind, tmp_path):
-    model = _model(family=DyMN if kind == "DyMN" else MN)
+    model = trained_model(family=DyMN if kind == "DyMN" else MN)
     if kind == "PaSST":
         options = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
         options |= {"n_mels": 128, "num_frames": 50}
         student = PaSST(**options).eval()
         student.options, student.front_end = options, model.student.front_end
         model = model._replace(student=student)
-    yaml = _write(tmp_path / "model", model) / "hyperparams.yaml"
+    yaml = write_model(tmp_path / "model", model) / "hyperparams.yaml"
     waveform = 0.1 * torch.randn(1, 32000)
     tagger = AudioTagger.from_hparams(str(tmp_path / "model"), run_opts=ON_CPU)
     expected = tagger.probabilities(waveform.numpy(), 32000)
@@ -186,8 +152,8 @@ def test_a_folder_names_no_file_of_the_package_and_older_ones_load(kind, tmp_pat
 @pytest.mark.parametrize("target", ["multiclass", "multilabel"])
 @pytest.mark.parametrize("options", [{"head": "fully_convolutional"}, {"family": DyMN}])
 def test_speechbrain_alone_says_what_the_student_says(tmp_path, options, target):
-    model = _model(target, **options)
-    folder = _write(tmp_path / "model", model)
+    model = trained_model(target, **options)
+    folder = write_model(tmp_path / "model", model)
     classifier = EncoderClassifier.from_hparams(
         source=str(folder), savedir=str(tmp_path / "links"), run_opts=ON_CPU
     )
@@ -209,7 +175,7 @@ def test_speechbrain_alone_says_what_the_student_says(tmp_path, options, target)
 
 
 def test_weights_are_there_once_and_whole(tmp_path):
-    folder = _write(tmp_path / "model", _model())
+    folder = write_model(tmp_path / "model", trained_model())
     classifier = EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
     students = {id(p) for p in classifier.mods.student.parameters()}
     assert {id(p) for p in classifier.parameters()} == students
@@ -224,7 +190,7 @@ def test_weights_are_there_once_and_whole(tmp_path):
 
 @pytest.mark.parametrize("rate", [16000, 44100])
 def test_files_are_heard_as_the_tagger_hears_them(tmp_path, rate):
-    folder = _write(tmp_path / "model", _model())
+    folder = write_model(tmp_path / "model", trained_model())
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, (rate, 2))  # 1 s
     soundfile.write(tmp_path / "sound.wav", samples, rate)
     classifier = EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
@@ -236,7 +202,9 @@ def test_files_are_heard_as_the_tagger_hears_them(tmp_path, rate):
 
 
 def test_a_head_that_needs_frames_embeds_and_has_no_classifier(tmp_path):
-    folder = _write(tmp_path / "model", _model(head="multihead_attention_pooling"))
+    folder = write_model(
+        tmp_path / "model", trained_model(head="multihead_attention_pooling")
+    )
     classifier = EncoderClassifier.from_hparams(source=str(folder), run_opts=ON_CPU)
     waveform = torch.randn(1, 32000)
     assert classifier.encode_batch(waveform).shape == (1, 1, 96)
@@ -267,7 +235,7 @@ def transformer(tmp_path_factory):
     labels = LabelTable([f"/m/{k}" for k in range(3)], NAMES)
     model = TrainedModel(student, labels, "multilabel", 1.0)
     run = tmp_path_factory.mktemp("run")
-    _write(run / "model", model)
+    write_model(run / "model", model)
     return run, model
 
 
@@ -321,8 +289,8 @@ def test_what_needs_the_layers_of_a_cnn_says_so(transformer):
 
 
 def test_the_first_folders_are_still_read(tmp_path):
-    model = _model()
-    folder = _write(tmp_path / "model", model)
+    model = trained_model()
+    folder = write_model(tmp_path / "model", model)
     (folder / "hyperparams.yaml").write_text(FIRST_YAML)
     again = read_model_folder(folder)
     assert again.labels.names == ("dog", "cat", "bird")
@@ -332,173 +300,3 @@ def test_the_first_folders_are_still_read(tmp_path):
     torch.testing.assert_close(again.student(log_mel).logits, expected)
     tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
     torch.testing.assert_close(tagger.mods.student(log_mel).logits, expected)
-
-
-def test_reading_to_train_on_builds_nothing(tmp_path):
-    folder = _write(tmp_path / "model", _model())
-    with open(folder / "hyperparams.yaml", "a") as file:
-        file.write(f"\nmade: !apply:os.mkdir [{tmp_path / 'made'}]\n")
-    assert read_model_folder(folder).labels.names == NAMES
-    assert not (tmp_path / "made").exists()
-
-
-# --- The hub -------------------------------------------------------------------------
-
-
-def test_the_hub_reads_the_card(tmp_path):
-    everywhere = np.ones((2, 3))  # classes without a negative: no AUC
-    scores = {
-        "test, 3 clips": tagging_scores(np.eye(3), np.eye(3)),
-        "device *a*": tagging_scores(everywhere, everywhere),
-    }
-    folder = _write(tmp_path / "model", _model("multilabel"), scores)
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == "speechbrain"
-    assert card.data.pipeline_tag == "audio-classification"
-    assert {"speechbrain", "audio-classification"} <= set(card.data.tags)
-    # "other" would need the text of a licence in the folder, and a name for it
-    assert card.data.license == "unknown"
-    assert card.data.metrics == ["mAP"]
-    results = {r.metric_name: r.metric_value for r in card.data.eval_results}
-    assert results["mAP, test, 3 clips"] == results["AUC, test, 3 clips"] == 1.0
-    assert all(np.isfinite(value) for value in results.values())
-    assert {r.dataset_name for r in card.data.eval_results} == {"my-pets-2024"}
-    assert card.text.strip().startswith("# my pets/2024")
-
-
-def test_a_card_has_a_table_of_classes_versions_and_limits(tmp_path):
-    told = np.eye(3)[[0, 0, 1, 1]]
-    labels = np.eye(3)[[0, 0, 1, 0]]
-    scores = {"test, 4 clips": classification_scores(told, labels)}
-    folder = _write(tmp_path / "model", _model(), scores)
-    card = (folder / "README.md").read_text()
-    rows = [line for line in card.splitlines() if line.startswith("|")]
-    assert rows[0] == "| class | clips | AP | AUC | precision | recall | F1 |"
-    names = [row.split("|")[1].strip() for row in rows[2:]]
-    expected = [model_card._plain(name) for name in NAMES]
-    assert names == sorted(expected, key=str.casefold)
-    (first,) = [row for row in rows if row.startswith(f"| {expected[0]} |")]
-    assert "| 3 | 0.917 | 0.833 | 1.000 | 0.667 | 0.800 |" in first
-    (last,) = [row for row in rows if row.startswith(f"| {expected[2]} |")]
-    assert last.endswith("| 0 | - | - | - | - | - |")
-    assert "efficientat_plugin 0.1.0, torch " in card and ", speechbrain " in card
-    assert "mono clips of 1 s at 32000 Hz" in card and "are repeated" in card
-    assert "1 of its 3 classes had no test clips" in card
-    assert "fewer than 5 clips, so other clips may score very differently" in card
-
-
-def test_a_card_names_no_place_on_a_machine(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = tmp_path / "results" / "1234"
-    run.mkdir(parents=True)
-    (tmp_path / "my, sounds").mkdir()
-    for given, name in [
-        (tmp_path / "pets.csv", "pets.csv"),
-        ("my, sounds", "my, sounds"),
-        (".", tmp_path.name),
-        (run / "model", "1234/model"),
-        ("mn10_as,my.module:function", "mn10_as, my.module:function"),
-        (f"{run / 'model'},{tmp_path}/a.pt", "1234/model, a.pt"),
-        ("ashraq/esc50", "ashraq/esc50"),
-    ]:
-        assert model_card.name_of(given) == name
-    start = str(run / "model")
-    provenance = Provenance("pets", start, "3 clips", "CC0", {})
-    folder = write_model_folder(tmp_path / "model", _model(), provenance)
-    card = (folder / "README.md").read_text()
-    assert "Started from: 1234/model\n" in card and str(tmp_path) not in card
-    assert "It was not tested." in card
-    assert "## Scores\n\nNone: it was not tested.\n" in card
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("~~~", r"\~\~\~"),
-        ("$$x$$", r"\$\$x\$\$"),
-        ("- a - b", r"\- a - b"),
-        ("+ a", r"\+ a"),
-        ("12. a 3. b", r"12\. a 3. b"),
-        ("1) a", r"1\) a"),
-        ("    code", "code"),
-        ("&lt;b&gt;", r"\&lt;b\&gt;"),
-        ("<b> [a](b) *c* `d` # | _", r"\<b\> \[a\](b) \*c\* \`d\` \# \| \_"),
-        ("see https://a.b/c or www.a.b", r"see https:\//a.b/c or www\.a.b"),
-        ("back\\slash", r"back\\slash"),
-        ("ESC-50, fold 1: 0.5 (a)", "ESC-50, fold 1: 0.5 (a)"),
-    ],
-)
-def test_names_on_a_card_are_no_markup(text, expected):
-    assert model_card._plain(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("no/such_folder", r"it was not found on the hub \(.*\): no route"),
-        ("no_such_folder", "check the path, or give user/name on the hub"),
-        ("./no/such_folder", "check the path, or give user/name on the hub"),
-        ("/no/such_folder", "check the path, or give user/name on the hub"),
-        ("no/such/folder", "check the path, or give user/name on the hub"),
-    ],
-)
-@pytest.mark.parametrize("trust", [True, False])
-def test_a_folder_that_is_not_there_is_asked_for_once(source, said, trust, monkeypatch):
-    asked = []
-
-    def refused(url, **_options):
-        asked.append(url)
-        raise OSError("no route")
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refused)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
-    with pytest.raises(FileNotFoundError, match=said):
-        AudioTagger.from_hparams(source, trust=trust)
-    assert len(asked) == ("not found on the hub" in said)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="was not contacted|user/name"):
-        AudioTagger.from_hparams(source, trust=trust)
-    assert len(asked) == ("not found on the hub" in said)
-
-
-LOADING = """
-import json, sys
-from speechbrain.inference.classifiers import EncoderClassifier
-from efficientat_plugin import AudioTagger
-
-sound, savedir = sys.argv[1:]
-on_cpu = {"device": "cpu"}
-tagger = AudioTagger.from_hparams("someone/model", savedir=savedir, run_opts=on_cpu)
-classifier = EncoderClassifier.from_hparams("someone/model", run_opts=on_cpu)
-try:
-    AudioTagger.from_hparams("someone/without", run_opts=on_cpu)
-except Exception as error:
-    refusal = f"{type(error).__name__}: {error}"
-said = [tagger.tag(sound)[0].name, classifier.classify_file(sound)[3][0], refusal]
-print(json.dumps(said))
-"""
-
-
-@pytest.mark.slow
-def test_a_model_loads_by_its_name_on_the_hub(tmp_path):
-    folder = _write(tmp_path / "model", _model())
-    (_write(tmp_path / "without", _model()) / "student.ckpt").unlink()
-    samples = np.random.default_rng(0).uniform(-0.3, 0.3, 32000)
-    soundfile.write(tmp_path / "sound.wav", samples, 32000)
-    own = {"HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    with local_hub(tmp_path) as variables:
-        done = subprocess.run(
-            [sys.executable, "-c", LOADING, tmp_path / "sound.wav", tmp_path / "saved"],
-            env=os.environ | variables | own,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
-    tagged, classified, refusal = json.loads(done.stdout.splitlines()[-1])
-    tagger = AudioTagger.from_hparams(source=str(folder), run_opts=ON_CPU)
-    assert tagged == classified == tagger.tag(tmp_path / "sound.wav")[0].name
-    assert "someone/without" in refusal and "student.ckpt" in refusal
-    saved = {path.name for path in (tmp_path / "saved").iterdir()}
-    assert saved == {"hyperparams.yaml", "student.ckpt"}
