@@ -12,7 +12,7 @@ import pytest
 import torch
 from at_once import INTERRUPTED, fetch_weights, in_threads, start
 from huggingface_hub import constants as hub
-from servers import LOGIN, weight_server
+from servers import weight_server
 
 from efficientat_plugin.pretrained import download
 from efficientat_plugin.pretrained.download import BASE_URL, TRIES, fetch
@@ -191,13 +191,6 @@ def test_no_redirection_leaves_a_safe_connection(schemes, is_left):
         download._refuse_answer("https://one/x", answers)
 
 
-def test_what_is_no_state_dict_is_refused(server, tmp_path):
-    torch.save([1, 2], tmp_path / "list.pt")
-    server.files[FILE] = (tmp_path / "list.pt").read_bytes()
-    with pytest.raises(ValueError, match="is no whole state dict; try again"):
-        fetch(NAME, tmp_path / "cache")
-
-
 def test_more_than_was_published_is_not_even_received(server, tmp_path):
     entry = published("mn04_as")
     server.files[entry.file] = bytes(entry.num_bytes + 1)
@@ -286,12 +279,6 @@ def test_proxy_of_the_environment_is_asked(server, tiny_body, tmp_path):
     process.join()
     assert (process.exitcode, server.paths) == (0, [address + FILE])
     assert (tmp_path / FILE).read_bytes() == tiny_body
-
-
-def test_login_page_of_a_network_is_no_download(server, tmp_path):
-    server.files[FILE] = LOGIN
-    with pytest.raises(ValueError, match="that no proxy answers in its place"):
-        fetch(NAME, tmp_path)
 
 
 # ---------------------------------------------------------------- digests

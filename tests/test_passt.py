@@ -29,7 +29,7 @@ def small(**options):
     return PaSST(**{"frequency_stride": 16, **SMALL, **options})
 
 
-def heard_tokens(passt, log_mel):
+def kept_tokens(passt, log_mel):
     """What the first block is given: [B, 2 + L, D]."""
     seen = []
     hook = passt.blocks.register_forward_pre_hook(lambda _, given: seen.append(*given))
@@ -49,9 +49,9 @@ def label_positions_(passt):
     return passt
 
 
-def heard_positions(passt, log_mel):
+def kept_positions(passt, log_mel):
     """Rows and columns of the patches left, which all clips must have in common."""
-    tokens = heard_tokens(passt, log_mel)[:, 2:, :2].int()
+    tokens = kept_tokens(passt, log_mel)[:, 2:, :2].int()
     assert all(torch.equal(clip, tokens[0]) for clip in tokens)
     return [tuple(position) for position in tokens[0].tolist()]
 
@@ -133,8 +133,8 @@ def test_positions_are_as_published(stride, num_frames, grid):
 )
 def test_patchout_leaves_as_many_in_training_and_all_in_evaluation(patchout, left):
     passt, clips = small(**patchout), torch.randn(2, 1, 32, 96)
-    assert heard_tokens(passt.train(), clips).shape == (2, 2 + left, 32)
-    assert heard_tokens(passt.eval(), clips).shape == (2, 2 + 18, 32)
+    assert kept_tokens(passt.train(), clips).shape == (2, 2 + left, 32)
+    assert kept_tokens(passt.eval(), clips).shape == (2, 2 + 18, 32)
     whole = small().eval()
     whole.load_state_dict(passt.state_dict())
     assert torch.equal(passt(clips).logits, whole(clips).logits)
@@ -145,23 +145,23 @@ def test_patches_keep_their_positions_and_their_order():
     everything = [(row, column) for row in range(ROWS) for column in range(COLUMNS)]
     structured = label_positions_(small(patchout_time=4, patchout_frequency=1)).train()
     for _ in range(5):
-        left = heard_positions(structured, clips)
+        left = kept_positions(structured, clips)
         rows = sorted({row for row, _ in left})
         columns = sorted({column for _, column in left})
         assert (len(rows), len(columns)) == (1, 5)
         assert left == [(row, column) for row in rows for column in columns]
     unstructured = label_positions_(small(patchout_unstructured=7)).train()
     for _ in range(5):
-        left = heard_positions(unstructured, clips)
+        left = kept_positions(unstructured, clips)
         assert len(left) == 11 and left == sorted(left) and set(left) < set(everything)
-    assert heard_positions(unstructured.eval(), clips) == everything
+    assert kept_positions(unstructured.eval(), clips) == everything
 
 
 def test_patches_that_are_left_are_what_they_were():
     passt = small(patchout_time=4, patchout_unstructured=3)
     clips = torch.randn(2, 1, 32, 96)
-    whole = heard_tokens(passt.eval(), clips)
-    left = heard_tokens(passt.train(), clips)
+    whole = kept_tokens(passt.eval(), clips)
+    left = kept_tokens(passt.train(), clips)
     torch.testing.assert_close(left[:, :2], whole[:, :2])
     for token in left[0, 2:]:
         assert (whole[0, 2:] - token).abs().amax(1).min() < 1e-6
@@ -172,7 +172,7 @@ def test_every_patch_is_left_alike_often():
     clips = torch.randn(1, 1, 32, 96)
     times = torch.zeros(ROWS, COLUMNS)
     for _ in range(200):
-        for row, column in heard_positions(passt, clips):
+        for row, column in kept_positions(passt, clips):
             times[row, column] += 1
     # Half of 200 draws each, and a standard deviation of 7
     assert times.sum() == 200 * 9
@@ -200,7 +200,7 @@ def test_seeded_step_repeats():
 
 def test_short_clips_have_the_first_positions_in_evaluation():
     passt = label_positions_(small()).eval()
-    left = heard_positions(passt, torch.randn(2, 1, 32, 50))  # 4 columns
+    left = kept_positions(passt, torch.randn(2, 1, 32, 50))  # 4 columns
     assert left == [(row, column) for row in range(ROWS) for column in range(4)]
 
 
@@ -208,7 +208,7 @@ def test_short_clips_have_any_stretch_of_positions_in_training():
     passt, clips = label_positions_(small()).train(), torch.randn(2, 1, 32, 50)
     firsts = set()
     for _ in range(60):
-        left = heard_positions(passt, clips)
+        left = kept_positions(passt, clips)
         first = left[0][1]
         assert left == [(row, first + i) for row in range(ROWS) for i in range(4)]
         firsts.add(first)

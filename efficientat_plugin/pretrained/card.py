@@ -49,8 +49,8 @@ def model_card(model: TrainedModel, provenance: Provenance) -> str:
     log_mel = LogMel(**model.student.front_end)
     num_frames = log_mel.num_frames(round(model.clip_seconds * log_mel.sample_rate))
     cost = measure(model.student, log_mel.n_mels, num_frames)
-    heard = provenance.scores.items()
-    scores = "\n".join(f"- {_plain(name)}: {found}" for name, found in heard)
+    tested = provenance.scores.items()
+    scores = "\n".join(f"- {_plain(name)}: {found}" for name, found in tested)
     scores = scores or "None: it was not tested."
     return f"""\
 ---
@@ -136,9 +136,9 @@ def hub_metadata(provenance: Provenance) -> ModelCardData:
             dataset_name=name,
             metric_type=metric,
             metric_value=round(value, 4),
-            metric_name=f"{metric}, {_plain(heard)}",
+            metric_name=f"{metric}, {_plain(data)}",
         )
-        for heard, scores in provenance.scores.items()
+        for data, scores in provenance.scores.items()
         for metric, value in scores.averages().items()
         if math.isfinite(value)
     ]
@@ -214,30 +214,30 @@ def limits(model: TrainedModel, provenance: Provenance) -> list[str]:
         "zero_pad": "shorter ones are padded with silence",
         "as_is": "shorter ones are used as they are",
     }[model.short_clips]
-    said = [
+    sentences = [
         f"It was trained on mono clips of {model.clip_seconds:g} s at {rate} Hz. Sound "
         "at other rates is resampled, channels are averaged, longer sounds are scored "
         f"in windows, and {short}."
     ]
     if provenance.scores:
-        said.append(
+        sentences.append(
             "It was tested only on the clips under Scores, and not on other data, "
             "recorders, rooms or noise."
         )
     else:
-        said.append("It was not tested.")
+        sentences.append("It was not tested.")
     found = scores_of_classes(provenance)
     if found is not None:
         absent = int((found[1].positives == 0).sum())
         if absent:
-            said.append(
+            sentences.append(
                 f"{absent} of its {len(model.labels)} classes had no test clips."
             )
     if model.target == "multiclass":
-        said.append(
+        sentences.append(
             "It predicts one of its classes for any sound, even if none is present."
         )
-    return said
+    return sentences
 
 
 def scores_of_classes(provenance: Provenance) -> tuple[str, Any] | None:

@@ -50,12 +50,12 @@ class PublishedTeacher(NamedTuple):
 
 def _named(file: str) -> dict[str, Any]:
     """Parses the name of a published file: ...-s12-ap.473 is stride 12, mAP 47.3 %."""
-    said: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     if stride := re.search(r"-s(\d+)-", file):
-        said["stride"] = int(stride[1])
+        facts["stride"] = int(stride[1])
     if mean_ap := re.search(r"-ap(\.\d+)", file):
-        said["mean_ap"] = round(100 * float(mean_ap[1]), 2)
-    return said
+        facts["mean_ap"] = round(100 * float(mean_ap[1]), 2)
+    return facts
 
 
 def _audioset(name: str, release: str, file: str, **options: Any) -> PublishedTeacher:

@@ -102,12 +102,12 @@ def _fill(
     if f"{PASST_CLASSES}bias" in state:
         given = {"num_classes": len(state[f"{PASST_CLASSES}bias"])}
     kept: list[str] = []
-    merged = dict(state)
+    merged, here = dict(state), student.num_classes
     other_head = may_change_head and "head" in given and given["head"] != wanted
     if other_head:
         kept = [name for name in own if name.startswith("classifier.")]
         merged = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-    elif may_change_classes and given.get("num_classes") != student.num_classes:
+    elif may_change_classes and given.get("num_classes", here) != here:
         kept = [name for name in own if name.startswith(_class_layers(student))]
         kept = [name for name in kept if name in state]
     unread = [
@@ -124,7 +124,7 @@ def _fill(
             "%s has %d classes and the student %d%s: %s stay at their initialisation",
             origin,
             given["num_classes"],
-            student.num_classes,
+            here,
             f", with a {wanted} head instead of {given['head']}" if other_head else "",
             ", ".join(kept),
         )
