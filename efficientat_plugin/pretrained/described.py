@@ -394,8 +394,8 @@ def _with_settings(described: Described, settings: Mapping[str, Any]) -> Describ
             raise ValueError(
                 f"it has {name}={settings[name]!r:.80}, not one of {', '.join(legal)}"
             )
-    front_end = plain_values(settings["log_mel"], settings)
-    options = plain_values(settings["student"], settings)
+    front_end = plain_values(_part(settings, "log_mel"), settings)
+    options = plain_values(_part(settings, "student"), settings)
     return described._replace(
         front_end={k: v for k, v in front_end.items() if k in FRONT_END},
         # n_mels is the front end's; the network takes it from there
@@ -405,6 +405,11 @@ def _with_settings(described: Described, settings: Mapping[str, Any]) -> Describ
         clip_seconds=float(settings["clip_seconds"]),
         short_clips=str(settings["short_clips"]),
     )
+
+
+def _part(settings: Mapping[str, Any], name: str) -> Any:
+    """Finds a part by its name, or among the modules of a YAML written by hand."""
+    return settings[name] if name in settings else settings["modules"][name]
 
 
 def _labels_of(settings: Mapping[str, Any]) -> LabelTable:

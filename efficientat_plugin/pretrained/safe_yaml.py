@@ -122,6 +122,8 @@ def read_settings(path: Path, only_known_parts: bool = False) -> dict[str, Any]:
 
 def plain_values(part: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of a part, e.g. of the front end, as Python's own types."""
+    if tag_of(part).startswith("!new:") and not getattr(part, "value", True):
+        return {}  # of a part without arguments
     if not isinstance(part, Mapping):
         raise ValueError(f"{part!r:.80} stands in the place of a part with arguments")
     found = {name: _followed(value, settings) for name, value in part.items()}

@@ -181,6 +181,7 @@ class AudioTagger(SoundTagger, Pretrained):
         source: Any,
         hparams_file: str,
         overrides: Mapping[str, Any] | str | None = None,
+        overrides_must_match: bool = True,
         savedir: str | Path | None = None,
         download_only: bool = False,
         local_strategy: LocalStrategy = LocalStrategy.SYMLINK,
@@ -195,23 +196,16 @@ class AudioTagger(SoundTagger, Pretrained):
         place = str(getattr(source, "path", source))
         if os.path.isdir(place):
             refuse_links_out(Path(place), [hparams_file, WEIGHTS])
-        yaml, weights = (
-            fetch(
-                name,
-                source,
-                savedir,
-                local_strategy=local_strategy,
-                fetch_config=fetch_config or FetchConfig(),
-            )
-            for name in (hparams_file, WEIGHTS)
-        )
-        for path in (yaml, weights):
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is not a file; copy the folder again")
+        how = {
+            "local_strategy": local_strategy,
+            "fetch_config": fetch_config or FetchConfig(),
+        }
+        yaml = _existing(fetch(hparams_file, source, savedir, **how))
+        known = with_yaml(Described(place, yaml, yaml=yaml), only_known_parts=True)
+        known = known._replace(path=_existing(fetch(WEIGHTS, source, savedir, **how)))
         if download_only:
             return None
-        known = Described(place, weights, yaml=yaml)
-        model = trained_model(with_yaml(known, only_known_parts=True))
+        model = trained_model(known)
         with known.naming_errors():
             log_mel = LogMel(**model.student.front_end)
             settings = _settings_of(model, log_mel.sample_rate) | {"savedir": savedir}
@@ -400,6 +394,12 @@ class AudioTagger(SoundTagger, Pretrained):
         with torch.inference_mode(), self.inference_ctx:
             output = model(torch.from_numpy(waveforms).to(self.device))
             return output.float().cpu().numpy()
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; copy the folder again")
+    return path
 
 
 def _settings_of(model: TrainedModel, sample_rate: int) -> dict[str, Any]:
