@@ -29,7 +29,7 @@ from efficientat_plugin.pretrained.folder import (
     TrainedModel,
     write_model_folder,
 )
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import OwnTeacher, Resampled, load_own
 from efficientat_plugin.teachers.store.dump import Batches, store_logits
@@ -429,7 +429,7 @@ def test_weights_that_are_none_are_refused(weights):
 
 def test_any_module_is_a_member_and_its_weights_count():
     own = linear_teacher()
-    ensemble = Ensemble([own, HeardStudent(LogMel(), MN(3, width=0.1))]).eval()
+    ensemble = Ensemble([own, WaveformStudent(LogMel(), MN(3, width=0.1))]).eval()
     output = ensemble(torch.zeros(2, 16000))
     assert output.logits.shape == (2, 3) and output.embedding.shape == (2, 96)
     before = ensemble.sha256()

@@ -13,7 +13,7 @@ from at_once import in_threads
 from efficientat_plugin.data.decoding import UnreadableClip, mono_samples
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
@@ -28,7 +28,7 @@ def _member(seed=0, num_classes=3):
         if isinstance(module, torch.nn.BatchNorm2d):  # so that sounds differ
             torch.nn.init.normal_(module.running_mean, std=0.3)
             torch.nn.init.normal_(module.weight, mean=1.0, std=0.3)
-    return HeardStudent(LogMel(), student)
+    return WaveformStudent(LogMel(), student)
 
 
 def _tagger(*members, **settings):
@@ -303,52 +303,54 @@ def test_a_stream_takes_chunks_of_no_samples(tagger):
     assert len(stream.feed(_noise(1.0))) == 1
 
 
-def test_a_chunk_of_any_length_is_heard_in_batches(tagger, monkeypatch):
-    sound = _noise(20.0)
-    together = []
-    hear = AudioTagger._hear
+@pytest.fixture
+def batch_sizes(monkeypatch):
+    """How many windows were scored in each batch."""
+    sizes, score = [], AudioTagger._score_windows
 
     def spy(self, windows, num_samples):
-        together.append(len(windows))
-        return hear(self, windows, num_samples)
+        sizes.append(len(windows))
+        return score(self, windows, num_samples)
 
-    monkeypatch.setattr(AudioTagger, "_hear", spy)
-    stream = tagger.stream(RATE, window_seconds=1.0)
-    streamed = [*stream.feed(sound), *stream.finish()]
-    assert len(streamed) == 39
-    assert max(together) == tagger.batch_size
+    monkeypatch.setattr(AudioTagger, "_score_windows", spy)
+    return sizes
 
 
-def test_the_longer_windows_are_the_fewer_are_heard_at_once(tagger, monkeypatch):
-    together = []
-    hear = AudioTagger._hear
-
-    def spy(self, windows, num_samples):
-        together.append(len(windows))
-        return hear(self, windows, num_samples)
-
-    monkeypatch.setattr(AudioTagger, "_hear", spy)
+@pytest.mark.parametrize(
+    ("window_seconds", "largest"), [(0.5, 16), (1.0, 16), (8.0, 2), (20.0, 1)]
+)
+def test_longer_windows_are_scored_in_smaller_batches(
+    tagger, batch_sizes, window_seconds, largest
+):
     sound = _noise(30.0)
-    for window_seconds, at_once in ((0.5, 16), (1.0, 16), (8.0, 2), (20.0, 1)):
-        together.clear()
-        list(tagger.scan(sound, RATE, window_seconds))
-        assert max(together) == at_once
-        together.clear()
-        tagger.stream(RATE, window_seconds).feed(sound)
-        assert max(together) == at_once
-    together.clear()
-    list(tagger.scan(sound, RATE, window_seconds=8.0, batch_size=5))
-    assert max(together) == 5
+    list(tagger.scan(sound, RATE, window_seconds))
+    assert max(batch_sizes) == largest
+    batch_sizes.clear()
+    tagger.stream(RATE, window_seconds).feed(sound)
+    assert max(batch_sizes) == largest
 
 
-def test_a_long_array_is_scanned_in_little_memory(tagger, monkeypatch):
+def test_a_batch_is_as_large_as_asked_for(tagger, batch_sizes):
+    list(tagger.scan(_noise(30.0), RATE, window_seconds=8.0, batch_size=5))
+    assert max(batch_sizes) == 5
+
+
+@pytest.fixture
+def without_network(monkeypatch):
+    """Scores of zero, so that only the sound takes memory."""
+
+    def score(self, waveforms):
+        return np.zeros((len(waveforms), 3), np.float32)
+
+    def score_overlapping(self, sound, window, hop):
+        return np.zeros((1 + (len(sound) - window) // hop, 3), np.float32)
+
+    monkeypatch.setattr(AudioTagger, "score", score)
+    monkeypatch.setattr(AudioTagger, "_score_overlapping", score_overlapping)
+
+
+def test_a_long_array_is_scanned_in_little_memory(tagger, without_network):
     sound = np.zeros(60 * RATE, np.float32)
-    monkeypatch.setattr(
-        AudioTagger, "_rows", lambda self, model, w: np.zeros((len(w), 3))
-    )
-    monkeypatch.setattr(
-        AudioTagger, "_hear_run", lambda self, run: list(np.zeros((len(run), 3)))
-    )
     tracemalloc.start()
     try:
         windows = tagger.scan(sound, RATE, window_seconds=1.0, hop_seconds=0.01)
@@ -376,7 +378,9 @@ def test_a_scan_hears_each_window_as_tag_does(tagger):
         _assert_alike(window.probabilities, _scores(tagger, sound[start:][:RATE]))
 
 
-def test_a_long_file_is_scanned_in_little_memory(tagger, tmp_path, monkeypatch):
+def test_a_long_file_is_scanned_in_little_memory(
+    tagger, tmp_path, monkeypatch, without_network
+):
     path = tmp_path / "long.flac"
     rate = 8000
     with soundfile.SoundFile(path, "w", rate, 1) as file:
@@ -391,9 +395,6 @@ def test_a_long_file_is_scanned_in_little_memory(tagger, tmp_path, monkeypatch):
         return windows
 
     monkeypatch.setattr(type(tagger.stream(None)._cutter), "feed", spy)
-    monkeypatch.setattr(
-        AudioTagger, "_rows", lambda self, model, w: np.zeros((len(w), 3))
-    )
     windows = list(tagger.scan(path, window_seconds=1.0, hop_seconds=1.0))
     assert len(windows) == 600
     assert max(held) < 20 * RATE  # seconds, of 600

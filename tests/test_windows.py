@@ -7,7 +7,7 @@ import pytest
 
 from efficientat_plugin.contracts import SHORT_CLIPS
 from efficientat_plugin.data.short_clips import lengthened
-from efficientat_plugin.tagging.windows import WindowCutter
+from efficientat_plugin.tagging.windows import WindowCutter, runs_of
 
 
 def _cut(sound, window, hop, chunk):
@@ -23,11 +23,11 @@ def _cut(sound, window, hop, chunk):
 def test_every_sample_is_in_a_window_however_it_arrives(num_samples, window, hop):
     sound = np.arange(num_samples, dtype=np.float32)
     whole = _cut(sound, window, hop, num_samples)
-    heard = set()
+    covered = set()
     for start, samples in whole:
         np.testing.assert_array_equal(samples, sound[start : start + window])
-        heard |= set(range(start, start + len(samples)))
-    assert heard == set(range(num_samples))
+        covered |= set(range(start, start + len(samples)))
+    assert covered == set(range(num_samples))
     starts = [start for start, _ in whole]
     assert starts[:-1] == [hop * n for n in range(len(starts) - 1)]
     assert starts == sorted(set(starts))
@@ -86,3 +86,16 @@ def test_short_sound_is_made_longer_as_asked():
         assert lengthened(sound, 2, how).tolist() == [1, 2, 3]
     with pytest.raises(ValueError, match="'twice'; choose one of repeat"):
         lengthened(sound, 5, "twice")
+
+
+@pytest.mark.parametrize(
+    "samples, starts",
+    [
+        (100, [[0, 10, 20, 30, 40, 50, 60]]),
+        (105, [[0, 10, 20, 30, 40, 50, 60], [65]]),
+        (30, [[0]]),
+    ],
+)
+def test_windows_run_until_the_hop_changes(samples, starts):
+    windows = _cut(np.zeros(samples, np.float32), 40, 10, samples)
+    assert [[window.start for window in run] for run in runs_of(windows)] == starts

@@ -423,8 +423,7 @@ class StudentWaveformEncoder(nn.Module):
         waveform = waveform.masked_fill(padding_of(lengths, samples), 0.0)
         if self.training:
             return {"embeddings": self._encode(waveform, lengths)}
-        shortest = self.log_mel.n_fft // 2 + 2  # samples that a spectrum needs
-        ends = ends_of(lengths, samples).clamp(min=shortest)
+        ends = ends_of(lengths, samples).clamp(min=self.log_mel.min_samples)
         return {"embeddings": each_to_its_end(self._encode, waveform, ends)}
 
     def _encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -116,7 +116,7 @@ def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
             f"waveforms of shape {clips.shape} and type {clips.dtype} were given; give "
             "one or more, [B, N], floating point"
         )
-    return clips.astype(np.float32, copy=False)
+    return np.ascontiguousarray(clips, np.float32)
 
 
 def cut(
@@ -216,16 +216,16 @@ class TagStream:
         From the rate of the chunks to the student's.
     cutter : WindowCutter
         Cuts samples at the student's rate.
-    hear : callable
+    score : callable
         Scores windows, given the length in samples to which each is lengthened.
     batch_size : int
         Windows per batch.
 
     Example
     -------
-    >>> def hear(windows, num_samples):
+    >>> def score(windows, num_samples):
     ...     return [(window.start, num_samples) for window in windows]
-    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), hear, 16)
+    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), score, 16)
     >>> stream.feed(np.zeros(5)), stream.finish()
     ([(0, 4)], [(1, 4)])
     """
@@ -234,26 +234,26 @@ class TagStream:
         self,
         resampler: Resampler,
         cutter: WindowCutter,
-        hear: Callable[[Sequence[Window], int], list[ScanWindow]],
+        score: Callable[[Sequence[Window], int], list[ScanWindow]],
         batch_size: int,
     ) -> None:
         self._resampler = resampler
         self._cutter = cutter
-        self._hear = hear
+        self._score = score
         self._batch_size = batch_size
 
     def feed(self, chunk: "NDArray | Tensor") -> list[ScanWindow]:
         """Adds a chunk of samples, as for ``tag``; returns the completed windows."""
         samples = self._resampler.feed(mono_samples(chunk))
-        return self._heard(self._cutter.feed(samples))
+        return self._scored(self._cutter.feed(samples))
 
     def finish(self) -> list[ScanWindow]:
         """Ends the sound and returns the remaining windows."""
         windows = [*self._cutter.feed(self._resampler.finish())]
-        return self._heard([*windows, *self._cutter.finish()])
+        return self._scored([*windows, *self._cutter.finish()])
 
-    def _heard(self, windows: Iterable[Window]) -> list[ScanWindow]:
-        heard: list[ScanWindow] = []
+    def _scored(self, windows: Iterable[Window]) -> list[ScanWindow]:
+        scored: list[ScanWindow] = []
         for batch in batches(windows, self._batch_size):
-            heard += self._hear(batch, self._cutter.window)
-        return heard
+            scored += self._score(batch, self._cutter.window)
+        return scored

@@ -26,7 +26,7 @@ from efficientat_plugin.pretrained.published import PUBLISHED, find_published
 from efficientat_plugin.pretrained.published_passt import (
     TEACHERS,
 )
-from efficientat_plugin.students.ensemble import HeardStudent
+from efficientat_plugin.students.ensemble import WaveformStudent
 from efficientat_plugin.support.hub import NAME
 from efficientat_plugin.teachers.ast_hub import ASTTeacher, load_ast
 
@@ -53,7 +53,7 @@ def load_teacher(
     savedir: str | Path | None = None,
     base_url: str | None = None,
     **overrides: Any,
-) -> HeardStudent | ASTTeacher:
+) -> WaveformStudent | ASTTeacher:
     """Loads a teacher with its weights and its front end: [B, N] -> StudentOutput.
 
     Arguments
@@ -79,7 +79,7 @@ def load_teacher(
 
     Returns
     -------
-    HeardStudent or ASTTeacher
+    WaveformStudent or ASTTeacher
         In evaluation mode; takes waveforms at its ``sample_rate``.
 
     Raises
@@ -115,7 +115,7 @@ def load_teacher(
         )
     known = describe(found or source, savedir, base_url)
     student = network_of(known, read_state(known.path), overrides)
-    teacher = HeardStudent(LogMel(**student.front_end), student).eval()
+    teacher = WaveformStudent(LogMel(**student.front_end), student).eval()
     if known.yaml is not None:
         teacher.labels, teacher.target = known.labels, known.target
     return teacher
