@@ -17,7 +17,6 @@ from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.tagging.overlap import unfolded
 from efficientat_plugin.tagging.streams import (
-    Averages,
     Sound,
     TagStream,
     batches,
@@ -136,8 +135,8 @@ class SoundTagger:
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """Computes the class probabilities of each sound: [sounds, K]."""
-        averages = self._averages(self.score, sounds, sample_rate, batch_size)
-        return averages.means(len(self.labels))
+        rows = self._averages(self.score, sounds, sample_rate, batch_size)
+        return np.stack(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
 
     def embed(
         self,
@@ -167,7 +166,8 @@ class SoundTagger:
         NDArray
         """
         model = self._embeddings(**options)
-        return self._averages(model, [sound], sample_rate, batch_size).means(0)[0]
+        [embedding] = self._averages(model, [sound], sample_rate, batch_size)
+        return embedding
 
     def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Computes the log-mel of a sound, for plotting: [N] -> [F, T].
@@ -269,17 +269,22 @@ class SoundTagger:
         sounds: Iterable[Sound],
         sample_rate: int | None,
         batch_size: int | None,
-    ) -> Averages:
-        """Applies ``model`` to the windows of each sound and averages its output."""
-        averages = Averages()
+    ) -> list[NDArray[np.float32]]:
+        """Applies ``model`` to the windows of each sound; returns the mean of each."""
+        totals: list[Any] = []  # in float64; windows themselves are not kept
+        counts: list[int] = []
         windows = self._windows(sounds, sample_rate)
-        for batch in batches(
-            windows, self._windows_per_batch(batch_size, self.clip_samples)
-        ):
+        size = self._windows_per_batch(batch_size, self.clip_samples)
+        for batch in batches(windows, size):
             rows = self._rows(model, [window.samples for _, window in batch])
             for (number, _), row in zip(batch, rows, strict=True):
-                averages.add(number, row)
-        return averages
+                if number == len(totals):
+                    totals.append(0.0)
+                    counts.append(0)
+                totals[number] = totals[number] + row.astype(np.float64)
+                counts[number] += 1
+        pairs = zip(totals, counts, strict=True)
+        return [(total / count).astype(np.float32) for total, count in pairs]
 
     def _log_mels(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
         """Computes log-mels, of an ensemble's first member: [B, N] -> [B, F, T]."""

@@ -175,38 +175,6 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-class Averages:
-    """Averages rows by number, without keeping the rows.
-
-    Example
-    -------
-    >>> averages = Averages()
-    >>> for row in ([1.0, 2.0], [2.0, 6.0]):
-    ...     averages.add(0, np.array(row, np.float32))
-    >>> averages.means(2)
-    array([[1.5, 4. ]], dtype=float32)
-    """
-
-    def __init__(self) -> None:
-        self._sums: list[Any] = []
-        self._counts: list[int] = []
-
-    def add(self, number: int, row: NDArray[np.float32]) -> None:
-        """Adds a row to a number; numbers start at 0 and have no gaps."""
-        while len(self._sums) <= number:
-            self._sums.append(0.0)
-            self._counts.append(0)
-        self._sums[number] = self._sums[number] + row.astype(np.float64)
-        self._counts[number] += 1
-
-    def means(self, width: int) -> NDArray[np.float32]:
-        """Returns the means [numbers, width]; ``width`` is used if there are none."""
-        if not self._sums:
-            return np.zeros((0, width), np.float32)
-        pairs = zip(self._sums, self._counts, strict=True)
-        return np.stack([total / count for total, count in pairs]).astype(np.float32)
-
-
 class TagStream:
     """Tags sound that arrives in chunks; created by ``SoundTagger.stream``.
 
