@@ -5,8 +5,6 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from efficientat_plugin.contracts import SHORT_CLIPS
-from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.tagging.windows import WindowCutter, runs_of
 
 
@@ -75,17 +73,6 @@ def test_silence_has_no_windows():
 def test_a_hop_that_leaves_sound_out_is_refused(hop):
     with pytest.raises(ValueError, match=f"hop of {hop} samples with windows of 10"):
         WindowCutter(10, hop)
-
-
-def test_short_sound_is_made_longer_as_asked():
-    sound = np.array([1.0, 2.0, 3.0], np.float32)
-    assert lengthened(sound, 7, "repeat").tolist() == [1, 2, 3, 1, 2, 3, 1]
-    assert lengthened(sound, 5, "zero_pad").tolist() == [1, 2, 3, 0, 0]
-    assert lengthened(sound, 5, "as_is").tolist() == [1, 2, 3]
-    for how in SHORT_CLIPS:
-        assert lengthened(sound, 2, how).tolist() == [1, 2, 3]
-    with pytest.raises(ValueError, match="'twice'; choose one of repeat"):
-        lengthened(sound, 5, "twice")
 
 
 @pytest.mark.parametrize(
