@@ -169,11 +169,23 @@ def test_a_file_that_cannot_be_read_is_named(tagger, tmp_path, rate):
         assert str(caught.value) == f"{bad}: {caught.value.reason}"
 
 
-def test_long_sound_is_the_average_of_its_windows(tagger):
-    sound = noise(2.2)
+AVERAGED = {
+    "probabilities": lambda tagger, sound, size: tagger.probabilities(
+        [sound], RATE, size
+    )[0],
+    "embedding": lambda tagger, sound, size: tagger.embed(sound, RATE, size),
+}
+
+
+@pytest.mark.parametrize("compute", AVERAGED.values(), ids=AVERAGED)
+@pytest.mark.parametrize("short_clips", ["repeat", "as_is"])
+def test_long_sound_is_the_average_of_its_windows(short_clips, compute):
+    tagger, sound = small_tagger(short_clips=short_clips), noise(2.2)
     starts = [0, RATE // 2, RATE, len(sound) - RATE]
-    parts = [scores_of(tagger, sound[start : start + RATE]) for start in starts]
-    assert_alike(scores_of(tagger, sound), np.mean(parts, axis=0))
+    parts = [compute(tagger, sound[start : start + RATE], None) for start in starts]
+    for batch_size in (1, 3, 16):
+        together = compute(tagger, sound, batch_size)
+        assert_alike(together, np.mean(parts, axis=0))
 
 
 def test_an_ensemble_averages_logits():
@@ -200,17 +212,6 @@ def test_an_embedding_is_of_the_sound_alone(tagger):
     assert_alike(tagger.embed(np.tile(sound, 1), RATE), embedding)
     assert tagger.embed(sound, RATE, sources=("mel",)).shape == (128,)
     assert small_tagger(member(0), member(1)).embed(sound, RATE).shape == (368,)
-
-
-@pytest.mark.parametrize("short_clips", ["repeat", "as_is"])
-def test_an_embedding_of_long_sound_is_the_average_of_its_windows(short_clips):
-    tagger = small_tagger(short_clips=short_clips)
-    sound = noise(2.2)
-    starts = [0, RATE // 2, RATE, len(sound) - RATE]
-    parts = [tagger.embed(sound[start : start + RATE], RATE) for start in starts]
-    for batch_size in (1, 3, 16):
-        together = tagger.embed(sound, RATE, batch_size=batch_size)
-        assert_alike(together, np.mean(parts, axis=0))
 
 
 def test_scores_are_computed_in_the_precision_asked_for(tagger):

@@ -143,10 +143,10 @@ class Tagger(SoundTagger):
         session, labels = self._session, self.facts.labels
         place = 0 if self.facts.has_front_end else 1
         found = described(session.inputs, session.outputs, session.num_classes)
-        told = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
-        if found != told:
+        stated = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
+        if found != stated:
             raise ValueError(
-                f"{origin} has a graph from {found}, but its metadata say {told}; "
+                f"{origin} has a graph from {found}, but its metadata say {stated}; "
                 "export the model again"
             )
 

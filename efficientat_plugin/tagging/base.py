@@ -313,7 +313,8 @@ class SoundTagger:
                 hop = run[1].start - run[0].start
                 added = [window.samples[-hop:] for window in run[1:]]
                 sound = np.concatenate([run[0].samples, *added])
-                rows += list(self._score_overlapping(sound, num_samples, hop))
+                length = len(run[0].samples)
+                rows += list(self._score_overlapping(sound, length, hop))
         rate = self.sample_rate
         return [
             ScanWindow(start / rate, (start + len(samples)) / rate, _finite(row))
