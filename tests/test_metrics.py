@@ -120,7 +120,7 @@ def test_accuracy_counts_hits():
 
 @pytest.mark.parametrize("stats", [TaggingStats, ClassificationStats])
 @pytest.mark.parametrize("logits", [True, False])
-def test_a_model_that_has_collapsed_is_told_from_one_that_has_learnt(stats, logits):
+def test_a_model_that_has_collapsed_is_noticed(stats, logits):
     labels = torch.eye(3).repeat(20, 1)
     ids = [str(number) for number in range(60)]
     noise = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
@@ -137,12 +137,12 @@ def test_a_model_that_has_collapsed_is_told_from_one_that_has_learnt(stats, logi
 
 def test_agreement_on_a_handful_of_clips_is_accompanied_by_a_sentence():
     def agreement(count):
-        said = torch.randn(count, 3)
+        logits = torch.randn(count, 3)
         stats = AgreementStats(
-            lambda ids: TeacherTarget(said, torch.ones(count, dtype=torch.bool)),
+            lambda ids: TeacherTarget(logits, torch.ones(count, dtype=torch.bool)),
             "multilabel",
         )
-        stats.append([str(number) for number in range(count)], said)
+        stats.append([str(number) for number in range(count)], logits)
         return stats.summarize()
 
     assert "these are fewer than 5 clips" in str(agreement(4))
@@ -158,5 +158,5 @@ def test_groups_are_scored_apart():
     stats.append(names, scores, labels)
     devices = dict(zip(names, ["near", "near", "far", "far", "mute"], strict=True))
     found = stats.by_group(devices)
-    assert list(found) == ["far", "near"]  # nothing can be said of "mute"
+    assert list(found) == ["far", "near"]  # "mute" has no label
     assert found["near"].mAP == 1.0 and found["far"].mAP == 0.5

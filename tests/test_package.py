@@ -1,4 +1,4 @@
-"""The package imports light, and its names are where they are said to be."""
+"""The package imports light, and its names are where `_HOME` has them."""
 
 import ast
 import configparser

@@ -265,11 +265,11 @@ class TaggingStats:
         return {
             name: part.summarize()
             for name, part in sorted(parts.items())
-            if any(self._has_label(row) for row in part.clips.values())
+            if any(self._says_something(row) for row in part.clips.values())
         }
 
     @staticmethod
-    def _has_label(row: tuple[NDArray, NDArray, NDArray]) -> bool:
+    def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
         _, labels, judged = row
         return bool((labels & judged).any())
 
