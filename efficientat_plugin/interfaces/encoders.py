@@ -56,18 +56,9 @@ def silence(log_floor: float = 1e-5) -> float:
 
 
 def ends_of(lengths: Tensor, size: int) -> Tensor:
-    """Computes where clips end: ``ceil(length * size)``, at least 1.
+    """Computes where clips end: ``ceil(length * size)``, at least 1: [B] -> [B].
 
-    Arguments
-    ---------
-    lengths : Tensor
-        Relative to the longest, greater than 0 and at most 1.
-    size : int
-        Positions along the axis: samples or frames.
-
-    Returns
-    -------
-    Tensor
+    Lengths are relative to the longest, ``size`` counts samples or frames.
 
     Example
     -------

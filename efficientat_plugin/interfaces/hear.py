@@ -222,10 +222,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbedd
     """
     _check_audio(audio)
     model.eval()  # in training, the front end jitters and norms use the batch
-    window, hop = (
-        model.timestamp_window,
-        round(TIMESTAMP_HOP_SECONDS * model.sample_rate),
-    )
+    window = model.timestamp_window
+    hop = round(TIMESTAMP_HOP_SECONDS * model.sample_rate)
     padded = _reflected(audio, window // 2)
     embeddings = _embed(padded.unfold(1, window, hop), model)
     # From the hop in samples, so rounding errors do not add up; then as float32.

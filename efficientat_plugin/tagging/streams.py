@@ -122,19 +122,10 @@ def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
 def cut(
     blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter, sound: Sound
 ) -> Iterator[Window]:
-    """Cuts a sound into windows; raises ``UnreadableClip`` if it is empty.
+    """Cuts blocks from ``blocks_of`` into windows.
 
-    Arguments
-    ---------
-    blocks : iterable of NDArray
-        From ``blocks_of``.
-    cutter : WindowCutter
-    sound : str, Path, bytes, NDArray or Tensor
-        The source of the blocks; if it is a file, errors include its name.
-
-    Yields
-    ------
-    Window
+    Raises ``UnreadableClip`` if there are no samples; if ``sound``, the source of the
+    blocks, is a file, the error includes its name.
     """
     try:
         for block in blocks:

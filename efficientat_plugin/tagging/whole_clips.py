@@ -269,18 +269,7 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
 
 
 def trained_on_all(run: Mapping[str, Any], rows: datasets.Dataset) -> bool:
-    """Whether a run was trained on all of these clips, and on no others.
-
-    Arguments
-    ---------
-    run : Mapping
-        Its ``run.json``.
-    rows : datasets.Dataset
-        From ``read_table``.
-
-    Returns
-    -------
-    bool
+    """Whether a run (its ``run.json``) was trained on exactly these clips.
 
     Example
     -------
