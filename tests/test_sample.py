@@ -233,7 +233,7 @@ def test_write_that_comes_second_takes_the_first(tmp_path, monkeypatch):
         (target / "sample.json").write_text("{}")
         raise OSError("Directory not empty")
 
-    monkeypatch.setattr(sample.os, "rename", overtaken)
+    monkeypatch.setattr("os.rename", overtaken)
     written = _write(tmp_path)
     assert list(tmp_path.iterdir()) == [written]
 

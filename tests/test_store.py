@@ -199,7 +199,7 @@ def test_store_killed_at_any_byte_keeps_what_was_committed(tmp_path):
             length = draw.randint(len(before[name]), len(after[name]))
             path.joinpath(name).write_bytes(after[name][:length])
         manifest = after["manifest.json"]
-        aside = path / "manifest.json.partial"
+        aside = path / ".manifest.json-01234567.part"
         aside.write_bytes(manifest[: draw.randint(0, len(manifest))])
         check(path, ["a", "b"])
         check(write(path, ["e"]), ["a", "b", "e"])
@@ -208,7 +208,7 @@ def test_store_killed_at_any_byte_keeps_what_was_committed(tmp_path):
 def test_store_killed_before_its_first_commit_can_be_written(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "logits.f16").touch()
-    (tmp_path / "s" / "manifest.json.partial").write_text("{")
+    (tmp_path / "s" / ".manifest.json-01234567.part").write_text("{")
     check(write(tmp_path / "s", ["a"]), ["a"])
 
 

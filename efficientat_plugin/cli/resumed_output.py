@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
-from efficientat_plugin.support.files import told_if_not_writable, written_aside
+from efficientat_plugin.support.files import atomic_file, told_if_not_writable
 from efficientat_plugin.support.locks import FolderLock
 from efficientat_plugin.support.plain_text import shown
 
@@ -157,11 +157,7 @@ class ResultParts:
             return
         sounds = [sound for sound, _ in self._new]
         part = self._next_part()
-        with (
-            told_if_not_writable(self.folder),
-            written_aside(part) as unfinished,
-            open(unfinished, "wb") as file,
-        ):
+        with told_if_not_writable(self.folder), atomic_file(part, "wb") as file:
             np.savez(
                 file,
                 names=np.array([sound.name for sound in sounds]),
@@ -169,8 +165,6 @@ class ResultParts:
                 modified_ns=np.array([sound.modified_ns for sound in sounds], np.int64),
                 results=np.stack([row for _, row in self._new]),
             )
-            file.flush()
-            os.fsync(file.fileno())
         self.done |= {sound: (part, row) for row, sound in enumerate(sounds)}
         self._new = []
 
@@ -209,8 +203,8 @@ class ResultParts:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
         if not any(self.folder.glob(PARTS)):
-            with written_aside(path) as unfinished:
-                unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            with atomic_file(path) as file:
+                json.dump(settings, file, indent=1)
             return
         is_there = path.is_file()
         try:

@@ -24,10 +24,10 @@ from efficientat_plugin.pretrained.http_file import receive
 from efficientat_plugin.pretrained.published import PublishedStudent, published
 from efficientat_plugin.support.files import (
     EXPORTED,
+    atomic_file,
     open_file,
     read_text,
     sha256_of,
-    write_aside,
 )
 from efficientat_plugin.support.locks import lock
 from efficientat_plugin.support.pickles import check_pickle
@@ -440,8 +440,8 @@ def _verify(part: Path, entry: PublishedStudent, address: str, target: Path) -> 
             "answers in its place"
         ) from error
     if entry.sha256 is None and noted is None:  # in the format of sha256sum
-        line = f"{digest}  {target.name}\n"
-        write_aside(_note_of(target), lambda file: file.write(line))
+        with atomic_file(_note_of(target)) as file:
+            file.write(f"{digest}  {target.name}\n")
 
 
 def fetch(

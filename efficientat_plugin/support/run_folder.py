@@ -12,7 +12,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.support.differences import Difference, differences_of
-from efficientat_plugin.support.files import write_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.locks import FolderLock
 
 RUN_FILE = "run.json"
@@ -256,8 +256,8 @@ def claim_folder(
     occupy_folder(folder)
     check_folder(folder, run, started, may_train_longer)
     if if_main_process():
-        text = json.dumps(dict(run), indent=1)
-        write_aside(Path(folder) / RUN_FILE, lambda file: file.write(text))
+        with atomic_file(Path(folder) / RUN_FILE) as file:
+            json.dump(dict(run), file, indent=1)
 
 
 def check_folder(

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import speechbrain as sb
@@ -28,7 +28,7 @@ from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.evaluation.metrics import Scores, caution
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
-from efficientat_plugin.support.files import write_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.training.losses import RunningLoss
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,10 @@ class History:
     def write_csv(self, path: str | Path) -> None:
         """Writes a table with a row for each epoch; missing numbers are empty."""
         columns = list(dict.fromkeys(name for row in self.epochs for name in row))
-
-        def write(file: TextIO) -> None:
+        with atomic_file(path) as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             table.writerows(self.epochs)
-
-        write_aside(path, write)
 
     @mark_as_saver
     def save(self, path: str) -> None:

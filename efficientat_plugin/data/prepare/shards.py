@@ -19,7 +19,7 @@ from efficientat_plugin.data.decoding import UnreadableClip, sound_of
 from efficientat_plugin.data.labels import listed
 from efficientat_plugin.data.parquet import ROWS_PER_GROUP, SCHEMA
 from efficientat_plugin.data.prepare.encoding import ClipEncoder
-from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.files import atomic_file
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 # Columns that rows of `read_table` may have besides those of AudioSet's schema.
@@ -89,7 +89,7 @@ def write_shard(
     for left in record_path.parent.glob(f".{aside.stem}.*-*.part"):
         left.unlink(missing_ok=True)  # of a killed process
     try:
-        with written_aside(aside) as unfinished, open(unfinished, "wb") as file:
+        with atomic_file(aside, "wb") as file:
             # Sound is compressed already: doing so again takes time and saves nothing.
             with pq.ParquetWriter(
                 file, schema, compression="none", use_dictionary=False
@@ -98,8 +98,6 @@ def write_shard(
                     for row in group:
                         digest.update(_row_bytes(row))
                     writer.write_table(pa.Table.from_pylist(group, schema))
-            file.flush()
-            os.fsync(file.fileno())
         record.sha256 = digest.hexdigest()
         if record.num_clips:
             os.replace(aside, path)
@@ -201,10 +199,5 @@ def read_record(path: Path) -> Record | None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file completely or not at all."""
-    with (
-        written_aside(path) as aside,
-        open(aside, "w", encoding="utf-8") as file,
-    ):
+    with atomic_file(path) as file:
         json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())

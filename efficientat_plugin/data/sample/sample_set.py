@@ -12,9 +12,6 @@ differ in one sample between two machines.
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,6 +23,7 @@ from tqdm import tqdm
 from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.parquet import audioset_row, to_pcm, write_rows
 from efficientat_plugin.data.sample.synthesis import SOUNDS, Waveform, noise, plateau
+from efficientat_plugin.support.files import atomic_folder
 
 # Raise this whenever a clip changes: samples on disk are then made again.
 SAMPLE_VERSION = 1
@@ -277,24 +275,23 @@ def write_sample(
     if (final / "sample.json").is_file():
         return final
 
-    partial = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
     try:
-        with tqdm(total=sum(counts.values()), desc="sample", unit="clip") as bar:
+        with (
+            atomic_folder(final) as partial,
+            tqdm(total=sum(counts.values()), desc="sample", unit="clip") as bar,
+        ):
             for split, count in zip(SPLITS, counts.values(), strict=True):
                 path = partial / "data" / split / "00.parquet"
                 for_split = (split, count, clip_seconds, sample_rate, seed)
                 write_rows(path, _rows(*for_split, bar))
-        (partial / "sample.json").write_text(text, encoding="utf-8")
-        try:
-            os.rename(partial, final)
-        except OSError as error:
-            # Another process may have written the same clips first.
-            if not (final / "sample.json").is_file():
-                raise FileExistsError(
-                    f"{final} already exists but is not a complete sample: it has no "
-                    "sample.json; delete it and run again"
-                ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (partial / "sample.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        if not final.exists():
+            raise
+        # Another process may have written the same clips first.
+        if not (final / "sample.json").is_file():
+            raise FileExistsError(
+                f"{final} already exists but is not a complete sample: it has no "
+                "sample.json; delete it and run again"
+            ) from error
     return final

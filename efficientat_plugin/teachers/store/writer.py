@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from efficientat_plugin.support.differences import differences_of
-from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.locks import lock
 from efficientat_plugin.teachers.store.clip_index import MAX_ID_BYTES, ClipIndex
 from efficientat_plugin.teachers.store.manifest import (
@@ -34,11 +34,11 @@ def _prepare_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; a store is a folder, so name another path")
     path.mkdir(parents=True, exist_ok=True)
-    # A writer that was killed before its first manifest leaves empty files.
-    ours = {f"{MANIFEST}.partial", LOGITS, CLIPS}
+    # A writer that was killed before its first manifest leaves empty and hidden files.
     if not (path / MANIFEST).exists() and any(
-        entry.name not in ours or (entry.name in (LOGITS, CLIPS) and file_size(entry))
+        entry.name not in (LOGITS, CLIPS) or file_size(entry)
         for entry in path.iterdir()
+        if not entry.name.startswith(".")
     ):
         raise ValueError(
             f"{path} is not empty and has no {MANIFEST}, so it is not a store; name a "
@@ -79,17 +79,6 @@ def _write_all(file: FileIO, payload: bytes) -> None:
     view = memoryview(payload)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(path: Path) -> None:
-    """Flushes a folder, without which a rename in it may be lost."""
-    if os.name == "nt":  # which cannot open folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class StoreWriter:
@@ -190,14 +179,8 @@ class StoreWriter:
     def _commit(self, manifest: Manifest) -> None:
         for file in self._files:
             os.fsync(file.fileno())
-        with (
-            written_aside(self.path / MANIFEST) as aside,
-            open(aside, "w", encoding="utf-8") as text,
-        ):
-            text.write(manifest.to_json())
-            text.flush()
-            os.fsync(text.fileno())
-        _sync_folder(self.path)
+        with atomic_file(self.path / MANIFEST) as file:
+            file.write(manifest.to_json())
         self.manifest = manifest
 
     def __len__(self) -> int:
