@@ -889,7 +889,7 @@ def test_a_second_run_does_not_mix_its_parts_with_the_first(run, five, tmp_path)
     folder = tmp_path / "embeddings.npz.parts"
     with contextlib.closing(parts.ResultParts(folder, {})):
         code, _, err = run("embed", five, "--output", target)
-        assert code == 2 and "parts is in use by another run; wait for it" in err
+        assert code == 2 and "another process is writing" in err
     assert run("embed", five, "--output", target)[0] == 0
 
 

@@ -319,10 +319,9 @@ def test_parts_of_another_teacher_are_refused_and_stay(tmp_path, other, text):
 
 
 def test_parts_that_are_being_written_are_refused(tmp_path):
-    pytest.importorskip("fcntl")
     leave_parts(tmp_path / "s")
     with StoreWriter(part_path(tmp_path / "s", 1), **ABOUT):
-        with pytest.raises(ValueError, match="parts/1 is being written"):
+        with pytest.raises(ValueError, match="another process is writing .*parts/1;"):
             merge_parts(tmp_path / "s", **ABOUT)
     assert merge_parts(tmp_path / "s", **ABOUT) == 1
 

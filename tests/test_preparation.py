@@ -36,7 +36,6 @@ from efficientat_plugin.data.prepare.encoding import CODECS, ClipEncoder
 from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
-from efficientat_plugin.support import locks
 
 # --- A clip ---------------------------------------------------------------------
 
@@ -357,10 +356,9 @@ def test_a_folder_of_something_else_is_left_alone(source, tmp_path):
         prepare(_splits(source), ClipEncoder(), tmp_path / "other", 0)
 
 
-@pytest.mark.skipif(locks.fcntl is None, reason="this system has no locks")
 def test_two_runs_do_not_write_one_folder(source, tmp_path):
     with prepared_folder.claimed(tmp_path / "it"):
-        with pytest.raises(ValueError, match="is being prepared by another process"):
+        with pytest.raises(ValueError, match="another process is writing"):
             prepare(_splits(source), ClipEncoder(), tmp_path / "it")
 
 
@@ -369,14 +367,14 @@ def test_a_folder_that_another_run_just_made_whole_is_gone_on_with(
 ):
     prepare(_splits(source), ClipEncoder(), tmp_path / "it", 2)
     (tmp_path / "it").rename(tmp_path / "other")
-    lock = prepared_folder.lock
+    lock_folder = prepared_folder.lock_folder
 
-    def made_whole_before(handle):
+    def made_whole_before(*arguments):
         if (tmp_path / "other").exists():
             (tmp_path / "other").rename(tmp_path / "it")
-        return lock(handle)
+        return lock_folder(*arguments)
 
-    monkeypatch.setattr(prepared_folder, "lock", made_whole_before)
+    monkeypatch.setattr(prepared_folder, "lock_folder", made_whole_before)
     assert prepare(_splits(source), ClipEncoder(), tmp_path / "it", 2).num_new == 0
     assert [path.name for path in tmp_path.iterdir() if "it" in path.name] == ["it"]
 

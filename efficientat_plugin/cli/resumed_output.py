@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
 from efficientat_plugin.support.files import atomic_file, told_if_not_writable
-from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.support.locks import LOCK_FILE, lock_folder
 from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PART_SOUNDS = 500  # a part is written after this many sounds,
 PART_SECONDS = 60.0  # or after this time, whichever comes first
 SETTINGS, PARTS = "settings.json", "part-*.npz"
-OWN = (SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
+OWN = (LOCK_FILE, SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
 
 
 class SoundFile(NamedTuple):
@@ -124,13 +124,7 @@ class ResultParts:
             raise ValueError(f"{shown(folder)} is not a folder; give another --output")
         with told_if_not_writable(folder):
             folder.mkdir(exist_ok=True)
-        try:
-            self._lock = FolderLock(folder)
-        except BlockingIOError:
-            raise ValueError(
-                f"{shown(folder)} is in use by another run; wait for it or end it, or "
-                "give another --output"
-            ) from None
+        self._lock = lock_folder(folder, "give another --output")
         try:
             self._refuse_others()
             for unfinished in folder.glob("*.part"):
@@ -186,7 +180,9 @@ class ResultParts:
         for part in self.folder.glob(PARTS):
             part.unlink()
         (self.folder / SETTINGS).unlink()  # last: without it, parts cannot be resumed
-        self.folder.rmdir()
+        (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # another run has just begun
+            self.folder.rmdir()
 
     def close(self) -> None:
         """Releases the folder, so that another run may resume from it."""

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
@@ -13,7 +14,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.support.differences import Difference, differences_of
 from efficientat_plugin.support.files import atomic_file
-from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.support.locks import lock_folder
 
 RUN_FILE = "run.json"
 
@@ -46,7 +47,7 @@ EPOCHS = ("number_of_epochs", "epoch_counter.limit")  # a higher number trains l
 NAMED = 5  # differences that a refusal spells out
 
 
-_OCCUPIED: dict[Path, FolderLock] = {}
+_OCCUPIED: dict[Path, BaseFileLock] = {}
 
 
 def settings_of(
@@ -125,14 +126,7 @@ def occupy_folder(folder: str | Path) -> None:
     path = Path(folder).resolve()
     if path in _OCCUPIED or not if_main_process():
         return
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        _OCCUPIED[path] = FolderLock(path)
-    except BlockingIOError:
-        raise ValueError(
-            f"another run is using {folder}; wait for it or end it, or name "
-            "another --output_folder"
-        ) from None
+    _OCCUPIED[path] = lock_folder(path, "name another --output_folder")
 
 
 def read_run(folder: str | Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from efficientat_plugin.data.prepare.parts_of_rows import (
 )
 from efficientat_plugin.data.prepare.shards import write_json
 from efficientat_plugin.support.differences import differences_of
-from efficientat_plugin.support.locks import lock
+from efficientat_plugin.support.locks import LOCK_FILE, lock_folder
 
 OPTIONS = "options.json"
 
@@ -29,22 +28,18 @@ def claimed(folder: Path) -> Iterator[Path]:
     """Locks and yields the folder to work in: the partial one until it is complete."""
     while True:
         work = _place_of_work(folder)
-        (work / STATE).mkdir(parents=True, exist_ok=True)
-        # Workers keep it open, since they may still be writing.
-        handle = None if os.name == "nt" else os.open(work / STATE, os.O_RDONLY)
+        lock = lock_folder(work / STATE, "give another --folder")
         try:
-            if handle is not None:
-                _lock(handle, folder)
             if work == _place_of_work(folder):
                 yield work
                 return
             # Another process has just completed it: nothing is left in `work`.
             with suppress(OSError):
+                (work / STATE / LOCK_FILE).unlink()
                 (work / STATE).rmdir()
                 work.rmdir()
         finally:
-            if handle is not None:
-                os.close(handle)
+            lock.release()
 
 
 def is_claimed(folder: Path) -> bool:
@@ -61,15 +56,6 @@ def _place_of_work(folder: Path) -> Path:
             "pass another folder"
         )
     return folder.with_name(f"{folder.name}.partial")
-
-
-def _lock(handle: int, folder: Path) -> None:
-    try:
-        lock(handle)
-    except BlockingIOError:
-        raise ValueError(
-            f"{folder} is being prepared by another process; wait for it or end it"
-        ) from None
 
 
 def refuse_another(work: Path, job: Preparation) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from efficientat_plugin.support.differences import differences_of
 from efficientat_plugin.support.files import atomic_file
-from efficientat_plugin.support.locks import lock
+from efficientat_plugin.support.locks import lock_folder
 from efficientat_plugin.teachers.store.clip_index import MAX_ID_BYTES, ClipIndex
 from efficientat_plugin.teachers.store.manifest import (
     CLIPS,
@@ -148,11 +148,12 @@ class StoreWriter:
         self.path = Path(os.path.abspath(path))
         _prepare_folder(self.path)
         self._files: tuple[FileIO, ...] = ()
+        # Two writers would mix their rows.
+        self._lock = lock_folder(self.path, "name another store")
         try:
             for name in (LOGITS, CLIPS):
                 # Unbuffered, so that a failed write leaves nothing to flush later.
                 self._files += (open(self.path / name, "ab", buffering=0),)
-            self._lock()
             if not (self.path / MANIFEST).exists():
                 self._commit(wanted)
             self.manifest = read_manifest(self.path)
@@ -165,16 +166,6 @@ class StoreWriter:
         except BaseException:
             self.close()
             raise
-
-    def _lock(self) -> None:
-        """Locks the store, since two writers would mix their rows."""
-        try:
-            lock(self._files[0])
-        except BlockingIOError:
-            raise ValueError(
-                f"{self.path} is being written by another process; a store has one "
-                "writer at a time, so wait for that process or end it"
-            ) from None
 
     def _commit(self, manifest: Manifest) -> None:
         for file in self._files:
@@ -333,6 +324,7 @@ class StoreWriter:
         for file in self._files:
             file.close()
         self._files = ()
+        self._lock.release()
 
     def __enter__(self) -> "StoreWriter":
         return self
