@@ -19,7 +19,7 @@ test: tools lint  ## everything that checks the project
 		--no-loadscope-reorder -r s
 
 campaign: tools  ## hundreds of kills, thousands of damaged files: hours; docs/reliability.md
-	$(WITH_EMPTY_HOME) $(BIN)/python -m pytest tests/campaign -m campaign --capture=no \
+	$(WITH_EMPTY_HOME) $(BIN)/python -m pytest campaigns -m campaign --capture=no \
 		--durations=0
 
 lint: tools

@@ -25,7 +25,7 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows
 
 # Doctest would import both by one name.
-collect_ignore = ["conftest.py", "campaign/conftest.py", "own_home"]
+collect_ignore = ["conftest.py", "own_home"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

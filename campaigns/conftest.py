@@ -7,8 +7,21 @@ import time
 from typing import NamedTuple
 
 import pytest
+
+# The same home and watch as for the tests
+from tests.conftest import (  # noqa: F401
+    _datasets_cache,
+    _keeps_to_its_places,
+    _seed,
+    shared,
+    touched,
+)
+
+# isort: split
 from commands import write_data
 from recipe_runs import launch
+
+collect_ignore = ["conftest.py"]
 
 
 class Alone(NamedTuple):

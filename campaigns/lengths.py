@@ -1,4 +1,4 @@
-"""Each campaign in two lengths, of which CI runs the short one."""
+"""Each campaign in two lengths, of which the short one is the default."""
 
 import pytest
 

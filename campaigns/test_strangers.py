@@ -24,7 +24,7 @@ from pathlib import Path
 
 from lengths import short_and_full
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY = 12 << 30  # bytes of addresses; a damaged number may ask for any many
 KINDS = ("YAML", "weights", "labels", "store", "top k store", "logits", "table")
 KINDS += ("embeddings", "metadata")
