@@ -21,12 +21,12 @@ CLIP = {"clip_seconds": 0.5, "device": "cpu"}
 
 
 class Command(NamedTuple):
-    """One of the recipes, and how to tell what came of it."""
+    """One of the recipes, and how its outcome is read."""
 
     name: str
     recipe: str
     options: Callable[[Path, Path, int], dict]  # of data, output and workers
-    results: tuple[str, ...]  # files of the output that say it all
+    results: tuple[str, ...]  # files of the output that are compared
     saving: tuple[str, ...]  # what is there while something is being saved
 
     def words(self, data: Path, output: Path, workers: int = 0) -> list[str]:
@@ -142,7 +142,7 @@ TRAINED = (
     "per_class.csv",
     "save/CKPT*/*.ckpt",
     "model/[!R]*",
-)  # the card tells a latency
+)  # the card has a latency
 COMMANDS = [
     Command("distil", "audioset_kd", _distil, TRAINED, ("save/UNFINISHED*",)),
     Command("finetune", "finetune", _finetune, TRAINED, ("save/UNFINISHED*",)),

@@ -65,7 +65,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def left_alone(data, tmp_path_factory, request):
+def undisturbed(data, tmp_path_factory, request):
     """Runs a command undisturbed, once.
 
     In campaigns it is also started anew, with sets of another order; short forms have
@@ -79,9 +79,9 @@ def left_alone(data, tmp_path_factory, request):
             folder = tmp_path_factory.mktemp(f"alone-{command.name}")
             process = command.start(data, folder / "run")
             started = time.monotonic()
-            said = process.wait()
+            printed = process.wait()
             seconds = time.monotonic() - started
-            assert process.poll() == 0, said[-3000:]
+            assert process.poll() == 0, printed[-3000:]
             outcome = command.outcome(folder / "run")
             files = [path for path in folder.rglob("*") if path.is_file()]
             num_bytes = sum(path.stat().st_size for path in files)

@@ -1,6 +1,6 @@
 """A seeded maker of files that were sound once, or never, by names of sound.
 
-File ``number`` of a seed is the same whatever others are made; its name tells what
+File ``number`` of a seed is the same whatever others are made; its name has what
 was done to it.
 """
 
@@ -141,7 +141,7 @@ WORDS += [2**32 - 1, 2**32 - 8, 4_000_000_000]
 
 
 def _lying_word(content, rng):
-    """A number that stands at an even place of the header, whatever it says."""
+    """A number that stands at an even place of the header, whatever it holds."""
     size = int(rng.choice([2, 4, 8]))
     place = 2 * int(rng.integers(min(len(content) - size, 200) // 2))
     order = str(rng.choice(["little", "big"]))
@@ -220,7 +220,7 @@ FIELDS = {
         "length": Field(b"data", 4, 8, "big"),
     },
     "w64": {"length": Field(b"data", 16, 8, "little")},
-    "OggS": {"length": Field(b"OggS", 6, 8, "little")},  # of what is heard by then
+    "OggS": {"length": Field(b"OggS", 6, 8, "little")},  # samples until then
 }
 ORDINARY = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 64, 128, 8000, 768_000]
 

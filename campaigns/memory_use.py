@@ -61,7 +61,7 @@ class Section:
     def __exit__(self, *_exception: object) -> None:
         self._ended.set()
         self._watch.join()
-        del self._watch, self._ended  # which could not be told another process
+        del self._watch, self._ended  # which cannot be passed to another process
         self.seconds = time.monotonic() - self._begun
 
     def _look(self) -> None:

@@ -152,7 +152,7 @@ class Trials:
             self.fault(f"decode refuses what others read: {start}")
         for other in (exported, scanned):
             if isinstance(other, np.ndarray) != is_read:
-                self.fault(f"{path.name}: tag says {tagged}, another {other}")
+                self.fault(f"{path.name}: tag prints {tagged}, another {other}")
         if is_read:
             for rows in (tagged, exported, scanned):
                 if not (np.isfinite(rows).all() and 0 <= rows.min() <= rows.max() <= 1):
@@ -218,7 +218,7 @@ class Trials:
             self.fault(err.getvalue())
         return code, out.getvalue(), err.getvalue()
 
-    def told(self, code: int, err: str, paths, refused: set[str]) -> None:
+    def check_report(self, code: int, err: str, paths, refused: set[str]) -> None:
         """A command names each sound that it could not read, and no other."""
         names = {path.name for path in paths}
         found = {Path(p).name for p in re.findall(r"^(?:\w+: )?(/.+?): ", err, re.M)}
@@ -233,7 +233,7 @@ class Trials:
     def tag_all(self, paths, refused) -> None:
         options = ["--model", self.model, "--device", "cpu", "--format", "jsonl"]
         code, out, err = self.command(main, "tag", *paths, *options)
-        self.told(code, err, paths, refused)
+        self.check_report(code, err, paths, refused)
         found = [json.loads(line) for line in out.splitlines()]
         read = [path.name for path in paths if path.name not in refused]
         if [Path(each["sound"]).name for each in found] != read:
@@ -247,7 +247,7 @@ class Trials:
     def scan_all(self, paths, refused) -> None:
         options = ["--model", self.model, "--device", "cpu", "--format", "jsonl"]
         code, out, err = self.command(main, "scan", *paths, *options, "--window", "1")
-        self.told(code, err, paths, refused)
+        self.check_report(code, err, paths, refused)
         found = {Path(json.loads(line)["sound"]).name for line in out.splitlines()}
         if not found >= {path.name for path in paths} - refused:
             self.fault(f"scanned were {found}")
@@ -256,7 +256,7 @@ class Trials:
         output = self.work / "embeddings.npz"
         options = ["--model", self.model, "--device", "cpu", "--output", output]
         code, _, err = self.command(main, "embed", paths[0].parent, *options)
-        self.told(code, err, paths, refused)
+        self.check_report(code, err, paths, refused)
         with np.load(output) as content:
             if set(content["names"]) != {path.name for path in paths} - refused:
                 self.fault(f"embedded were {content['names']}")
@@ -265,7 +265,7 @@ class Trials:
 
     def run_all(self, paths, refused) -> None:
         code, out, err = self.command(main, "tag", *paths, "--model", self.graph)
-        self.told(code, err, paths, refused)
+        self.check_report(code, err, paths, refused)
         found = {Path(line).name for line in out.splitlines() if line[0] != " "}
         if found != {path.name for path in paths} - refused:
             self.fault(f"the runtime tagged {found}")
@@ -329,7 +329,7 @@ def _peak_megabytes() -> float:
     return _megabytes("VmHWM")
 
 
-def run(models, folder, log, seed, first, stop, *passed_over) -> None:
+def run(models, folder, log, seed, first, stop, *skipped) -> None:
     """Files ``first`` to ``stop`` of a seed, without those that nothing survives."""
     torch.set_num_threads(1)
     trials = Trials(Path(models), Path(folder), Path(log))
@@ -345,7 +345,7 @@ def run(models, folder, log, seed, first, stop, *passed_over) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for start in range(first, stop, BATCH):
         until = min(start + BATCH, stop)
-        numbers = set(range(start, until)) - set(map(int, passed_over))
+        numbers = set(range(start, until)) - set(map(int, skipped))
         files = [damaged_file(seed, number) for number in sorted(numbers)]
         trials.forget()
         if files:

@@ -47,9 +47,9 @@ def check_store(path):
     clips, digests, _ = store.stretch(0, len(store))
     assert len(set(clips)) == len(clips)
     assert digests == [clip[::-1] for clip in clips]
-    said = store.lookup(clips).logits.numpy()
+    found = store.lookup(clips).logits.numpy()
     assert all(
-        np.array_equal(row, values_of(c)) for c, row in zip(clips, said, strict=True)
+        np.array_equal(row, values_of(c)) for c, row in zip(clips, found, strict=True)
     )
     return len(clips)
 
@@ -135,28 +135,28 @@ def test_threads_that_share_a_tagger(tries, seed, figures, taggers):
     """Eight of them, sounds of all lengths: the bits that one thread gets."""
     rng = np.random.default_rng(seed)
     torch.set_num_threads(1)
-    heard = 0
+    num_scored = 0
     for _ in range(tries):
         sounds = [
             synthesised(int(length), RATE, int(length))
             for length in rng.integers(800, 40000, size=4)
         ]
         for tagger in taggers:
-            expected = [_all_that_is_said(tagger, sound) for sound in sounds]
+            expected = [_results(tagger, sound) for sound in sounds]
 
-            def hear(number, tagger=tagger, sounds=sounds):
+            def score(number, tagger=tagger, sounds=sounds):
                 order = np.random.default_rng(number).permutation(len(sounds))
-                said = {n: _all_that_is_said(tagger, sounds[n]) for n in order}
-                return [said[n] for n in range(len(sounds))]
+                found = {n: _results(tagger, sounds[n]) for n in order}
+                return [found[n] for n in range(len(sounds))]
 
-            for said in in_threads(hear, 8):
-                for one, other in zip(said, expected, strict=True):
+            for found in in_threads(score, 8):
+                for one, other in zip(found, expected, strict=True):
                     assert all(map(np.array_equal, one, other))
-                heard += len(said)
-    figures(f"8 threads, {len(taggers)} taggers", f"{heard} sounds heard", "0 differ")
+                num_scored += len(found)
+    figures(f"8 threads, {len(taggers)} taggers", f"{num_scored} sounds", "0 differ")
 
 
-def _all_that_is_said(tagger, sound):
+def _results(tagger, sound):
     windows = tagger.scan(sound, RATE, window_seconds=0.5, hop_seconds=0.2)
     return [
         tagger.probabilities([sound], RATE),

@@ -32,37 +32,37 @@ def small_disk(folder, num_bytes):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def the_sentence(said):
+def the_sentence(printed):
     """The last line, of one that ended without a traceback."""
-    assert "Traceback" not in said, said[-3000:]
-    return said.rstrip().splitlines()[-1]
+    assert "Traceback" not in printed, printed[-3000:]
+    return printed.rstrip().splitlines()[-1]
 
 
 @pytest.mark.slow
 @short_and_full(1, 40)
 def test_a_full_disk_is_said_and_room_is_all_it_takes(
-    tries, data, left_alone, tmp_path, seed, figures
+    tries, data, undisturbed, tmp_path, seed, figures
 ):
     rng = random.Random(seed)
     went_well = 0
     for number in range(tries):
         command = rng.choice(COMMANDS)
-        alone = left_alone(command)
+        alone = undisturbed(command)
         size = max(SMALLEST_BYTES, round(rng.uniform(0.02, 1) * alone.num_bytes))
         with small_disk(tmp_path / str(number), size) as disk:
             process = command.start(data, disk / "run")
-            said = process.wait()
+            printed = process.wait()
             if process.poll() == 0:
                 went_well += 1
             else:
-                sentence = the_sentence(said)
+                sentence = the_sentence(printed)
                 assert f"{disk / 'run'} cannot be written (" in sentence
                 assert "make room for it" in sentence
                 remount = ["mount", "-o", f"remount,size={ENOUGH}", str(disk)]
                 subprocess.run(remount, check=True)
                 process = command.start(data, disk / "run")
-                said = process.wait()
-                assert process.poll() == 0, said[-3000:]
+                printed = process.wait()
+                assert process.poll() == 0, printed[-3000:]
             assert command.outcome(disk / "run") == alone.outcome, f"{size} bytes"
     refused = tries - went_well
     figures(f"{refused} disks full", f"{went_well} just not", "all end as alone")
@@ -93,30 +93,30 @@ def test_a_folder_without_permission_is_said(tries, data, tmp_path, seed, figure
 @pytest.mark.slow
 @short_and_full(1, 40)
 def test_a_folder_that_vanishes_ends_a_run_or_is_made_anew(
-    tries, data, left_alone, tmp_path, seed, figures
+    tries, data, undisturbed, tmp_path, seed, figures
 ):
     rng = random.Random(seed)
     ended = half_removed = 0
     for number in range(tries):
         command = rng.choice(COMMANDS)
-        alone = left_alone(command)
+        alone = undisturbed(command)
         output = tmp_path / str(number) / "run"
         process = command.start(data, output, rng.choice((0, 4)))
         time.sleep(rng.uniform(0, alone.seconds))
         for folder in (output, output.with_name(f"{output.name}.partial")):
             shutil.rmtree(folder, ignore_errors=True)
-        said = process.wait()
+        printed = process.wait()
         if process.poll() != 0:
             ended += 1
-            assert str(output) in the_sentence(said)
+            assert str(output) in the_sentence(printed)
         process = command.start(data, output)
-        said = process.wait()
-        if "was only partly deleted" in said:  # and whole again but for its name
+        printed = process.wait()
+        if "was only partly deleted" in printed:  # and whole again but for its name
             half_removed += 1
             shutil.rmtree(output)
             process = command.start(data, output)
-            said = process.wait()
-        assert process.poll() == 0, said[-3000:]
+            printed = process.wait()
+        assert process.poll() == 0, printed[-3000:]
         assert command.outcome(output) == alone.outcome
     figures(
         f"{ended} ended",
@@ -128,7 +128,7 @@ def test_a_folder_that_vanishes_ends_a_run_or_is_made_anew(
 @pytest.mark.slow
 @short_and_full(1, 20)
 def test_sounds_that_change_under_a_run_are_named(
-    tries, data, left_alone, tmp_path, seed, figures
+    tries, data, undisturbed, tmp_path, seed, figures
 ):
     """Brought back, the same command ends."""
     rng = random.Random(seed)
@@ -140,19 +140,19 @@ def test_sounds_that_change_under_a_run_are_named(
         own = tmp_path / str(number) / "data"
         shutil.copytree(data, own)
         process = command.start(own, output)
-        time.sleep(rng.uniform(0, left_alone(command).seconds))
+        time.sleep(rng.uniform(0, undisturbed(command).seconds))
         for file in own.glob("sounds/*/*.wav"):
             rng.choice([file.unlink, lambda file=file: file.write_bytes(b"no sound")])()
-        said = process.wait()
+        printed = process.wait()
         if process.poll() != 0:
             named += 1
-            the_sentence(said)
+            the_sentence(printed)
             reason = (
                 r"\d+ (of \d+ clips|clips in a row) could not be read|holds neither"
             )
-            assert re.search(reason, said), said[-3000:]
+            assert re.search(reason, printed), printed[-3000:]
         shutil.copytree(data, own, dirs_exist_ok=True)
         process = command.start(own, output)
-        said = process.wait()
-        assert process.poll() == 0, said[-3000:]
+        printed = process.wait()
+        assert process.poll() == 0, printed[-3000:]
     figures(f"{named} named", f"{tries - named} were over", "all end")

@@ -37,10 +37,10 @@ def wait_for_a_save(command, output, process, seconds):
 @short_and_full(1, 30)
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_killed_runs_end_like_one_left_alone(
-    command, tries, data, left_alone, tmp_path, seed, figures
+    command, tries, data, undisturbed, tmp_path, seed, figures
 ):
     """SIGKILL to the first process, at any moment; every third while it saves."""
-    expected, seconds, _ = left_alone(command)
+    expected, seconds, _ = undisturbed(command)
     rng = random.Random(seed)
     kills = kills_in_saves = ends = 0
     while kills < tries:
@@ -62,8 +62,8 @@ def test_killed_runs_end_like_one_left_alone(
             kills += 1
             kills_in_saves += command.is_saving(output)
         process = command.start(data, output, workers)
-        said = process.wait()
-        assert process.poll() == 0, said[-3000:]
+        printed = process.wait()
+        assert process.poll() == 0, printed[-3000:]
         assert command.outcome(output) == expected, f"{workers} workers"
         ends += 1
     figures(f"{kills} kills", f"{kills_in_saves} in a save", f"{ends} runs as alone")
@@ -71,8 +71,8 @@ def test_killed_runs_end_like_one_left_alone(
 
 @pytest.mark.slow
 @short_and_full(1, 80)
-def test_who_is_told_to_end_says_how_to_go_on(
-    tries, data, left_alone, tmp_path, seed, figures
+def test_interrupted_runs_report_how_to_resume(
+    tries, data, undisturbed, tmp_path, seed, figures
 ):
     """Ctrl-C of a terminal goes to all processes, SIGTERM often to the first one."""
     rng = random.Random(seed)
@@ -80,31 +80,31 @@ def test_who_is_told_to_end_says_how_to_go_on(
     outputs = {}
     while stops < tries:
         command, workers = rng.choice(COMMANDS), rng.choice(WORKERS)
-        alone = left_alone(command)
+        alone = undisturbed(command)
         output = outputs.setdefault(
             command, tmp_path / f"{ends}-{command.name}" / "run"
         )
         process = command.start(data, output, workers)
         time.sleep(rng.uniform(0.1, alone.seconds))
-        told = rng.choice([signal.SIGINT, signal.SIGTERM])
+        sent = rng.choice([signal.SIGINT, signal.SIGTERM])
         if process.poll() is None:
-            is_for_all = told == signal.SIGINT or rng.random() < 0.5
+            is_for_all = sent == signal.SIGINT or rng.random() < 0.5
             with contextlib.suppress(ProcessLookupError):
-                (os.killpg if is_for_all else os.kill)(process.pid, told)
-        said = process.wait()
+                (os.killpg if is_for_all else os.kill)(process.pid, sent)
+        printed = process.wait()
         wait_for_end_of_group(process.pid)
         if command.outcome(output) == alone.outcome:  # it was over
             del outputs[command]
             ends += 1
-        elif said:  # else it had not begun
+        elif printed:  # else it had not begun
             stops += 1
-            assert process.poll() == 128 + told, said[-3000:]
-            last = said.rstrip().splitlines()[-1]
-            assert last.endswith("; rerun the same command to resume."), said[-3000:]
-            assert "Traceback" not in said
+            assert process.poll() == 128 + sent, printed[-3000:]
+            last = printed.rstrip().splitlines()[-1]
+            assert last.endswith("; rerun the same command to resume."), printed[-3000:]
+            assert "Traceback" not in printed
     for command, output in outputs.items():
         process = command.start(data, output)
-        said = process.wait()
-        assert process.poll() == 0, said[-3000:]
-        assert command.outcome(output) == left_alone(command).outcome
+        printed = process.wait()
+        assert process.poll() == 0, printed[-3000:]
+        assert command.outcome(output) == undisturbed(command).outcome
     figures(f"{stops} stops", f"{ends + len(outputs)} runs as alone")

@@ -87,7 +87,7 @@ def refuse_drift(starts_and_ends, num_samples: int) -> None:
     if last % hop:
         expected.append((last, num_samples))
     assert len(places) == len(expected)
-    # The command line tells microseconds, which are 0.03 samples.
+    # The command line prints microseconds, which are 0.03 samples.
     np.testing.assert_allclose(places, expected, rtol=0, atol=0.05)
 
 
@@ -101,7 +101,7 @@ def refuse_wandering(rows) -> None:
     assert np.ptp(by_place, axis=0).max() < SAME
 
 
-class Heard:
+class Windows:
     """What is kept of windows, in memory that is taken before they come."""
 
     def __init__(self, num_windows: int) -> None:
@@ -125,12 +125,12 @@ def num_windows_of(num_frames: int, rate: int) -> int:
 
 
 def streamed(models, what, period, num_frames, seed):
-    """Chunks of any length, none among them, as fast as they are heard."""
+    """Chunks of any length, none among them, as fast as they are scored."""
     tagger, rng = tagger_of(models, what), np.random.default_rng(seed)
     piece, rate = soundfile.read(period, dtype="int16")
     piece = np.concatenate([piece, piece])
     stream = tagger.stream(rate, WINDOW_SECONDS, HOP_SECONDS)
-    heard = Heard(num_windows_of(num_frames, rate))
+    scored = Windows(num_windows_of(num_frames, rate))
     course, place = Course(num_frames), 0
     longest = len(piece) // 2
     while place < num_frames:
@@ -140,12 +140,12 @@ def streamed(models, what, period, num_frames, seed):
         length = min(length, num_frames - place)
         start = place % longest
         for window in stream.feed(piece[start : start + length]):
-            heard.add(window)
+            scored.add(window)
         place += length
         course.look(place)
     for window in stream.finish():
-        heard.add(window)
-    return heard, course.growth, megabytes("VmHWM")
+        scored.add(window)
+    return scored, course.growth, megabytes("VmHWM")
 
 
 @pytest.mark.parametrize(
@@ -160,10 +160,10 @@ def test_a_stream(tries, what, rate, models, period, seed, figures, tmp_path):
         what = "mn04_as"
     begun = time.monotonic()
     run = alone if tries == 60 else here
-    heard, growth, peak = run(streamed, models, what, period[rate], num_frames, seed)
+    scored, growth, peak = run(streamed, models, what, period[rate], num_frames, seed)
     taken = time.monotonic() - begun
     num_samples = round(num_frames * RATE / rate)
-    times, rows = heard.times[: heard.count], heard.rows[: heard.count]
+    times, rows = scored.times[: scored.count], scored.rows[: scored.count]
     refuse_drift(times, num_samples)
     refuse_wandering(rows)
     file = long_file(tmp_path / "long.flac", period[rate], num_frames)
@@ -191,11 +191,11 @@ def test_a_stream(tries, what, rate, models, period, seed, figures, tmp_path):
 def scanned(models, what, file, num_windows):
     """A file, window by window."""
     tagger = tagger_of(models, what)
-    course, heard = Course(num_windows), Heard(num_windows)
+    course, scored = Course(num_windows), Windows(num_windows)
     for window in tagger.scan(file, None, WINDOW_SECONDS, HOP_SECONDS):
-        heard.add(window)
-        course.look(heard.count)
-    times, rows = heard.times[: heard.count], heard.rows[: heard.count]
+        scored.add(window)
+        course.look(scored.count)
+    times, rows = scored.times[: scored.count], scored.rows[: scored.count]
     return times, rows, course.growth, megabytes("VmHWM")
 
 

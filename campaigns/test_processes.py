@@ -29,13 +29,13 @@ def _there(data, monkeypatch):
 @pytest.mark.slow
 @short_and_full(1, 10)
 @pytest.mark.parametrize("command", TRAINING, ids=lambda command: command.name)
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(
+def test_a_killed_process_ends_the_other_and_the_run_resumes(
     command, tries, data, tmp_path, seed, figures
 ):
     rng = random.Random(seed)
     for process in start_both(command.words(data, tmp_path / "alone" / "run")):
-        said = process.wait()
-        assert process.poll() == 0, said[-3000:]
+        printed = process.wait()
+        assert process.poll() == 0, printed[-3000:]
     expected = command.outcome(tmp_path / "alone" / "run")
     longest_seconds = 0.0
     for number in range(tries):
@@ -46,16 +46,16 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(
         killed, other = rng.sample(both, 2)
         killed.kill()
         started = time.monotonic()
-        said = other.wait()
+        printed = other.wait()
         seconds = time.monotonic() - started
         assert seconds < PATIENCE_SECONDS
         if other.poll() != 0:  # else it had nothing left to do
             longest_seconds = max(longest_seconds, seconds)
-            assert SENTENCE in said.splitlines()[-1], said[-3000:]
-            assert "Traceback" not in said
+            assert SENTENCE in printed.splitlines()[-1], printed[-3000:]
+            assert "Traceback" not in printed
         for process in start_both(words):
-            said = process.wait()
-            assert process.poll() == 0, said[-3000:]
+            printed = process.wait()
+            assert process.poll() == 0, printed[-3000:]
         assert command.outcome(tmp_path / str(number) / "run") == expected
     figures(f"{tries} kills", f"the other ended within {longest_seconds:.1f} s")
 
@@ -79,8 +79,8 @@ def test_uneven_shares_are_scored_as_by_one_process(
             words[words.index("--eval_batch_size") + 1] = str(rng.randrange(1, 5))
             both = [RecipeProcess(words)] if processes == 1 else start_both(words)
             for process in both:
-                said = process.wait()
-                assert process.poll() == 0, said[-3000:]
+                printed = process.wait()
+                assert process.poll() == 0, printed[-3000:]
             [found] = output.glob("evaluated/*/scores.json")
             scores.append(json.loads(found.read_text()))
         assert scores[0] == scores[1]

@@ -1,4 +1,4 @@
-"""Damaged sound harms nobody, and sound says the same however it comes."""
+"""Damaged sound harms nobody, and sound scores the same however it comes."""
 
 import io
 import json
@@ -66,23 +66,23 @@ class Campaign:
 
     def run(self, tries):
         begun = time.monotonic()
-        first, passed_over = 0, []
+        first, skipped = 0, []
         while first < tries:
-            lines = self._process(first, tries, passed_over)
+            lines = self._process(first, tries, skipped)
             self.faults += [line for line in lines if "fault" in line]
             self.done += [line for line in lines if "until" in line]
             first = self.done[-1]["until"] if self.done else 0
             if self.died:
                 step = [line["step"] for line in lines if "step" in line][-1]
                 self.faults.append({"fault": self.died, "step": step})
-                passed_over += self._numbers(step)
+                skipped += self._numbers(step)
         self.minutes = (time.monotonic() - begun) / 60
         return self
 
-    def _process(self, first, tries, passed_over):
+    def _process(self, first, tries, skipped):
         log = self.folder / "log.jsonl"
         log.write_text("")
-        numbers = map(str, (self.seed, first, tries, *passed_over))
+        numbers = map(str, (self.seed, first, tries, *skipped))
         with open(self.folder / "stderr", "wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, TRIALS, self.models, self.folder, log, *numbers],
@@ -191,7 +191,7 @@ def _apart(one, other):
 
 
 @short_and_full(2, 100)
-def test_sound_says_the_same_however_it_comes(shared, tagger, seed, figures, tries):
+def test_sound_scores_the_same_however_it_comes(shared, tagger, seed, figures, tries):
     rng = np.random.default_rng(seed)
     # Shorter and longer than what the student was trained on.
     clips = _clips(shared, tries)
@@ -242,7 +242,7 @@ def published(shared):
 
 
 # Of how many clips the likeliest class becomes another, and is no more among five, as
-# was measured of mn04_as: it was trained on levels as they are, and hears them.
+# was measured of mn04_as: it was trained on levels as they are, and depends on them.
 CHANGES = {
     "-20 dB": (lambda clip: clip * np.float32(0.1), 0.28, 0.07),
     "an offset of 0.1": (lambda clip: clip + np.float32(0.1), 0.17, 0.02),

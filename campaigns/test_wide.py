@@ -181,7 +181,7 @@ def test_a_command(tries, command, short_clips, models, seed, figures, tmp_path)
 
 @pytest.mark.parametrize("command", ["tag", "embed"])
 @short_and_full(short=0, full=2000)  # sounds
-def test_a_killed_command_goes_on(
+def test_a_killed_command_resumes(
     tries, command, models, seed, figures, tmp_path, capsys
 ):
     if not tries:
@@ -199,8 +199,8 @@ def test_a_killed_command_goes_on(
         num_kills += 1
     capsys.readouterr()
     assert main(again) == 1
-    said = capsys.readouterr().err
-    assert f"{num_damaged} of {tries} inputs could not be read" in said
+    printed = capsys.readouterr().err
+    assert f"{num_damaged} of {tries} inputs could not be read" in printed
     assert resumed.read_bytes() == whole.read_bytes()
     names = {entry.name for entry in tmp_path.iterdir()}
     assert names == {"sounds", whole.name, resumed.name}  # nothing is left
@@ -378,10 +378,10 @@ def clips_of(number):
 
 def write_store(path, number, top_k, seed):
     """Logits that know the classes of each clip, a few thousand clips at a time."""
-    said = np.random.default_rng(seed).standard_normal((ROWS_AT_ONCE, CLASSES))
+    logits = np.random.default_rng(seed).standard_normal((ROWS_AT_ONCE, CLASSES))
     classes, counts = classes_of(0, ROWS_AT_ONCE)
-    said[np.repeat(np.arange(ROWS_AT_ONCE), counts), classes] += 4
-    rows = pack(said.astype(np.float16), top_k)
+    logits[np.repeat(np.arange(ROWS_AT_ONCE), counts), classes] += 4
+    rows = pack(logits.astype(np.float16), top_k)
     with StoreWriter(path, **ABOUT, top_k=top_k) as writer:
         for start in range(0, number, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, number)

@@ -19,7 +19,7 @@ CLIPS = [f"clip {number}" for number in range(NUM_CLIPS)]
 
 
 def values_of(name):
-    """What is said of a clip or sound: by its name, so that rows cannot be mixed up."""
+    """Logits of a clip or sound, from its name, so that rows cannot be mixed up."""
     values = np.random.default_rng(list(name.encode())).normal(size=NUM_CLASSES)
     return values.astype(np.float16).astype(np.float32)
 
@@ -44,7 +44,7 @@ def fill_store(path, seed, to_the_end=False):
 
 
 def embed(output, names, seed):
-    """As ``efficientat embed`` does, without hearing, in an order of its own."""
+    """As ``efficientat embed`` does, without a model, in an order of its own."""
     sounds = [SoundFile(name, len(name), 0) for name in names]
     parts.PART_SOUNDS = 7
     try:

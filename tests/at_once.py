@@ -19,7 +19,7 @@ REFUSED, INTERRUPTED = 3, 130
 # Each is forked from one that has imported torch.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    [f"efficientat_plugin.{name}" for name in ("launch", "students.weights")]
+    [f"efficientat_plugin.{name}" for name in ("support.launch", "pretrained.weights")]
 )
 
 

@@ -10,12 +10,12 @@ from efficientat_plugin.data.prepare import workers
 from efficientat_plugin.data.prepare.workers import Workers
 
 
-def _die_while_counting(argument, say_done):
-    """As the want of memory may have it, in the middle of ``say_done``."""
+def _die_while_counting(argument, report_done):
+    """As the want of memory may have it, in the middle of ``report_done``."""
     if argument == 3:
         workers._own.progress.get_lock().acquire()
         os.kill(os.getpid(), signal.SIGKILL)
-    say_done()
+    report_done()
     return argument
 
 

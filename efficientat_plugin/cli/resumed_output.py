@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
-from efficientat_plugin.support.files import atomic_file, told_if_not_writable
+from efficientat_plugin.support.files import atomic_file, explain_write_errors
 from efficientat_plugin.support.locks import LOCK_FILE, lock_folder
 from efficientat_plugin.support.plain_text import shown
 
@@ -122,14 +122,14 @@ class ResultParts:
         self._begun = time.monotonic()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{shown(folder)} is not a folder; give another --output")
-        with told_if_not_writable(folder):
+        with explain_write_errors(folder):
             folder.mkdir(exist_ok=True)
         self._lock = lock_folder(folder, "give another --output")
         try:
             self._refuse_others()
             for unfinished in folder.glob("*.part"):
                 unfinished.unlink()
-            with told_if_not_writable(folder):
+            with explain_write_errors(folder):
                 self._check_settings(settings)
             for part in sorted(folder.glob(PARTS)):
                 self._read_names(part)
@@ -151,7 +151,7 @@ class ResultParts:
             return
         sounds = [sound for sound, _ in self._new]
         part = self._next_part()
-        with told_if_not_writable(self.folder), atomic_file(part, "wb") as file:
+        with explain_write_errors(self.folder), atomic_file(part, "wb") as file:
             np.savez(
                 file,
                 names=np.array([sound.name for sound in sounds]),

@@ -197,7 +197,7 @@ def to_disk(path: Path) -> None:
 
 
 @contextmanager
-def told_if_not_writable(folder: str | Path) -> Iterator[None]:
+def explain_write_errors(folder: str | Path) -> Iterator[None]:
     """Turns errors in writing to a folder, such as a full disk, into one sentence.
 
     Raises

@@ -201,11 +201,11 @@ def _is_more(difference: Difference) -> bool:
 
 def _without_consequences(differences: Sequence[Difference]) -> list[Difference]:
     """Drops differences in objects that repeat that of a top-level value."""
-    said = {repr(each[1:]) for each in differences if "." not in each.name}
+    known = {repr(each[1:]) for each in differences if "." not in each.name}
     named = [
         each
         for each in differences
-        if "." not in each.name or repr(each[1:]) not in said
+        if "." not in each.name or repr(each[1:]) not in known
     ]
     asked = [each for each in named if not each.name.startswith("__")]
     return asked or named

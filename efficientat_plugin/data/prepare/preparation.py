@@ -32,7 +32,7 @@ from efficientat_plugin.data.prepare.prepared_folder import (
 from efficientat_plugin.data.prepare.shards import Record
 from efficientat_plugin.data.prepare.workers import Workers
 from efficientat_plugin.data.skipped import SkippedClips
-from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.files import explain_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def prepare(
         raise ValueError(f"clips_per_shard={clips_per_shard} must be 1 or more")
     if not any(head_of(rows) for rows in splits.values()):
         raise ValueError(f"splits {', '.join(splits)} have no clip to prepare")
-    with told_if_not_writable(folder), claimed(folder) as work:
+    with explain_write_errors(folder), claimed(folder) as work:
         job = Preparation(splits, encoder, work, clips_per_shard)
         refuse_another(work, job)
         skipped = SkippedClips(max_unreadable_share)

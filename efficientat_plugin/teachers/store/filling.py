@@ -11,7 +11,7 @@ from speechbrain.utils.distributed import get_rank, if_main_process
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.files import explain_write_errors
 from efficientat_plugin.support.launch import world_size
 from efficientat_plugin.teachers.store.dump import refuse_another_answer, store_logits
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
@@ -96,7 +96,7 @@ def fill_store(
         refuse_another_answer(teacher, rows, stored, reader, device, precision)
     rank = get_rank() or 0
     own_path = path if everyone is None else part_path(path, rank)
-    with told_if_not_writable(own_path), StoreWriter(own_path, **about) as writer:
+    with explain_write_errors(own_path), StoreWriter(own_path, **about) as writer:
         heard = store_logits(
             writer,
             teacher,
@@ -111,7 +111,7 @@ def fill_store(
         )
     _wait_for(everyone)
     if if_main_process():
-        with told_if_not_writable(path):
+        with explain_write_errors(path):
             merge_parts(path, **about)
     _wait_for(everyone)
     return heard

@@ -1,4 +1,4 @@
-"""Files of strangers, damaged and crafted by the thousand: no code runs, none crashes.
+"""Untrusted files, damaged and crafted by the thousand: no code runs, none crashes.
 
 Each file is changed at random, byte by byte or by pieces of attacks, and read as a user
 would. What must follow is what the file held before, something else of the same kind,
@@ -163,7 +163,7 @@ class ModelFolder:
         return [self.folder / "labels.csv"], read
 
     def _read(self):
-        """What the tagger says; training on from the folder must not crash either."""
+        """Tags from the folder; training on from it must not crash either."""
         from efficientat_plugin import AudioTagger
         from efficientat_plugin.pretrained.folder import read_model_folder
 
@@ -224,7 +224,7 @@ class Stores:
 
 
 class Kept:
-    """Embeddings of a run that goes on, and what an exported file tells of itself."""
+    """Embeddings of a resumed run, and the metadata of an exported file."""
 
     def __init__(self, folder: Path) -> None:
         import numpy as np
@@ -309,7 +309,7 @@ def check_sentence(error: Exception, folder: Path) -> None:
     """One line that names the file, for a person to read."""
     text = str(error)
     if isinstance(error, UnicodeError) or str(folder) not in text:
-        raise AssertionError(f"it does not say which file: {text!r}") from error
+        raise AssertionError(f"it does not name the file: {text!r}") from error
     if not text.isprintable() or len(text) > 2000:
         raise AssertionError(f"it is no plain line: {text[:2000]!r}") from error
 
@@ -421,7 +421,7 @@ def outcome_of(read: Callable, expected: object, folder: Path) -> str:
 
 
 @short_and_full(5, 500)
-def test_files_of_strangers_run_and_crash_nothing(tmp_path, seed, tries, figures):
+def test_untrusted_files_run_no_code_and_crash_nothing(tmp_path, seed, tries, figures):
     folder = tmp_path / "files"
     folder.mkdir()
     done = subprocess.run(
