@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
 EXPORTED = (".onnx", ".tflite")  # suffixes of files that `efficientat export` writes
@@ -91,7 +91,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 @contextmanager
-def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+def atomic_file(path: str | Path, mode: str = "w") -> Iterator[Any]:
     """Opens a file for writing, which becomes ``path`` if the block succeeds.
 
     No reader sees half a file. After a kill, and after the machine lost its power, the

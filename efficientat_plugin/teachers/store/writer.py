@@ -170,8 +170,8 @@ class StoreWriter:
     def _commit(self, manifest: Manifest) -> None:
         for file in self._files:
             os.fsync(file.fileno())
-        with atomic_file(self.path / MANIFEST) as file:
-            file.write(manifest.to_json())
+        with atomic_file(self.path / MANIFEST) as text:
+            text.write(manifest.to_json())
         self.manifest = manifest
 
     def __len__(self) -> int:
