@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 CHUNK_BYTES = 1 << 20
 EXPORTED = (".onnx", ".tflite")  # suffixes of files that `efficientat export` writes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP}  # folders of some file systems
 NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -187,11 +188,14 @@ def _beside(path: Path) -> Path:
 
 def to_disk(path: Path) -> None:
     """Flushes a file or folder to the disk, without which a rename may be lost."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+    if os.name == "nt":  # which flushes only what is open for writing
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED:
+            raise
     finally:
         os.close(handle)
 
