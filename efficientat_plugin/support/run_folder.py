@@ -247,8 +247,8 @@ def claim_folder(
     Traceback (most recent call last):
     ValueError: /... holds another run (lr 0.1 there, 0.2 here); name another ...
     """
+    check_folder(folder, run, started, may_train_longer)  # before it gets a lock
     occupy_folder(folder)
-    check_folder(folder, run, started, may_train_longer)
     if if_main_process():
         with atomic_file(Path(folder) / RUN_FILE) as file:
             json.dump(dict(run), file, indent=1)
