@@ -49,7 +49,6 @@ def main(argv: list[str]) -> None:
             hparams["clip_seconds"],
             device,
             hparams["max_unreadable_share"],
-            hparams["top_k"],
             hparams["short_clips"],
             batch_size=hparams["batch_size"],
             precision=run_opts.precision,

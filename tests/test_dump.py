@@ -20,7 +20,7 @@ from torch import nn
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.rows import load_rows, summarize_rows
+from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.evaluation.metrics import tagging_scores
 from efficientat_plugin.features import LogMel
@@ -37,7 +37,6 @@ from efficientat_plugin.teachers.store.filling import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.merge import merge_parts, part_path, parts_folder
 from efficientat_plugin.teachers.store.writer import StoreWriter
-from efficientat_plugin.teachers.stored import StoredTeacher
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ABOUT = {
@@ -187,14 +186,11 @@ class Answers(Ear):
         return output._replace(logits=self.scale * output.logits)
 
 
-@pytest.mark.parametrize("top_k", [None, 1])
-def test_a_teacher_that_says_something_else_does_not_go_on(
-    rows, tmp_path, top_k, caplog
-):
+def test_a_teacher_that_says_something_else_does_not_go_on(rows, tmp_path, caplog):
     def fill(scale, some=rows):
         clips_heard = []
         teacher = Ensemble([Answers(scale, clips_heard)]).eval()
-        about = {"clip_seconds": 0.5, "top_k": top_k, "batch_size": 4}
+        about = {"clip_seconds": 0.5, "batch_size": 4}
         fill_store(tmp_path / "s", "ear", teacher, LABELS, some, **about)
         return sum(clips_heard)
 
@@ -308,7 +304,6 @@ def test_a_process_killed_before_its_first_commit_left_nothing(tmp_path):
             {"teacher_sha256": "1" * 64},
             "parts/0 holds other logits .weights of digest 1+ there",
         ),
-        ({"top_k": 1}, "parts/0 holds other logits .top_k 1 there"),
     ],
 )
 def test_parts_of_another_teacher_are_refused_and_stay(tmp_path, other, text):
@@ -325,12 +320,6 @@ def test_parts_that_are_being_written_are_refused(tmp_path):
         with pytest.raises(ValueError, match="parts/1 is being written"):
             merge_parts(tmp_path / "s", **ABOUT)
     assert merge_parts(tmp_path / "s", **ABOUT) == 1
-
-
-def test_top_rows_are_merged_as_they_stand(tmp_path):
-    leave_parts(tmp_path / "s", top_k=2)
-    merge_parts(tmp_path / "s", **ABOUT, top_k=2)
-    assert LogitsStore(tmp_path / "s").lookup(["c"]).logits.tolist() == [[1, 1, 1]]
 
 
 # Refusals: what was heard before is kept
@@ -624,20 +613,19 @@ def test_a_killed_dump_ends_like_an_undisturbed_one(own_module, tmp_path, proces
 
 
 @pytest.mark.slow
-def test_the_recipe_streams_weighs_and_keeps_the_top(own_module, tmp_path):
+def test_the_recipe_streams_and_weighs(own_module, tmp_path):
     write_audio(tmp_path / "audio", 4)
     options = {
         "teachers": "my_teachers:make,my_teachers:make",
         "teacher_weights": "2,1",
         "sample_rate": 32000,
         "streaming": True,
-        "top_k": 1,
         "precision": "bf16",
     }
     text = run_to_end(command("s", **options))
     store = LogitsStore("s")
     assert len(store) == 4 and "s: 4 clips\nunjudged" in text
-    assert (store.manifest.top_k, store.manifest.sample_rate) == (1, 32000)
+    assert store.manifest.sample_rate == 32000
     assert "Not verified: no clip of the stream" in run_to_end(command("s", **options))
     refused = run_to_end(command("s"), expect=1)
     assert "holds other logits (teacher my_teachers:make," in refused.splitlines()[-1]
@@ -743,13 +731,3 @@ def test_a_bad_clip_is_no_larger_share_of_what_a_resume_hears(
     assert not ear.heard and contents(tmp_path / "store") == before
     with pytest.raises(TooManyUnreadable, match="1 of 8 clips"):
         dump(tmp_path / "store", rows, reader, max_unreadable_share=0.1)
-
-
-def test_the_top_k_is_refused_where_one_class_is_meant(rows, reader, tmp_path):
-    with StoreWriter(tmp_path / "store", **ABOUT, top_k=2) as writer:
-        store_logits(writer, Ear(), rows, reader)
-    summary = summarize_rows(rows, LABELS)
-    teacher = StoredTeacher(tmp_path / "store")
-    teacher.check(summary, LABELS, minimum_coverage=0.5)
-    with pytest.raises(ValueError, match="keeps the top 2 classes, .* store all of th"):
-        teacher.check(summary, LABELS, 0.5, target="multiclass")

@@ -116,43 +116,9 @@ def test_manifest_says_whose_logits_they_are(tmp_path):
     assert vars(manifest).items() >= (ABOUT | {"count": 1}).items()
 
 
-def test_the_top_logits_come_back_and_the_others_share_one(tmp_path):
-    logits = torch.randn(50, 20).mul(3).half().float()
-    clip_ids = [f"c{number}" for number in range(50)]
-    about = ABOUT | {"num_classes": 20, "top_k": 5}
-    with StoreWriter(tmp_path / "s", **about) as writer:
-        writer.append(clip_ids, logits)
-    store = LogitsStore(tmp_path / "s")
-    found = store.lookup(clip_ids).logits
-    top = logits.topk(5).indices
-    assert torch.equal(found.gather(1, top), logits.gather(1, top))
-    assert all(len(set(row.tolist())) == 6 for row in found)
-    # The sum of probabilities stays, but for the rounding of one float16.
-    sums = [each.double().sigmoid().sum(dim=1) for each in (found, logits)]
-    assert torch.allclose(*sums, rtol=1e-2)
-    assert (tmp_path / "s" / "logits.f16").stat().st_size == 50 * (5 * 4 + 2)
-
-
-def test_the_top_of_extreme_logits_is_finite(tmp_path):
-    logits = np.array([[65504.0, -65504.0, -65504.0], [65504.0] * 3], np.float16)
-    with StoreWriter(tmp_path / "s", **ABOUT, top_k=1) as writer:
-        writer.append(["a", "b"], logits)
-    assert np.array_equal(LogitsStore(tmp_path / "s").lookup(["a", "b"])[0], logits)
-
-
-@pytest.mark.parametrize("top_k", [0, 3, -1, 2.0, True])
-def test_a_top_that_is_none_is_refused(tmp_path, top_k):
-    with pytest.raises(ValueError, match=f"top_k={top_k!r} must be an int from 1 to 2"):
-        StoreWriter(tmp_path / "s", **ABOUT, top_k=top_k)
-
-
 def test_a_store_of_all_logits_is_as_the_first_release_wrote_it(tmp_path):
     entries = json.loads((write(tmp_path / "s", ["a"]) / "manifest.json").read_text())
-    assert entries["version"] == 1 and "top_k" not in entries
-    with StoreWriter(tmp_path / "top", **ABOUT, top_k=1) as writer:
-        writer.append(["a"], rows_of(["a"]))
-    entries = json.loads((tmp_path / "top" / "manifest.json").read_text())
-    assert entries["version"] == 2 and entries["top_k"] == 1
+    assert entries["version"] == 1 and "short_clips" not in entries
 
 
 def test_store_pickles_as_its_path(tmp_path, monkeypatch):
@@ -295,7 +261,6 @@ def test_interrupted_append_closes_the_writer(tmp_path, monkeypatch):
         {"num_classes": 4},
         {"sample_rate": 16000},
         {"clip_seconds": 5.0},
-        {"top_k": 1},
         {"precision": "bf16"},
     ],
     ids=lambda other: next(iter(other)),
@@ -393,8 +358,7 @@ def test_folder_of_somebody_else_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "change, text",
     [
-        ({"version": 3}, "version 3, and only versions 1 and 2"),
-        ({"version": 2}, "lacks top_k"),
+        ({"version": 2, "top_k": 2}, "version 2, and only version 1, which keeps all"),
         ({"format": "x"}, "is not the manifest"),
         ({"count": 3}, "logits_bytes=12 is not count=3"),
         ({"count": "2"}, "count='2' must be an int"),
@@ -512,9 +476,9 @@ def teacher_logits(clips, num_classes=20, separation=4.0, seed=1):
     return logits.astype(np.float32)
 
 
-def store_of(path, clips, logits, order=None, top_k=None):
+def store_of(path, clips, logits, order=None):
     order = np.arange(len(clips)) if order is None else order
-    about = ABOUT | {"num_classes": logits.shape[1], "top_k": top_k}
+    about = ABOUT | {"num_classes": logits.shape[1]}
     with StoreWriter(path, **about) as writer:
         writer.append([clips[i][0] for i in order], logits[order])
     return LogitsStore(path)
@@ -555,15 +519,6 @@ def test_two_classes_of_which_one_prevails_suffice(tmp_path, share):
 def test_data_set_sorted_by_class_passes(tmp_path):
     clips = [(f"c{i}", [i // 100]) for i in range(2000)]
     verify(store_of(tmp_path / "s", clips, teacher_logits(clips)), clips).raise_if_bad()
-
-
-def test_the_top_of_the_logits_is_verified_like_all_of_them(tmp_path):
-    clips = labelled_clips(1000)
-    logits = teacher_logits(clips)
-    verify(store_of(tmp_path / "s", clips, logits, top_k=3), clips).raise_if_bad()
-    bad = store_of(tmp_path / "bad", clips, shift_from(logits, 0), top_k=3)
-    with pytest.raises(ValueError, match="of other clips"):
-        verify(bad, clips).raise_if_bad()
 
 
 @pytest.mark.parametrize("separation", [1.5, 4.0])
@@ -800,17 +755,6 @@ def test_logits_that_are_objects_are_not_unpickled(tmp_path):
     assert not marker.exists() and not files[2].exists()
     np.load(files[0], allow_pickle=True)  # the payload is a real one
     assert marker.exists()
-
-
-def test_classes_beyond_the_last_are_damage(tmp_path):
-    with StoreWriter(tmp_path / "s", **ABOUT | {"num_classes": 3}, top_k=2) as writer:
-        writer.append(["a"], np.array([[1.0, 2.0, 3.0]], "f4"))
-    path = tmp_path / "s" / "logits.f16"
-    content = bytearray(path.read_bytes())
-    content[4:6] = (3).to_bytes(2, "little")
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="class 3 of 3.*rebuild the store"):
-        LogitsStore(tmp_path / "s").lookup(["a"])
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000])

@@ -78,16 +78,9 @@ class StoredTeacher:
         Raises
         ------
         ValueError
-            If its classes or clips differ, or it covers too few clips; or if it keeps
-            the top k and the target is multiclass: all other classes share one logit,
-            which is right under sigmoid but not under softmax.
+            If its classes or clips differ, or it covers too few clips.
         """
-        if target == "multiclass" and self.store.manifest.top_k is not None:
-            raise ValueError(
-                f"{self.store.path} keeps the top {self.store.manifest.top_k} classes, "
-                "which is only for target: multilabel; store all of them for target: "
-                "multiclass"
-            )
+        del target  # logits are stored before sigmoid or softmax
         clips = zip(summary.clip_ids, summary.indices, strict=True)
         verdict = verify(
             self.store,

@@ -30,7 +30,6 @@ def fill_store(
     clip_seconds: float,
     device: str | torch.device = "cpu",
     max_unreadable_share: float = 0.01,
-    top_k: int | None = None,
     short_clips: str = "zero_pad",
     **options: Any,
 ) -> list[tuple[str, list[int]]]:
@@ -57,8 +56,6 @@ def fill_store(
     device : str or torch.device
     max_unreadable_share : float
         A larger share of unreadable clips is an error.
-    top_k : int or None
-        Classes to keep of each clip; None: all.
     short_clips : str
         How shorter sound is lengthened: "zero_pad" or "repeat".
     **options
@@ -82,7 +79,6 @@ def fill_store(
         "num_classes": len(labels),
         "sample_rate": teacher.sample_rate,
         "clip_seconds": clip_seconds,
-        "top_k": top_k,
         "short_clips": short_clips,
         "precision": precision,
     }

@@ -2,11 +2,10 @@
 
 A store is a folder of three files. ``manifest.json`` describes the logits and says how
 much of the other two files is committed. ``logits.f16`` is raw little-endian
-``[count, K]``; for a top-k store, each row has k values, k classes as uint16, and the
-logit of the mean probability of the others. ``clips.tsv`` has the clip id of each row
-and, after a tab, the digest of the samples that were scored (may be empty). Bytes
-beyond the lengths in the manifest were never committed, so a job killed at any byte
-loses its last append and nothing else.
+``[count, K]``. ``clips.tsv`` has the clip id of each row and, after a tab, the digest
+of the samples that were scored (may be empty). Bytes beyond the lengths in the manifest
+were never committed, so a job killed at any byte loses its last append and nothing
+else.
 """
 
 import os
@@ -19,7 +18,6 @@ import torch
 from efficientat_plugin.contracts import TeacherTarget
 from efficientat_plugin.teachers.store.clip_index import ClipIndex
 from efficientat_plugin.teachers.store.manifest import LOGITS, map_rows, read_manifest
-from efficientat_plugin.teachers.store.top_k import unpack
 
 
 class LogitsStore:
@@ -105,8 +103,7 @@ class LogitsStore:
         Returns
         -------
         target : TeacherTarget
-            On the CPU, in float32. In a top-k store, the other classes of a clip share
-            the logit of their mean probability.
+            On the CPU, in float32.
         """
         rows = self.rows(clip_ids)
         known = rows >= 0
@@ -133,10 +130,7 @@ class LogitsStore:
             If the file was cut short since the store was opened.
         """
         self._refuse_cut_file()  # reading missing rows would crash the process
-        try:
-            return unpack(self._rows[rows], self.manifest.num_classes)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
+        return self._rows[rows].astype(np.float32)
 
     def _refuse_cut_file(self) -> None:
         file, wanted = self.path / LOGITS, self.manifest.logits_bytes
@@ -204,7 +198,7 @@ class LogitsStore:
         clip_ids : list[str]
         digests : list[str]
         rows : np.ndarray
-            [stop - start], of ``row_type``.
+            [stop - start, K], float16.
         """
         clips = self._index.clips(start, min(stop, len(self)))
         rows = np.asarray(self._rows[start:stop])

@@ -9,10 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from efficientat_plugin.teachers.store.top_k import row_type
-
 FORMAT = "logits store"
-WHOLE, TOP_K = 1, 2  # versions: rows of all classes, rows of the top k
+VERSION = 1
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_CLASSES = 1_000_000  # limits the memory of a lookup: K numbers per clip
 MANIFEST, LOGITS, CLIPS = "manifest.json", "logits.f16", "clips.tsv"
@@ -37,7 +35,6 @@ class Manifest:  # no named tuple: those have a method called count
     count: int = 0  # rows committed
     logits_bytes: int = 0
     clips_bytes: int = 0
-    top_k: int | None = None  # classes kept of each row; None: all
     short_clips: str = "zero_pad"  # how shorter sound was lengthened
     precision: str = "fp32"  # of the teacher
 
@@ -71,11 +68,10 @@ class Manifest:  # no named tuple: those have a method called count
         seconds = self.clip_seconds
         if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
             raise ValueError(f"clip_seconds={seconds!r:.80} must be above 0 and finite")
-        row_bytes = row_type(self.num_classes, self.top_k).itemsize
-        if self.logits_bytes != self.count * row_bytes:
+        if self.logits_bytes != self.count * self.num_classes * 2:
             raise ValueError(
                 f"logits_bytes={self.logits_bytes} is not count={self.count} rows of "
-                f"{self.num_classes} classes of {row_bytes} bytes"
+                f"{self.num_classes} classes in float16"
             )
 
     @property
@@ -85,12 +81,8 @@ class Manifest:  # no named tuple: those have a method called count
         return {name: v for name, v in asdict(self).items() if name not in amounts}
 
     def to_json(self) -> str:
-        """Returns the text of the file; the first release can read it without top k."""
-        entries: dict[str, Any] = {"format": FORMAT, "version": WHOLE, **asdict(self)}
-        if self.top_k is None:
-            del entries["top_k"]
-        else:
-            entries["version"] = TOP_K
+        """Returns the text of the file."""
+        entries: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(self)}
         if self.short_clips == "zero_pad":  # all that the first release knew
             del entries["short_clips"]
         if self.precision == "fp32":
@@ -125,8 +117,6 @@ def read_manifest(path: Path) -> Manifest:
     _refuse_special_files(path)
     entries = _read_entries(path)
     names = [field.name for field in fields(Manifest)]
-    if entries["version"] == WHOLE:
-        names.remove("top_k")
     if "short_clips" not in entries:
         names.remove("short_clips")
     if "precision" not in entries:
@@ -189,18 +179,18 @@ def _read_entries(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is not the manifest of a logits store, which is JSON "
             f'with "format": "{FORMAT}"; check the path'
         )
-    if entries.get("version") not in (WHOLE, TOP_K):
+    if entries.get("version") != VERSION:
         raise ValueError(
             f"{path} is a store of version {entries.get('version')!r:.80}, and only "
-            f"versions {WHOLE} and {TOP_K} are supported; rebuild it, or use the "
-            "release that wrote it"
+            f"version {VERSION}, which keeps all logits of a clip, is supported; "
+            "rebuild it, or use the release that wrote it"
         )
     return entries
 
 
 def map_rows(path: Path, manifest: Manifest) -> np.ndarray:
     """Maps the rows of a store into memory, as they are on disk."""
-    kind = row_type(manifest.num_classes, manifest.top_k)
+    shape = (manifest.count, manifest.num_classes)
     if not manifest.count:  # an empty file cannot be mapped
-        return np.empty(0, kind)
-    return np.memmap(path / LOGITS, dtype=kind, mode="r", shape=(manifest.count,))
+        return np.empty(shape, "<f2")
+    return np.memmap(path / LOGITS, dtype="<f2", mode="r", shape=shape)

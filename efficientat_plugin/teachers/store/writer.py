@@ -22,7 +22,6 @@ from efficientat_plugin.teachers.store.manifest import (
     file_size,
     read_manifest,
 )
-from efficientat_plugin.teachers.store.top_k import pack
 
 FLOAT16_MAX = 65504.0
 DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
@@ -115,8 +114,6 @@ class StoreWriter:
         Length of the clips, s.
     teacher_sha256 : str or None
         Digest of the teacher's weights.
-    top_k : int or None
-        Number of classes to keep of each row, the highest; None: all.
     precision : str
         Precision of the teacher: "fp32", "bf16" or "fp16".
 
@@ -141,7 +138,6 @@ class StoreWriter:
         sample_rate: int,
         clip_seconds: float,
         teacher_sha256: str | None = None,
-        top_k: int | None = None,
         short_clips: str = "zero_pad",
         precision: str = "fp32",
     ) -> None:
@@ -152,7 +148,6 @@ class StoreWriter:
             num_classes,
             sample_rate,
             clip_seconds,
-            top_k=top_k,
             short_clips=short_clips,
             precision=precision,
         )
@@ -237,7 +232,7 @@ class StoreWriter:
         digests = [""] * len(clip_ids) if digests is None else digests
         self._refuse_bad_names(clip_ids, digests)
         rows = self._as_float16(logits, clip_ids)
-        self._write(clip_ids, digests, pack(rows, self.manifest.top_k))
+        self._write(clip_ids, digests, rows)
 
     def absorb(
         self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
