@@ -385,7 +385,7 @@ def write_store(path, number, seed):
         for start in range(0, number, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, number)
             ids = ids_of(start, stop)
-            writer.absorb(ids, [""] * len(ids), rows[: len(ids)])
+            writer.append(ids, rows[: len(ids)])
 
 
 def use_store(path, number, seed):

@@ -13,11 +13,12 @@ from torch import Tensor
 from efficientat_plugin.support.differences import differences_of
 from efficientat_plugin.support.files import written_aside
 from efficientat_plugin.support.locks import lock
-from efficientat_plugin.teachers.store.clip_index import MAX_ID_BYTES, ClipIndex
+from efficientat_plugin.teachers.store.logits_store import MAX_ID_BYTES, LogitsStore
 from efficientat_plugin.teachers.store.manifest import (
     CLIPS,
     LOGITS,
     MANIFEST,
+    ROW_TYPE,
     Manifest,
     file_size,
     read_manifest,
@@ -25,7 +26,6 @@ from efficientat_plugin.teachers.store.manifest import (
 
 FLOAT16_MAX = 65504.0
 DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
-MAX_RECENT = 1 << 16  # ids held as strings before the index is rebuilt
 
 
 def _prepare_folder(path: Path) -> None:
@@ -33,10 +33,12 @@ def _prepare_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; a store is a folder, so name another path")
     path.mkdir(parents=True, exist_ok=True)
-    # A writer that was killed before its first manifest leaves empty files.
-    ours = {f"{MANIFEST}.partial", LOGITS, CLIPS}
+    # A writer that was killed before its first manifest leaves empty files, and
+    # perhaps an unfinished manifest.
     if not (path / MANIFEST).exists() and any(
-        entry.name not in ours or (entry.name in (LOGITS, CLIPS) and file_size(entry))
+        file_size(entry)
+        if entry.name in (LOGITS, CLIPS)
+        else not entry.name.startswith(f".{MANIFEST}-")
         for entry in path.iterdir()
     ):
         raise ValueError(
@@ -46,7 +48,7 @@ def _prepare_folder(path: Path) -> None:
 
 
 def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
-    other = differences_of(_told(stored), _told(wanted))
+    other = differences_of(_in_words(stored), _in_words(wanted))
     if stored.teacher_sha256 and stored.teacher_sha256 == wanted.teacher_sha256:
         other = [each for each in other if each.name != "teacher"]  # just renamed
     if other:
@@ -57,7 +59,7 @@ def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> Non
         )
 
 
-def _told(manifest: Manifest) -> dict[str, Any]:
+def _in_words(manifest: Manifest) -> dict[str, Any]:
     """Describes what all logits of a store have in common, for messages."""
     kind = dict(manifest.kind)
     for name, what in DIGESTS.items():
@@ -166,8 +168,7 @@ class StoreWriter:
             lengths = self.manifest.logits_bytes, self.manifest.clips_bytes
             for file, length in zip(self._files, lengths, strict=True):
                 file.truncate(length)
-            self._index = ClipIndex(self.path, self.manifest)
-            self._recent: set[str] = set()
+            self._known = set(LogitsStore(self.path).clip_ids())
         except BaseException:
             self.close()
             raise
@@ -199,12 +200,7 @@ class StoreWriter:
         return self.manifest.count
 
     def __contains__(self, clip_id: object) -> bool:
-        return isinstance(clip_id, str) and bool(self.knows([clip_id])[0])
-
-    def knows(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """Returns which clips are in the store: [B], bool."""
-        recent = np.array([clip_id in self._recent for clip_id in clip_ids], dtype=bool)
-        return recent | (self._index.rows(clip_ids) >= 0)
+        return clip_id in self._known
 
     def append(
         self,
@@ -228,39 +224,13 @@ class StoreWriter:
         ValueError
             For input that cannot be stored; nothing is written then.
         """
-        self._refuse_closed()
-        digests = [""] * len(clip_ids) if digests is None else digests
-        self._refuse_bad_names(clip_ids, digests)
-        rows = self._as_float16(logits, clip_ids)
-        self._write(clip_ids, digests, rows)
-
-    def absorb(
-        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
-    ) -> None:
-        """Appends rows of another store of this teacher, except clips known here.
-
-        Arguments
-        ---------
-        clip_ids : Sequence[str]
-        digests : Sequence[str]
-        rows : np.ndarray
-            These three as ``LogitsStore.stretch`` returns them.
-        """
-        self._refuse_closed()
-        new = np.flatnonzero(~self.knows(clip_ids)).tolist()
-        chosen = [clip_ids[i] for i in new], [digests[i] for i in new]
-        self._refuse_bad_names(*chosen)
-        self._write(*chosen, rows[new])
-
-    def _refuse_closed(self) -> None:
         if not self._files:
             raise ValueError(
                 f"the writer of {self.path} is closed; open another StoreWriter"
             )
-
-    def _write(
-        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
-    ) -> None:
+        digests = [""] * len(clip_ids) if digests is None else digests
+        self._refuse_bad_names(clip_ids, digests)
+        rows = self._as_float16(logits, clip_ids)
         if not len(clip_ids):
             return
         lines = "".join(f"{i}\t{d}\n" for i, d in zip(clip_ids, digests, strict=True))
@@ -276,10 +246,7 @@ class StoreWriter:
                     clips_bytes=self.manifest.clips_bytes + len(payloads[1]),
                 )
             )
-            self._recent.update(clip_ids)
-            if len(self._recent) > MAX_RECENT:
-                self._index = ClipIndex(self.path, self.manifest)
-                self._recent.clear()
+            self._known.update(clip_ids)
         except BaseException:
             # Disk full or interrupted: reopen the store to see what is committed.
             self.close()
@@ -299,15 +266,15 @@ class StoreWriter:
                     f"clip id or digest {name!r} must be a string without tabs, "
                     "newlines or other control characters; rename the clip"
                 )
-        for clip_id in clip_ids:
-            if not 0 < len(clip_id.encode()) <= MAX_ID_BYTES:
+        seen: set[str] = set()
+        for clip_id, digest in zip(clip_ids, digests, strict=True):
+            longest = max(len(clip_id.encode()), len(digest.encode()) + 1)
+            if not clip_id or longest > MAX_ID_BYTES:
                 raise ValueError(
                     f"clip id {clip_id[:40]!r} must be from 1 to {MAX_ID_BYTES} bytes "
                     f"long and is {len(clip_id.encode())}; name the clip differently"
                 )
-        seen: set[str] = set()
-        for clip_id, known in zip(clip_ids, self.knows(clip_ids), strict=True):
-            if known or clip_id in seen:
+            if clip_id in self._known or clip_id in seen:
                 raise ValueError(
                     f"clip {clip_id!r} is in {self.path} or in this append already; a "
                     "clip has one row, so skip those for which `clip_id in writer`"
@@ -338,7 +305,7 @@ class StoreWriter:
                 "must be, so check the teacher's output for that clip, or let it "
                 "compute in float32"
             )
-        return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2")
+        return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype(ROW_TYPE)
 
     def close(self) -> None:
         """Closes the files; all appends are already committed."""
