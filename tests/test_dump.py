@@ -272,7 +272,7 @@ def test_clips_that_a_stream_repeats_are_stored_once(stream, expected, tmp_path)
 
 
 def test_the_clips_to_verify_are_an_even_sample(stream, reader, tmp_path, monkeypatch):
-    monkeypatch.setattr("efficientat_plugin.teachers.store.dump.MAX_SAMPLE", 3)
+    monkeypatch.setattr("efficientat_plugin.teachers.store.verify.MAX_SAMPLE", 3)
     scored = dump(tmp_path / "s", stream(), reader, batch_size=1)
     assert [clip for clip, _ in scored] == TRAIN_IDS[::4]
 

@@ -28,7 +28,7 @@ from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.support.files import told_if_not_writable
 from efficientat_plugin.support.launch import world_size
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
-from efficientat_plugin.teachers.store.verify import MAX_SAMPLE
+from efficientat_plugin.teachers.store.verify import EvenSample
 from efficientat_plugin.teachers.store.writer import FLOAT16_MAX, StoreWriter
 
 logger = logging.getLogger(__name__)
@@ -313,18 +313,13 @@ def store_logits(
         )
         for batch in read
     )
-    sample: list[tuple[str, list[int]]] = []
-    count, step = 0, 1
+    sample = EvenSample()
     for scored in _of_all(own, everyone):
         if writer is not None:
             _append(writer, scored)
         for pair in zip(scored.clip_id, scored.classes, strict=True):
-            if count % step == 0:
-                sample.append(pair)
-            count += 1
-        if len(sample) > MAX_SAMPLE:
-            sample, step = sample[::2], 2 * step
-    return sample
+            sample.add(pair)
+    return sample.items
 
 
 def _of_all(own: Iterator[Scored], everyone: Any) -> Iterator[Scored]:

@@ -4,10 +4,11 @@ With a wrong index, training runs without an error and the student learns nothin
 the store is compared with the labels of the data set, which cost nothing to read.
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,22 @@ MIN_PAIRS_RIGHT = 0.9  # real teachers exceed this; chance is 0.5
 DRAWS = 16  # other clips that each clip is compared with
 MIN_DEVIATION = 1e-2  # of a sum of scores; less is rounding
 Z_LIMIT = 5.0  # keeps one row of a rare class from deciding over a block
+
+
+class EvenSample:
+    """Holds all items that are added, or 10 000 to 20 000 of them, evenly spread."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._count, self._step = 0, 1  # one in this many is kept
+
+    def add(self, item: Any) -> None:
+        """Adds the next item."""
+        if self._count % self._step == 0:
+            self.items.append(item)
+        self._count += 1
+        if len(self.items) > MAX_SAMPLE:
+            self.items, self._step = self.items[::2], 2 * self._step
 
 
 class Stretch(NamedTuple):
@@ -185,19 +202,23 @@ def verify(
     """
     if not 0 <= minimum_coverage <= 1:
         raise ValueError(f"minimum_coverage={minimum_coverage} must be from 0 to 1")
-    pairs = list(clips)
-    if not pairs:
+    count = known = 0
+    sample = EvenSample()
+    remaining = iter(clips)
+    while batch := list(itertools.islice(remaining, 4096)):
+        found = store.rows([clip_id for clip_id, _ in batch]).tolist()
+        count += len(batch)
+        known += sum(row >= 0 for row in found)
+        for row, (clip_id, classes) in zip(found, batch, strict=True):
+            if _has_labels(store, clip_id, classes) and row >= 0:
+                sample.add((row, list(classes)))
+    if not count:
         raise ValueError("clips is empty; give a pair of id and classes for each clip")
-    marked = np.array([_has_labels(store, *pair) for pair in pairs])
-    all_rows = store.rows([clip_id for clip_id, _ in pairs])
-    places = np.flatnonzero(marked & (all_rows >= 0))
-    if len(places) > MAX_SAMPLE:
-        places = places[np.linspace(0, len(places) - 1, MAX_SAMPLE).astype(int)]
-    rows = all_rows[places]
+    rows = np.array([row for row, _ in sample.items], dtype=np.int64)
     report = StoreReport(
         store=str(store.path),
-        clips=len(pairs),
-        coverage=float((all_rows >= 0).mean()),
+        clips=count,
+        coverage=known / count,
         minimum_coverage=minimum_coverage,
         labels_match=(
             None
@@ -215,8 +236,8 @@ def verify(
     if len(rows) < MIN_LABELLED:
         return report
     marks = np.zeros((len(rows), store.manifest.num_classes), np.float32)
-    for mark, place in zip(marks, places, strict=True):
-        mark[list(pairs[place][1])] = 1.0
+    for mark, (_, classes) in zip(marks, sample.items, strict=True):
+        mark[classes] = 1.0
     shuffled = _Shuffled(_standardise(store.logits(rows)), marks)
     everything = np.arange(len(rows))
     if shuffled.deviation(everything) < MIN_DEVIATION:  # the same labels everywhere
