@@ -20,7 +20,7 @@ from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.support.launch import load_hparams, parse_and_join, start
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import open_teachers
 from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.verify import verify

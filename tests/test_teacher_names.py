@@ -34,7 +34,7 @@ from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.launch import load_hparams
 from efficientat_plugin.teachers.ast_hub import load_ast
 from efficientat_plugin.teachers.bring_your_own import Resampled
-from efficientat_plugin.teachers.members import names_of, open_teachers
+from efficientat_plugin.teachers.load import names_of, open_teachers
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 

@@ -21,7 +21,7 @@ from efficientat_plugin.students.ensemble import (
     digest_of_state,
 )
 from efficientat_plugin.teachers.bring_your_own import Resampled, resampled
-from efficientat_plugin.teachers.members import as_table, open_teachers, refuse_others
+from efficientat_plugin.teachers.load import as_table, open_teachers, refuse_others
 
 
 class OnlineTeacher:
