@@ -60,7 +60,7 @@ def metro(shared, sample_rate):
     return torchaudio.functional.resample(mono, rate, sample_rate)
 
 
-def test_ast_hears_what_its_extractor_makes(shared, transformers):
+def test_ast_front_end_equals_its_extractor(shared, transformers):
     extractor = transformers.ASTFeatureExtractor()
     waveform = metro(shared, 16000)[: 10 * 16000]
     clips = torch.stack([waveform, waveform.flip(0)])
@@ -80,7 +80,7 @@ def test_ast_resamples_to_its_own_rate(shared, transformers):
 
 
 @pytest.mark.parametrize("sample_rate", [8000, 16000, 32000, 44100])
-def test_ast_hears_every_legal_length_and_no_other(sample_rate, transformers):
+def test_ast_takes_every_legal_length_and_no_other(sample_rate, transformers):
     extractor = transformers.ASTFeatureExtractor(max_length=64)
     features = ASTFeatures(extractor, sample_rate)
     for samples in (features.min_samples, features.max_samples):
@@ -122,8 +122,8 @@ def test_code_beside_an_ast_is_neither_run_nor_asked_about(
 
 
 def spoil(folder, file="config.json", **settings):
-    told = json.loads((folder / file).read_text()) | settings
-    (folder / file).write_text(json.dumps(told))
+    content = json.loads((folder / file).read_text()) | settings
+    (folder / file).write_text(json.dumps(content))
     return folder
 
 
@@ -300,7 +300,7 @@ def test_ast_refuses_illegal_options(options, text, ast_folder):
         load_teacher(ast_folder, **options)
 
 
-def test_missing_transformers_is_said_with_the_cure(ast_folder, monkeypatch):
+def test_missing_transformers_is_reported_with_the_cure(ast_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match="pip install 'efficientat_plugin.teachers.'"):
         load_teacher(ast_folder)

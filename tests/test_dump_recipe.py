@@ -116,7 +116,7 @@ def test_the_recipe_streams_and_weighs(own_module, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_recipe_says_in_a_sentence_what_is_wrong(own_module, tmp_path):
+def test_the_recipe_refuses_in_a_sentence(own_module, tmp_path):
     write_audio(tmp_path / "audio", 2)
     for options, text in [
         ({"dataset": "nowhere"}, "--dataset PATH and --split NAME are needed"),

@@ -26,7 +26,7 @@ ABOUT = {
 
 
 def rows_of(clip_ids, num_classes=3):
-    """Logits that a clip's id determines: what is read tells whose it is."""
+    """Logits that a clip's id determines: what is read shows whose it is."""
     return np.stack(
         [
             np.random.default_rng(sum(i.encode())).normal(size=num_classes) * 3
@@ -103,7 +103,7 @@ def test_digests_are_kept_per_clip(tmp_path):
         store.digest("c")
 
 
-def test_manifest_says_whose_logits_they_are(tmp_path):
+def test_manifest_describes_the_logits(tmp_path):
     manifest = LogitsStore(write(tmp_path / "s", ["a"])).manifest
     assert vars(manifest).items() >= (ABOUT | {"count": 1}).items()
 

@@ -26,7 +26,7 @@ from efficientat_plugin.teachers.load import load_teacher
 
 SMALL = {"num_classes": 3, "embed_dim": 32, "depth": 2, "num_heads": 4}
 SECOND = 32000  # samples
-STATED = {"n_mels": 128, "hop_length": 320}  # which no file of one's own tells
+STATED = {"n_mels": 128, "hop_length": 320}  # which no file of one's own states
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def test_entries_weights_are_the_published_ones():
 
 
 @pytest.mark.parametrize("name", list_teachers())
-def test_teacher_hears_clips_as_long_as_it_was_trained_on(name):
+def test_teacher_takes_clips_as_long_as_it_was_trained_on(name):
     entry = TEACHERS[name]
     longer = {2000: 20, 3000: 30} if entry.hop_length == 320 else {}
     samples = longer.get(entry.num_frames, 10) * entry.sample_rate
@@ -176,12 +176,12 @@ def test_download_happens_once_and_is_all_of_the_file(small_entry, server, tmp_p
     assert heads == [False, False] and sum(others) == len(others) - 2
 
 
-@pytest.mark.parametrize("told_by", ["argument", "environment"])
+@pytest.mark.parametrize("given_by", ["argument", "environment"])
 def test_mirror_has_all_files_in_one_folder(
-    told_by, small_entry, server, tmp_path, monkeypatch
+    given_by, small_entry, server, tmp_path, monkeypatch
 ):
     save(build(small_entry), server.folder / small_entry.file)
-    if told_by == "environment":
+    if given_by == "environment":
         monkeypatch.setenv("EFFICIENTAT_BASE_URL", server.address)
         load_teacher("small", savedir=tmp_path / "cache")
     else:
@@ -240,7 +240,7 @@ def test_unread_head_may_be_missing_and_nothing_else(small_entry, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file, told",
+    "file, given",
     [
         ("own.pt", {"time_stride": 12}),
         ("own.pt", {"clip_seconds": 10}),
@@ -248,7 +248,7 @@ def test_unread_head_may_be_missing_and_nothing_else(small_entry, tmp_path):
     ],
 )
 @pytest.mark.parametrize("num_frames", [998, 1000])
-def test_own_file_comes_back(file, told, num_frames, tmp_path):
+def test_own_file_comes_back(file, given, num_frames, tmp_path):
     passt = PaSST(
         **SMALL,
         num_frames=num_frames,
@@ -257,7 +257,7 @@ def test_own_file_comes_back(file, told, num_frames, tmp_path):
         mlp_ratio=3,
     ).eval()
     path = save(passt, tmp_path / file)
-    teacher = load_teacher(path, num_heads=4, **told, **STATED)
+    teacher = load_teacher(path, num_heads=4, **given, **STATED)
     assert teacher.student.front_end == {"sample_rate": 32000, **STATED}
     log_mel = torch.randn(1, 1, 128, 1000)
     assert torch.equal(teacher.student(log_mel).logits, passt(log_mel).logits)
@@ -265,7 +265,7 @@ def test_own_file_comes_back(file, told, num_frames, tmp_path):
 
 @pytest.mark.parametrize("time_stride", [10, 12, 14, 16, 20])
 @pytest.mark.parametrize("seconds", [5, 10, 20])
-def test_clip_length_tells_the_stride(time_stride, seconds, tmp_path):
+def test_clip_length_determines_the_stride(time_stride, seconds, tmp_path):
     passt = PaSST(**SMALL, num_frames=100 * seconds, time_stride=time_stride)
     path = save(passt, tmp_path / "own.pt")
     teacher = load_teacher(path, num_heads=4, clip_seconds=seconds, **STATED)
@@ -287,7 +287,7 @@ def test_overrides_reach_passt_and_its_front_end(small_entry, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "told, text",
+    "given, text",
     [
         ({"num_heads": 4}, "99 time positions, which do not .*pass time_stride"),
         ({"time_stride": 10}, "embed_dim=32, .*pass num_heads"),
@@ -304,10 +304,10 @@ def test_overrides_reach_passt_and_its_front_end(small_entry, tmp_path):
         ({"gain": 10}, "gain is not an option of PaSST or LogMel; see"),
     ],
 )
-def test_what_a_file_does_not_tell_is_asked_for(told, text, tmp_path):
+def test_a_missing_option_of_a_file_is_asked_for(given, text, tmp_path):
     path = save(PaSST(**SMALL), tmp_path / "own.pt")
     with pytest.raises(ValueError, match=text):
-        load_teacher(path, **(STATED | told))
+        load_teacher(path, **(STATED | given))
 
 
 def test_half_a_state_dict_is_refused(tmp_path):

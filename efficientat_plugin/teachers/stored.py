@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficientat_plugin.contracts import Heard, TeacherTarget
+from efficientat_plugin.contracts import TeacherInput, TeacherTarget
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
@@ -54,9 +54,9 @@ class StoredTeacher:
         """Name of the teacher."""
         return self.store.manifest.teacher
 
-    def __call__(self, heard: Heard) -> TeacherTarget:
+    def __call__(self, inputs: TeacherInput) -> TeacherTarget:
         """Returns the logits of a batch, and of the clips mixed into it."""
-        batch, device = heard.batch, heard.log_mel.device
+        batch, device = inputs.batch, inputs.log_mel.device
         target = self._look_up(batch.clip_id, device)
         if batch.partner_share.any():
             target = target._replace(partner=self._look_up(batch.partner_id, device))
