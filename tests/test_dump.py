@@ -53,7 +53,7 @@ class Sums(nn.Module):
 
 def dump(path, rows, reader, teacher=None, **options):
     with StoreWriter(path, **ABOUT) as writer:
-        options = {"batch_size": 2, **options}
+        options = {"batch_size": 2, "stored": LogitsStore(path), **options}
         return store_logits(writer, teacher or Sums(), rows, reader, **options)
 
 

@@ -186,7 +186,7 @@ def fill_store(
     everyone = None
     if world_size() > 1:  # the default group times out after two hours of waiting
         everyone = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
-    about = {
+    about: dict[str, Any] = {
         "teacher": name,
         "teacher_sha256": teacher.sha256(),
         "labels_sha256": labels.sha256,
@@ -230,7 +230,7 @@ def store_logits(
     device: str | torch.device = "cpu",
     max_unreadable_share: float = 0.01,
     *,
-    stored: LogitsStore | None = None,
+    stored: LogitsStore,
     batch_size: int = 16,
     precision: str = "fp32",
     everyone: Any = None,
@@ -253,8 +253,8 @@ def store_logits(
     device : str or torch.device
     max_unreadable_share : float
         A larger share of unreadable clips is an error.
-    stored : LogitsStore or None
-        Its clips are not scored again; None: the store of ``writer``.
+    stored : LogitsStore
+        The store, opened beforehand; its clips are not scored again.
     batch_size : int
         Clips scored and committed at once.
     precision : str
@@ -278,8 +278,6 @@ def store_logits(
     ValueError
         If a logit is not finite, or memory runs out; logits computed before are stored.
     """
-    if stored is None and writer is not None:
-        stored = LogitsStore(writer.path)
     rank, size = (0, 1) if everyone is None else (everyone.rank(), everyone.size())
     clips: Clips | ClipStream
     if isinstance(rows, datasets.Dataset):
