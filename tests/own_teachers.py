@@ -25,6 +25,11 @@ def make_three():
     net.forward = lambda waveform: waveform[:, :3]
     return net
 
+def make_slow():
+    net = Net()
+    net.sample_rate = 8000
+    return net
+
 def make_silent():
     return torch.nn.Identity()
 

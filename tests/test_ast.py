@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 import torchaudio
+from small_ast import write_ast
 
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.students.ensemble import Ensemble
@@ -28,21 +29,8 @@ def ast_folder(transformers, tmp_path_factory):
     """A small AST, whose classes are AudioSet's backwards, spelt as copies do."""
     torch.manual_seed(0)
     names = [name.replace(", ", " - ").lower() for name in audioset_labels().names]
-    config = transformers.ASTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_length=128,
-        num_mel_bins=32,
-        id2label=dict(enumerate(names[::-1])),
-    )
     folder = tmp_path_factory.mktemp("ast")
-    network = transformers.ASTForAudioClassification(config)
-    torch.nn.init.normal_(network.classifier.dense.weight)
-    network.save_pretrained(folder)
-    extractor = transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=128)
-    extractor.save_pretrained(folder)
+    write_ast(transformers, names[::-1], folder)
     return folder
 
 

@@ -7,6 +7,7 @@ from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.teachers.bring_your_own import Resampled, load_own
+from efficientat_plugin.teachers.load import open_teachers
 
 
 def test_a_function_makes_a_teacher(own_module):
@@ -66,3 +67,18 @@ def test_a_member_of_another_rate_takes_the_same_sound():
     ensemble = Ensemble([Resampled(Peak(), 32000), Resampled(Peak(), 32000)])
     assert ensemble.sample_rate == 32000
     assert ensemble(tone).logits.tolist() == [[1000.0] * 3]
+
+
+def test_teachers_of_two_rates_share_one_where_it_is_given(own_module):
+    sources = "my_teachers:make,my_teachers:make_slow"
+    with pytest.raises(ValueError, match=r"\[16000, 8000\] Hz; pass --sample_rate"):
+        open_teachers(sources)
+    teacher, labels, _ = open_teachers(sources, sample_rate=32000, weights=[3, 1])
+    assert teacher.sample_rate == 32000 and teacher.weights == (0.75, 0.25)
+    assert labels.names == ("dog", "cat") and not teacher.training
+    assert teacher(torch.zeros(2, 16000)).logits.shape == (2, 2)
+
+
+def test_teachers_of_other_classes_are_refused(own_module):
+    with pytest.raises(ValueError, match="different classes .2 and 3."):
+        open_teachers("my_teachers:make,my_teachers:make_three")

@@ -1,25 +1,15 @@
 """The recipe that dumps logits: kills, streams, ensembles and refusals."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
-import torch
 from recipe_runs import TORCHRUN, RecipeProcess, launch, run_to_end, start_both
-from small_rows import LABELS, noise
+from small_rows import noise
 
 from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.evaluation.metrics import tagging_scores
-from efficientat_plugin.pretrained.folder import (
-    Provenance,
-    TrainedModel,
-    write_model_folder,
-)
-from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -126,75 +116,3 @@ def test_the_recipe_refuses_in_a_sentence(own_module, tmp_path):
     ]:
         found = run_to_end(command("s", **options), expect=1)
         assert text in found.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    """The recipe's functions, without a process."""
-    path = REPOSITORY / "recipes" / "dump_teacher_logits.py"
-    spec = importlib.util.spec_from_file_location("dump_teacher_logits", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def teacher_options(**more):
-    names = ("teacher_weights", "teacher_sample_rate", "labels", "sample_rate")
-    options = dict.fromkeys((*names, "pretrained_folder")) | {"teacher_options": {}}
-    return options | more
-
-
-@pytest.fixture
-def three_classes(tmp_path):
-    """A model folder, a file of its weights, and a table of its classes."""
-    options = {"num_classes": 3, "width": 0.1}
-    student = MN(**options)
-    student.options, student.front_end = options, {"sample_rate": 32000}
-    model = TrainedModel(student, LABELS, "multilabel", 0.5)
-    scores = {"test": tagging_scores(np.eye(3), np.eye(3))}
-    write_model_folder(tmp_path / "model", model, Provenance("m", None, "", "", scores))
-    torch.save(student.state_dict(), tmp_path / "weights.pt")
-    lines = [f"{n},{mid},{mid}" for n, mid in enumerate(LABELS.mids)]
-    text = "\n".join(["index,mid,display_name", *lines])
-    (tmp_path / "classes.csv").write_text(text)
-    return tmp_path
-
-
-def test_folders_files_and_functions_teach_together(recipe, own_module, three_classes):
-    weights = three_classes / "model" / "student.ckpt"
-    sources = f"{three_classes / 'model'},{weights}"
-    options = teacher_options(teachers=sources, labels="classes.csv")
-    teacher, labels = recipe.open_teacher(options | {"teacher_weights": "3,1"})
-    assert labels.mids == LABELS.mids and teacher.weights == (0.75, 0.25)
-    one, two = (member.state_dict() for member in teacher.members)
-    assert all(torch.equal(one[name], two[name]) for name in two)
-    assert not teacher.training
-
-
-@pytest.mark.parametrize(
-    "teachers, options, text",
-    [
-        ("weights.pt", {}, "weights.pt does not state its front end; pass --teacher_"),
-        ("my_teachers:make,model", {}, "different classes .2 and 3."),
-        ("my_teachers:make", {"teacher_weights": "1,2"}, "must be 1 numbers"),
-        (
-            "model,my_teachers:make_three",
-            {},
-            r"\[32000, 16000\] Hz; pass --sample_rate",
-        ),
-    ],
-)
-def test_teachers_that_do_not_go_together_are_refused(
-    recipe, own_module, three_classes, teachers, options, text
-):
-    with pytest.raises(ValueError, match=text):
-        recipe.open_teacher(teacher_options(teachers=teachers, **options))
-
-
-def test_another_sample_rate_is_resampled_where_it_is_asked_for(
-    recipe, own_module, three_classes
-):
-    options = teacher_options(teachers="model,my_teachers:make_three")
-    teacher, _ = recipe.open_teacher(options | {"sample_rate": 32000})
-    assert teacher.sample_rate == 32000
-    assert teacher(torch.zeros(2, 16000)).logits.shape == (2, 3)

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 from recipe_runs import REPOSITORY, arguments_of, run_recipe
+from small_ast import write_ast
 from small_rows import SAMPLE_RATE, TRAIN_IDS, noise, rows_of, write_parquet
 
 from efficientat_plugin.contracts import TeacherInput
@@ -118,26 +119,14 @@ def write_model(network, folder):
 @pytest.fixture(scope="module")
 def ast(place):
     transformers = pytest.importorskip("transformers")
-    config = transformers.ASTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_length=128,
-        num_mel_bins=32,
-        id2label=dict(enumerate(audioset_labels().names[::-1])),
-    )
-    network = transformers.ASTForAudioClassification(config)
-    torch.nn.init.normal_(network.classifier.dense.weight)
-    extractor = transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=128)
     # As the hub's own cache has it
     commit = "0" * 40
     in_cache = place / "cache" / "models--someone--ast"
     (in_cache / "refs").mkdir(parents=True)
     (in_cache / "refs" / "main").write_text(commit)
-    for folder in (place / "ast", in_cache / "snapshots" / commit):
-        network.save_pretrained(folder)
-        extractor.save_pretrained(folder)
+    names = audioset_labels().names[::-1]
+    folders = place / "ast", in_cache / "snapshots" / commit
+    write_ast(transformers, names, *folders)
     return place / "ast"
 
 
