@@ -229,6 +229,7 @@ def _read_clips(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]
     try:
         # Some lines at a time, to avoid millions of Python strings
         while some := list(itertools.islice(lines, LINES_AT_ONCE)):
+            b"".join(some).decode()  # refuses what is not UTF-8
             pairs = [_clip_and_digest(line) for line in some]
             ids.append(np.array([clip_id for clip_id, _ in pairs]))
             digests.append(np.array([digest for _, digest in pairs]))
@@ -243,7 +244,6 @@ def _read_clips(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]
 
 
 def _clip_and_digest(line: bytes) -> tuple[bytes, bytes]:
-    line.decode()  # refuses what is not UTF-8
     clip_id, tab, digest = line.partition(b"\t")
     if not (clip_id and tab and digest.endswith(b"\n") and b"\t" not in digest):
         raise ValueError(f"such as {line[:80]!r}")
