@@ -6,7 +6,7 @@ from small_rows import LABELS, SAMPLE_RATE
 from torch import nn
 
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import OwnTeacher
 
@@ -36,7 +36,7 @@ def test_weights_that_are_none_are_refused(weights):
 
 def test_any_module_is_a_member_and_its_weights_count():
     own = linear_teacher()
-    ensemble = Ensemble([own, HeardStudent(LogMel(), MN(3, width=0.1))]).eval()
+    ensemble = Ensemble([own, WaveformStudent(LogMel(), MN(3, width=0.1))]).eval()
     output = ensemble(torch.zeros(2, 16000))
     assert output.logits.shape == (2, 3) and output.embedding.shape == (2, 96)
     before = ensemble.sha256()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from efficientat_plugin.contracts import SHORT_CLIPS
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.short_clips import lengthened
@@ -38,6 +39,17 @@ def test_clips_are_lengthened_as_taggers_do(sound, short_clips):
     clip = ClipReader(LABELS, 1.0, 32000, short_clips).read(row)
     wanted = lengthened(samples, 32000, short_clips)
     np.testing.assert_array_equal(clip.waveform.numpy(), wanted)
+
+
+def test_short_sound_is_made_longer_as_asked():
+    sound = np.array([1.0, 2.0, 3.0], np.float32)
+    assert lengthened(sound, 7, "repeat").tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert lengthened(sound, 5, "zero_pad").tolist() == [1, 2, 3, 0, 0]
+    assert lengthened(sound, 5, "as_is").tolist() == [1, 2, 3]
+    for how in SHORT_CLIPS:
+        assert lengthened(sound, 2, how).tolist() == [1, 2, 3]
+    with pytest.raises(ValueError, match="'twice'; choose one of repeat"):
+        lengthened(sound, 5, "twice")
 
 
 @pytest.mark.parametrize("short_clips", ["as_is", "twice"])

@@ -29,7 +29,7 @@ from efficientat_plugin.pretrained.folder import (
 )
 from efficientat_plugin.pretrained.published import PUBLISHED, PublishedStudent
 from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
-from efficientat_plugin.students.ensemble import HeardStudent
+from efficientat_plugin.students.ensemble import WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.launch import load_hparams
@@ -70,7 +70,7 @@ class Kind:
 
 
 def with_front_end(network, **front_end):
-    return HeardStudent(LogMel(**FRONT_END | front_end), network).eval()
+    return WaveformStudent(LogMel(**FRONT_END | front_end), network).eval()
 
 
 @pytest.fixture(scope="module")

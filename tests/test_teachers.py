@@ -15,7 +15,7 @@ from efficientat_plugin.pretrained.published_passt import (
     PublishedTeacher,
     list_teachers,
 )
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.teachers.load import load_teacher
@@ -138,7 +138,7 @@ def test_download_happens_once_and_is_all_of_the_file(small_entry, release, tmp_
     teacher = load_teacher("small", savedir=tmp_path / "new" / "folder")
     path.unlink()
     again = load_teacher("small", savedir=tmp_path / "new" / "folder")
-    assert isinstance(teacher, HeardStudent) and not teacher.student.training
+    assert isinstance(teacher, WaveformStudent) and not teacher.student.training
     assert (teacher.sample_rate, teacher.num_classes) == (32000, 3)
     assert teacher.student.options == small_entry.options()
     filled = teacher.student.state_dict()
@@ -297,7 +297,7 @@ def test_half_a_state_dict_is_refused(tmp_path):
 
 def test_students_can_teach(shared, tmp_path):
     teacher = load_teacher("mn04_as", savedir=shared / "checkpoints")
-    assert isinstance(teacher, HeardStudent) and not teacher.training
+    assert isinstance(teacher, WaveformStudent) and not teacher.training
     assert teacher(torch.zeros(1, SECOND)).logits.shape == (1, 527)
     student = MN(num_classes=4, width=0.1).eval()
     own = load_teacher(save(student, tmp_path / "own.pt"), n_mels=128, hop_length=640)

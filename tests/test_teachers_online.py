@@ -10,7 +10,7 @@ from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.labels import LabelTable, summarize_labels
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import RESAMPLING
 from efficientat_plugin.teachers.online import OnlineTeacher
@@ -30,7 +30,7 @@ def log_mel_of(**options):
 
 def model_of(**options):
     torch.manual_seed(1)
-    return HeardStudent(log_mel_of(**options), MN(CLASSES, width=0.1))
+    return WaveformStudent(log_mel_of(**options), MN(CLASSES, width=0.1))
 
 
 def inputs_of(mixed=False):
@@ -83,7 +83,7 @@ def test_a_module_of_ones_own_takes_mixed_waveforms():
 
 
 def test_an_ensemble_averages_logits():
-    members = [model_of(), HeardStudent(log_mel_of(), MN(CLASSES, width=0.2))]
+    members = [model_of(), WaveformStudent(log_mel_of(), MN(CLASSES, width=0.2))]
     inputs = inputs_of()
     each = [OnlineTeacher(member, log_mel_of())(inputs).logits for member in members]
     both = OnlineTeacher(Ensemble(members), log_mel_of())(inputs)

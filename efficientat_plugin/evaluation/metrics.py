@@ -343,9 +343,7 @@ def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationSco
     confusion = confusion.reshape(num_classes, num_classes)
     present = confusion.sum(axis=1) > 0
     recall = np.diag(confusion)[present] / confusion.sum(axis=1)[present]
-    pairs = zip(scores.T, labels.T, strict=True)
-    ranked = [(average_precision(*one), area_under_curve(*one)) for one in pairs]
-    precision, area = np.array(ranked, dtype=np.float64).T
+    precision, area = _ranked(scores, labels, np.ones_like(labels))
     return ClassificationScores(
         accuracy=float(np.trace(confusion) / len(labels)),
         macro_recall=float(recall.mean()),
@@ -392,12 +390,7 @@ def tagging_scores(
             f"{labels.shape[1]} classes; evaluate on labelled clips"
         )
     _refuse_infinite(scores)
-    classes = [
-        (score[on], label[on])
-        for score, label, on in zip(scores.T, labels.T, judged.T, strict=True)
-    ]
-    per_class = [(average_precision(*one), area_under_curve(*one)) for one in classes]
-    precision, area = np.array(per_class, dtype=np.float64).T
+    precision, area = _ranked(scores, labels, judged)
     decided = (np.asarray(scores) >= threshold) & judged
     # There is no ROC curve of a class that every clip has.
     mean_area = float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
@@ -414,6 +407,19 @@ def tagging_scores(
         positives=(labels & judged).sum(axis=0),
         alike=_alike(np.asarray(scores)),
     )
+
+
+def _ranked(
+    scores: NDArray, labels: NDArray, judged: NDArray
+) -> tuple[FloatArray, FloatArray]:
+    """Computes average precision and area under the ROC curve, [K] each."""
+    classes = [
+        (score[on], label[on])
+        for score, label, on in zip(scores.T, labels.T, judged.T, strict=True)
+    ]
+    found = [(average_precision(*one), area_under_curve(*one)) for one in classes]
+    precision, area = np.array(found, dtype=np.float64).T
+    return precision, area
 
 
 def average_precision(scores: NDArray, labels: NDArray) -> float:

@@ -28,7 +28,7 @@ from efficientat_plugin.pretrained.passt_weights import (
 )
 from efficientat_plugin.pretrained.published import PUBLISHED, find_published
 from efficientat_plugin.pretrained.published_passt import TEACHERS
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.support.hub import NAME
 from efficientat_plugin.teachers.ast_hub import ASTTeacher, load_ast
 from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
@@ -65,7 +65,7 @@ def load_teacher(
     savedir: str | Path | None = None,
     base_url: str | None = None,
     **overrides: Any,
-) -> HeardStudent | ASTTeacher:
+) -> WaveformStudent | ASTTeacher:
     """Loads a teacher with its weights and its front end: [B, N] -> StudentOutput.
 
     Arguments
@@ -91,7 +91,7 @@ def load_teacher(
 
     Returns
     -------
-    HeardStudent or ASTTeacher
+    WaveformStudent or ASTTeacher
         In evaluation mode; takes waveforms at its ``sample_rate``.
 
     Raises
@@ -127,7 +127,7 @@ def load_teacher(
         )
     known = describe(found or source, savedir, base_url)
     student = network_of(known, read_state(known.path), overrides)
-    teacher = HeardStudent(LogMel(**student.front_end), student).eval()
+    teacher = WaveformStudent(LogMel(**student.front_end), student).eval()
     if known.yaml is not None:
         teacher.labels, teacher.target = known.labels, known.target
     return teacher

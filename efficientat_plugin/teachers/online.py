@@ -17,7 +17,7 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.weights import front_end_of
 from efficientat_plugin.students.ensemble import (
     Ensemble,
-    HeardStudent,
+    WaveformStudent,
     digest_of_state,
 )
 from efficientat_plugin.teachers.bring_your_own import Resampled, resampled
@@ -28,7 +28,7 @@ class OnlineTeacher:
     """Computes a teacher's logits for the student's own input, augmented and mixed.
 
     A teacher whose front end has the student's settings takes the student's own
-    log-mel, including jitter, masks and mixup. Any other `HeardStudent` computes a
+    log-mel, including jitter, masks and mixup. Any other `WaveformStudent` computes a
     log-mel of its own from the batch's waveforms, which is mixed as the student's is.
     Other models take mixed waveforms. Waveforms are resampled for a teacher of another
     sample rate.
@@ -42,9 +42,9 @@ class OnlineTeacher:
     Arguments
     ---------
     model : torch.nn.Module, str or Path
-        Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``HeardStudent``, an
-        ``Ensemble``, or your own; or names as in ``open_teachers``, loaded when first
-        needed.
+        Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``WaveformStudent``,
+        an ``Ensemble``, or your own; or names as in ``open_teachers``, loaded when
+        first needed.
     log_mel : LogMel
         The student's front end.
     labels : LabelTable, str, Path or None
@@ -59,7 +59,7 @@ class OnlineTeacher:
     -------
     >>> from efficientat_plugin.students.mn import MN
     >>> log_mel = LogMel()
-    >>> model = HeardStudent(LogMel(), MN(num_classes=3, width=0.1))
+    >>> model = WaveformStudent(LogMel(), MN(num_classes=3, width=0.1))
     >>> teacher = OnlineTeacher(model, log_mel)
     >>> teacher.shares_log_mel, any(p.requires_grad for p in model.parameters())
     (True, False)
@@ -130,7 +130,7 @@ class OnlineTeacher:
             own, sound = member, waveform
             if isinstance(member, Resampled):
                 own, sound = member.member, member.resample(waveform)
-            if isinstance(own, HeardStudent):
+            if isinstance(own, WaveformStudent):
                 features = _mixed(own.log_mel(sound), inputs)
                 yield _logits_of(own.student(features.unsqueeze(1)))
             else:
@@ -199,7 +199,7 @@ def _settings(log_mel: nn.Module) -> dict[str, Any] | None:
 
 
 def _front_end(member: nn.Module) -> dict[str, Any] | None:
-    return _settings(member.log_mel) if isinstance(member, HeardStudent) else None
+    return _settings(member.log_mel) if isinstance(member, WaveformStudent) else None
 
 
 def _mixed(values: Tensor, inputs: TeacherInput) -> Tensor:

@@ -101,7 +101,7 @@ def refuse_wandering(rows) -> None:
     assert np.ptp(by_place, axis=0).max() < SAME
 
 
-class Heard:
+class TeacherInput:
     """What is kept of windows, in memory that is taken before they come."""
 
     def __init__(self, num_windows: int) -> None:
@@ -130,7 +130,7 @@ def streamed(models, what, period, num_frames, seed):
     piece, rate = soundfile.read(period, dtype="int16")
     piece = np.concatenate([piece, piece])
     stream = tagger.stream(rate, WINDOW_SECONDS, HOP_SECONDS)
-    heard = Heard(num_windows_of(num_frames, rate))
+    heard = TeacherInput(num_windows_of(num_frames, rate))
     course, place = Course(num_frames), 0
     longest = len(piece) // 2
     while place < num_frames:
@@ -191,7 +191,7 @@ def test_a_stream(tries, what, rate, models, period, seed, figures, tmp_path):
 def scanned(models, what, file, num_windows):
     """A file, window by window."""
     tagger = tagger_of(models, what)
-    course, heard = Course(num_windows), Heard(num_windows)
+    course, heard = Course(num_windows), TeacherInput(num_windows)
     for window in tagger.scan(file, None, WINDOW_SECONDS, HOP_SECONDS):
         heard.add(window)
         course.look(heard.count)

@@ -270,7 +270,7 @@ class Kept:
             text = self.facts.read_text(encoding="utf-8", errors="replace")
             pairs = [line.split("=", 1) for line in text.split("\n") if "=" in line]
             facts = read_facts(dict(pairs), str(self.facts))
-            LogMel(facts.front_end)(np.zeros(4000, np.float32))
+            LogMel(facts.front_end)(np.zeros((1, 4000), np.float32))
             return str(facts._replace(labels=None)), facts.labels.names
 
         return [self.facts], read
