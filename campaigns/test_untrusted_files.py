@@ -177,7 +177,7 @@ class ModelFolder:
 
 
 class Stores:
-    """Logits, whole, of the top k, and as published."""
+    """Logits, stored and as published."""
 
     def __init__(self, folder: Path) -> None:
         import numpy as np
@@ -189,9 +189,8 @@ class Stores:
         about |= {"sample_rate": 32000, "clip_seconds": 1.0}
         self.ids = [f"clip-{k}é" for k in range(20)]
         logits = np.random.default_rng(0).normal(size=(20, 5)).astype("f4")
-        for name, top_k in (("whole", None), ("top", 2)):
-            with StoreWriter(folder / name, **about, top_k=top_k) as writer:
-                writer.append(self.ids, logits)
+        with StoreWriter(folder / "whole", **about) as writer:
+            writer.append(self.ids, logits)
         np.save(folder / "logits.npy", logits)
         index = {f"Y{'x' * 10}{k:1x}.mp3": k for k in range(16)}
         (folder / "index.pkl").write_bytes(pickle.dumps(index))
@@ -374,7 +373,6 @@ def run(folder: Path, seed: int, tries: int) -> dict[str, Counter]:
         "weights": models.weights(),
         "labels": models.labels(),
         "store": stores.store("whole"),
-        "top k store": stores.store("top"),
         "logits": stores.published(),
         "table": tables.tables(),
         "embeddings": kept.embeddings(),

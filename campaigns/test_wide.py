@@ -36,7 +36,6 @@ from efficientat_plugin.pretrained.folder import (
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.store import verify as verification
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
-from efficientat_plugin.teachers.store.top_k import pack
 from efficientat_plugin.teachers.store.verify import verify
 from efficientat_plugin.teachers.store.writer import StoreWriter
 
@@ -376,25 +375,25 @@ def clips_of(number):
         )
 
 
-def write_store(path, number, top_k, seed):
+def write_store(path, number, seed):
     """Logits that know the classes of each clip, a few thousand clips at a time."""
     logits = np.random.default_rng(seed).standard_normal((ROWS_AT_ONCE, CLASSES))
     classes, counts = classes_of(0, ROWS_AT_ONCE)
     logits[np.repeat(np.arange(ROWS_AT_ONCE), counts), classes] += 4
-    rows = pack(logits.astype(np.float16), top_k)
-    with StoreWriter(path, **ABOUT, top_k=top_k) as writer:
+    rows = logits.astype(np.float16)
+    with StoreWriter(path, **ABOUT) as writer:
         for start in range(0, number, ROWS_AT_ONCE):
             stop = min(start + ROWS_AT_ONCE, number)
             ids = ids_of(start, stop)
-            writer.absorb(ids, [""] * len(ids), rows[: len(ids)])
+            writer.append(ids, rows[: len(ids)])
 
 
-def use_store(path, number, top_k, seed):
+def use_store(path, number, seed):
     """A store as it is written, opened, looked up and verified: sections by name."""
     names = "written", "opened", f"{LOOKUPS} lookups of 32 clips", "verified"
     sections = {name: Section() for name in (*names, "opened to be gone on with")}
     with sections["written"]:
-        write_store(path, number, top_k, seed)
+        write_store(path, number, seed)
     with sections["opened"]:
         store = LogitsStore(path)
     rng = np.random.default_rng(seed)
@@ -407,27 +406,25 @@ def use_store(path, number, top_k, seed):
     with sections["verified"]:
         verify(store, clips_of(number), ABOUT["labels_sha256"]).raise_if_bad()
     with sections["opened to be gone on with"]:
-        StoreWriter(path, **ABOUT, top_k=top_k).close()
+        StoreWriter(path, **ABOUT).close()
     size = sum(file.stat().st_size for file in path.iterdir())
     return size / 1e6, sections
 
 
-@pytest.mark.parametrize("top_k", [None, 30])
 @short_and_full(short=4000, full=2_000_000)  # clips
-def test_a_store(tries, top_k, seed, figures, tmp_path, monkeypatch):
+def test_a_store(tries, seed, figures, tmp_path, monkeypatch):
     if tries == 4000:
         # So that a sample of as many clips is looked at, whatever their number.
         monkeypatch.setattr(verification, "MAX_SAMPLE", 500)
         monkeypatch.setattr("test_wide.ROWS_AT_ONCE", 500)
         monkeypatch.setattr("test_wide.LOOKUPS", 20)
         some, more = (
-            traced(use_store, tmp_path / str(number), number, top_k, seed)[1]
+            traced(use_store, tmp_path / str(number), number, seed)[1]
             for number in (tries, 2 * tries)
         )
         assert more < some + 200 * tries  # bytes, of the index
         return
-    size, sections = alone(use_store, tmp_path / "store", tries, top_k, seed)
-    kind = "all classes" if top_k is None else f"top {top_k}"
+    size, sections = alone(use_store, tmp_path / "store", tries, seed)
     for name, section in sections.items():
-        figures(f"{kind}, {size:.0f} MB", name, f"{tries} clips", section)
+        figures(f"{size:.0f} MB", name, f"{tries} clips", section)
         assert section.more < 600  # MB: no array of all logits

@@ -9,7 +9,6 @@ from at_once import REFUSED
 from efficientat_plugin.cli import resumed_output as parts
 from efficientat_plugin.cli.embed import write_embeddings
 from efficientat_plugin.cli.resumed_output import SoundFile, parts_beside
-from efficientat_plugin.teachers.store.merge import merge_parts, part_path
 from efficientat_plugin.teachers.store.writer import StoreWriter
 
 NUM_CLIPS, NUM_CLASSES, AT_ONCE = 120, 5, 8
@@ -25,20 +24,15 @@ def values_of(name):
 
 
 def fill_store(path, seed, to_the_end=False):
-    """Appends what a store lacks: to it, or to a part of it that is then merged."""
+    """Appends what a store lacks."""
     draw = random.Random(seed)
-    rank = None if to_the_end else draw.choice([None, 0, 1])
     try:
-        if to_the_end or draw.random() < 0.5:
-            merge_parts(path, **ABOUT)
-        own = path if rank is None else part_path(path, rank)
-        with StoreWriter(own, **ABOUT) as writer:
+        with StoreWriter(path, **ABOUT) as writer:
             wanted = draw.sample(CLIPS, NUM_CLIPS if to_the_end else NUM_CLIPS // 2)
             for start in range(0, len(wanted), AT_ONCE):
                 clips = [c for c in wanted[start : start + AT_ONCE] if c not in writer]
                 logits = np.stack([values_of(clip) for clip in clips or CLIPS[:1]])
                 writer.append(clips, logits[: len(clips)], [c[::-1] for c in clips])
-        merge_parts(path, **ABOUT)
     except (OSError, ValueError):
         sys.exit(REFUSED)
 

@@ -101,7 +101,7 @@ class Mix(NamedTuple):
     partner: Tensor  # [B], int64, an index into the batch
 
 
-class Heard(NamedTuple):
+class TeacherInput(NamedTuple):
     """A batch and the log-mels that a student computes its output from."""
 
     batch: ClipBatch

@@ -54,8 +54,8 @@ from efficientat_plugin.support.launch import (
 )
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
-from efficientat_plugin.teachers.members import OpenedTeachers, open_teachers
-from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.load import OpenedTeachers, open_teachers
+from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 from efficientat_plugin.training.parts import (

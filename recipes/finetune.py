@@ -78,8 +78,8 @@ from efficientat_plugin.support.launch import (
 from efficientat_plugin.support.plain_text import shown, some_of
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
-from efficientat_plugin.teachers.members import open_teachers, refuse_others
-from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.load import open_teachers, refuse_others
+from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import (
     StoredTeacher,

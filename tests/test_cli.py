@@ -36,8 +36,7 @@ from efficientat_plugin.students.mn import MN
 from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import shown
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.load import load_teacher
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import load_teacher, open_teachers
 
 RATE = 32000
 # What no file of weights tells

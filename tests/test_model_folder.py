@@ -40,8 +40,7 @@ from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.load import load_teacher
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import load_teacher, open_teachers
 from efficientat_plugin.training.finetuning import batch_norms
 
 ON_CPU = {"device": "cpu"}

@@ -26,7 +26,7 @@ from efficientat_plugin.pretrained.safe_yaml import load_model_yaml
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import open_teachers
 
 ON_CPU = {"device": "cpu"}
 NAMES = ("(other)", "<b>bold</b>", "=1+1")

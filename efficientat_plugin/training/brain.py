@@ -21,7 +21,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from efficientat_plugin.contracts import ClipBatch, Heard, SoftTarget, StudentOutput
+from efficientat_plugin.contracts import (
+    ClipBatch,
+    SoftTarget,
+    StudentOutput,
+    TeacherInput,
+)
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.sampling import Draws, PlaceInEpoch
 from efficientat_plugin.data.skipped import SkippedClips
@@ -137,7 +142,7 @@ class DistillationBrain(sb.Brain):
 
     def compute_forward(
         self, batch: ClipBatch, stage: sb.Stage
-    ) -> tuple[StudentOutput, Heard]:
+    ) -> tuple[StudentOutput, TeacherInput]:
         """Computes the student's output, and returns it with the log-mels."""
         log_mel = self.modules.log_mel(batch.waveform.to(self.device))  # [B, F, T]
         mix = None
@@ -146,17 +151,17 @@ class DistillationBrain(sb.Brain):
             if self.hparams.mixup is not None:
                 log_mel, mix = self.hparams.mixup(log_mel)
         output = self._on_device(self.modules.student, stage)(log_mel.unsqueeze(1))
-        return output, Heard(batch, log_mel, mix)
+        return output, TeacherInput(batch, log_mel, mix)
 
     def compute_objectives(
         self,
-        predictions: tuple[StudentOutput, Heard],
+        predictions: tuple[StudentOutput, TeacherInput],
         batch: ClipBatch,
         stage: sb.Stage,
     ) -> Tensor:
         """Computes the distillation loss in training, the label loss in evaluation."""
-        output, heard = predictions
-        labels = self._labels(heard)
+        output, inputs = predictions
+        labels = self._labels(inputs)
         if stage != TRAIN:
             self.some_labelled |= bool((batch.labelled > 0).any())
             self.stats.append(
@@ -165,8 +170,8 @@ class DistillationBrain(sb.Brain):
             return self.hparams.loss(output.logits, labels)
         teacher = None
         if self.hparams.teacher is not None:
-            answer = self.hparams.teacher(heard)
-            teacher = self.hparams.loss.teacher_target(answer, heard)
+            answer = self.hparams.teacher(inputs)
+            teacher = self.hparams.loss.teacher_target(answer, inputs)
         return self.hparams.loss(output.logits, labels, teacher)
 
     def _on_device(self, module: torch.nn.Module, stage: sb.Stage) -> torch.nn.Module:
@@ -176,10 +181,10 @@ class DistillationBrain(sb.Brain):
             return module.module
         return module
 
-    def _labels(self, heard: Heard) -> SoftTarget:
-        labels, labelled = heard.batch.labels, heard.batch.labelled
+    def _labels(self, inputs: TeacherInput) -> SoftTarget:
+        labels, labelled = inputs.batch.labels, inputs.batch.labelled
         target = SoftTarget(labels.to(self.device), labelled.to(self.device))
-        return target.followed(heard.mix)
+        return target.followed(inputs.mix)
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Seeds the random numbers of this step."""
