@@ -4,7 +4,8 @@
       --split bal_train+eval --folder FOLDER --num_proc 8
 
 Rerun the same command to resume an interrupted run after its last complete shard; in a
-complete folder it rewrites shards that have become corrupt. FOLDER is then a ``--dataset``, as PATH is.
+complete folder it rewrites shards that have become corrupt. FOLDER is then a
+``--dataset``, as PATH is.
 """
 
 import sys

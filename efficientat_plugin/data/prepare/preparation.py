@@ -7,7 +7,9 @@ Sound becomes mono, at one rate, with one codec. Shards are in AudioSet's schema
 import hashlib
 import json
 import logging
+import multiprocessing.connection
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -238,6 +240,7 @@ class _Writing:
             sampler=_missing_rows(rows, done, self.clips_per_shard),
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_end_with_parent,
         )
         try:
             for number, encoded in loader:
@@ -270,16 +273,30 @@ def _as_it_is(encoded: Any) -> Any:
     return encoded
 
 
+def _end_with_parent(_worker: int) -> None:
+    """Ends a worker once its parent is gone, even if it waits at a full pipe."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _missing_rows(
     rows: Rows, done: set[int], size: int
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields rows that are in none of the shards done; a stream is read past others."""
     if isinstance(rows, datasets.Dataset):
         places = [place for place in range(len(rows)) if place // size not in done]
-        numbered: Iterator[tuple[int, Any]] = zip(places, rows.select(places), strict=True)
+        for place, row in zip(places, rows.select(places), strict=True):
+            yield place // size, row
     else:
-        numbered = ((n, row) for n, row in enumerate(rows) if n // size not in done)
-    yield from ((place // size, row) for place, row in numbered)
+        for place, row in enumerate(rows):
+            if place // size not in done:
+                yield place // size, row
 
 
 def _head_of(rows: Rows) -> list[dict[str, Any]]:
