@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import SHORT_CLIPS, Clip
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.opened import Audio, OpenSound, UnreadableClip, open_sound
 from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.data.sound_files import (
+    Audio,
+    OpenSound,
+    UnreadableClip,
+    open_sound,
+)
 from efficientat_plugin.support.limits import SAMPLE_RATES
 
 if TYPE_CHECKING:
@@ -203,8 +208,8 @@ def _mono_blocks(sound: OpenSound, max_frames: float) -> Iterator[NDArray[np.flo
     # it returns uninitialised memory as sound.
     remaining = max_frames
     while remaining > 0:
-        at_once = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
-        block = sound.next_block(math.ceil(min(at_once, remaining)))
+        num_frames = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
+        block = sound.next_block(math.ceil(min(num_frames, remaining)))
         if not len(block):
             return
         # Checked before the mean, which both infinities would turn into NaN.

@@ -406,9 +406,9 @@ def _fingerprint(rows: Rows) -> str:
     if not isinstance(rows, datasets.Dataset):
         first = [row["video_id"] for row in _head_of(rows)]
         return f"{rows.num_shards} files from clip {first} on"
-    heard = hashlib.sha256(b"".join(sounds_of(rows))).hexdigest()[:8]
+    sound = hashlib.sha256(b"".join(sounds_of(rows))).hexdigest()[:8]
     digest = hashlib.sha256()
     columns = [name for name in rows.column_names if name != "audio"]
     for batch in rows.select_columns(columns).iter(batch_size=10_000):
         digest.update(json.dumps(batch, sort_keys=True, default=str).encode())
-    return f"{len(rows)} (digest {digest.hexdigest()[:16]}, sound {heard})"
+    return f"{len(rows)} (digest {digest.hexdigest()[:16]}, sound {sound})"

@@ -1,4 +1,4 @@
-"""Opens sound files for reading once, from beginning to end."""
+"""Opens sound files of every format for reading once, from beginning to end."""
 
 import io
 import os

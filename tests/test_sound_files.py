@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from efficientat_plugin.cli.inputs import decoded_ahead
-from efficientat_plugin.data import opened
+from efficientat_plugin.data import sound_files
 from efficientat_plugin.data.decoding import (
     ClipReader,
     UnreadableClip,
@@ -16,8 +16,8 @@ from efficientat_plugin.data.decoding import (
     decode_blocks,
 )
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.opened import open_sound
 from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.data.sound_files import open_sound
 from efficientat_plugin.tagging.streams import blocks_of
 
 RATE = 16000
@@ -254,4 +254,4 @@ def test_an_mp3_of_endless_tags_ends():
     tag = b"ID3\x03\0\0\0\0\0\0"
     with pytest.raises(UnreadableClip, match="not decodable"):
         joined(tag * 100_000)
-    assert opened.MAX_TAGS < 100
+    assert sound_files.MAX_TAGS < 100
