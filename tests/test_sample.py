@@ -18,14 +18,20 @@ from efficientat_plugin.data.sample.sample_set import (
     sample_clip,
     write_sample,
 )
-from efficientat_plugin.data.sample.synthesis import DTMF_COLUMNS, DTMF_ROWS, SOUNDS
+from efficientat_plugin.data.sample.synthesis import (
+    DTMF_COLUMNS,
+    DTMF_ROWS,
+    SOUNDS,
+    Synth,
+)
 
 SAMPLE_RATE = 32000
 COUNTS = {"bal_train": 3, "unlabelled": 2, "eval": 3}
 
 
-def _rng(seed):
-    return np.random.Generator(np.random.PCG64(seed))
+def _sound(name, seed, seconds):
+    rng = np.random.Generator(np.random.PCG64(seed))
+    return SOUNDS[name](Synth(rng, seconds * SAMPLE_RATE, SAMPLE_RATE))
 
 
 def _spectrum(waveform):
@@ -237,18 +243,17 @@ def test_write_refuses_negative_counts(tmp_path):
 @pytest.mark.parametrize("name", SOUNDS)
 def test_sound_is_pure_finite_and_not_silent_for_two_seconds(name):
     for seed in range(4):
-        num_samples = 2 * SAMPLE_RATE
-        sound = SOUNDS[name](_rng(seed), num_samples, SAMPLE_RATE)
-        assert sound.shape == (num_samples,) and sound.dtype == np.float64
+        sound = _sound(name, seed, seconds=2)
+        assert sound.shape == (2 * SAMPLE_RATE,) and sound.dtype == np.float64
         assert np.all(np.isfinite(sound))
         assert np.max(np.abs(sound)) > 0.05
-        again = SOUNDS[name](_rng(seed), num_samples, SAMPLE_RATE)
+        again = _sound(name, seed, seconds=2)
         assert np.array_equal(sound, again)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_sine_wave_has_one_peak(seed):
-    sound = SOUNDS["Sine wave"](_rng(seed), 2 * SAMPLE_RATE, SAMPLE_RATE)
+    sound = _sound("Sine wave", seed, seconds=2)
     power, frequency = _spectrum(sound)
     peak = frequency[np.argmax(power)]
     crossings = np.count_nonzero(np.diff(np.signbit(sound)))
@@ -266,21 +271,20 @@ def _decibels_per_octave(sound):
 
 
 def test_pink_noise_falls_three_decibels_per_octave_and_white_none():
-    num_samples = 5 * SAMPLE_RATE
-    pink = SOUNDS["Pink noise"](_rng(0), num_samples, SAMPLE_RATE)
-    white = SOUNDS["White noise"](_rng(0), num_samples, SAMPLE_RATE)
+    pink = _sound("Pink noise", 0, seconds=5)
+    white = _sound("White noise", 0, seconds=5)
     assert _decibels_per_octave(pink) == pytest.approx(-3.01, abs=0.3)
     assert _decibels_per_octave(white) == pytest.approx(0, abs=0.3)
 
 
 def test_noise_is_gaussian():
-    white = SOUNDS["White noise"](_rng(0), 5 * SAMPLE_RATE, SAMPLE_RATE)
+    white = _sound("White noise", 0, seconds=5)
     assert np.mean(white**2) == pytest.approx(1)
     assert np.mean(white**4) == pytest.approx(3, rel=0.03)  # a normal's kurtosis
 
 
 def test_dtmf_key_is_one_row_and_one_column():
-    sound = SOUNDS["Telephone dialing, DTMF"](_rng(0), 5 * SAMPLE_RATE, SAMPLE_RATE)
+    sound = _sound("Telephone dialing, DTMF", 0, seconds=5)
     tones = np.array(DTMF_ROWS + DTMF_COLUMNS)
     width = int(0.06 * SAMPLE_RATE)
     windows = sound[: len(sound) // width * width].reshape(-1, width)
@@ -301,7 +305,7 @@ def test_dtmf_key_is_one_row_and_one_column():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_chirp_moves_one_way_over_octaves(seed):
-    sound = SOUNDS["Chirp tone"](_rng(seed), 2 * SAMPLE_RATE, SAMPLE_RATE)
+    sound = _sound("Chirp tone", seed, seconds=2)
     peaks = []
     for part in np.split(sound, 8):
         power, frequency = _spectrum(part)
