@@ -146,10 +146,8 @@ def sound_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def _frames_of(audio: Any, rate: int) -> tuple[int, float]:
     """Returns the first frame of the segment, and the first frame after it."""
     times = audio if isinstance(audio, dict) else {}
-    last = times.get("end", math.inf) * rate
-    return round(times.get("start", 0) * rate), last if last == math.inf else round(
-        last
-    )
+    start, end = times.get("start", 0), times.get("end", math.inf)
+    return round(start * rate), end if end == math.inf else round(end * rate)
 
 
 class Resampler:
