@@ -165,7 +165,7 @@ def test_training_on_unreadable_clips_alone_is_refused(train_rows, reader):
         clips[2]
 
 
-# --- Clips in passing -----------------------------------------------------------
+# --- Streams ------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)

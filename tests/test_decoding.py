@@ -123,7 +123,7 @@ def test_sound_is_read_from_bytes_paths_and_dicts(tmp_path):
 
 
 def test_a_file_that_breaks_off_ends_in_silence():
-    # Its header tells of all 4 s.
+    # Its header gives 4 s.
     whole = _encode(noise(0, 4 * 32000), 32000, "MP3", "MPEG_LAYER_III")
     content = whole[: len(whole) // 2]
     readable, _ = soundfile.read(io.BytesIO(content), dtype="float32")

@@ -75,7 +75,7 @@ def test_mixed_waveforms_keep_their_weights_and_lose_their_mean(rng):
     assert abs(mixed.mean()) < 1e-6
 
 
-def test_mixup_mixes_as_it_says():
+def test_mixup_mixes_by_its_weights():
     log_mel = torch.randn(64, 4, 5)
     mixed, mix = Mixup(alpha=0.3)(log_mel)
     assert mix.weight.shape == mix.partner.shape == (64,)

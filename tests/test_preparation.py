@@ -346,9 +346,9 @@ def test_real_clips_prepared_decode_as_before(shared, tmp_path):
         clips_per_shard=50,
         num_proc=1,
     )
-    said = run_recipe("prepare_data", [call, call])
-    assert "131 clips, 0.18 hours, 6.6 MB became" in said
-    assert "131 clips now" in said and "nothing was left to do" in said
+    printed = run_recipe("prepare_data", [call, call])
+    assert "131 clips, 0.18 hours, 6.6 MB became" in printed
+    assert "131 clips now" in printed and "nothing was left to do" in printed
     before = load_rows(dataset, "eval", cache_dir=str(tmp_path / "cache"))
     after = load_rows(str(tmp_path / "it"), "eval")
     assert after["video_id"][:] == before["video_id"][:]
@@ -371,7 +371,7 @@ def wait_for_end_of_group(pid):
 
 
 @pytest.mark.slow
-def test_a_killed_recipe_resumes_and_ctrl_c_says_how(source, tmp_path):
+def test_a_killed_recipe_resumes_and_ctrl_c_prints_how(source, tmp_path):
     # Too long for the pipe between the processes, where workers wait when killed.
     sounds = [noise(number, 3 * SAMPLE_RATE) for number in range(100)]
     rows = [audioset_row(f"{n}", it, SAMPLE_RATE) for n, it in enumerate(sounds)]
@@ -401,13 +401,13 @@ def test_a_killed_recipe_resumes_and_ctrl_c_says_how(source, tmp_path):
             os.kill(process.pid, kill)  # its workers notice by themselves
         else:
             os.killpg(process.pid, kill)  # as a terminal does
-        said = process.wait()
+        printed = process.wait()
         assert process.poll() != 0
         # Or a shard of its workers were taken for one of the next process.
         wait_for_end_of_group(process.pid)
         assert not (tmp_path / "killed").exists()
-    assert "Interrupted; rerun the same command to resume." in said
-    assert "Traceback" not in said
+    assert "Interrupted; rerun the same command to resume." in printed
+    assert "Traceback" not in printed
     more = ["human_labels"]
     train = load_rows(str(tmp_path / "source"), "train", more_columns=more)
     for name in ("killed", "whole"):
@@ -443,8 +443,8 @@ def test_a_hubs_stream_is_prepared_like_its_files(tmp_path):
     )
     recipe = REPOSITORY / "recipes" / "prepare_data.py"
     with local_hub(source) as variables:
-        said = launch(recipe, *afar, HF_HOME=str(home), **variables)
-    assert "8 clips now" in said
+        printed = launch(recipe, *afar, HF_HOME=str(home), **variables)
+    assert "8 clips now" in printed
     assert _stored(tmp_path / "afar") == _stored(tmp_path / "here")
     assert not list(home.rglob("*.parquet")) and not list(home.rglob("*.arrow"))
 
@@ -457,9 +457,9 @@ def test_the_recipe_refuses_in_a_sentence(tmp_path):
         arguments_of("prepare_data", dataset="nowhere", codec="opus"),
         arguments_of("prepare_data", dataset=str(tmp_path), split="eval"),
     ]
-    said = run_recipe("prepare_data", calls, expect=1)
-    assert "--dataset PATH is needed" in said
-    assert "--streaming True needs --split" in said
-    assert "codec=opus does not support sample_rate=32000" in said
-    assert "holds no split 'eval'" in said
-    assert "Traceback" not in said
+    printed = run_recipe("prepare_data", calls, expect=1)
+    assert "--dataset PATH is needed" in printed
+    assert "--streaming True needs --split" in printed
+    assert "codec=opus does not support sample_rate=32000" in printed
+    assert "holds no split 'eval'" in printed
+    assert "Traceback" not in printed

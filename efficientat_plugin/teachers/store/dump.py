@@ -216,7 +216,7 @@ def store_logits(
     else:
         if world_size > 1:
             rows = split_dataset_by_node(rows, rank, world_size)
-        clips = ClipStream(rows, reader, passed_over=stored)
+        clips = ClipStream(rows, reader, left_out=stored)
         if num_clips is not None:
             num_clips = max(num_clips - len(stored), 0) // world_size
         loader_options |= {"batch_size": batch_size}
