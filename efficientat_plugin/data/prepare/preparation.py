@@ -14,10 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TextIO, TypeAlias
 
 import datasets
 import pyarrow as pa
@@ -177,22 +178,15 @@ def prepare(
     return _summed_up(folder, list(found.values()), num_new, time.monotonic() - start)
 
 
+@dataclass
 class _Writing:
     """Encodes what is missing in processes, and writes it in this one."""
 
-    def __init__(
-        self,
-        work: Path,
-        splits: Mapping[str, Rows],
-        encoder: ClipEncoder,
-        clips_per_shard: int,
-        num_proc: int,
-    ) -> None:
-        self.work = work
-        self.splits = splits
-        self.encoder = encoder
-        self.clips_per_shard = clips_per_shard
-        self.num_workers = num_proc if num_proc > 1 else 0
+    work: Path
+    splits: Mapping[str, Rows]
+    encoder: ClipEncoder
+    clips_per_shard: int
+    num_proc: int
 
     def missing(self, found: dict[Path, Summary], skipped: SkippedClips) -> int:
         """Adds what is missing to the shards found; returns the number of new clips."""
@@ -212,7 +206,7 @@ class _Writing:
             for split, rows in self.splits.items():
                 folder = self.work / "data" / split
                 done = {int(path.stem) for path in found if path.parent == folder}
-                if done == {*range(counts.get(split, 0))} != set():
+                if done and done == {*range(counts.get(split, 0))}:
                     continue
                 schema = schema_of(_columns_of(rows))
                 encoded = self._encoded(rows, done, schema, skipped, bar)
@@ -222,7 +216,7 @@ class _Writing:
                     num_new += found[path].num_clips
         skipped.finish_pass()
         counts = Counter(path.parent.name for path in found)
-        write_aside(complete, lambda file: json.dump(counts, file))
+        _write_json(complete, counts)
         return num_new
 
     def _encoded(
@@ -238,7 +232,7 @@ class _Writing:
             _Encoding(self.encoder, schema),
             batch_size=None,
             sampler=_missing_rows(rows, done, self.clips_per_shard),
-            num_workers=self.num_workers,
+            num_workers=self.num_proc if self.num_proc > 1 else 0,
             collate_fn=_as_it_is,
             worker_init_fn=_end_with_parent,
         )
@@ -252,17 +246,17 @@ class _Writing:
             if "DataLoader worker" not in str(error):
                 raise
             raise OSError(
-                f"one of {self.num_workers} processes was killed, perhaps for lack of "
+                f"one of {self.num_proc} processes was killed, perhaps for lack of "
                 "memory; rerun the same command, with a lower num_proc if so"
             ) from error
 
 
+@dataclass
 class _Encoding(torch.utils.data.Dataset):
     """Encodes rows in the place of looking them up by an index."""
 
-    def __init__(self, encoder: ClipEncoder, schema: pa.Schema) -> None:
-        self.encoder = encoder
-        self.schema = schema
+    encoder: ClipEncoder
+    schema: pa.Schema
 
     def __getitem__(self, numbered: tuple[int, Any]) -> tuple[int, EncodedRow]:
         number, row = numbered
@@ -391,7 +385,7 @@ def _refuse_another(
         wanted[f"clips of {name}"] = _fingerprint(rows)
     path = work / STATE / OPTIONS
     if not path.exists():
-        write_aside(path, lambda file: json.dump(wanted, file, indent=1))
+        _write_json(path, wanted)
     other = differences_of(json.loads(path.read_text(encoding="utf-8")), wanted)
     if other:
         listed = "; ".join(str(each) for each in other)
@@ -399,6 +393,15 @@ def _refuse_another(
             f"{work} holds other data ({listed}); give the same data and options as "
             "then, or pass another --folder"
         )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    def write(file: TextIO) -> None:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+    write_aside(path, write)
 
 
 def _fingerprint(rows: Rows) -> str:
