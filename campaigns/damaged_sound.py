@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from efficientat_plugin.data.prepare.encoding import _ogg_checksum
 from efficientat_plugin.export.test_clips import synthesised
 
 
@@ -245,6 +244,15 @@ def _with_field(content: bytes, field: Field, value: int) -> bytes:
     number = int.from_bytes(content[start:stop], field.order)
     number = number & ~mask | value << field.shift & mask
     return content[:start] + number.to_bytes(field.size, field.order) + content[stop:]
+
+
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """The CRC-32 of RFC 3533, section 6: highest bit first and without inversion."""
+    inverted = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{inverted:032b}"[::-1], 2)
 
 
 def with_ogg_checksums(content: bytes) -> bytes:

@@ -59,7 +59,7 @@ def test_other_ways_are_refused(short_clips):
 
 
 @pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.stem)
-def test_every_yaml_with_clips_says_it(path):
+def test_every_yaml_with_clips_sets_it(path):
     assert "short_clips: " in path.read_text()
 
 
@@ -74,7 +74,7 @@ def _about(short_clips):
     }
 
 
-def test_a_store_tells_how_its_teacher_was_given_short_clips(tmp_path):
+def test_a_store_records_how_its_teacher_was_given_short_clips(tmp_path):
     for short_clips in ("repeat", "zero_pad"):
         StoreWriter(tmp_path / short_clips, **_about(short_clips)).close()
         assert read_manifest(tmp_path / short_clips).short_clips == short_clips
@@ -87,7 +87,7 @@ def test_a_store_tells_how_its_teacher_was_given_short_clips(tmp_path):
     ("seconds", "short_clips", "warns"),
     [(1.0, "zero_pad", False), (1.0, "repeat", True), (2.0, "zero_pad", True)],
 )
-def test_logits_of_other_clips_are_warned_of(
+def test_logits_of_other_clips_cause_a_warning(
     tmp_path, caplog, seconds, short_clips, warns
 ):
     StoreWriter(tmp_path / "store", **_about("zero_pad")).close()

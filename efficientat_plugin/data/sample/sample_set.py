@@ -24,6 +24,7 @@ from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.parquet import audioset_row, to_pcm, write_rows
 from efficientat_plugin.data.sample.synthesis import SOUNDS, Waveform, noise, plateau
 from efficientat_plugin.support.files import atomic_folder
+from efficientat_plugin.data.sample.synthesis import SOUNDS, Synth, Waveform
 
 # Raise this whenever a clip changes: samples on disk are then made again.
 SAMPLE_VERSION = 1
@@ -82,7 +83,8 @@ def _source(
     if rng.random() < 0.4 and num_samples > shortest:
         length = int(rng.integers(shortest, num_samples + 1)) // 800 * 800
         start = int(rng.integers(0, num_samples - length + 1))
-    sound = SOUNDS[name](rng, length, sample_rate) * plateau(length, sample_rate, 0.02)
+    synth = Synth(rng, length, sample_rate)
+    sound = SOUNDS[name](synth) * synth.plateau(length, 0.02)
     # Clicks have little RMS and noise has low peaks: the larger measure counts.
     level = max(np.sqrt(np.mean(np.square(sound))), np.max(np.abs(sound)) / 8)
     out = np.zeros(num_samples)
@@ -164,7 +166,7 @@ def sample_clip(
 
     num_samples = round(clip_seconds * sample_rate)
     slope, background_db = rng.uniform(-2, 0), rng.uniform(-50, -22)
-    mix = noise(rng, num_samples, sample_rate, slope=slope)
+    mix = Synth(rng, num_samples, sample_rate).noise(slope=slope)
     mix *= 10 ** (background_db / 20)
     for name in chosen:
         gain = 10 ** (rng.uniform(-8, 0) / 20)

@@ -290,7 +290,7 @@ def store_logits(
     else:
         if size > 1:
             rows = split_dataset_by_node(rows, rank, size)
-        clips = ClipStream(rows, reader, passed_over=stored)
+        clips = ClipStream(rows, reader, left_out=stored)
         if num_clips is not None:
             num_clips = max(num_clips - len(stored), 0) // size
         loader_options |= {"batch_size": batch_size}

@@ -1,4 +1,4 @@
-"""Opens sound files for reading once, from beginning to end."""
+"""Opens sound files of every format for reading once, from beginning to end."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import soundfile
@@ -57,28 +57,35 @@ class UnreadableClip(ValueError):
         self.reason = reason
 
 
-class OpenSound(Protocol):
+class OpenSound:
     """An open sound, which is read forwards only."""
 
-    @property
-    def samplerate(self) -> int:
-        """Hz"""
-
-    @property
-    def channels(self) -> int:
-        """Number of channels of the next block."""
+    samplerate: int  # Hz
+    channels: int  # of the next block
 
     def next_block(self, num_frames: int) -> NDArray[np.float32]:
         """Returns the next [frames, channels]: at most ``num_frames``, 0 at the end."""
+        raise NotImplementedError
 
     def skip(self, num_frames: int) -> int:
         """Skips ``num_frames``, or as many as are left; returns how many."""
+        num_skipped = 0
+        while num_skipped < num_frames:
+            left = num_frames - num_skipped
+            block = self.next_block(min(left, SKIPPED_FRAMES))
+            if not len(block):
+                break
+            num_skipped += len(block)
+        return num_skipped
 
     def count_frames(self) -> int:
         """Counts the frames; nothing can be read afterwards."""
+        lengths = iter(lambda: len(self.next_block(SKIPPED_FRAMES)), 0)
+        return sum(lengths)
 
     def close(self) -> None:
         """Closes the file."""
+        raise NotImplementedError
 
 
 @contextmanager
@@ -224,28 +231,7 @@ class _Piece:
         raise io.UnsupportedOperation("write")
 
 
-class _Skipping:
-    """A sound that cannot seek: it skips frames by reading them."""
-
-    def next_block(self, num_frames: int) -> NDArray[np.float32]:
-        raise NotImplementedError
-
-    def skip(self, num_frames: int) -> int:
-        num_skipped = 0
-        while num_skipped < num_frames:
-            left = num_frames - num_skipped
-            block = self.next_block(min(left, SKIPPED_FRAMES))
-            if not len(block):
-                break
-            num_skipped += len(block)
-        return num_skipped
-
-    def count_frames(self) -> int:
-        lengths = iter(lambda: len(self.next_block(SKIPPED_FRAMES)), 0)
-        return sum(lengths)
-
-
-class _Forwards(soundfile.SoundFile, _Skipping):
+class _Forwards(soundfile.SoundFile, OpenSound):
     """Reads a file with libsndfile from beginning to end.
 
     In a seekable file, soundfile seeks to its position again after every read, which
@@ -264,14 +250,14 @@ class _Forwards(soundfile.SoundFile, _Skipping):
         if is_exact and self.subtype.startswith(EXACT_SUBTYPES):
             if 0 < num_frames < self.frames:
                 return self.seek(num_frames)
-        return _Skipping.skip(self, num_frames)
+        return OpenSound.skip(self, num_frames)
 
     def count_frames(self) -> int:
         is_counted = self.frames < LONGEST_COUNTED
-        return self.frames if is_counted else _Skipping.count_frames(self)
+        return self.frames if is_counted else OpenSound.count_frames(self)
 
 
-class _Joined(_Skipping):
+class _Joined(OpenSound):
     """Reads several sounds joined in one file, one after the other; or one MP3.
 
     Arguments
@@ -288,11 +274,7 @@ class _Joined(_Skipping):
     ) -> None:
         self._sounds = (_Forwards(_Piece(file, *piece, head)) for piece in pieces)
         self._sound = next(self._sounds)
-        self.samplerate = self._sound.samplerate
-
-    @property
-    def channels(self) -> int:
-        return self._sound.channels
+        self.samplerate, self.channels = self._sound.samplerate, self._sound.channels
 
     def next_block(self, num_frames: int) -> NDArray[np.float32]:
         block = self._sound.next_block(num_frames)
@@ -301,7 +283,7 @@ class _Joined(_Skipping):
             if following is None:
                 break
             self.close()
-            self._sound = following
+            self._sound, self.channels = following, following.channels
             if following.samplerate != self.samplerate:
                 raise UnreadableClip(
                     f"it joins sounds of {self.samplerate} and {following.samplerate} "
@@ -321,7 +303,7 @@ class _Joined(_Skipping):
         self._sound.close()
 
 
-class _Container(_Skipping):
+class _Container(OpenSound):
     """Decodes the first audio stream of a file with PyAV, where libsndfile cannot.
 
     Arguments

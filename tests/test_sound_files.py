@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from efficientat_plugin.cli.inputs import decoded_ahead
-from efficientat_plugin.data import opened
+from efficientat_plugin.data import sound_files
 from efficientat_plugin.data.decoding import (
     ClipReader,
     UnreadableClip,
@@ -16,8 +16,8 @@ from efficientat_plugin.data.decoding import (
     decode_blocks,
 )
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.opened import open_sound
 from efficientat_plugin.data.prepare.encoding import ClipEncoder
+from efficientat_plugin.data.sound_files import open_sound
 from efficientat_plugin.tagging.streams import blocks_of
 
 RATE = 16000
@@ -113,17 +113,18 @@ def test_blocks_are_the_whole_sample_for_sample(tmp_path, kind, subtype):
         content = written(kind, subtype, rate)
         with open(tmp_path / f"sound.{kind.lower()}", "wb") as file:
             file.write(content)  # by whose name libsndfile knows some
-        with soundfile.SoundFile(file.name) as sound:  # which looks for no place
-            expected, found_rate = (
-                sound.read(2 * NUM_FRAMES, "float32"),
-                sound.samplerate,
-            )
+        with soundfile.SoundFile(file.name) as sound:
+            # In one read: libsndfile finds a place in an MP3 only roughly.
+            expected = sound.read(2 * NUM_FRAMES, "float32")
+            found_rate = sound.samplerate
     except soundfile.SoundFileError:
         pytest.skip("libsndfile does not read what it wrote")
     if expected.ndim == 2:
         expected = expected.mean(axis=1)
     found = joined(file.name, found_rate)
     np.testing.assert_array_equal(found, expected)
+    if kind in ("MP3", "OGG", "FLAC", "WAV"):
+        np.testing.assert_array_equal(joined(content, found_rate), expected)
     for start, stop in ((0, 1000), (70_001, 71_001), (70_001, None)):
         segment = {"path": file.name, "start": start / found_rate}
         if stop is not None:
@@ -194,7 +195,7 @@ def test_joined_mp3s_are_read_to_the_end_of_the_last():
     ):
         expected = np.concatenate([joined(piece) for piece in pieces])
         np.testing.assert_array_equal(joined(b"".join(pieces)), expected)
-    # Without a count the decoder goes on from one to the next.
+    # Without a count the decoder continues from one to the next.
     found = joined(uncounted + uncounted)
     assert len(found) == pytest.approx(2 * len(joined(uncounted)), abs=1200)
 
@@ -254,4 +255,4 @@ def test_an_mp3_of_endless_tags_ends():
     tag = b"ID3\x03\0\0\0\0\0\0"
     with pytest.raises(UnreadableClip, match="not decodable"):
         joined(tag * 100_000)
-    assert opened.MAX_TAGS < 100
+    assert sound_files.MAX_TAGS < 100
