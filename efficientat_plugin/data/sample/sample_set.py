@@ -22,9 +22,8 @@ from tqdm import tqdm
 
 from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.parquet import audioset_row, to_pcm, write_rows
-from efficientat_plugin.data.sample.synthesis import SOUNDS, Waveform, noise, plateau
-from efficientat_plugin.support.files import atomic_folder
 from efficientat_plugin.data.sample.synthesis import SOUNDS, Synth, Waveform
+from efficientat_plugin.support.files import atomic_folder
 
 # Raise this whenever a clip changes: samples on disk are then made again.
 SAMPLE_VERSION = 1
