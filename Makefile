@@ -19,7 +19,7 @@ test: tools lint  ## everything that checks the project
 		--no-loadscope-reorder -r s
 
 campaign: tools  ## hundreds of kills, thousands of damaged files: hours; docs/reliability.md
-	$(WITH_EMPTY_HOME) $(BIN)/python -m pytest tests/campaign -m campaign --capture=no \
+	$(WITH_EMPTY_HOME) $(BIN)/python -m pytest campaigns -m campaign --capture=no \
 		--durations=0
 
 lint: tools
@@ -43,9 +43,11 @@ bench: install  ## beside the published code: REFERENCE=/a/checkout/of/Efficient
 stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
 	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)
 
-docs: install  ## the site, in site/
+docs: install  ## the site, in site/; tutorials are executed if their sound can be fetched
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	export PATH="$(CURDIR)/$(BIN):$$PATH" NO_MKDOCS_2_WARNING=1; \
+	python docs/tutorials/fetch_sound.py && export EXECUTE_TUTORIALS=true; \
+	mkdocs build --strict --quiet
 
 dist:  ## wheel and source distribution, checked and tried in a venv of their own
 	rm -rf dist build $(VENV)/dist

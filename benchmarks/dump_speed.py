@@ -18,10 +18,11 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.teachers.load import load_teacher
 from efficientat_plugin.teachers.store.dump import store_logits
+from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.writer import StoreWriter
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     rows = load_rows(arguments.dataset, arguments.split, cache_dir=arguments.cache)
     teachers = {
         arguments.teacher: load_teacher(arguments.teacher),
-        "PaSST-S, stride 10": HeardStudent(LogMel(), PaSST()).eval(),
+        "PaSST-S, stride 10": WaveformStudent(LogMel(), PaSST()).eval(),
     }
     print("| teacher | threads | clips | clips per second | CPU seconds per clip |")
     print("|---" * 5 + "|")
@@ -69,7 +70,8 @@ def time_dump(teacher: Ensemble, rows: datasets.Dataset) -> tuple[float, float]:
             clip_seconds=10.0,
         ) as writer:
             start, busy = time.perf_counter(), time.process_time()
-            store_logits(writer, teacher, rows, reader, batch_size=8)
+            stored = LogitsStore(writer.path)
+            store_logits(writer, teacher, rows, reader, stored=stored, batch_size=8)
             return time.perf_counter() - start, time.process_time() - busy
 
 

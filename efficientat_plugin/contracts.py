@@ -20,6 +20,49 @@ TARGETS = ("multilabel", "multiclass")  # several classes per clip, or exactly o
 SHORT_CLIPS = ("repeat", "zero_pad", "as_is")
 
 
+class Framing(NamedTuple):
+    """Where the frames of a log-mel lie in a sound; every front end follows it.
+
+    Frame t is centred on sample ``t * hop_length`` of the pre-emphasised sound, which
+    is one sample shorter than the sound. Both ends are reflected.
+
+    Example
+    -------
+    >>> framing = Framing(n_fft=1024, win_length=800, hop_length=320)
+    >>> framing.min_samples, framing.num_frames(32000), framing.inner_frames(32000)
+    (514, 100, (2, 99))
+    """
+
+    n_fft: int  # samples
+    win_length: int  # samples
+    hop_length: int  # samples
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest sound, in samples, whose ends can be reflected."""
+        return self.n_fft // 2 + 2
+
+    @property
+    def before(self) -> int:
+        """Samples of a frame before its centre."""
+        return self.n_fft // 2 - (self.n_fft - self.win_length) // 2
+
+    @property
+    def behind(self) -> int:
+        """Samples of a frame from its centre on."""
+        return self.win_length - self.before
+
+    def num_frames(self, num_samples: int) -> int:
+        """Returns T, the number of frames of a sound of ``num_samples``."""
+        return 1 + (num_samples - 1) // self.hop_length
+
+    def inner_frames(self, num_samples: int) -> tuple[int, int]:
+        """Returns the range of frames that contain no reflected samples."""
+        first = -(-self.before // self.hop_length)
+        end = (num_samples - 1 - self.behind) // self.hop_length + 1
+        return first, max(first, min(end, self.num_frames(num_samples)))
+
+
 class Skipped(NamedTuple):
     """A clip that could not be read."""
 
@@ -58,7 +101,7 @@ class Mix(NamedTuple):
     partner: Tensor  # [B], int64, an index into the batch
 
 
-class Heard(NamedTuple):
+class TeacherInput(NamedTuple):
     """A batch and the log-mels that a student computes its output from."""
 
     batch: ClipBatch

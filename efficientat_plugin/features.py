@@ -10,6 +10,7 @@ import torchaudio
 from speechbrain.utils.autocast import fwd_default_precision
 from torch import Tensor
 
+from efficientat_plugin.contracts import Framing
 from efficientat_plugin.support.limits import MAX_BANK, SAMPLE_RATES
 
 PRE_EMPHASIS = 0.97
@@ -94,43 +95,6 @@ class LogMel(torch.nn.Module):
         periodic_window: bool = False,
     ) -> None:
         super().__init__()
-        if log_floor_mode not in ("add", "clamp"):
-            raise ValueError(
-                f"log_floor_mode={log_floor_mode!r} must be 'add' or 'clamp'"
-            )
-        if not 0 < win_length <= n_fft:
-            raise ValueError(
-                f"win_length={win_length} must be from 1 to n_fft={n_fft} samples"
-            )
-        if hop_length < 1 or n_mels < 1:
-            raise ValueError(
-                f"hop_length={hop_length} and n_mels={n_mels} must be 1 or more"
-            )
-        if n_mels * n_fft > MAX_BANK:
-            raise ValueError(
-                f"n_mels={n_mels} and n_fft={n_fft} give a mel bank that is too large "
-                f"for memory; their product is at most {MAX_BANK}"
-            )
-        if not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]:
-            raise ValueError(
-                f"sample_rate={sample_rate} Hz is not an audio sample rate; give one "
-                f"from {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}"
-            )
-        if f_min_jitter < 0 or f_max_jitter < 0:
-            raise ValueError(
-                f"f_min_jitter={f_min_jitter} and f_max_jitter={f_max_jitter} Hz must "
-                "be 0 or more; 0 means no jitter"
-            )
-        if f_min + f_min_jitter >= f_max - f_max_jitter / 2:
-            raise ValueError(
-                f"jitter can move f_min={f_min} Hz past f_max={f_max} Hz; lower "
-                f"f_min_jitter={f_min_jitter} or f_max_jitter={f_max_jitter} Hz"
-            )
-        if not 0 <= f_min < f_max <= sample_rate / 2:
-            raise ValueError(
-                f"f_min={f_min} Hz and f_max={f_max} Hz must satisfy 0 <= f_min < "
-                f"f_max <= half the sample rate, {sample_rate / 2:g} Hz; lower f_max"
-            )
         self.sample_rate = sample_rate
         self.n_mels = n_mels
         self.win_length = win_length
@@ -143,6 +107,8 @@ class LogMel(torch.nn.Module):
         self.log_floor = log_floor
         self.log_floor_mode = log_floor_mode
         self.periodic_window = periodic_window
+        self._check_settings()
+        self.framing = Framing(n_fft, win_length, hop_length)
         # Not saved in checkpoints, since they follow from the settings.
         self.register_buffer("mel_bank", self._mel_bank(f_min, f_max), persistent=False)
         window = torch.hann_window(win_length, periodic=periodic_window)
@@ -193,9 +159,48 @@ class LogMel(torch.nn.Module):
             log_mel = mel.clamp(min=self.log_floor).log_()
         return log_mel.add_(LOG_MEL_OFFSET).div_(LOG_MEL_SCALE)
 
+    @property
+    def min_samples(self) -> int:
+        """The shortest waveform, in samples."""
+        return self.framing.min_samples
+
     def num_frames(self, num_samples: int) -> int:
         """Returns T, the number of frames of a waveform with ``num_samples``."""
-        return 1 + (num_samples - 1) // self.hop_length
+        return self.framing.num_frames(num_samples)
+
+    def _check_settings(self) -> None:
+        """Raises a ``ValueError`` for settings that give no log-mel."""
+        low, high, half_rate = self.f_min, self.f_max, self.sample_rate / 2
+        low_jitter, high_jitter = self.f_min_jitter, self.f_max_jitter
+        jitters = f"f_min_jitter={low_jitter} and f_max_jitter={high_jitter} Hz"
+        sizes = f"n_mels={self.n_mels} and n_fft={self.n_fft}"
+        lowest, highest = SAMPLE_RATES
+        is_legal = {
+            f"log_floor_mode={self.log_floor_mode!r} must be 'add' or 'clamp'": (
+                self.log_floor_mode in ("add", "clamp")
+            ),
+            f"win_length={self.win_length} must be from 1 to n_fft={self.n_fft} "
+            "samples": 0 < self.win_length <= self.n_fft,
+            f"hop_length={self.hop_length} and n_mels={self.n_mels} must be 1 or "
+            "more": self.hop_length >= 1 and self.n_mels >= 1,
+            f"{sizes} give a mel bank that is too large for memory; their product is "
+            f"at most {MAX_BANK}": self.n_mels * self.n_fft <= MAX_BANK,
+            f"sample_rate={self.sample_rate} Hz is not an audio sample rate; give one "
+            f"from {lowest} to {highest}": lowest <= self.sample_rate <= highest,
+            f"{jitters} must be 0 or more; 0 means no jitter": (
+                low_jitter >= 0 and high_jitter >= 0
+            ),
+            f"jitter can move f_min={low} Hz past f_max={high} Hz; lower {jitters}": (
+                low + low_jitter < high - high_jitter / 2
+            ),
+            f"f_min={low} Hz and f_max={high} Hz must satisfy 0 <= f_min < f_max <= "
+            f"half the sample rate, {half_rate:g} Hz; lower f_max": (
+                0 <= low < high <= half_rate
+            ),
+        }
+        for message, legal in is_legal.items():
+            if not legal:
+                raise ValueError(message)
 
     def _check(self, waveform: Tensor) -> None:
         if waveform.ndim != 2:
@@ -203,10 +208,10 @@ class LogMel(torch.nn.Module):
                 f"the waveform has shape {tuple(waveform.shape)}, but LogMel takes "
                 "[B, N]; add or remove axes"
             )
-        if waveform.shape[1] < self.n_fft // 2 + 2:
+        if waveform.shape[1] < self.min_samples:
             raise ValueError(
                 f"{waveform.shape[1]} samples are too few for n_fft={self.n_fft}, "
-                f"which needs at least {self.n_fft // 2 + 2}; pad the waveform"
+                f"which needs at least {self.min_samples}; pad the waveform"
             )
 
     def _current_mel_bank(self) -> Tensor:

@@ -55,7 +55,7 @@ from efficientat_plugin.pretrained.weights import (
 )
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.console import keep_log
-from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.files import explain_write_errors
 from efficientat_plugin.support.launch import (
     claim_folder,
     load_hparams,
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     results: list[list[RunResult]] = []
     for run in runs:
         try:
-            with told_if_not_writable(run.hparams["output_folder"]):
+            with explain_write_errors(run.hparams["output_folder"]):
                 results.append(train_and_evaluate(run, run_opts))
                 table = [*results[0], *teacher, *chain(*results[1:])]
                 # Now, so that the first results survive if the second run fails
@@ -230,7 +230,7 @@ def claim(run: Run, run_opts: Any) -> None:
     folder = Path(hparams["output_folder"])
     done = [*Path(hparams["save_folder"]).glob("CKPT*"), *folder.glob("scores.json")]
     try:
-        with told_if_not_writable(folder):
+        with explain_write_errors(folder):
             claim_folder(folder, this, started=bool(done), may_train_longer=True)
     except (OSError, ValueError) as error:
         sys.exit(str(error))

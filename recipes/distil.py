@@ -44,7 +44,7 @@ from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.support.console import keep_log
-from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.files import explain_write_errors
 from efficientat_plugin.support.launch import (
     claim_folder,
     load_hparams,
@@ -54,8 +54,8 @@ from efficientat_plugin.support.launch import (
 )
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
-from efficientat_plugin.teachers.members import OpenedTeachers, open_teachers
-from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.load import OpenedTeachers, open_teachers
+from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 from efficientat_plugin.training.parts import (
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
             raise ValueError(
                 f"number_of_epochs={epochs} trains nothing; give 1 or more"
             )
-        with told_if_not_writable(hparams["output_folder"]):
+        with explain_write_errors(hparams["output_folder"]):
             run = prepare(
                 hparams, settings_of(hparams_file, overrides, run_opts), device
             )

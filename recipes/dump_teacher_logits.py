@@ -20,8 +20,8 @@ from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.skipped import TooManyUnreadable
 from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.support.launch import load_hparams, parse_and_join, start
-from efficientat_plugin.teachers.members import open_teachers
-from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.load import open_teachers
+from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.verify import verify
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     try:
         teacher, labels = open_teacher(hparams)
         labels = vocabulary_of(labels)
-        heard = fill_store(
+        scored = fill_store(
             hparams["store"],
             hparams["teachers"],
             teacher.to(device),
@@ -49,7 +49,6 @@ def main(argv: list[str]) -> None:
             hparams["clip_seconds"],
             device,
             hparams["max_unreadable_share"],
-            hparams["top_k"],
             hparams["short_clips"],
             batch_size=hparams["batch_size"],
             precision=run_opts.precision,
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> None:
             num_workers=hparams["num_workers"],
         )
         if if_main_process() and hparams["verify"]:
-            check(hparams, rows, labels, heard)
+            check(hparams, rows, labels, scored)
     except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
         sys.exit(str(error))
 
@@ -83,15 +82,15 @@ def check(
     hparams: dict[str, Any],
     rows: Any,
     labels: LabelTable,
-    heard: list[tuple[str, list[int]]],
+    scored: list[tuple[str, list[int]]],
 ) -> None:
     """Refuses a store that does not match the data it was computed from."""
     store = LogitsStore(hparams["store"])
     print(f"{hparams['store']}: {len(store)} clips")
-    if hparams["streaming"] and not heard:
+    if hparams["streaming"] and not scored:
         print("Not verified: no clip of the stream was scored in this run")
         return
-    clips: Iterable[tuple[str, list[int]]] = heard
+    clips: Iterable[tuple[str, list[int]]] = scored
     # A stream is read once, so only the clips that this process scored are verified.
     if not hparams["streaming"]:
         summary = summarize_rows(rows, labels)

@@ -65,7 +65,7 @@ from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.support.console import keep_log
-from efficientat_plugin.support.files import told_if_not_writable
+from efficientat_plugin.support.files import explain_write_errors
 from efficientat_plugin.support.launch import (
     check_folder,
     claim_folder,
@@ -78,8 +78,8 @@ from efficientat_plugin.support.launch import (
 from efficientat_plugin.support.plain_text import shown, some_of
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
-from efficientat_plugin.teachers.members import open_teachers, refuse_others
-from efficientat_plugin.teachers.store.filling import fill_store
+from efficientat_plugin.teachers.load import open_teachers, refuse_others
+from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import (
     StoredTeacher,
@@ -204,7 +204,7 @@ class _Start(NamedTuple):
         run = Run(self.clips, split, hparams, self.device, folds or {})
         settings = settings_of(self.hparams_file, overrides, self.run_opts)
         try:
-            with told_if_not_writable(run.folder):
+            with explain_write_errors(run.folder):
                 refuse_another_run(run, settings)
                 sb.create_experiment_directory(
                     str(run.folder), hparams_to_save(self.hparams_file), overrides

@@ -3,8 +3,9 @@
 > python recipes/prepare_data.py hparams/prepare_data.yaml --dataset PATH \
       --split bal_train+eval --folder FOLDER --num_proc 8
 
-Rerun the same command to resume an interrupted run; in a complete folder it rewrites
-shards that have become corrupt. FOLDER is then a ``--dataset``, as PATH is.
+Rerun the same command to resume an interrupted run after its last complete shard; in a
+complete folder it rewrites shards that have become corrupt. FOLDER is then a
+``--dataset``, as PATH is.
 """
 
 import sys

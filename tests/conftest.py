@@ -4,6 +4,7 @@ import own_home  # before anything that looks for its home
 
 # isort: split
 import os
+import sys
 from pathlib import Path
 
 # Before any import of datasets: tests never look for a hub.
@@ -12,6 +13,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from own_teachers import OWN
 from small_rows import (
     CLIP_SECONDS,
     LABELS,
@@ -25,7 +27,7 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows
 
 # Doctest would import both by one name.
-collect_ignore = ["conftest.py", "campaign/conftest.py", "own_home"]
+collect_ignore = ["conftest.py", "own_home"]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -106,3 +108,13 @@ def close_folders(monkeypatch):
         monkeypatch.setattr(os, "scandir", scandir)
 
     return close
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """The name of a module of teachers, `own_teachers.OWN`, in the current folder."""
+    (tmp_path / "my_teachers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_teachers", raising=False)
+    return "my_teachers"

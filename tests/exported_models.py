@@ -11,6 +11,7 @@ from efficientat_plugin.export.source import Source
 from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
+from efficientat_plugin.students.mn import MN
 
 CLIP_SECONDS = 0.7
 
@@ -62,3 +63,16 @@ def content_of(source, precision="fp32", front_end="in", levels=None):
     """Of the file."""
     _, model = build_model(source, precision, front_end, OLDEST_OPSET, levels)
     return model.SerializeToString()
+
+
+@cache
+def small_source():
+    """An MN of seven classes and clips of a second."""
+    torch.manual_seed(0)
+    return source_of(random_weights(MN(7, width=0.1)), clip_seconds=1.0)
+
+
+@cache
+def small_content(front_end):
+    """The file of ``small_source``, with the front end "in" or "out"."""
+    return content_of(small_source(), front_end=front_end)

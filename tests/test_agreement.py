@@ -11,22 +11,22 @@ from efficientat_plugin.evaluation.agreement import AgreementStats
 IDS = ["a", "b", "c", "d"]
 
 
-def stats_of(said, known=None, target="multilabel"):
-    known = torch.ones(len(said), dtype=torch.bool) if known is None else known
+def stats_of(theirs, known=None, target="multilabel"):
+    known = torch.ones(len(theirs), dtype=torch.bool) if known is None else known
     rows = {clip: row for row, clip in enumerate(IDS)}
 
     def look_up(ids):
         places = [rows[clip] for clip in ids]
-        return TeacherTarget(said[places], known[places])
+        return TeacherTarget(theirs[places], known[places])
 
     return AgreementStats(look_up, target)
 
 
 @pytest.mark.parametrize("target", ["multilabel", "multiclass"])
-def test_who_says_the_same_agrees_wholly(target):
-    said = torch.randn(4, 5)
-    stats = stats_of(said, target=target)
-    stats.append(IDS, said)
+def test_equal_logits_agree_fully(target):
+    theirs = torch.randn(4, 5)
+    stats = stats_of(theirs, target=target)
+    stats.append(IDS, theirs)
     scores = stats.summarize()
     assert (scores.agreement, scores.divergence, scores.difference) == (1.0, 0.0, 0.0)
     assert scores.explained == 1.0
@@ -34,42 +34,44 @@ def test_who_says_the_same_agrees_wholly(target):
 
 @pytest.mark.parametrize("target", ["multilabel", "multiclass"])
 def test_the_divergence_is_that_of_torch(target):
-    said, ours = torch.randn(4, 5).double(), torch.randn(4, 5).double()
-    stats = stats_of(said, target=target)
+    theirs, ours = torch.randn(4, 5).double(), torch.randn(4, 5).double()
+    stats = stats_of(theirs, target=target)
     stats.append(IDS[:3], ours[:3])
     stats.append(IDS[3:], ours[3:])
     scores = stats.summarize()
     if target == "multiclass":
         expected = functional.kl_div(
-            ours.log_softmax(1), said.softmax(1), reduction="batchmean"
+            ours.log_softmax(1), theirs.softmax(1), reduction="batchmean"
         )
     else:
         cost = functional.binary_cross_entropy_with_logits
-        each = cost(ours, said.sigmoid(), reduction="sum")
-        expected = (each - cost(said, said.sigmoid(), reduction="sum")) / 4
+        each = cost(ours, theirs.sigmoid(), reduction="sum")
+        expected = (each - cost(theirs, theirs.sigmoid(), reduction="sum")) / 4
     assert scores.divergence == pytest.approx(float(expected), rel=1e-5)
-    assert scores.agreement == float((said.argmax(1) == ours.argmax(1)).double().mean())
+    assert scores.agreement == float(
+        (theirs.argmax(1) == ours.argmax(1)).double().mean()
+    )
     np.testing.assert_allclose(scores.difference_by_class.mean(), scores.difference)
 
 
 @pytest.mark.parametrize("target", ["multilabel", "multiclass"])
-def test_who_always_says_the_average_explains_nothing(target):
-    said = torch.randn(4, 5).double()
-    likely = said.sigmoid() if target == "multilabel" else said.softmax(1)
+def test_the_average_output_explains_nothing(target):
+    theirs = torch.randn(4, 5).double()
+    likely = theirs.sigmoid() if target == "multilabel" else theirs.softmax(1)
     average = likely.mean(0)
     ours = average.logit() if target == "multilabel" else average.log()
-    stats = stats_of(said, target=target)
+    stats = stats_of(theirs, target=target)
     stats.append(IDS, ours.expand(4, -1))
     assert stats.summarize().explained == pytest.approx(0.0, abs=1e-5)
 
 
 @pytest.mark.parametrize("logit", [0.3, -2000.0])
 def test_where_there_is_nothing_to_explain_nothing_explodes(logit):
-    said = torch.full((4, 5), logit)
-    said[:, 0] = 1.0
-    alike, apart = stats_of(said), stats_of(said)
-    alike.append(IDS, said)
-    apart.append(IDS, said + 1.0)
+    theirs = torch.full((4, 5), logit)
+    theirs[:, 0] = 1.0
+    alike, apart = stats_of(theirs), stats_of(theirs)
+    alike.append(IDS, theirs)
+    apart.append(IDS, theirs + 1.0)
     assert alike.summarize().explained == 1.0
     assert apart.summarize().explained == 0.0
 
@@ -81,13 +83,13 @@ def test_groups_are_compared_apart():
     assert found["x"].agreement == 1.0 and found["y"].agreement == 0.0
 
 
-def test_clips_that_the_teacher_never_heard_are_left_out():
-    said = torch.eye(4) * 5
-    stats = stats_of(said, torch.tensor([True, True, False, False]))
-    stats.append(IDS, said.flip(0) + said * 2 * torch.eye(4)[[0]].T)
+def test_clips_without_teacher_logits_are_left_out():
+    theirs = torch.eye(4) * 5
+    stats = stats_of(theirs, torch.tensor([True, True, False, False]))
+    stats.append(IDS, theirs.flip(0) + theirs * 2 * torch.eye(4)[[0]].T)
     assert stats.summarize().num_clips == 2
-    deaf = stats_of(said, torch.zeros(4, dtype=torch.bool))
-    deaf.append(IDS, said)
+    deaf = stats_of(theirs, torch.zeros(4, dtype=torch.bool))
+    deaf.append(IDS, theirs)
     with pytest.raises(ValueError, match="no clip was scored"):
         deaf.summarize()
 

@@ -7,7 +7,12 @@ import pytest
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from efficientat_plugin.contracts import Clip, Heard, StudentOutput, TeacherTarget
+from efficientat_plugin.contracts import (
+    Clip,
+    StudentOutput,
+    TeacherInput,
+    TeacherTarget,
+)
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.sampling import Draws
@@ -206,9 +211,9 @@ def test_both_clips_of_a_waveform_mix_ask_the_teacher():
     clips = [Tones()[row] for row in (0, 2)]
     clips[0] = clips[0]._replace(partner_id="tone1", partner_share=0.25)
     clips[1] = clips[1]._replace(partner_id="tone3", partner_share=0.5)
-    heard = Heard(collate(clips), torch.zeros(2, 64, 13), mix=None)
+    inputs = TeacherInput(collate(clips), torch.zeros(2, 64, 13), mix=None)
     loss = DistillationLoss()
-    target = loss.teacher_target(_stored(deaf_to=(1,))(heard), heard)
+    target = loss.teacher_target(_stored(deaf_to=(1,))(inputs), inputs)
     torch.testing.assert_close(target.weight, torch.tensor([0.75, 1.0]))
     each = loss.soft_target(Oracle().lookup([f"tone{row}" for row in range(4)])).scores
     torch.testing.assert_close(target.scores[0], 0.75 * each[0])

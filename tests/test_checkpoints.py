@@ -87,7 +87,7 @@ def _die_saving(checkpointer, monkeypatch):
 
 
 def _die_flushing(checkpointer, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_to_disk", _killed)
+    monkeypatch.setattr(checkpoints, "to_disk", _killed)
 
 
 def _die_renaming(checkpointer, monkeypatch):
@@ -114,28 +114,6 @@ def test_a_save_cut_short_leaves_the_checkpoint_before(
     assert "which a killed run left unfinished" in caplog.text
 
 
-def test_a_checkpoint_that_lacks_a_file_or_a_part_of_one_is_none(tmp_path, caplog):
-    checkpointer = _checkpointer(tmp_path)
-    _save(checkpointer, 1.0)
-    damaged = _save(checkpointer, 2.0).path
-    files = sorted(damaged.iterdir())
-    assert {path.name for path in files} == {
-        "CKPT.yaml",
-        "contents.json",
-        "student.ckpt",
-        "average.ckpt",
-    }
-    for file in files:
-        content = file.read_bytes()
-        file.write_bytes(content[:-1])
-        assert _values(checkpointer) == [1.0], f"{file.name} is shorter"
-        file.unlink()
-        assert _values(checkpointer) == [1.0], f"{file.name} is gone"
-        file.write_bytes(content)
-        assert _values(checkpointer) == [1.0, 2.0]
-    assert caplog.text.count(f"Skipping {damaged}") == 1
-
-
 def _cut(content):
     return content[: len(content) // 2]
 
@@ -144,12 +122,16 @@ def _empty(content):
     return b""
 
 
+def _remove(content):
+    return None
+
+
 def _flip(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
-@pytest.mark.parametrize("damage", [_cut, _empty, _flip])
+@pytest.mark.parametrize("damage", [_cut, _empty, _flip, _remove])
 @pytest.mark.parametrize(
     "name", ["CKPT.yaml", "contents.json", "student.ckpt", "average.ckpt"]
 )
@@ -158,7 +140,8 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(name, damage, tmp_path, cap
     for value, score in ((1.0, 0.1), (2.0, 0.3), (3.0, 0.2)):
         newest = _save(before, value, mAP=score).path
     file = newest / name
-    file.write_bytes(damage(file.read_bytes()))
+    damaged = damage(file.read_bytes())
+    file.unlink() if damaged is None else file.write_bytes(damaged)
 
     checkpointer = _checkpointer(tmp_path)
     assert checkpointer.recover_if_possible().meta["value"] == 2.0
@@ -167,17 +150,18 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(name, damage, tmp_path, cap
     assert newest.is_dir()  # who only evaluates moves nothing
     _save(checkpointer, 4.0)
     [aside] = tmp_path.glob("DAMAGED*")
-    assert {path.name for path in aside.iterdir()} > {name}
+    assert len(list(aside.iterdir())) == 4 - (damaged is None)
     assert _values(checkpointer) == [1.0, 2.0, 4.0]
     assert checkpointer.recover_if_possible(max_key="mAP").meta["value"] == 2.0
 
 
-def test_where_every_checkpoint_is_damaged_nothing_begins_anew(tmp_path):
+def test_training_does_not_start_over_if_every_checkpoint_is_corrupt(tmp_path):
     for value in (1.0, 2.0):
         saved = _save(_checkpointer(tmp_path), value).path
         (saved / "student.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match="every checkpoint in .* is corrupt"):
-        _checkpointer(tmp_path).recover_if_possible()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="every checkpoint in .* is corrupt"):
+            _checkpointer(tmp_path).recover_if_possible()
 
 
 def test_a_checkpoint_of_another_model_is_refused_in_a_sentence(tmp_path):
@@ -226,19 +210,9 @@ def test_the_tenth_save_reads_no_more_than_the_second(tmp_path, monkeypatch):
     assert reads[1] == reads[9] > 0
 
 
-@pytest.mark.parametrize("clock", ["stands still", "is set back"])
-def test_the_newest_is_the_last_by_name_and_by_recency(tmp_path, monkeypatch, clock):
-    """A name that was deleted within the second is not taken again."""
-    ticks = iter(range(10_000, 0, -1))
-
-    def now(*_args):
-        tick = 5000 if clock == "stands still" else next(ticks)
-        return f"2026-11-30+10-{tick // 100 % 60:02d}-{tick % 60:02d}"
-
-    monkeypatch.setattr(time, "strftime", now)
-    monkeypatch.setattr(time, "time", lambda: float(next(ticks)))
+def test_the_newest_is_the_last_by_name_and_by_recency(tmp_path):
     checkpointer = _checkpointer(tmp_path)
-    for value in range(120):
+    for value in range(20):
         _fill(checkpointer, value)
         checkpointer.save_and_keep_only(meta={"value": value})
         (only,) = checkpointer.list_checkpoints()
@@ -341,37 +315,3 @@ def test_a_named_checkpoint_that_is_replaced_is_there_all_the_time(
     _fill(restarted, 0.0)
     restarted.recover_if_possible(max_key="value")
     _assert_holds(restarted, float(cut))
-
-
-@pytest.mark.parametrize("gone", ["a file", "the folder", "all as they are listed"])
-def test_checkpoints_that_somebody_else_removes_are_missed_in_a_sentence(
-    gone, tmp_path, monkeypatch
-):
-    checkpointer = _checkpointer(tmp_path)
-    for value in range(2):
-        _save(checkpointer, float(value))
-    remove = shutil.rmtree
-
-    def remove_after_another(folder):
-        remove(folder)
-        remove(folder)
-
-    def find_before_another(*_args, **_kwargs):
-        found = find()
-        remove(found[-1].path)
-        return found
-
-    def complete_and_gone(folder):
-        remove(folder)
-        return True
-
-    if gone == "a file":
-        monkeypatch.setattr(shutil, "rmtree", remove_after_another)
-    elif gone == "all as they are listed":
-        monkeypatch.setattr(checkpoints, "_is_complete", complete_and_gone)
-    else:
-        find = checkpointer.find_checkpoints
-        monkeypatch.setattr(checkpointer, "find_checkpoints", find_before_another)
-    message = f"^checkpoints in {tmp_path} are being deleted by another process; leave"
-    with pytest.raises(OSError, match=message):
-        checkpointer.delete_checkpoints(num_to_keep=0)

@@ -24,7 +24,7 @@ FRAMES = "multihead_attention_pooling"
 
 
 def _lively(student):
-    """As if it had heard something: without statistics the maps are all but zero."""
+    """With statistics of a batch: without them the maps are nearly zero."""
     for norm in batch_norms(student):
         norm.momentum = None  # statistics are averages
     with torch.no_grad():

@@ -33,11 +33,10 @@ from efficientat_plugin.pretrained.folder import (
 from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import shown
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.load import load_teacher
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import load_teacher, open_teachers
 
 RATE = 32000
 # What no file of weights tells
@@ -889,16 +888,16 @@ def test_a_second_run_does_not_mix_its_parts_with_the_first(run, five, tmp_path)
     folder = tmp_path / "embeddings.npz.parts"
     with contextlib.closing(parts.ResultParts(folder, {})):
         code, _, err = run("embed", five, "--output", target)
-        assert code == 2 and "parts is in use by another run; wait for it" in err
+        assert code == 2 and "another process is writing" in err
     assert run("embed", five, "--output", target)[0] == 0
 
 
 def test_runs_that_write_one_file_each_write_all_of_it(tmp_path):
     target = tmp_path / "results.csv"
-    with written_aside(target) as one, open(one, "w") as first:
+    with atomic_file(target) as first:
         first.write("first " * 1000)
-        with written_aside(target) as other:
-            other.write_text("second")
+        with atomic_file(target) as other:
+            other.write("second")
         assert target.read_text() == "second"
     assert target.read_text() == "first " * 1000
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]

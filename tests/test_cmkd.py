@@ -20,7 +20,7 @@ from efficientat_plugin.features import LogMel, SpecMask
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import open_teachers
 from efficientat_plugin.training.brain import History
 from efficientat_plugin.training.losses import DistillationLoss
 from efficientat_plugin.training.mutual import MutualBrain

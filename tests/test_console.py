@@ -1,4 +1,4 @@
-"""What there is to say about data is seen on the console, and stands in log.txt."""
+"""Messages about data are on the console and in log.txt."""
 
 import logging
 
@@ -80,7 +80,7 @@ EXPECTED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("yaml", EXPECTED)
-def test_what_is_left_out_is_seen_on_the_console_and_in_log_txt(yaml, place, tmp_path):
+def test_what_is_left_out_is_on_the_console_and_in_log_txt(yaml, place, tmp_path):
     recipe, sentence = EXPECTED[yaml]
     output = tmp_path / "output"
     call = arguments_of(yaml, **_options(recipe, place, output))
@@ -94,7 +94,7 @@ def test_what_is_left_out_is_seen_on_the_console_and_in_log_txt(yaml, place, tmp
     assert not [line for line in debugging if "- efficientat_plugin" not in line]
 
 
-def test_a_command_says_on_stderr_what_is_logged(monkeypatch, capsys):
+def test_a_command_prints_on_stderr_what_is_logged(monkeypatch, capsys):
     def warn(_arguments):
         logging.getLogger("efficientat_plugin.data").warning("1 is left\x1b out")
         logging.getLogger("efficientat_plugin.data").info("sound was taken for labels")
@@ -105,8 +105,8 @@ def test_a_command_says_on_stderr_what_is_logged(monkeypatch, capsys):
 
     monkeypatch.setattr("efficientat_plugin.cli.listing.run", warn)
     assert main(["list"]) == 0
-    said = capsys.readouterr()
-    assert said.out == "" and said.err == (
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == (
         "efficientat: Warning: 1 is left\\x1b out\n"
         "efficientat: sound was taken for labels\n"
     )

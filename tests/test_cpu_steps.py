@@ -141,13 +141,13 @@ def test_depthwise_weights_learn_as_torchs_do(size, kernel, stride, layout):
 
 @pytest.mark.usefixtures("without_avx512")
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_module_learns_alike_in_strips_and_at_once(stride, monkeypatch):
+def test_a_module_learns_alike_in_strips_and_as_one(stride, monkeypatch):
     convolution = DepthwiseConv2d(8, 5, stride)
     maps = torch.randn(1, 8, 6, 20, requires_grad=True)
     in_strips = gradients(convolution(maps), maps, convolution.weight)
     monkeypatch.setattr(depthwise, "learns_faster", lambda *_: False)
-    at_once = gradients(convolution(maps), maps, convolution.weight)
-    for found, expected in zip(in_strips, at_once, strict=True):
+    as_one = gradients(convolution(maps), maps, convolution.weight)
+    for found, expected in zip(in_strips, as_one, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -19,6 +19,7 @@ from sklearn.metrics import average_precision_score
 from efficientat_plugin.cli import main
 from efficientat_plugin.cli.evaluate import write
 from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.data.splits import (
     given_split,
     split_by_fold,
@@ -40,7 +41,7 @@ from efficientat_plugin.pretrained.folder import (
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.tagging.whole_clips import choose_clips, whole_clip_scores
+from efficientat_plugin.tagging.whole_clips import choose_clips, whole_clip_stats
 
 RATE = 32000
 CLIP_SECONDS = 0.5
@@ -238,8 +239,11 @@ def test_no_figure_of_an_earlier_command_stays_beside_new_scores(tmp_path):
 
 def test_every_tagger_is_scored_alike(models, tagger, sounds):
     rows = read_table(sounds)
-    exported = whole_clip_scores(Tagger(models["onnx"]), rows)
-    for name, value in whole_clip_scores(tagger, rows).averages().items():
+    found, exported = (
+        whole_clip_stats(each, rows, SkippedClips(0.01)).summarize()
+        for each in (tagger, Tagger(models["onnx"]))
+    )
+    for name, value in found.averages().items():
         assert exported.averages()[name] == pytest.approx(value, abs=1e-6)
     assert isinstance(exported, ClassificationScores) == (tagger.target == "multiclass")
 

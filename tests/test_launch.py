@@ -109,97 +109,39 @@ def test_a_sentence_commands_no_terminal():
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import os, signal, sys, time
 from efficientat_plugin.support.launch import start
 
-
-def lose_a_worker():  # as threads of multiprocessing do
-    time.sleep(0.5)
-    sys.excepthook(BrokenPipeError, BrokenPipeError(), None)
-
-class Told:
-    def __del__(self):
-        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-        time.sleep(1)  # where nobody can catch what the signal raises
-
 class Losing:
-    def __del__(self):  # as of a loader whose workers were told, too
+    def __del__(self):  # as of a loader whose workers were interrupted, too
         raise RuntimeError
 
 def main(arguments):
     losing = Losing()
-    Told()
-    threading.Thread(target=lose_a_worker).start()
-    if arguments[1] == "fails":  # as where a worker was told, too
-        raise RuntimeError
-    time.sleep(60)
-
-start(main)
-"""
-
-
-READING = """
-import io, os, signal, sys, time
-import numpy as np, soundfile
-from efficientat_plugin.support.launch import start
-
-sound = io.BytesIO()
-soundfile.write(sound, np.ones(9999), 8000, format="FLAC")
-
-class Told(io.BytesIO):
-    is_told = False
-
-    def readinto(self, target):
-        if not self.is_told:
-            self.is_told = True
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().readinto(target)
-
-def main(arguments):
-    print(len(soundfile.read(Told(sound.getvalue()))[0]), flush=True)
-    time.sleep(60)
-
-start(main)
-"""
-
-
-def _said(script, tmp_path, *arguments, expect):
-    path = tmp_path / "script.py"
-    path.write_text(script)
-    return run_to_end([path, *arguments], expect)
-
-
-def test_an_interruption_cuts_no_clip_that_is_being_read(tmp_path):
-    said = _said(READING, tmp_path, expect=130)
-    assert said == "9999\n\nInterrupted; rerun the same command to resume.\n"
-
-
-@pytest.mark.parametrize("then", ["goes on", "fails"])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_an_interruption_is_not_lost_where_nothing_can_be_raised(name, then, tmp_path):
-    what = {"SIGINT": "Interrupted", "SIGTERM": "Terminated"}[name]
-    said = _said(INTERRUPTED, tmp_path, name, then, expect=128 + getattr(signal, name))
-    assert said == f"\n{what}; rerun the same command to resume.\n"
-
-
-FORKING = """
-import os, sys
-from efficientat_plugin.support.launch import start
-
-def main(arguments):
     worker = os.fork()
-    if not worker:  # as its threads do when the first process has ended
-        sys.excepthook(BrokenPipeError, BrokenPipeError(), None)
-        sys.excepthook(ValueError, ValueError("of its own"), None)
-        os._exit(0)
+    if not worker:
+        signal.raise_signal(signal.SIGINT)  # which a terminal sends to all
+        signal.raise_signal(signal.SIGTERM)
     os.waitpid(worker, 0)
+    try:
+        signal.raise_signal(getattr(signal, arguments[0]))
+    except KeyboardInterrupt:
+        if arguments[1] == "fails":  # as where a worker was interrupted, too
+            raise RuntimeError
+        raise
 
 start(main)
 """
 
 
-def test_a_worker_says_nothing_of_the_first_process_that_ended(tmp_path):
-    assert _said(FORKING, tmp_path, expect=0) == "ValueError: of its own\n"
+@pytest.mark.parametrize("then", ["ends", "fails"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_is_reported_once(name, then, tmp_path):
+    what = {"SIGINT": "Interrupted", "SIGTERM": "Terminated"}[name]
+    path = tmp_path / "script.py"
+    path.write_text(INTERRUPTED)
+    printed = run_to_end([path, name, then], 128 + getattr(signal, name))
+    assert printed == f"\n{what}; rerun the same command to resume.\n"
 
 
 CLAIMING = ("distil", "finetune", "esc50", "fsd50k", "openmic", "tau2020")

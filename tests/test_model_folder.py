@@ -32,8 +32,7 @@ from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.load import load_teacher
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import load_teacher, open_teachers
 
 ON_CPU = {"device": "cpu"}
 # As the first folders had it: no slots of SpeechBrain's, SpeechBrain's normalizer.

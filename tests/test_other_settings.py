@@ -51,7 +51,6 @@ OTHERS = {
     ],
     "dump_teacher_logits": [
         ({"clip_seconds": 0.25}, "clip_seconds 0.5 there, 0.25 here"),
-        ({"top_k": 3}, "top_k null there, 3 here"),
         ({"precision": "bf16"}, "precision fp32 there, bf16 here"),
         ({"teachers": "other527.pt"}, "weights of digest "),
         ({"sample_rate": 16000}, "sample_rate 32000 there, 16000 here"),

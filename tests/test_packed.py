@@ -98,7 +98,7 @@ def test_parquet_as_people_have_it_is_not_refused(
     options = {"use_dictionary": use_dictionary, "row_group_size": row_group_size}
     pq.write_table(pa.table(table), path, compression=compression, **options)
     packed.refuse_packed([path])
-    monkeypatch.setattr(packed, "MOST_COUNTED", 10**6)  # or the sound is not read
+    monkeypatch.setattr(packed, "MAX_COUNTED", 10**6)  # or the sound is not read
     packed.refuse_packed([path])
     del table["audio"]
     packed.refuse_packed([write_packed(path, table, **options)])

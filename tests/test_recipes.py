@@ -44,7 +44,7 @@ from efficientat_plugin.pretrained.folder import (
 )
 from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.support.locks import lock_folder
 from efficientat_plugin.teachers.load import load_teacher
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.writer import StoreWriter
@@ -235,9 +235,9 @@ def test_weights_alone_are_refused_and_not_guessed(left_alone, data, tmp_path):
 def test_a_second_run_in_the_folder_of_the_first_is_refused(data, tmp_path):
     output = tmp_path / "run"
     output.mkdir()
-    held = FolderLock(output)
+    held = lock_folder(output, "wait")
     text = run_to_end(_command(data, output), expect=1)
-    assert f"another run is using {output}; wait for it or end it, or" in text
+    assert f"another process is writing {output}; wait for it or end it, or" in text
     assert "Traceback" not in text and not (output / "log.txt").exists()
     held.release()
     run_to_end(_command(data, output, number_of_epochs=1))

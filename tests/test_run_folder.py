@@ -62,7 +62,7 @@ def test_every_option_of_speechbrain_makes_another_run_unless_it_is_listed(name)
     default = getattr(RunOptions(), name)
     other = settings_of(path, {}, _given(**{name: _another(default)}))
     assert (settings == other) == (name in SAME_RESULT)
-    if name not in settings:  # said as it is anyway
+    if name not in settings:  # as it is anyway
         assert settings_of(path, {}, _given(**{name: default})) == settings
 
 
@@ -82,7 +82,7 @@ def test_both_values_are_named_and_nothing_is_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("there", "here", "said"),
+    ("there", "here", "text"),
     [
         ({"a": 1}, {}, "a 1 there, not set here"),
         ({}, {"a": [1, 2]}, "a not set there, [1, 2] here"),
@@ -90,13 +90,13 @@ def test_both_values_are_named_and_nothing_is_written(tmp_path):
         ({"a": "\x1b[2J"}, {"a": "b" * 99}, f"a \\x1b[2J there, {'b' * 57}... here"),
     ],
 )
-def test_a_setting_that_only_one_run_has_makes_another_one(there, here, said):
+def test_a_setting_that_only_one_run_has_makes_another_one(there, here, text):
     (found,) = differences_of(there, here)
-    assert said in str(found)
+    assert text in str(found)
 
 
 @pytest.mark.parametrize(
-    ("yaml", "epochs", "said"),
+    ("yaml", "epochs", "text"),
     [
         ("mn10", 300, None),
         ("quickstart", 16, None),
@@ -109,18 +109,18 @@ def test_a_setting_that_only_one_run_has_makes_another_one(there, here, said):
     ],
 )
 def test_more_epochs_are_the_same_run_where_the_schedule_allows(
-    yaml, epochs, said, tmp_path
+    yaml, epochs, text, tmp_path
 ):
     path = REPOSITORY / "hparams" / f"{yaml}.yaml"
     claim_folder(tmp_path, settings_of(path, {}), started=False)
     longer = settings_of(path, {"number_of_epochs": epochs})
-    if said is None:
+    if text is None:
         with pytest.raises(ValueError, match="number_of_epochs"):
             claim_folder(tmp_path, longer, started=True)
         claim_folder(tmp_path, longer, started=True, may_train_longer=True)
         assert read_run(tmp_path)["number_of_epochs"] == epochs
     else:
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=text):
             claim_folder(tmp_path, longer, started=True, may_train_longer=True)
 
 

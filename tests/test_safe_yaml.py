@@ -25,7 +25,7 @@ from efficientat_plugin.pretrained.safe_yaml import read_settings
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import open_teachers
 
 ON_CPU = {"device": "cpu"}
 NAMES = ("(other)", "<b>bold</b>", "=1+1")

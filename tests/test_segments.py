@@ -116,7 +116,8 @@ def _stored(rows, tmp_path):
     about = {"teacher": "ear", "labels_sha256": LABELS.sha256, "num_classes": 2}
     about |= {"sample_rate": RATE, "clip_seconds": 0.5}
     with StoreWriter(tmp_path / "store", **about) as writer:
-        store_logits(writer, Ear(), rows, ClipReader(LABELS, 0.5), batch_size=2)
+        reader, stored = ClipReader(LABELS, 0.5), LogitsStore(writer.path)
+        store_logits(writer, Ear(), rows, reader, stored=stored, batch_size=2)
     return [LogitsStore(tmp_path / "store").lookup(rows["video_id"][:]).logits]
 
 

@@ -9,9 +9,10 @@ import pytest
 import soundfile
 import torch
 from recipe_runs import REPOSITORY, arguments_of, run_recipe
+from small_ast import write_ast
 from small_rows import SAMPLE_RATE, TRAIN_IDS, noise, rows_of, write_parquet
 
-from efficientat_plugin.contracts import Heard
+from efficientat_plugin.contracts import TeacherInput
 from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import LabelledClips
@@ -28,18 +29,18 @@ from efficientat_plugin.pretrained.folder import (
 )
 from efficientat_plugin.pretrained.published import PUBLISHED, PublishedStudent
 from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
-from efficientat_plugin.students.ensemble import HeardStudent
+from efficientat_plugin.students.ensemble import WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.launch import load_hparams
 from efficientat_plugin.teachers.ast_hub import load_ast
 from efficientat_plugin.teachers.bring_your_own import Resampled
-from efficientat_plugin.teachers.members import names_of, open_teachers
+from efficientat_plugin.teachers.load import names_of, open_teachers
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 
 CLASSES = 527
-# Sizes that tests can afford, and that a state dict does not tell
+# Sizes that tests can afford, and that a state dict does not determine
 PASST = {"embed_dim": 16, "depth": 1, "num_heads": 2, "num_frames": 100}
 PASST |= {"frequency_stride": 16, "time_stride": 16}
 FRONT_END = {"sample_rate": SAMPLE_RATE, "n_mels": 128, "hop_length": 320}
@@ -68,8 +69,8 @@ class Kind:
         self.name, self.network, self.options = name, network, options
 
 
-def heard(network, **front_end):
-    return HeardStudent(LogMel(**FRONT_END | front_end), network).eval()
+def with_front_end(network, **front_end):
+    return WaveformStudent(LogMel(**FRONT_END | front_end), network).eval()
 
 
 @pytest.fixture(scope="module")
@@ -118,26 +119,14 @@ def write_model(network, folder):
 @pytest.fixture(scope="module")
 def ast(place):
     transformers = pytest.importorskip("transformers")
-    config = transformers.ASTConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_length=128,
-        num_mel_bins=32,
-        id2label=dict(enumerate(audioset_labels().names[::-1])),
-    )
-    network = transformers.ASTForAudioClassification(config)
-    torch.nn.init.normal_(network.classifier.dense.weight)
-    extractor = transformers.ASTFeatureExtractor(num_mel_bins=32, max_length=128)
     # As the hub's own cache has it
     commit = "0" * 40
     in_cache = place / "cache" / "models--someone--ast"
     (in_cache / "refs").mkdir(parents=True)
     (in_cache / "refs" / "main").write_text(commit)
-    for folder in (place / "ast", in_cache / "snapshots" / commit):
-        network.save_pretrained(folder)
-        extractor.save_pretrained(folder)
+    names = audioset_labels().names[::-1]
+    folders = place / "ast", in_cache / "snapshots" / commit
+    write_ast(transformers, names, *folders)
     return place / "ast"
 
 
@@ -146,7 +135,7 @@ def published_student(place, request, patch):
     patch.setitem(PUBLISHED, "tiny_as", entry)
     network = student()
     save(network, place / "cache" / "tiny_as.pt")
-    return Kind("tiny_as", heard(network))
+    return Kind("tiny_as", with_front_end(network))
 
 
 def published_transformer(place, request, patch):
@@ -155,7 +144,7 @@ def published_transformer(place, request, patch):
     patch.setitem(TEACHERS, "tiny_passt", entry)
     network = PaSST(**entry.options()).eval()
     save(network, place / "cache" / "tiny-passt.pt")
-    return Kind("tiny_passt", heard(network))
+    return Kind("tiny_passt", with_front_end(network))
 
 
 def ast_folder(place, request, patch):
@@ -170,19 +159,19 @@ def ast_of_the_hub(place, request, patch):
 def student_file(place, request, patch):
     network = student()
     path = save(network, place / "student.pt")
-    return Kind(path, heard(network), n_mels=128, hop_length=320)
+    return Kind(path, with_front_end(network), n_mels=128, hop_length=320)
 
 
 def transformer_file(place, request, patch):
     network = transformer()
     path = save(network, place / "passt.pt")
-    told = {"time_stride": 16, "num_heads": 2, "n_mels": 128, "hop_length": 320}
-    return Kind(path, heard(network), **told)
+    given = {"time_stride": 16, "num_heads": 2, "n_mels": 128, "hop_length": 320}
+    return Kind(path, with_front_end(network), **given)
 
 
 def model_folder(place, request, patch):
     network = student()
-    return Kind(write_model(network, place / "model_folder"), heard(network))
+    return Kind(write_model(network, place / "model_folder"), with_front_end(network))
 
 
 def run_folder(place, request, patch):
@@ -190,12 +179,12 @@ def run_folder(place, request, patch):
     write_model(network, place / "run" / "model")
     yaml = REPOSITORY / "hparams" / "distil.yaml"
     (place / "run" / "hyperparams.yaml").write_text(yaml.read_text())
-    return Kind(place / "run", heard(network))
+    return Kind(place / "run", with_front_end(network))
 
 
 def transformer_model_folder(place, request, patch):
     network = transformer()
-    return Kind(write_model(network, place / "transformer"), heard(network))
+    return Kind(write_model(network, place / "transformer"), with_front_end(network))
 
 
 def checkpoint_of_a_run(place, request, patch):
@@ -206,7 +195,7 @@ def checkpoint_of_a_run(place, request, patch):
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(model / "student.ckpt", folder / "peer.ckpt")
     shutil.copy(model / "hyperparams.yaml", folder / "peer_hyperparams.ckpt")
-    return Kind(folder / "peer.ckpt", heard(network))
+    return Kind(folder / "peer.ckpt", with_front_end(network))
 
 
 def own_function(place, request, patch):
@@ -214,7 +203,7 @@ def own_function(place, request, patch):
     return Kind("all_kinds:make", own)
 
 
-def own_function_that_says_nothing(place, request, patch):
+def own_function_without_attributes(place, request, patch):
     own = importlib.import_module("all_kinds").make()
     options = {"labels": str(place / "classes.csv"), "sample_rate": 16000}
     return Kind("all_kinds:make_silent", own, **options)
@@ -240,7 +229,7 @@ KINDS = [
     transformer_model_folder,
     checkpoint_of_a_run,
     own_function,
-    own_function_that_says_nothing,
+    own_function_without_attributes,
     several,
 ]
 
@@ -254,7 +243,7 @@ def kind(request, place, monkeypatch):
 
 
 def logits_of(network, waveform):
-    """What it says of waveforms at 32 kHz, in the order of AudioSet's classes."""
+    """Logits of waveforms at 32 kHz, in the order of AudioSet's classes."""
     if isinstance(network, list):
         return torch.stack([logits_of(each, waveform) for each in network]).mean(0)
     if network.sample_rate != SAMPLE_RATE:
@@ -309,7 +298,7 @@ def by_cmkd(place, kind, tmp_path):
     teacher = hparams["teacher"]
     assert "for 3 clips" in teacher.check(summarize_rows(rows, labels), labels)
     log_mel = hparams["log_mel"].eval()(batch.waveform)
-    return teacher(Heard(batch, log_mel, None)).logits
+    return teacher(TeacherInput(batch, log_mel, None)).logits
 
 
 def by_finetune(place, kind, tmp_path):
@@ -330,13 +319,13 @@ RECIPES = [by_dump, by_distil, by_cmkd, by_finetune]
 
 @pytest.mark.parametrize("ask", RECIPES, ids=lambda ask: ask.__name__)
 def test_every_recipe_takes_every_kind_of_teacher(ask, kind, place, tmp_path):
-    """And it says what the network says that is meant."""
-    said = ask(place, kind, tmp_path)
+    """And computes the logits of the network that is meant."""
+    logits = ask(place, kind, tmp_path)
     with torch.no_grad():
         expected = logits_of(kind.network, clip_batch(place)[1].waveform)
     assert expected.std() > 0
     # Stored logits are of half precision
-    torch.testing.assert_close(said, expected, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(logits, expected, atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +372,7 @@ def test_a_folder_without_a_model_is_refused_in_a_sentence(
 
 
 @pytest.mark.parametrize(
-    "told, text",
+    "given, text",
     [
         ({}, "front end; pass --teacher_options '{n_mels: ..., hop_length: ...}'"),
         ({"n_mels": 128, "hop_length": 320}, "pass time_stride .* --teacher_options"),
@@ -393,12 +382,12 @@ def test_a_folder_without_a_model_is_refused_in_a_sentence(
         ),
     ],
 )
-def test_what_a_bare_file_does_not_tell_is_asked_for_by_its_option(
-    told, text, place, request, monkeypatch
+def test_a_missing_option_of_a_bare_file_is_asked_for(
+    given, text, place, request, monkeypatch
 ):
     kind = transformer_file(place, request, monkeypatch)
     with pytest.raises(ValueError, match=text):
-        open_teachers(kind.name, options=told)
+        open_teachers(kind.name, options=given)
 
 
 def test_a_path_may_have_a_comma(tmp_path):
@@ -431,38 +420,38 @@ def test_options_are_in_every_yaml_that_takes_a_name(path):
 
 # --- From the command line ---------------------------------------------------------
 
-TOLD = "{n_mels: 128, hop_length: 320, time_stride: 16, num_heads: 2}"
+GIVEN = "{n_mels: 128, hop_length: 320, time_stride: 16, num_heads: 2}"
 RUN = {"clip_seconds": 0.5, "num_workers": 0, "batch_size": 2, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def own_transformer(place):
-    """A file of a transformer that was trained here, and what it says of the clips."""
+    """A file of a transformer that was trained here, and its logits of the clips."""
     network = transformer()
     save(network, place / "own_passt.pt")
     _, batch = clip_batch(place)
     with torch.no_grad():
-        return batch.clip_id, heard(network)(batch.waveform).logits
+        return batch.clip_id, with_front_end(network)(batch.waveform).logits
 
 
 @pytest.mark.slow
 def test_a_transformer_teaches_through_a_store(place, own_transformer):
     options = RUN | {"dataset": "data", "split": "bal_train", "store": "stored"}
-    options |= {"teachers": "own_passt.pt", "teacher_options": TOLD}
+    options |= {"teachers": "own_passt.pt", "teacher_options": GIVEN}
     options["max_unreadable_share"] = 0.0
     run_recipe(
         "dump_teacher_logits", [arguments_of("dump_teacher_logits", **options)], place
     )
     ids, expected = own_transformer
-    said = LogitsStore(place / "stored").lookup(ids)
-    assert said.known.all()
-    torch.testing.assert_close(said.logits, expected, atol=2e-3, rtol=2e-3)
+    logits = LogitsStore(place / "stored").lookup(ids)
+    assert logits.known.all()
+    torch.testing.assert_close(logits.logits, expected, atol=2e-3, rtol=2e-3)
     sounds = place / "sounds"
     sounds.mkdir(exist_ok=True)
     for number in range(24):
         soundfile.write(sounds / f"{number}.wav", noise(number), SAMPLE_RATE)
     options = RUN | {"dataset": "sounds", "teacher": "own_passt.pt", "width": 0.1}
-    options |= {"teacher_options": TOLD, "number_of_epochs": 1, "output_folder": "own"}
+    options |= {"teacher_options": GIVEN, "number_of_epochs": 1, "output_folder": "own"}
     printed = run_recipe("distil", [arguments_of("distil", **options)], place)
     assert "agreement with the teacher, the first" in printed
     model = read_model_folder(place / "own" / "model")
@@ -470,10 +459,10 @@ def test_a_transformer_teaches_through_a_store(place, own_transformer):
 
 
 @pytest.mark.slow
-def test_teachers_of_two_kinds_and_rates_listen_along(place, own_transformer):
+def test_teachers_of_two_kinds_and_rates_teach_online(place, own_transformer):
     options = RUN | {"dataset": "data", "train_split": "bal_train", "width": 0.1}
     options |= {"teacher_name": "own_passt.pt,all_kinds:make", "pretrained": None}
-    options |= {"teacher_options": f"{{own_passt.pt: {TOLD}}}", "number_of_epochs": 1}
+    options |= {"teacher_options": f"{{own_passt.pt: {GIVEN}}}", "number_of_epochs": 1}
     options |= {"class_balanced": False, "clips_per_epoch": 2, "eval_batch_size": 2}
     options |= {"output_folder": "loop", "compare_without_teacher": True}
     call = arguments_of("cmkd_cnn_from_transformer", **options)

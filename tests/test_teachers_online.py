@@ -1,16 +1,16 @@
-"""A teacher that listens along hears what the student hears, and is left alone."""
+"""An online teacher takes what the student takes, and is not trained."""
 
 import pytest
 import torch
 import torchaudio
 from test_brain import CLASSES, Tones, _brain, _fit
 
-from efficientat_plugin.contracts import Heard
+from efficientat_plugin.contracts import TeacherInput
 from efficientat_plugin.data.clips import collate
 from efficientat_plugin.data.labels import LabelTable, summarize_labels
 from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.teachers.bring_your_own import RESAMPLING
 from efficientat_plugin.teachers.online import OnlineTeacher
@@ -19,9 +19,9 @@ from efficientat_plugin.training.losses import DistillationLoss
 LABELS = LabelTable("abcd", "abcd")
 
 
-def asked_by(teacher, heard):
+def target_of(teacher, inputs):
     """What the loss makes of a teacher's logits."""
-    return DistillationLoss().teacher_target(teacher(heard), heard)
+    return DistillationLoss().teacher_target(teacher(inputs), inputs)
 
 
 def log_mel_of(**options):
@@ -30,15 +30,15 @@ def log_mel_of(**options):
 
 def model_of(**options):
     torch.manual_seed(1)
-    return HeardStudent(log_mel_of(**options), MN(CLASSES, width=0.1))
+    return WaveformStudent(log_mel_of(**options), MN(CLASSES, width=0.1))
 
 
-def heard_of(mixed=False):
+def inputs_of(mixed=False):
     batch = collate([Tones()[row] for row in range(4)])
     log_mel, mix = log_mel_of().eval()(batch.waveform), None
     if mixed:
         log_mel, mix = Mixup(0.3)(log_mel)
-    return Heard(batch, log_mel, mix)
+    return TeacherInput(batch, log_mel, mix)
 
 
 class FromWaveforms(torch.nn.Module):
@@ -53,40 +53,40 @@ class FromWaveforms(torch.nn.Module):
 
 
 def test_a_front_end_alike_is_the_students():
-    model, heard = model_of(f_max_jitter=500), heard_of(mixed=True)
+    model, inputs = model_of(f_max_jitter=500), inputs_of(mixed=True)
     teacher = OnlineTeacher(model, log_mel_of(f_min_jitter=10))
     assert teacher.shares_log_mel  # whatever the jitter
-    masked = heard._replace(log_mel=heard.log_mel * 0.5)
+    masked = inputs._replace(log_mel=inputs.log_mel * 0.5)
     expected = model.student(masked.log_mel.unsqueeze(1)).logits.sigmoid()
-    torch.testing.assert_close(asked_by(teacher, masked).scores, expected)
+    torch.testing.assert_close(target_of(teacher, masked).scores, expected)
 
 
-def test_another_front_end_hears_the_waveforms_and_mixes_alike():
-    model, heard = model_of(f_max=8000.0), heard_of(mixed=True)
+def test_another_front_end_takes_the_waveforms_and_mixes_alike():
+    model, inputs = model_of(f_max=8000.0), inputs_of(mixed=True)
     teacher = OnlineTeacher(model, log_mel_of())
     assert not teacher.shares_log_mel
-    features, mix = model.log_mel(heard.batch.waveform), heard.mix
+    features, mix = model.log_mel(inputs.batch.waveform), inputs.mix
     share = mix.weight[:, None, None]
     features = share * features + (1 - share) * features[mix.partner]
     expected = model.student(features.unsqueeze(1)).logits.sigmoid()
-    torch.testing.assert_close(asked_by(teacher, heard).scores, expected)
+    torch.testing.assert_close(target_of(teacher, inputs).scores, expected)
 
 
-def test_a_module_of_ones_own_hears_mixed_waveforms():
-    model, heard = FromWaveforms(), heard_of(mixed=True)
-    waveform, mix = heard.batch.waveform, heard.mix
+def test_a_module_of_ones_own_takes_mixed_waveforms():
+    model, inputs = FromWaveforms(), inputs_of(mixed=True)
+    waveform, mix = inputs.batch.waveform, inputs.mix
     share = mix.weight[:, None]
     mixed = share * waveform + (1 - share) * waveform[mix.partner]
-    target = asked_by(OnlineTeacher(model, log_mel_of()), heard)
+    target = target_of(OnlineTeacher(model, log_mel_of()), inputs)
     torch.testing.assert_close(target.scores, model(mixed).sigmoid())
     assert (target.weight == 1).all()
 
 
 def test_an_ensemble_averages_logits():
-    members = [model_of(), HeardStudent(log_mel_of(), MN(CLASSES, width=0.2))]
-    heard = heard_of()
-    each = [OnlineTeacher(member, log_mel_of())(heard).logits for member in members]
-    both = OnlineTeacher(Ensemble(members), log_mel_of())(heard)
+    members = [model_of(), WaveformStudent(log_mel_of(), MN(CLASSES, width=0.2))]
+    inputs = inputs_of()
+    each = [OnlineTeacher(member, log_mel_of())(inputs).logits for member in members]
+    both = OnlineTeacher(Ensemble(members), log_mel_of())(inputs)
     torch.testing.assert_close(both.logits, (each[0] + each[1]) / 2)
 
 
@@ -154,13 +154,11 @@ def test_a_teacher_of_another_kind_is_refused():
 
 @pytest.mark.parametrize("of_an_ensemble", [False, True])
 @pytest.mark.parametrize("has_log_mel", [False, True])
-def test_a_teacher_of_another_rate_hears_the_clips_resampled(
-    has_log_mel, of_an_ensemble
-):
+def test_a_teacher_of_another_rate_takes_resampled_clips(has_log_mel, of_an_ensemble):
     """And its features are mixed where it has a log-mel, as of the student's rate."""
     summary = summarize_labels(["x"], [["a"]], LABELS)
-    heard = heard_of(mixed=True)
-    waveform, mix = heard.batch.waveform, heard.mix
+    inputs = inputs_of(mixed=True)
+    waveform, mix = inputs.batch.waveform, inputs.mix
     slower = torchaudio.functional.resample(waveform, 32000, 16000, **RESAMPLING)
     if has_log_mel:
         model = model_of(sample_rate=16000, f_max=8000.0).eval()
@@ -176,12 +174,12 @@ def test_a_teacher_of_another_rate_hears_the_clips_resampled(
         Ensemble([model, model]) if of_an_ensemble else model, log_mel_of()
     )
     assert "takes the student's waveforms, for 1 cl" in teacher.check(summary, LABELS)
-    said = teacher(heard).logits
-    torch.testing.assert_close(said, expected)
+    logits = teacher(inputs).logits
+    torch.testing.assert_close(logits, expected)
 
 
 def test_a_teacher_that_has_diverged_names_the_clip():
     model = FromWaveforms()
     torch.nn.init.constant_(model.layer.bias, float("nan"))
     with pytest.raises(ValueError, match="of 4 clips are not finite, .* tone0; check"):
-        asked_by(OnlineTeacher(model, log_mel_of()), heard_of())
+        target_of(OnlineTeacher(model, log_mel_of()), inputs_of())

@@ -169,8 +169,8 @@ def test_history_and_train_log_tell_the_same(name, place, tmp_path):
         assert log.count(" - test ") == 1
     for file in ("README.md", "metrics.json", "hyperparams.yaml"):
         if (output / "model").is_dir():
-            said = (output / "model" / file).read_text()
-            assert not [p for p in (place, output, REPOSITORY) if str(p) in said], file
+            text = (output / "model" / file).read_text()
+            assert not [p for p in (place, output, REPOSITORY) if str(p) in text], file
 
 
 def test_a_history_of_epochs_that_lack_a_number_is_a_table(tmp_path):
@@ -216,23 +216,23 @@ def test_where_no_epoch_was_run_there_are_no_curves(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-class Told(TaggingStats):
-    """Finds in each evaluation what is said beforehand."""
+class GivenScores(TaggingStats):
+    """Finds given scores, one in each evaluation."""
 
-    told: list = []
+    given: list = []
 
     def summarize(self):
-        return super().summarize()._replace(mAP=self.told.pop(0))
+        return super().summarize()._replace(mAP=self.given.pop(0))
 
 
 def test_every_epoch_is_kept_where_an_early_one_is_tested(tmp_path):
-    brain, epochs = _brain(tmp_path, epochs=3, make_stats=Told)
-    Told.told = [0.3, 0.9, 0.5, 0.9]
+    brain, epochs = _brain(tmp_path, epochs=3, make_stats=GivenScores)
+    GivenScores.given = [0.3, 0.9, 0.5, 0.9]
     _fit(brain, epochs, Tones(8))
     brain.evaluate(Tones(8), max_key="mAP", test_loader_kwargs={"batch_size": 8})
     assert brain.loaded_epoch == 2
-    told = [(epoch["epoch"], epoch["mAP"]) for epoch in brain.hparams.history.epochs]
-    assert told == [(1, 0.3), (2, 0.9), (3, 0.5)]
+    scores = [(epoch["epoch"], epoch["mAP"]) for epoch in brain.hparams.history.epochs]
+    assert scores == [(1, 0.3), (2, 0.9), (3, 0.5)]
     assert [row["mAP"] for row in _history(tmp_path)] == ["0.3", "0.9", "0.5"]
 
 

@@ -75,7 +75,7 @@ def test_a_mix_of_one_source_is_that_source_shifted(rows, tmp_path):
         assert max(likeness) > 0.999 and sorted(likeness)[-2] < 0.2
 
 
-def test_unreadable_sources_are_passed_over(tmp_path):
+def test_unreadable_sources_are_left_out(tmp_path):
     damaged = _row(1) | {"audio": {"bytes": b"?", "path": None}}
     rows = datasets.Dataset.from_list([_row(0), damaged])
     clips = _clips(write_transfer_set(rows, READER, tmp_path / "set", num_clips=6))

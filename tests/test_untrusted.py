@@ -34,7 +34,7 @@ from efficientat_plugin.pretrained.folder import (
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
-from efficientat_plugin.support.files import write_aside, written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.launch import load_hparams
 from efficientat_plugin.support.yaml_text import Refused
 
@@ -291,14 +291,12 @@ def test_a_link_in_the_place_of_an_unfinished_file_is_not_followed(
     target = tmp_path / "scores.csv"
     (tmp_path / ".scores.csv-00000000.part").symlink_to(mine)
     (tmp_path / "scores.csv.part").symlink_to(mine)
-    with pytest.raises(FileExistsError):
-        write_aside(target, lambda file: file.write("theirs"))
+    with pytest.raises(FileExistsError), atomic_file(target) as file:
+        file.write("theirs")
     monkeypatch.undo()
-    write_aside(target, lambda file: file.write("new"))
-    with written_aside(target) as unfinished:
-        assert not unfinished.is_symlink()
-        assert unfinished.stat().st_size == 0
-    assert mine.read_text() == "mine"
+    with atomic_file(target) as file:
+        file.write("new")
+    assert mine.read_text() == "mine" and target.read_text() == "new"
 
 
 @pytest.mark.parametrize("name", ["student.ckpt", "hyperparams.yaml"])

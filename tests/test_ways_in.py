@@ -68,6 +68,7 @@ WITH_RATE = {
     "tensor": lambda: torch.from_numpy(SOUND),
     "tensor with a gradient": lambda: torch.from_numpy(SOUND).requires_grad_(),
     "two channels": lambda: np.stack([SOUND, SOUND]),
+    "channels last": lambda: np.stack([SOUND, SOUND]).T.astype(np.float64),
     "decoded row": lambda: {"array": SOUND, "path": None},
 }
 METHODS = {
@@ -98,6 +99,16 @@ NO_SOUNDS = {
     "64-bit integers": ((32768 * SOUND).astype(int), "have no known full scale"),
     "a file read to its end": (io.BytesIO(), r"call seek\(0\)"),
     "a file of text": (io.StringIO("RIFF"), 'or open it with "rb"'),
+    "no samples": (np.zeros(0, np.float32), "no samples"),
+    "no file": ("no\udcff.wav", "not decodable"),
+    "other bytes": (b"no sound", "not decodable"),
+    "other bytes in an array": (bytearray(b"no sound"), "not decodable"),
+    "not finite": (np.array([0.0, np.nan]), "not finite"),
+    "huge": (np.full((100, 2), 3e38, np.float32), r"up to \de\+\d+, and full scale"),
+    "huge doubles": (np.full(100, 1e300), r"up to \de\+\d+, and full scale is 1"),
+    "a square": (np.zeros((100, 100)), "no axis of channels"),
+    "three axes": (np.zeros((1, 1, 9)), r"shape \(1, 1, 9\)"),
+    "complex": (np.zeros(9, complex), "of type complex128"),
 }
 
 
@@ -158,6 +169,15 @@ def test_numbers_that_are_not_finite_are_an_error(source, method, monkeypatch):
         method(tagger, SOUND, RATE)
 
 
-def test_a_sound_that_cannot_be_read_is_one(tagger):
-    with pytest.raises(UnreadableClip, match="not decodable"):
-        tagger.tag(bytearray(b"no sound"))
+@every_method
+def test_a_sound_needs_a_rate_and_a_sample_at_the_students(tagger, method):
+    with pytest.raises(ValueError, match="pass sample_rate in Hz"):
+        method(tagger, SOUND)
+    with pytest.raises(UnreadableClip, match="shorter than a sample"):
+        method(tagger, np.zeros(1, np.float32), 192000)
+
+
+@pytest.mark.parametrize("sound", [b"no sound", "no.wav", np.zeros(0, np.float32)])
+def test_unreadable_sounds_have_an_error_of_their_own(tagger, sound):
+    with pytest.raises(UnreadableClip):
+        tagger.tag(sound, RATE)

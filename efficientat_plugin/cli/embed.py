@@ -15,7 +15,7 @@ from efficientat_plugin.cli.arguments import (
 )
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
 from efficientat_plugin.cli.outputs import check_target, hides_progress
-from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def write_embeddings(
     import numpy as np
 
     text = json.dumps(settings)
-    with written_aside(output) as unfinished, open(unfinished, "wb") as file:
+    with atomic_file(output, "wb") as file:
         if output.suffix.lower() == ".npz":
             np.savez(file, names=np.array(names), embeddings=embeddings, settings=text)
             return

@@ -362,9 +362,9 @@ def write(folder: Path, tagger: "SoundTagger", scores: "Scores") -> None:
     """Writes the same result files as a run."""
     from efficientat_plugin.evaluation.metrics import ClassificationScores
     from efficientat_plugin.evaluation.report import plot_confusion, write_scores
-    from efficientat_plugin.support.files import told_if_not_writable
+    from efficientat_plugin.support.files import explain_write_errors
 
-    with told_if_not_writable(folder):
+    with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_scores(folder, scores, tagger.labels)
         if isinstance(scores, ClassificationScores):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.data.decoding import UnreadableClip, decode_blocks
-from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
@@ -110,10 +110,10 @@ class ScanFigure:
         lower.invert_yaxis()  # the most likely on top
         lower.set(xlabel="time (s)", xlim=(0, self._seconds))
         figure.colorbar(mesh, ax=lower, label="probability")
-        with written_aside(path) as unfinished, warnings.catch_warnings():
+        with atomic_file(path, "wb") as file, warnings.catch_warnings():
             # Characters that the font lacks are drawn as boxes.
             warnings.filterwarnings("ignore", "Glyph .* missing from")
-            figure.savefig(unfinished, format="png", dpi=110)
+            figure.savefig(file, format="png", dpi=110)
 
     def _classes(self) -> tuple[NDArray, list[str], NDArray]:
         """Returns cell edges of the windows [n + 1], classes [k], values [n, k]."""

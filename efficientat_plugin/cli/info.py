@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from efficientat_plugin.features import LogMel
     from efficientat_plugin.runtime import Tagger
     from efficientat_plugin.runtime.front_end import FrontEndSettings
-    from efficientat_plugin.students.ensemble import HeardStudent
+    from efficientat_plugin.students.ensemble import WaveformStudent
     from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 
@@ -73,7 +73,7 @@ def _aligned(facts: dict[str, str]) -> list[str]:
     return [f"{name + ':':<31}{text}" for name, text in facts.items()]
 
 
-def _lines(tagger: "AudioTagger", member: "HeardStudent") -> list[str]:
+def _lines(tagger: "AudioTagger", member: "WaveformStudent") -> list[str]:
     from efficientat_plugin.cost.complexity import measure
 
     student, log_mel = member.student, member.log_mel

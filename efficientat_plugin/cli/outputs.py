@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
-from efficientat_plugin.support.files import written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import cell, path_cell, shown
 
 if TYPE_CHECKING:
@@ -161,10 +161,7 @@ def text_output(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
-    with (
-        written_aside(path) as unfinished,
-        open(unfinished, "w", encoding="utf-8", newline="") as file,
-    ):
+    with atomic_file(path) as file:
         yield file
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
-from efficientat_plugin.support.files import told_if_not_writable, written_aside
-from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.support.files import atomic_file, explain_write_errors
+from efficientat_plugin.support.locks import LOCK_FILE, lock_folder
 from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PART_SOUNDS = 500  # a part is written after this many sounds,
 PART_SECONDS = 60.0  # or after this time, whichever comes first
 SETTINGS, PARTS = "settings.json", "part-*.npz"
-OWN = (SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
+OWN = (LOCK_FILE, SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
 
 
 class SoundFile(NamedTuple):
@@ -122,20 +122,14 @@ class ResultParts:
         self._begun = time.monotonic()
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{shown(folder)} is not a folder; give another --output")
-        with told_if_not_writable(folder):
+        with explain_write_errors(folder):
             folder.mkdir(exist_ok=True)
-        try:
-            self._lock = FolderLock(folder)
-        except BlockingIOError:
-            raise ValueError(
-                f"{shown(folder)} is in use by another run; wait for it or end it, or "
-                "give another --output"
-            ) from None
+        self._lock = lock_folder(folder, "give another --output")
         try:
             self._refuse_others()
             for unfinished in folder.glob("*.part"):
                 unfinished.unlink()
-            with told_if_not_writable(folder):
+            with explain_write_errors(folder):
                 self._check_settings(settings)
             for part in sorted(folder.glob(PARTS)):
                 self._read_names(part)
@@ -157,11 +151,7 @@ class ResultParts:
             return
         sounds = [sound for sound, _ in self._new]
         part = self._next_part()
-        with (
-            told_if_not_writable(self.folder),
-            written_aside(part) as unfinished,
-            open(unfinished, "wb") as file,
-        ):
+        with explain_write_errors(self.folder), atomic_file(part, "wb") as file:
             np.savez(
                 file,
                 names=np.array([sound.name for sound in sounds]),
@@ -169,8 +159,6 @@ class ResultParts:
                 modified_ns=np.array([sound.modified_ns for sound in sounds], np.int64),
                 results=np.stack([row for _, row in self._new]),
             )
-            file.flush()
-            os.fsync(file.fileno())
         self.done |= {sound: (part, row) for row, sound in enumerate(sounds)}
         self._new = []
 
@@ -192,7 +180,9 @@ class ResultParts:
         for part in self.folder.glob(PARTS):
             part.unlink()
         (self.folder / SETTINGS).unlink()  # last: without it, parts cannot be resumed
-        self.folder.rmdir()
+        (self.folder / LOCK_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # another run has just begun
+            self.folder.rmdir()
 
     def close(self) -> None:
         """Releases the folder, so that another run may resume from it."""
@@ -209,8 +199,8 @@ class ResultParts:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / SETTINGS
         if not any(self.folder.glob(PARTS)):
-            with written_aside(path) as unfinished:
-                unfinished.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            with atomic_file(path) as file:
+                json.dump(settings, file, indent=1)
             return
         is_there = path.is_file()
         try:

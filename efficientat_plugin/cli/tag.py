@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from efficientat_plugin.tagging.base import SoundTagger
 
-    Heard = tuple[Path, NDArray[np.float32]]  # [K], probabilities
+    TeacherInput = tuple[Path, NDArray[np.float32]]  # [K], probabilities
 
 DECODERS = 2  # threads; enough to keep up with a student on a CPU
 
@@ -206,7 +206,7 @@ def _hear(
     group: list[Decoded],
     failures: Failures,
     arguments: argparse.Namespace,
-) -> "Iterator[Heard]":
+) -> "Iterator[TeacherInput]":
     """Scores short sounds in one batch, and each long one by itself as it is read."""
     from efficientat_plugin.data.decoding import UnreadableClip
 

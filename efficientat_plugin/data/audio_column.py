@@ -65,8 +65,8 @@ def find_file(name: str, folders: Sequence[Path]) -> str | None:
         Tried in this order.
     """
     suffix = os.path.splitext(name)[1] if is_audio(name) else ""
-    as_said = ("",) if suffix else ("", *AUDIO_SUFFIXES)
-    for cut, endings in (("", as_said), (suffix, AUDIO_SUFFIXES)):
+    as_given = ("",) if suffix else ("", *AUDIO_SUFFIXES)
+    for cut, endings in (("", as_given), (suffix, AUDIO_SUFFIXES)):
         for spelling, folder in itertools.product(_spellings(name), folders):
             stem = str(folder / spelling.removesuffix(cut))
             for ending in endings:
@@ -194,7 +194,7 @@ def _dataset(
     return rows.cast_column("audio", datasets.Audio(decode=False))
 
 
-def _say_where(
+def _where_to_look(
     source: str,
     column: str,
     absent: Sequence[str],
@@ -327,7 +327,9 @@ def _files(
             others.append(name)
         files[row] = found or str(folders[0] / name)
     if len(absent) == len(kept):
-        raise FileNotFoundError(_say_where(source.name, column, absent, folders, base))
+        raise FileNotFoundError(
+            _where_to_look(source.name, column, absent, folders, base)
+        )
     if absent:
         logger.warning(
             "%d of %d files of %s do not exist and count as unreadable clips: %s",

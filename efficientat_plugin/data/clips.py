@@ -147,7 +147,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         Rank of this process.
     world_size : int
         Number of processes, which share the stream.
-    passed_over : Container of str
+    left_out : Container of str
         Ids of clips to leave out without decoding them.
     """
 
@@ -161,7 +161,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        passed_over: Container[str] = (),
+        left_out: Container[str] = (),
     ) -> None:
         if world_size > 1 and clips_per_epoch is None:
             raise ValueError(
@@ -181,7 +181,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.clips_per_epoch = clips_per_epoch
         self.seed = seed
         self.world_size = world_size
-        self.passed_over = passed_over
+        self.left_out = left_out
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -195,7 +195,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         for row in self.rows:
             if remaining <= 0:
                 break
-            if str(row["video_id"]) in self.passed_over:
+            if str(row["video_id"]) in self.left_out:
                 continue
             try:
                 clip = self.reader.read(row)

@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import SHORT_CLIPS, Clip
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.opened import Audio, OpenSound, UnreadableClip, open_sound
 from efficientat_plugin.data.short_clips import lengthened
+from efficientat_plugin.data.sound_files import (
+    Audio,
+    OpenSound,
+    UnreadableClip,
+    open_sound,
+)
 from efficientat_plugin.support.limits import SAMPLE_RATES
 
 if TYPE_CHECKING:
@@ -141,10 +146,8 @@ def sound_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def _frames_of(audio: Any, rate: int) -> tuple[int, float]:
     """Returns the first frame of the segment, and the first frame after it."""
     times = audio if isinstance(audio, dict) else {}
-    last = times.get("end", math.inf) * rate
-    return round(times.get("start", 0) * rate), last if last == math.inf else round(
-        last
-    )
+    start, end = times.get("start", 0), times.get("end", math.inf)
+    return round(start * rate), end if end == math.inf else round(end * rate)
 
 
 class Resampler:
@@ -203,8 +206,8 @@ def _mono_blocks(sound: OpenSound, max_frames: float) -> Iterator[NDArray[np.flo
     # it returns uninitialised memory as sound.
     remaining = max_frames
     while remaining > 0:
-        at_once = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
-        block = sound.next_block(math.ceil(min(at_once, remaining)))
+        num_frames = max(1, min(BLOCK_FRAMES, BLOCK_SAMPLES // sound.channels))
+        block = sound.next_block(math.ceil(min(num_frames, remaining)))
         if not len(block):
             return
         # Checked before the mean, which both infinities would turn into NaN.

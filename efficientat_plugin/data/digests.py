@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import datasets
 
-HEARD = 8  # clips whose sound is digested
+NUM_DIGESTED = 8  # clips whose sound is digested
 HEAD_BYTES = 1 << 20  # of each file
 
 
@@ -46,8 +46,8 @@ def digest_of_clips(
         by_label.update(f"{text}\n".encode(errors="surrogatepass"))
     for sound in sounds:
         by_sound.update(sound)
-    ids, kinds, heard = (d.hexdigest()[:8] for d in (by_id, by_label, by_sound))
-    return f"{count} clips (ids {ids}, labels {kinds}, sound {heard})"
+    ids, kinds, audio = (d.hexdigest()[:8] for d in (by_id, by_label, by_sound))
+    return f"{count} clips (ids {ids}, labels {kinds}, sound {audio})"
 
 
 def sounds_of(rows: "Sequence[Mapping[str, Any]] | datasets.Dataset") -> list[bytes]:
@@ -72,7 +72,9 @@ def sounds_of(rows: "Sequence[Mapping[str, Any]] | datasets.Dataset") -> list[by
     """
     count = len(rows)
     places = sorted(
-        {number * count // HEARD for number in range(HEARD)} if count else ()
+        {number * count // NUM_DIGESTED for number in range(NUM_DIGESTED)}
+        if count
+        else ()
     )
     return [_digest_of_row(rows[place]) for place in places]
 

@@ -28,8 +28,8 @@ from efficientat_plugin.support.plain_text import shown
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 # Encodings that store each value; in others, one stored value may stand for many.
 AS_THEY_ARE = {"PLAIN", "RLE", "BIT_PACKED", "DELTA_LENGTH_BYTE_ARRAY"}
-ROWS_AT_ONCE, BYTES_AT_ONCE = 1 << 14, 1 << 26
-MOST_COUNTED = 1 << 28  # bytes on disk; longer columns are not read to be counted
+MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1 << 14, 1 << 26
+MAX_COUNTED = 1 << 28  # bytes on disk; longer columns are not read to be counted
 REPEATING = (
     *("dictionary", "run_end_encoded", "string_view", "binary_view"),
     *("list_view", "large_list_view"),
@@ -212,7 +212,7 @@ def _dictionary_bytes(file: BinaryIO, start: int) -> int:
 def _counted_bytes(path: Path, column: int, most: int) -> int:
     """Counts the bytes of memory that a column takes, until they exceed ``most``.
 
-    A column of more than ``MOST_COUNTED`` on disk is not read: that would take long,
+    A column of more than ``MAX_COUNTED`` on disk is not read: that would take long,
     and a file of that size does not go unnoticed.
     """
     with open_file(path) as file, pq.ParquetFile(file) as content:
@@ -222,12 +222,12 @@ def _counted_bytes(path: Path, column: int, most: int) -> int:
         rows, chunks = zip(
             *((group.num_rows, group.column(column)) for group in groups), strict=True
         )
-    if sum(chunk.total_compressed_size for chunk in chunks) > MOST_COUNTED:
+    if sum(chunk.total_compressed_size for chunk in chunks) > MAX_COUNTED:
         return sum(map(_unpacked_bytes, chunks))
     num_bytes = 0
     for group, chunk in enumerate(chunks):
         packed = _unpacked_bytes(chunk)
-        at_once = max(BYTES_AT_ONCE * rows[group] // (packed + 1), 1)
+        batch_rows = max(MAX_BATCH_BYTES * rows[group] // (packed + 1), 1)
         if num_bytes + packed > most:
             return num_bytes + packed
         # One row group at a time: each has its own dictionary, and pyarrow cannot join
@@ -237,7 +237,7 @@ def _counted_bytes(path: Path, column: int, most: int) -> int:
             pq.ParquetFile(file, read_dictionary=[name]) as content,
         ):
             for batch in content.iter_batches(
-                min(at_once, ROWS_AT_ONCE), row_groups=[group], columns=[name]
+                min(batch_rows, MAX_BATCH_ROWS), row_groups=[group], columns=[name]
             ):
                 num_bytes += _decoded_bytes(batch.column(0))
                 if num_bytes > most:

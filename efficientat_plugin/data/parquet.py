@@ -2,8 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ SCHEMA = pa.schema(
 
 # 64 clips of 5 s are about 15 MB, which a reader holds at a time.
 ROWS_PER_GROUP = 64
+GROUP_BYTES = 32 * 2**20  # of sound that end a row group, however few its clips
 
 
 def to_pcm(waveform: NDArray[Any]) -> NDArray[np.int16]:
@@ -87,7 +87,19 @@ def audioset_row(
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes rows of ``SCHEMA``, a row group at a time; creates the folder."""
     path.parent.mkdir(parents=True)
-    rows = iter(rows)
     with pq.ParquetWriter(path, SCHEMA) as writer:
-        while group := list(islice(rows, ROWS_PER_GROUP)):
+        for group in row_groups(rows):
             writer.write_table(pa.Table.from_pylist(group, SCHEMA))
+
+
+def row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yields the rows of each row group, which a reader holds at a time."""
+    group, size = [], 0
+    for row in rows:
+        group.append(row)
+        size += len(row["audio"]["bytes"])
+        if len(group) == ROWS_PER_GROUP or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

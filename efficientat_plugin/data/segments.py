@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from efficientat_plugin.data.columns import cell_text, find_column
-from efficientat_plugin.data.opened import UnreadableClip, open_sound
+from efficientat_plugin.data.sound_files import UnreadableClip, open_sound
 from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import Skipped
-from efficientat_plugin.data.opened import UnreadableClip, open_sound
+from efficientat_plugin.data.sound_files import UnreadableClip, open_sound
 from efficientat_plugin.support.plain_text import shown
 
 NAMED = 5  # entries that a line lists

@@ -5,9 +5,6 @@ same few clips again, and mixes need no labels.
 """
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from efficientat_plugin.data.decoding import ClipReader, UnreadableClip
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.parquet import audioset_row, write_rows
 from efficientat_plugin.support.differences import differences_of
+from efficientat_plugin.support.files import atomic_folder
 
 MAX_GAIN_DB = 15.0  # by which a source is attenuated
 PEAK_DB = (-18.0, -1.0)  # of a mix, relative to full scale
@@ -82,14 +80,10 @@ def write_transfer_set(
         raise ValueError(
             f"num_clips={num_clips} and max_sources={max_sources} must be 1 or more"
         )
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
+    with atomic_folder(folder) as partial:
         mixes = _mixes(rows, reader, num_clips, max_sources, seed)
         write_rows(partial / SPLIT / "00.parquet", mixes)
         (partial / MADE).write_text(json.dumps(made, indent=1), encoding="utf-8")
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientat_plugin.contracts import TARGETS, TeacherTarget
-from efficientat_plugin.evaluation.metrics import FloatArray, TaggingStats, with_caution
+from efficientat_plugin.evaluation.metrics import ClipStats, FloatArray, with_caution
 from efficientat_plugin.students.student import check_choice
 
 NOTHING_TO_EXPLAIN = 1e-6  # nats per clip: smaller divergences are rounding errors
@@ -53,7 +53,7 @@ class AgreementScores(NamedTuple):
         return {"difference": self.difference_by_class}
 
 
-class AgreementStats(TaggingStats):
+class AgreementStats(ClipStats):
     """Collects the logits of a student and of its teacher for the same clips.
 
     Labels are ignored, and clips without teacher logits are left out.
@@ -67,8 +67,8 @@ class AgreementStats(TaggingStats):
 
     Example
     -------
-    >>> said = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
-    >>> look_up = lambda ids: TeacherTarget(said, torch.tensor([True, True]))
+    >>> logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]])
+    >>> look_up = lambda ids: TeacherTarget(logits, torch.tensor([True, True]))
     >>> stats = AgreementStats(look_up, "multilabel")
     >>> stats.append(["a", "b"], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
     >>> stats.summarize().agreement
@@ -78,7 +78,7 @@ class AgreementStats(TaggingStats):
     def __init__(
         self, look_up: Callable[[Sequence[str]], TeacherTarget], target: str
     ) -> None:
-        super().__init__(logits=True)
+        super().__init__()
         check_choice("target", target, TARGETS)
         self.look_up = look_up
         self.target = target
@@ -90,21 +90,17 @@ class AgreementStats(TaggingStats):
         labels: Tensor | None = None,
         judged: Tensor | None = None,
     ) -> None:
-        """Adds a batch of logits [B, K]."""
+        """Adds a batch of the student's logits [B, K]."""
         del labels, judged
         target = self.look_up(list(ids))
-        said, known = target.logits, target.known
-        ours, theirs = scores.detach().float().cpu().numpy(), said.float().numpy()
-        for row in known.nonzero()[:, 0].tolist():
-            # As in TaggingStats, the third part marks the annotated classes.
-            everything = np.ones(ours.shape[1], bool)
-            self.clips[ids[row]] = (ours[row].copy(), theirs[row].copy(), everything)
+        ours, theirs = (
+            scores.detach().float().cpu().numpy(),
+            target.logits.float().numpy(),
+        )
+        for row in target.known.nonzero()[:, 0].tolist():
+            self.clips[ids[row]] = ours[row].copy(), theirs[row].copy()
 
-    @staticmethod
-    def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
-        return True  # all clips that are kept have teacher logits
-
-    def summarize(self) -> AgreementScores:  # type: ignore[override]
+    def summarize(self) -> AgreementScores:
         """Computes the scores over all clips appended so far.
 
         Raises
@@ -113,7 +109,7 @@ class AgreementStats(TaggingStats):
             If the teacher has logits of none of them, or a student's score is not
             finite.
         """
-        ours, theirs, _ = self._stacked()
+        ours, theirs = self._stacked()
         if not np.isfinite(ours).all():
             raise ValueError(
                 "some scores are not finite, so they cannot be compared; the model "
@@ -122,7 +118,7 @@ class AgreementStats(TaggingStats):
         student = self._log_probabilities(ours)
         teacher = self._log_probabilities(theirs)
         # The output of the best student that does not look at the clip
-        average = [np.logaddexp.reduce(said) - np.log(len(said)) for said in teacher]
+        average = [np.logaddexp.reduce(each) - np.log(len(each)) for each in teacher]
         at_most = _divergence(teacher, average)
         divergence = _divergence(teacher, student)
         difference = np.abs(np.exp(student[0]) - np.exp(teacher[0]))
@@ -155,7 +151,7 @@ def _explained(divergence: float, at_most: float) -> float:
 def _divergence(teacher: list[NDArray], student: list[NDArray]) -> float:
     """Computes the Kullback-Leibler divergence of log-probabilities: nats per clip."""
     each = [
-        np.exp(said) * (said - answered)
-        for said, answered in zip(teacher, student, strict=True)
+        np.exp(theirs) * (theirs - ours)
+        for theirs, ours in zip(teacher, student, strict=True)
     ]
     return float(sum(each).sum(axis=1).mean())

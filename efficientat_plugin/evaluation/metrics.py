@@ -169,12 +169,72 @@ def with_caution(scores: Any) -> str:
     return scores.line() + (f"; caution: {sentence}" if sentence else "")
 
 
-class TaggingStats:
-    """Collects the scores of clips and computes metrics from them.
+class ClipStats:
+    """Keeps arrays of each clip by its id, so that one scored twice counts once.
 
     Works like SpeechBrain's metric statistics: call ``append`` for each batch and
-    ``summarize`` at the end. Clips are kept by id, so one that two processes scored
-    counts once.
+    ``summarize`` at the end. Subclasses define both.
+    """
+
+    def __init__(self) -> None:
+        self.clips: dict[str, tuple[NDArray, ...]] = {}
+
+    def gather(self) -> None:
+        """Gathers the clips of all processes in every process."""
+        if not torch.distributed.is_initialized():
+            return
+        parts: list = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, self.clips)
+        self.clips = {clip: row for part in parts for clip, row in part.items()}
+
+    def summarize(self) -> Any:
+        """Computes the scores over all clips appended so far."""
+        raise NotImplementedError
+
+    def by_group(self, group_of: Mapping[str, str]) -> dict[str, Any]:
+        """Computes the scores of each group, such as a recording device, by its name.
+
+        Groups without a clip that counts are left out.
+
+        Example
+        -------
+        >>> stats = TaggingStats()
+        >>> stats.append(["a", "b"], torch.eye(2), torch.eye(2))
+        >>> found = stats.by_group({"a": "phone", "b": "studio"})
+        >>> {name: scores.num_clips for name, scores in found.items()}
+        {'phone': 1, 'studio': 1}
+        """
+        parts: dict[str, ClipStats] = {}
+        for clip_id, row in self.clips.items():
+            name = group_of[clip_id]
+            if name not in parts:
+                parts[name] = copy.copy(self)
+                parts[name].clips = {}
+            parts[name].clips[clip_id] = row
+        return {
+            name: part.summarize()
+            for name, part in sorted(parts.items())
+            if any(self._counts(row) for row in part.clips.values())
+        }
+
+    def _counts(self, row: tuple[NDArray, ...]) -> bool:
+        """Whether a clip can be scored on its own."""
+        return True
+
+    def _stacked(self) -> list[NDArray]:
+        """Returns the arrays of all clips, [N, K] each."""
+        if not self.clips:
+            raise ValueError("no clip was scored; evaluate at least one labelled clip")
+        # Sorted by id, so that sums do not depend on which process scored which clip.
+        rows = [self.clips[clip_id] for clip_id in sorted(self.clips)]
+        return [np.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+class TaggingStats(ClipStats):
+    """Collects the scores of clips and computes metrics from them.
+
+    Call ``append`` for each batch and ``summarize`` at the end. A clip that two
+    processes scored counts once.
 
     Arguments
     ---------
@@ -192,8 +252,8 @@ class TaggingStats:
     """
 
     def __init__(self, logits: bool = False) -> None:
+        super().__init__()
         self.logits = logits
-        self.clips: dict[str, tuple[NDArray, NDArray, NDArray]] = {}
 
     def append(
         self,
@@ -222,14 +282,6 @@ class TaggingStats:
             if known.any():
                 self.clips[clip_id] = (score, label, known)
 
-    def gather(self) -> None:
-        """Gathers the clips of all processes in every process."""
-        if not torch.distributed.is_initialized():
-            return
-        parts: list = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self.clips)
-        self.clips = {clip: row for part in parts for clip, row in part.items()}
-
     def summarize(self) -> Scores:
         """Computes the scores over all clips appended so far.
 
@@ -242,44 +294,9 @@ class TaggingStats:
         scores, labels, judged = self._stacked()
         return tagging_scores(scores, labels, judged, threshold)
 
-    def by_group(self, group_of: Mapping[str, str]) -> dict[str, Scores]:
-        """Computes the scores of each group, such as a recording device, by its name.
-
-        Groups without a label are left out.
-
-        Example
-        -------
-        >>> stats = TaggingStats()
-        >>> stats.append(["a", "b"], torch.eye(2), torch.eye(2))
-        >>> found = stats.by_group({"a": "phone", "b": "studio"})
-        >>> {name: scores.num_clips for name, scores in found.items()}
-        {'phone': 1, 'studio': 1}
-        """
-        parts: dict[str, TaggingStats] = {}
-        for clip_id, row in self.clips.items():
-            name = group_of[clip_id]
-            if name not in parts:
-                parts[name] = copy.copy(self)
-                parts[name].clips = {}
-            parts[name].clips[clip_id] = row
-        return {
-            name: part.summarize()
-            for name, part in sorted(parts.items())
-            if any(self._says_something(row) for row in part.clips.values())
-        }
-
-    @staticmethod
-    def _says_something(row: tuple[NDArray, NDArray, NDArray]) -> bool:
+    def _counts(self, row: tuple[NDArray, ...]) -> bool:
         _, labels, judged = row
         return bool((labels & judged).any())
-
-    def _stacked(self) -> list[NDArray]:
-        """Returns scores, labels and annotated classes, [N, K] each."""
-        if not self.clips:
-            raise ValueError("no clip was scored; evaluate at least one labelled clip")
-        # Sorted by id, so that sums do not depend on which process scored which clip.
-        rows = [self.clips[clip_id] for clip_id in sorted(self.clips)]
-        return [np.stack(parts) for parts in zip(*rows, strict=True)]
 
 
 class ClassificationStats(TaggingStats):
@@ -326,9 +343,7 @@ def classification_scores(scores: NDArray, labels: NDArray) -> ClassificationSco
     confusion = confusion.reshape(num_classes, num_classes)
     present = confusion.sum(axis=1) > 0
     recall = np.diag(confusion)[present] / confusion.sum(axis=1)[present]
-    pairs = zip(scores.T, labels.T, strict=True)
-    ranked = [(average_precision(*one), area_under_curve(*one)) for one in pairs]
-    precision, area = np.array(ranked, dtype=np.float64).T
+    precision, area = _ranked(scores, labels, np.ones_like(labels))
     return ClassificationScores(
         accuracy=float(np.trace(confusion) / len(labels)),
         macro_recall=float(recall.mean()),
@@ -375,12 +390,7 @@ def tagging_scores(
             f"{labels.shape[1]} classes; evaluate on labelled clips"
         )
     _refuse_infinite(scores)
-    classes = [
-        (score[on], label[on])
-        for score, label, on in zip(scores.T, labels.T, judged.T, strict=True)
-    ]
-    per_class = [(average_precision(*one), area_under_curve(*one)) for one in classes]
-    precision, area = np.array(per_class, dtype=np.float64).T
+    precision, area = _ranked(scores, labels, judged)
     decided = (np.asarray(scores) >= threshold) & judged
     # There is no ROC curve of a class that every clip has.
     mean_area = float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
@@ -397,6 +407,19 @@ def tagging_scores(
         positives=(labels & judged).sum(axis=0),
         alike=_alike(np.asarray(scores)),
     )
+
+
+def _ranked(
+    scores: NDArray, labels: NDArray, judged: NDArray
+) -> tuple[FloatArray, FloatArray]:
+    """Computes average precision and area under the ROC curve, [K] each."""
+    classes = [
+        (score[on], label[on])
+        for score, label, on in zip(scores.T, labels.T, judged.T, strict=True)
+    ]
+    found = [(average_precision(*one), area_under_curve(*one)) for one in classes]
+    precision, area = np.array(found, dtype=np.float64).T
+    return precision, area
 
 
 def average_precision(scores: NDArray, labels: NDArray) -> float:

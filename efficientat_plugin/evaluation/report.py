@@ -11,7 +11,7 @@ import numpy as np
 from efficientat_plugin.cost.complexity import Complexity
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.evaluation.metrics import ClassificationScores, Scores, caution
-from efficientat_plugin.support.files import write_aside, written_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import cell, shown
 
 if TYPE_CHECKING:
@@ -44,17 +44,12 @@ def write_scores(
     Path(folder).mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = _averages(scores)
     content |= {name: _averages(other) for name, other in (others or {}).items()}
-    write_aside(
-        Path(folder) / "scores.json",
-        lambda file: json.dump(content, file, indent=1),
-    )
-
-    write_aside(
-        Path(folder) / "per_class.csv",
-        lambda file: csv.writer(file, lineterminator="\n").writerows(
-            [["mid", "name", *class_columns(scores)], *class_rows(scores, labels)]
-        ),
-    )
+    with atomic_file(Path(folder) / "scores.json") as file:
+        json.dump(content, file, indent=1)
+    with atomic_file(Path(folder) / "per_class.csv") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["mid", "name", *class_columns(scores)])
+        table.writerows(class_rows(scores, labels))
 
 
 def class_columns(scores: Scores) -> list[str]:
@@ -132,7 +127,8 @@ def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
     """Writes ``comparison.md`` to ``folder``."""
     table = comparison_table(results)
     path = Path(folder) / "comparison.md"
-    write_aside(path, lambda file: file.write(table + "\n"))
+    with atomic_file(path) as file:
+        file.write(table + "\n")
     return path
 
 
@@ -215,8 +211,5 @@ def plot_confusion(
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    with (
-        written_aside(Path(path)) as unfinished,
-        open(unfinished, "wb") as file,  # closed even if interrupted
-    ):
+    with atomic_file(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)

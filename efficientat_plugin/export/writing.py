@@ -1,11 +1,10 @@
 """Writes files together or not at all."""
 
 import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def check_path(path: Path, suffix: str) -> None:
@@ -46,11 +45,8 @@ def written_together(path: Path) -> Iterator[Path]:
     Path
         The folder; deleted afterwards.
     """
-    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}")
-    aside.mkdir()
-    try:
+    with TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as name:
+        aside = Path(name)
         yield aside
         for written in sorted(aside.iterdir(), key=lambda file: file.name == path.name):
             os.replace(written, path.parent / written.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from efficientat_plugin.contracts import TARGETS
 from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.students.heads import (
-    classifies_embeddings,
-)
+from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.student import Student, check_choice
 
 

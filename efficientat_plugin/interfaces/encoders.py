@@ -56,18 +56,9 @@ def silence(log_floor: float = 1e-5) -> float:
 
 
 def ends_of(lengths: Tensor, size: int) -> Tensor:
-    """Computes where clips end: ``ceil(length * size)``, at least 1.
+    """Computes where clips end: ``ceil(length * size)``, at least 1: [B] -> [B].
 
-    Arguments
-    ---------
-    lengths : Tensor
-        Relative to the longest, greater than 0 and at most 1.
-    size : int
-        Positions along the axis: samples or frames.
-
-    Returns
-    -------
-    Tensor
+    Lengths are relative to the longest, ``size`` counts samples or frames.
 
     Example
     -------
@@ -423,8 +414,7 @@ class StudentWaveformEncoder(nn.Module):
         waveform = waveform.masked_fill(padding_of(lengths, samples), 0.0)
         if self.training:
             return {"embeddings": self._encode(waveform, lengths)}
-        shortest = self.log_mel.n_fft // 2 + 2  # samples that a spectrum needs
-        ends = ends_of(lengths, samples).clamp(min=shortest)
+        ends = ends_of(lengths, samples).clamp(min=self.log_mel.min_samples)
         return {"embeddings": each_to_its_end(self._encode, waveform, ends)}
 
     def _encode(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -78,13 +78,12 @@ class HearModel(nn.Module):
         self.sample_rate = log_mel.sample_rate  # Hz
         self.scene_embedding_size = embedding.dimension
         self.timestamp_embedding_size = embedding.dimension
-        self.shortest = log_mel.n_fft // 2 + 2  # samples for a log-mel
         self.timestamp_window = round(timestamp_window_ms * self.sample_rate / 1000)
-        if self.timestamp_window < self.shortest:
+        if self.timestamp_window < log_mel.min_samples:
             raise ValueError(
                 f"timestamp_window_ms={timestamp_window_ms} is too short for n_fft="
                 f"{log_mel.n_fft}; at least "
-                f"{1000 * self.shortest / self.sample_rate:g} ms are needed"
+                f"{1000 * log_mel.min_samples / self.sample_rate:g} ms are needed"
             )
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -181,7 +180,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
         hop = round(SCENE_HOP_SECONDS * model.sample_rate)
         padded = _reflected(audio, window // 2)
         return _embed(padded.unfold(1, window, hop), model).mean(1)
-    missing = max(0, model.shortest - audio.shape[1])
+    missing = max(0, model.log_mel.min_samples - audio.shape[1])
     return _embed(_reflected(audio, (missing + 1) // 2)[:, None], model)[:, 0]
 
 
@@ -223,10 +222,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbedd
     """
     _check_audio(audio)
     model.eval()  # in training, the front end jitters and norms use the batch
-    window, hop = (
-        model.timestamp_window,
-        round(TIMESTAMP_HOP_SECONDS * model.sample_rate),
-    )
+    window = model.timestamp_window
+    hop = round(TIMESTAMP_HOP_SECONDS * model.sample_rate)
     padded = _reflected(audio, window // 2)
     embeddings = _embed(padded.unfold(1, window, hop), model)
     # From the hop in samples, so rounding errors do not add up; then as float32.

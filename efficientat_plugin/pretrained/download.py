@@ -19,10 +19,9 @@ from tqdm import tqdm
 from efficientat_plugin.pretrained.published import PublishedStudent, published
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.support.files import (
+    atomic_file,
     read_text,
     sha256_of,
-    write_aside,
-    written_aside,
 )
 from efficientat_plugin.support.plain_text import shown
 
@@ -95,9 +94,10 @@ def _download(entry: PublishedStudent, target: Path, base_url: str) -> None:
                 return
             for killed in target.parent.glob(f".{target.name}*.part"):
                 killed.unlink()
-            with written_aside(target) as part:
-                address = _receive_any(addresses, part, entry.num_bytes or MAX_BYTES)
-                _verify(part, entry, address, target)
+            with atomic_file(target, "wb") as file:
+                address = _receive_any(addresses, file, entry.num_bytes or MAX_BYTES)
+                file.flush()
+                _verify(Path(file.name), entry, address, target)
     except OSError as error:
         if error.errno is None:  # an error of the server
             absent = isinstance(error, FileNotFoundError)
@@ -125,12 +125,11 @@ def _addresses(entry: PublishedStudent, base_url: str) -> list[str]:
     ]
 
 
-def _receive_any(addresses: list[str], part: Path, max_bytes: int) -> str:
+def _receive_any(addresses: list[str], file: BinaryIO, max_bytes: int) -> str:
     """Downloads the file from the first address that has it; returns that address."""
     for address in addresses:
         try:
-            with open(part, "wb") as file:
-                _receive(address, file, max_bytes)
+            _receive(address, file, max_bytes)
             break
         except FileNotFoundError:
             if address == addresses[-1]:
@@ -236,8 +235,8 @@ def _verify(part: Path, entry: PublishedStudent, address: str, target: Path) -> 
             "that no proxy answers in its place"
         ) from error
     if entry.sha256 is None and noted is None:  # in the format of sha256sum
-        line = f"{digest}  {target.name}\n"
-        write_aside(_note_of(target), lambda file: file.write(line))
+        with atomic_file(_note_of(target)) as file:
+            file.write(f"{digest}  {target.name}\n")
 
 
 def fetch(

@@ -7,9 +7,6 @@ offline. It can be uploaded to the Hugging Face hub as it is, and contains no co
 import csv
 import json
 import math
-import os
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +38,7 @@ from efficientat_plugin.pretrained.weights import network_of
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.passt import PaSST
+from efficientat_plugin.support.files import atomic_folder
 from efficientat_plugin.support.plain_text import cell
 
 LABELS = "labels.csv"
@@ -89,9 +87,7 @@ def write_model_folder(
         raise ValueError(
             f"{folder} exists and is not a model folder; name another, or remove it"
         )
-    partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
-    try:
+    with atomic_folder(folder, replace=True) as partial:
         state = {k: v.cpu() for k, v in model.student.state_dict().items()}
         torch.save(state, partial / WEIGHTS)
         (partial / HYPERPARAMS).write_text(hyperparams(model), encoding="utf-8")
@@ -102,15 +98,6 @@ def write_model_folder(
         }
         (partial / METRICS).write_text(json.dumps(numbers, indent=1))
         (partial / CARD).write_text(model_card(model, provenance), encoding="utf-8")
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex[:8]}")
-            os.replace(folder, replaced)
-            os.replace(partial, folder)
-            shutil.rmtree(replaced)
-        else:
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

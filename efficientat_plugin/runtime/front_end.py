@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.contracts import Framing
+
 Array = NDArray[np.float32]
 FRAMES_AT_ONCE = 128
 
@@ -27,13 +29,9 @@ class FrontEndSettings(NamedTuple):
     scale: float
 
     @property
-    def min_samples(self) -> int:
-        """The shortest sound, in samples, whose ends can be reflected."""
-        return self.n_fft // 2 + 2
-
-    def num_frames(self, num_samples: int) -> int:
-        """Returns the number of frames T of a sound of ``num_samples``."""
-        return 1 + (num_samples - 1) // self.hop_length
+    def framing(self) -> Framing:
+        """Where the frames lie in a sound."""
+        return Framing(self.n_fft, self.win_length, self.hop_length)
 
 
 def mel_bank(settings: FrontEndSettings) -> Array:
@@ -60,7 +58,7 @@ def mel_bank(settings: FrontEndSettings) -> Array:
 
 
 class LogMel:
-    """Computes log-mels: [N] -> [F, T].
+    """Computes log-mels: [B, N] -> [B, F, T].
 
     Arguments
     ---------
@@ -71,110 +69,48 @@ class LogMel:
     >>> settings = FrontEndSettings(
     ...     32000, 128, 1024, 800, 320, 0.0, 15000.0, 0.97, 1e-5, "add", False, 4.5, 5.0
     ... )
-    >>> LogMel(settings)(np.zeros(32000, np.float32)).shape
-    (128, 100)
+    >>> LogMel(settings)(np.zeros((2, 32000), np.float32)).shape
+    (2, 128, 100)
     """
 
     def __init__(self, settings: FrontEndSettings) -> None:
         self.settings = settings
+        self.framing = settings.framing
         self.bank = mel_bank(settings).T  # [bins, F]
         length = settings.win_length
         turns = 2 * np.pi * np.arange(length)
         turns /= length if settings.periodic_window else max(1, length - 1)
         self.window = (0.5 - 0.5 * np.cos(turns)).astype(np.float32)
-        # Samples of a frame before and after its centre.
-        self.before = settings.n_fft // 2 - (settings.n_fft - length) // 2
-        self.behind = length - self.before
 
-    def __call__(self, waveform: Array) -> Array:
-        """[N] -> [F, T]"""
-        padded = self.padded(waveform)
-        return self.frames(padded, 0, self.settings.num_frames(len(waveform))).T
+    def __call__(self, waveforms: Array) -> Array:
+        """[B, N] -> [B, F, T]"""
+        return np.stack([self._frames(each) for each in waveforms]).swapaxes(1, 2)
 
-    def padded(self, waveform: Array) -> Array:
-        """Applies pre-emphasis and reflects the ends."""
-        emphasised = (
-            waveform[1:] - np.float32(self.settings.pre_emphasis) * waveform[:-1]
-        )
-        return np.pad(emphasised, (self.before, self.behind), mode="reflect")
-
-    def frames(self, padded: Array, first: int, end: int) -> Array:
-        """Computes the frames from ``first`` to ``end``: [end - first, F]."""
-        mel = np.empty((max(0, end - first), self.settings.n_mels), np.float32)
+    def _frames(self, waveform: Array) -> Array:
+        """[N] -> [T, F]"""
+        settings, framing = self.settings, self.framing
+        emphasis = np.float32(settings.pre_emphasis)
+        emphasised = waveform[1:] - emphasis * waveform[:-1]
+        padded = np.pad(emphasised, (framing.before, framing.behind), mode="reflect")
+        sound = np.lib.stride_tricks.sliding_window_view(padded, settings.win_length)
+        framed = sound[:: settings.hop_length][: framing.num_frames(len(waveform))]
+        mel = np.empty((len(framed), settings.n_mels), np.float32)
         # In blocks of frames, so that intermediate results stay in the cache.
         for start in range(0, len(mel), FRAMES_AT_ONCE):
-            part = mel[start : start + FRAMES_AT_ONCE]
-            power = self._power(padded, first + start, len(part))
-            np.matmul(power, self.bank, out=part)
-        floor = np.float32(self.settings.log_floor)
-        if self.settings.log_floor_mode == "add":
+            block = slice(start, start + FRAMES_AT_ONCE)
+            np.matmul(self._power(framed[block]), self.bank, out=mel[block])
+        floor = np.float32(settings.log_floor)
+        if settings.log_floor_mode == "add":
             mel += floor
         else:
             np.maximum(mel, floor, out=mel)
         np.log(mel, out=mel)
-        mel += np.float32(self.settings.offset)
-        mel /= np.float32(self.settings.scale)
+        mel += np.float32(settings.offset)
+        mel /= np.float32(settings.scale)
         return mel
 
-    def _power(self, padded: Array, first: int, count: int) -> Array:
-        hop, length = self.settings.hop_length, self.settings.win_length
-        sound = padded[first * hop : (first + count - 1) * hop + length]
-        framed = np.lib.stride_tricks.sliding_window_view(sound, length)[::hop]
+    def _power(self, framed: Array) -> Array:
         # The position of the window in the transform does not change the power.
         spectrum = np.fft.rfft(framed * self.window, self.settings.n_fft)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
         return power.astype(np.float32)  # already float32 with numpy 2
-
-    def inner_frames(self, num_samples: int) -> tuple[int, int]:
-        """Returns the range of frames that contain no reflected samples."""
-        hop = self.settings.hop_length
-        num_emphasised = num_samples - 1
-        first = -(-self.before // hop)
-        end = (num_emphasised - self.behind) // hop + 1
-        return first, max(first, min(end, self.settings.num_frames(num_samples)))
-
-
-class OverlappingWindows:
-    """Computes log-mels of overlapping windows, with shared frames computed once.
-
-    The ends of each window are reflected, as if it were a sound of its own. Frames
-    that contain reflected samples are computed per window; only the others are shared.
-
-    Arguments
-    ---------
-    log_mel : LogMel
-    """
-
-    def __init__(self, log_mel: LogMel) -> None:
-        self._log_mel = log_mel
-        self._start = 0
-        self._num_samples = 0
-        self._frames: Array | None = None  # [T, F] of the window before
-
-    def __call__(self, start: int, waveform: Array) -> Array:
-        """Computes the log-mel of the window at ``start``: [N] -> [F, T]."""
-        log_mel, hop = self._log_mel, self._log_mel.settings.hop_length
-        num_frames = log_mel.settings.num_frames(len(waveform))
-        padded = log_mel.padded(waveform)
-        shift, rest = divmod(start - self._start, hop)
-        first, end = log_mel.inner_frames(len(waveform))
-        shared_end = end - shift
-        before = self._frames
-        if (
-            before is None
-            or rest
-            or shift < 0
-            or len(waveform) != self._num_samples
-            or shared_end <= first
-        ):
-            frames = log_mel.frames(padded, 0, num_frames)
-        else:
-            frames = np.concatenate(
-                [
-                    log_mel.frames(padded, 0, first),
-                    before[first + shift : end],
-                    log_mel.frames(padded, shared_end, num_frames),
-                ]
-            )
-        self._start, self._num_samples, self._frames = start, len(waveform), frames
-        return frames.T

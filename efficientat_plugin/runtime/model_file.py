@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from efficientat_plugin.contracts import SHORT_CLIPS
+from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.runtime.front_end import FrontEndSettings
 from efficientat_plugin.support.limits import MAX_BANK, MAX_WINDOW_SECONDS, SAMPLE_RATES
@@ -17,7 +17,6 @@ MAX_SIZE = 1 << 16  # of mel bands, and samples per frame
 WAVEFORM, LOG_MEL = "waveform", "log_mel"
 PROBABILITIES, LOGITS, EMBEDDING = "probabilities", "logits", "embedding"
 INPUTS, OUTPUTS = (WAVEFORM, LOG_MEL), (PROBABILITIES, LOGITS, EMBEDDING)
-TARGETS = ("multilabel", "multiclass")
 
 
 class ModelFacts(NamedTuple):
@@ -90,7 +89,7 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
             raise ValueError(f"target={facts.target!r}")
         if facts.short_clips not in SHORT_CLIPS:
             raise ValueError(f"short_clips={facts.short_clips!r}")
-        shortest = facts.front_end.min_samples / facts.front_end.sample_rate
+        shortest = facts.front_end.framing.min_samples / facts.front_end.sample_rate
         if not shortest <= facts.clip_seconds <= MAX_WINDOW_SECONDS:
             raise ValueError(
                 f"clip_seconds={facts.clip_seconds!r} must be from {shortest:.3g} to "

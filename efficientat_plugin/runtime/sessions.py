@@ -87,14 +87,7 @@ class OnnxRuntimeSession:
 class OpenVinoSession:
     """Runs a graph in OpenVINO, on the CPU, never below the file's precision.
 
-    Arguments
-    ---------
-    model : bytes
-        Content of the file, checked by ``check_content``.
-    origin : str
-        The file, for messages.
-    threads : int or None
-        None: as many as there are cores.
+    It takes the arguments of ``OnnxRuntimeSession``.
     """
 
     def __init__(self, model: bytes, origin: str, threads: int | None = None) -> None:
@@ -209,9 +202,8 @@ SIGNS_OF_LACK = (
 
 
 def _refusal(name: str, version: str, error: Exception) -> str:
-    reason = (
-        str(error).replace(name, "").lower()
-    )  # the file name may contain such words
+    # The file name may contain such words.
+    reason = str(error).replace(name, "").lower()
     if "opset" in reason or "ir version" in reason:
         return (
             f"{version} is too old for the opset of {name}; export it with a lower "

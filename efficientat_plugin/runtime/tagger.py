@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.contracts import ScanWindow
-from efficientat_plugin.data.short_clips import lengthened
-from efficientat_plugin.runtime.front_end import LogMel, OverlappingWindows
+from efficientat_plugin.runtime.front_end import LogMel
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
     INPUTS,
@@ -22,9 +20,9 @@ from efficientat_plugin.runtime.model_file import (
 )
 from efficientat_plugin.runtime.sessions import Session, open_session
 from efficientat_plugin.support.files import sha256_of
-from efficientat_plugin.tagging.base import HearWindows, SoundTagger
-from efficientat_plugin.tagging.streams import Sound, clips_of
-from efficientat_plugin.tagging.windows import Window
+from efficientat_plugin.tagging.base import Model, SoundTagger
+from efficientat_plugin.tagging.overlap import window_log_mels
+from efficientat_plugin.tagging.streams import clips_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +79,7 @@ class Tagger(SoundTagger):
         self.clip_seconds = self.facts.clip_seconds
         self.short_clips = self.facts.short_clips
         self.target = self.facts.target
-        self.min_samples = self.facts.front_end.min_samples
+        self.min_samples = self.facts.front_end.framing.min_samples
         self._log_mel = LogMel(self.facts.front_end)
 
     def score(self, waveforms: "NDArray | Tensor") -> Array:
@@ -94,39 +92,7 @@ class Tagger(SoundTagger):
         self._check_length(waveforms.shape[1])
         if self.facts.has_front_end:
             return self._session.run(waveforms)
-        return self._of_log_mels([self._log_mel(waveform) for waveform in waveforms])
-
-    def embed(
-        self,
-        sound: Sound,
-        sample_rate: int | None = None,
-        batch_size: int | None = None,
-    ) -> Array:
-        """Computes the embedding [D]: the average over the maps before the head.
-
-        Arguments
-        ---------
-        sound : str, Path, bytes, bytearray, BinaryIO, dict or NDArray
-            As for ``tag``; embeddings of a long sound's windows are averaged.
-        sample_rate : int or None
-            Sample rate of an array, Hz.
-        batch_size : int or None
-            Windows per batch; None: 8.
-
-        Returns
-        -------
-        NDArray
-        """
-
-        def embedding(waveforms: Array) -> Array:
-            return self.outputs(waveforms)[EMBEDDING]
-
-        averages = self._averages(embedding, [sound], sample_rate, batch_size)
-        return averages.means(0)[0]
-
-    def log_mel_of(self, samples: Array) -> Array:
-        """Computes the log-mel of a sound: [N] -> [F, T]."""
-        return self._log_mel(lengthened(samples, self.min_samples, "zero_pad"))
+        return self._of_log_mels(self._log_mel(waveforms))
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns everything besides the sound that sets probabilities.
@@ -147,24 +113,21 @@ class Tagger(SoundTagger):
             "runtime": type(self._session).__name__,
         }
 
-    def _new_hearing(self) -> HearWindows:
+    def _log_mels(self, waveforms: Array) -> Array:
+        return self._log_mel(waveforms)
+
+    def _embeddings(self) -> Model:  # type: ignore[override]
+        return lambda waveforms: self.outputs(waveforms)[EMBEDDING]
+
+    def _score_overlapping(self, sound: Array, window: int, hop: int) -> Array:
         if self.facts.has_front_end:
-            return self._hear
-        overlapping = OverlappingWindows(self._log_mel)
+            return super()._score_overlapping(sound, window, hop)
+        self._check_length(window)
+        log_mels = window_log_mels(self._log_mel, sound, window, hop)
+        return self._of_log_mels(log_mels)[PROBABILITIES]
 
-        def hear(windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
-            if any(len(window.samples) < num_samples for window in windows):
-                return self._hear(windows, num_samples)
-            self._check_length(num_samples)
-            log_mels = [overlapping(*window) for window in windows]
-            if not log_mels:
-                return []
-            return self._scanned(windows, self._of_log_mels(log_mels)[PROBABILITIES])
-
-        return hear
-
-    def _of_log_mels(self, log_mels: Sequence[Array]) -> dict[str, Array]:
-        outputs = self._session.run(np.stack(log_mels))
+    def _of_log_mels(self, log_mels: Array) -> dict[str, Array]:
+        outputs = self._session.run(np.ascontiguousarray(log_mels))
         probabilities = as_probabilities(outputs[LOGITS], self.facts.target)
         return outputs | {PROBABILITIES: probabilities}
 
@@ -180,10 +143,10 @@ class Tagger(SoundTagger):
         session, labels = self._session, self.facts.labels
         place = 0 if self.facts.has_front_end else 1
         found = described(session.inputs, session.outputs, session.num_classes)
-        told = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
-        if found != told:
+        stated = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
+        if found != stated:
             raise ValueError(
-                f"{origin} has a graph from {found}, but its metadata say {told}; "
+                f"{origin} has a graph from {found}, but its metadata say {stated}; "
                 "export the model again"
             )
 
@@ -195,7 +158,7 @@ class Tagger(SoundTagger):
                 f"{self.min_samples} or more; pad them"
             )
         needed, hop = self.facts.num_frames, self.facts.front_end.hop_length
-        if needed not in (None, self.facts.front_end.num_frames(num_samples)):
+        if needed not in (None, self.facts.front_end.framing.num_frames(num_samples)):
             raise ValueError(
                 f"{num_samples} samples were given, but this model takes only "
                 f"{needed} frames of {hop} samples, {needed * hop / self.sample_rate:g}"

@@ -23,15 +23,6 @@ def round_channels(channels: float) -> int:
 
     Source: MobileNetV1-V3 ("make_divisible").
 
-    Arguments
-    ---------
-    channels : float
-        A number of channels scaled by a width.
-
-    Returns
-    -------
-    int
-
     Example
     -------
     >>> round_channels(24 * 0.4), round_channels(40 * 0.4), round_channels(9)
@@ -377,10 +368,6 @@ def initialise_(module: nn.Module) -> None:
     """Initialises convolutions, batch norms and linear layers as published.
 
     Other parameters are left alone.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

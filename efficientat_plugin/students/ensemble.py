@@ -14,7 +14,7 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.student import Student
 
 
-class HeardStudent(nn.Module):
+class WaveformStudent(nn.Module):
     """A student with its front end: [B, N] -> StudentOutput.
 
     Arguments
@@ -26,8 +26,8 @@ class HeardStudent(nn.Module):
     Example
     -------
     >>> from efficientat_plugin.students.mn import MN
-    >>> heard = HeardStudent(LogMel(), MN(num_classes=3, width=0.1)).eval()
-    >>> heard(torch.zeros(2, 32000)).logits.shape
+    >>> member = WaveformStudent(LogMel(), MN(num_classes=3, width=0.1)).eval()
+    >>> member(torch.zeros(2, 32000)).logits.shape
     torch.Size([2, 3])
     """
 
@@ -53,7 +53,7 @@ class HeardStudent(nn.Module):
     def min_samples(self) -> int:
         """Length of the shortest legal waveform, samples."""
         frames = 1 + (self.student.min_frames - 1) * self.log_mel.hop_length
-        return max(self.log_mel.n_fft // 2 + 2, frames)
+        return max(self.log_mel.min_samples, frames)
 
     def forward(self, waveform: Tensor) -> StudentOutput:
         """Computes logits and embeddings: [B, N] -> [B, K], [B, D]."""
@@ -66,8 +66,9 @@ class Ensemble(nn.Module):
     Arguments
     ---------
     members : Sequence[nn.Module]
-        One or more, with the same classes and sample rate: each is a `HeardStudent`, or
-        any [B, N] -> StudentOutput with ``num_classes`` and ``sample_rate``.
+        One or more, with the same classes and sample rate: each is a
+        `WaveformStudent`, or any [B, N] -> StudentOutput with ``num_classes`` and
+        ``sample_rate``.
     weights : Sequence[float] or None
         Weights of the members' logits, 0 or more; they are normalised to sum to 1.
         None: equal weights.
@@ -80,7 +81,9 @@ class Ensemble(nn.Module):
     Example
     -------
     >>> from efficientat_plugin.students.mn import MN
-    >>> members = [HeardStudent(LogMel(), MN(3, width=width)) for width in (0.1, 0.2)]
+    >>> members = [
+    ...     WaveformStudent(LogMel(), MN(3, width=width)) for width in (0.1, 0.2)
+    ... ]
     >>> output = Ensemble(members).eval()(torch.zeros(2, 32000))
     >>> output.logits.shape, output.embedding.shape
     (torch.Size([2, 3]), torch.Size([2, 288]))
@@ -105,7 +108,7 @@ class Ensemble(nn.Module):
                     "with the same one"
                 )
         self.members = nn.ModuleList(members)
-        self._heard = tuple(members)  # a tuple, so in no state dict
+        self._in_order = tuple(members)  # a tuple, so in no state dict
         self.num_classes: int = found["num_classes"][0]
         self.sample_rate: int = found["sample_rate"][0]
         self.min_samples: int = max(getattr(m, "min_samples", 1) for m in members)
@@ -128,7 +131,7 @@ class Ensemble(nn.Module):
     def sha256(self) -> str:
         """Returns a digest of all weights and their names."""
         networks = nn.ModuleList(
-            [m.student if isinstance(m, HeardStudent) else m for m in self._heard]
+            [m.student if isinstance(m, WaveformStudent) else m for m in self._in_order]
         )
         digest = digest_of_state(networks)
         if self.weights is not None:

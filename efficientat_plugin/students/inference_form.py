@@ -32,7 +32,7 @@ class InferenceForm(nn.Module):
     Arguments
     ---------
     student : Student
-        Already folded by `folded`.
+        Already folded by `folded_student`.
 
     Shape
     -----
@@ -54,7 +54,7 @@ class InferenceForm(nn.Module):
         return StudentOutput(torch.cat(logits), torch.cat(embeddings))
 
 
-def folded(student: Student) -> Student:
+def folded_student(student: Student) -> Student:
     """Copies a student and folds its batch norms into the convolutions before them.
 
     Up to rounding, the copy gives the same output as the student in evaluation mode; it
@@ -74,7 +74,9 @@ def folded(student: Student) -> Student:
     >>> from efficientat_plugin.students.mn import MN
     >>> student = MN(num_classes=3, width=0.1).eval()
     >>> log_mel = torch.randn(2, 1, 128, 100)
-    >>> torch.allclose(folded(student)(log_mel)[0], student(log_mel)[0], atol=1e-5)
+    >>> torch.allclose(
+    ...     folded_student(student)(log_mel)[0], student(log_mel)[0], atol=1e-5
+    ... )
     True
     """
     student = copy.deepcopy(student).eval()
@@ -108,7 +110,7 @@ def inference_form(student: Student) -> InferenceForm:
     torch.Size([9, 3])
     """
     keep_blocks_of_a_few_clips()
-    return InferenceForm(folded(student))
+    return InferenceForm(folded_student(student))
 
 
 def _fold_into(module: nn.Module, conv_name: str, norm_name: str) -> None:

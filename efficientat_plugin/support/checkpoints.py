@@ -7,12 +7,10 @@ as a checkpoint before the parameters, and deletes file by file.
 import json
 import logging
 import os
-import re
 import shutil
-import time
 import uuid
-from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,13 @@ from speechbrain.utils.checkpoints import (
 )
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
-from efficientat_plugin.support.files import sha256_of
+from efficientat_plugin.support.files import sha256_of, to_disk
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED_PREFIX = "UNFINISHED"
 DAMAGED_PREFIX = "DAMAGED"
 CONTENTS = "contents.json"
-STAMP = "%Y-%m-%d+%H-%M-%S"
-AUTOMATIC = re.compile(rf"{CKPT_PREFIX}\+[\d-]{{10}}\+[\d-]{{8}}\+\d\d")
-LAST_NUMBER = 99  # within a second
 
 
 class AtomicCheckpointer(Checkpointer):
@@ -63,7 +58,7 @@ class AtomicCheckpointer(Checkpointer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._passed_over: set[Path] = set()
+        self._damaged: list[Path] = []
 
     def save_checkpoint(
         self,
@@ -73,12 +68,10 @@ class AtomicCheckpointer(Checkpointer):
         verbosity: int = logging.INFO,
     ) -> Checkpoint | None:
         """As ``Checkpointer``, but saves a checkpoint entirely or not at all."""
-        later = meta or {}
         if if_main_process():
             self._tidy()
-            later = {"unixtime": self._later_than_all()} | later
         unfinished = super().save_checkpoint(
-            later, end_of_epoch, name, verbosity=logging.DEBUG
+            meta or {}, end_of_epoch, name, verbosity=logging.DEBUG
         )
         ddp_barrier()  # every process has written its part
         finished = None
@@ -113,8 +106,6 @@ class AtomicCheckpointer(Checkpointer):
 
         Raises
         ------
-        OSError
-            If another process is deleting them.
         ValueError
             If ``num_to_keep`` is negative.
         """
@@ -127,21 +118,15 @@ class AtomicCheckpointer(Checkpointer):
         ]
         found: set[Path] = set()
         kept: set[Path] = set()
-        try:
-            for order in orders:
-                ordered = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
-                found.update(checkpoint.path for checkpoint in ordered)
-                kept.update(checkpoint.path for checkpoint in ordered[:num_to_keep])
-            ddp_barrier()  # every process has listed them
-            if if_main_process():
-                for folder in sorted(found - kept):
-                    _remove(folder)
-                    logger.log(verbosity, "Deleted the checkpoint in %s", folder)
-        except FileNotFoundError as error:
-            raise OSError(
-                f"checkpoints in {self.checkpoints_dir} are being deleted by another "
-                "process; leave the folder alone, and rerun the same command"
-            ) from error
+        for order in orders:
+            ordered = self.find_checkpoints(**order, ckpt_predicate=ckpt_predicate)
+            found.update(checkpoint.path for checkpoint in ordered)
+            kept.update(checkpoint.path for checkpoint in ordered[:num_to_keep])
+        ddp_barrier()  # every process has listed them
+        if if_main_process():
+            for folder in sorted(found - kept):
+                _remove(folder)
+                logger.log(verbosity, "Deleted the checkpoint in %s", folder)
         ddp_barrier()
 
     def delete_superseded(self) -> None:
@@ -189,19 +174,27 @@ class AtomicCheckpointer(Checkpointer):
         ValueError
             If there are checkpoints, but all are corrupt, or one is of another model.
         """
-        for chosen in self.find_checkpoints(
-            importance_key, max_key, min_key, ckpt_predicate
-        ):
-            if _is_unchanged(chosen.path):
-                self._recover(chosen)
-                return chosen
-            self._pass_over(chosen.path)
-        if self._passed_over:
+        self._damaged = [path for path in self._folders() if not _is_intact(path)]
+        for path in self._damaged:
+            logger.warning(
+                "Skipping %s, which is corrupt: one of its files is missing, truncated "
+                "or changed",
+                path,
+            )
+
+        def may_load(checkpoint: Checkpoint) -> bool:
+            is_wanted = ckpt_predicate is None or ckpt_predicate(checkpoint)
+            return is_wanted and checkpoint.path not in self._damaged
+
+        chosen = self.find_checkpoint(importance_key, max_key, min_key, may_load)
+        if chosen is not None:
+            self._recover(chosen)
+        elif self._damaged:
             raise ValueError(
                 f"every checkpoint in {self.checkpoints_dir} is corrupt; restore a "
                 "copy, or delete the folder to start over"
             )
-        return None
+        return chosen
 
     def _recover(self, chosen: Checkpoint) -> None:
         try:
@@ -215,23 +208,13 @@ class AtomicCheckpointer(Checkpointer):
                 "that it was trained with, or name another folder"
             ) from error
 
-    def _pass_over(self, folder: Path) -> None:
-        if folder not in self._passed_over:
-            self._passed_over.add(folder)
-            logger.warning(
-                "Skipping %s, which is corrupt: one of its files is missing, truncated "
-                "or changed",
-                folder,
-            )
-
     def _tidy(self) -> None:
         # Not at the start: a run that only evaluates must not disturb one that trains.
-        for damaged in self._passed_over:
-            if damaged.is_dir() and not _is_whole(damaged):
+        for damaged in self._damaged:
+            if damaged.is_dir():
                 name = damaged.name.replace(CKPT_PREFIX, DAMAGED_PREFIX, 1)
-                aside = damaged.with_name(f"{name}-{uuid.uuid4().hex[:8]}")
-                os.replace(damaged, aside)
-        self._passed_over.clear()  # a new checkpoint may get one of their names
+                os.replace(damaged, damaged.with_name(f"{name}-{uuid.uuid4().hex[:8]}"))
+        self._damaged = []
         for leftover in self.checkpoints_dir.glob(f"{UNFINISHED_PREFIX}*"):
             logger.warning("Deleting %s, which a killed run left unfinished", leftover)
             shutil.rmtree(leftover)
@@ -242,7 +225,7 @@ class AtomicCheckpointer(Checkpointer):
         listed = {file.name: [file.stat().st_size, sha256_of(file)] for file in files}
         contents.write_text(json.dumps(listed))
         for path in [*files, contents, unfinished]:
-            _to_disk(path)
+            to_disk(path)
         stamp = unfinished.name.removeprefix(UNFINISHED_PREFIX)
         final = unfinished.with_name(CKPT_PREFIX + stamp)
         before = None
@@ -250,44 +233,26 @@ class AtomicCheckpointer(Checkpointer):
             before = final.with_name(f"{final.name}-{uuid.uuid4().hex[:8]}")
             os.replace(final, before)
         os.replace(unfinished, final)
-        _to_disk(self.checkpoints_dir)
+        to_disk(self.checkpoints_dir)
         if before is not None:
             _remove(before)
         return final
 
-    def _later_than_all(self) -> float:
-        """Returns the time, or just after the newest checkpoint if that is later."""
-        newest = next(iter(self.find_checkpoints()), None)
-        return max(time.time(), newest.meta["unixtime"] + 1e-3 if newest else 0.0)
-
     def _new_checkpoint_dirpath(self) -> Path:
-        """Returns a folder whose name sorts by time, also within a second.
-
-        SpeechBrain reuses a name that was deleted within the second, so the newest
-        checkpoint could sort before an older one.
-        """
-        stamp, number = time.strftime(STAMP), 0
-        names = (path.name for path in self.checkpoints_dir.glob(f"{CKPT_PREFIX}*"))
-        newest = max(filter(AUTOMATIC.fullmatch, names), default="")
-        _, _, taken = newest.partition("+")
-        if taken[:-3] >= stamp:
-            stamp, number = taken[:-3], int(taken[-2:]) + 1
-            if number > LAST_NUMBER:
-                later = datetime.strptime(stamp, STAMP) + timedelta(seconds=1)
-                stamp, number = later.strftime(STAMP), 0
-        return _aside(self.checkpoints_dir / f"{CKPT_PREFIX}+{stamp}+{number:02d}")
+        # SpeechBrain takes a name again that was deleted within the second: the newest
+        # checkpoint could sort before an older one.
+        stamp = datetime.now().strftime("%Y-%m-%d+%H-%M-%S-%f")
+        return _aside(self.checkpoints_dir / f"{CKPT_PREFIX}+{stamp}")
 
     def _custom_checkpoint_dirpath(self, name: str) -> Path:
         return _aside(super()._custom_checkpoint_dirpath(name))
 
+    def _folders(self) -> list[Path]:
+        found = sorted(self.checkpoints_dir.glob(f"{CKPT_PREFIX}*"))
+        return [path for path in found if path.is_dir()]
+
     def _list_checkpoint_dirs(self) -> list[Path]:
-        complete = []
-        for folder in sorted(self.checkpoints_dir.glob(f"{CKPT_PREFIX}*")):
-            if _is_complete(folder):
-                complete.append(folder)
-            elif folder.is_dir():
-                self._pass_over(folder)
-        return complete
+        return [path for path in self._folders() if _is_intact(path, [METAFNAME])]
 
 
 def _aside(final: Path) -> Path:
@@ -301,33 +266,17 @@ def _remove(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    """Whether all files have the recorded sizes, and its metadata is unchanged."""
+def _is_intact(checkpoint: Path, digested: Collection[str] | None = None) -> bool:
+    """Whether all files have their recorded sizes, and those named their digests."""
     try:
         contents = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
-        sizes = {name: (checkpoint / name).stat().st_size for name in contents}
-        return sizes == {
-            name: size for name, (size, _) in contents.items()
-        } and contents[METAFNAME][1] == sha256_of(checkpoint / METAFNAME)
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return METAFNAME in contents and all(
+            (checkpoint / name).stat().st_size == size
+            and (
+                (digested is not None and name not in digested)
+                or sha256_of(checkpoint / name) == digest
+            )
+            for name, (size, digest) in contents.items()
+        )
+    except (OSError, ValueError, TypeError, AttributeError):
         return False
-
-
-def _is_unchanged(checkpoint: Path) -> bool:
-    """Whether the files of a complete checkpoint have the recorded digests."""
-    contents = json.loads((checkpoint / CONTENTS).read_text(encoding="utf-8"))
-    return all(
-        sha256_of(checkpoint / name) == digest for name, (_, digest) in contents.items()
-    )
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    return _is_complete(checkpoint) and _is_unchanged(checkpoint)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

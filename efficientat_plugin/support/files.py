@@ -3,15 +3,17 @@
 import errno
 import hashlib
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 CHUNK_BYTES = 1 << 20
 EXPORTED = (".onnx", ".tflite")  # suffixes of files that `efficientat export` writes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP}  # folders of some file systems
 NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -89,58 +91,117 @@ def sha256_of(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def write_aside(path: str | Path, write: Callable[[TextIO], object]) -> None:
-    """Writes a text file as ``written_aside`` does.
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "w") -> Iterator[Any]:
+    """Opens a file for writing, which becomes ``path`` if the block succeeds.
+
+    No reader sees half a file. After a kill, and after the machine lost its power, the
+    earlier file is still there.
 
     Arguments
     ---------
     path : str or Path
-    write : Callable
-        Takes the open file, in UTF-8; line ends are not converted.
+    mode : str
+        "w", text in UTF-8 whose line ends are not converted, or "wb", bytes.
+
+    Yields
+    ------
+    file object
+        A file next to ``path``; deleted if the block raises.
 
     Example
     -------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "greeting.txt"
-    >>> write_aside(path, lambda file: file.write("hello"))
+    >>> with atomic_file(path) as file:
+    ...     _ = file.write("hello")
     >>> path.read_text()
     'hello'
     """
-    with (
-        written_aside(Path(path)) as unfinished,
-        open(unfinished, "w", encoding="utf-8", newline="") as file,
-    ):
-        write(file)
-
-
-@contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """Yields a temporary file, which becomes ``path`` if the block succeeds.
-
-    No reader sees half a file, and after a kill the earlier file is still there.
-
-    Arguments
-    ---------
-    path : Path
-
-    Yields
-    ------
-    Path
-        An empty file next to ``path``; deleted if the block raises.
-    """
-    # A unique name: another process may write the same file, or have put a link there.
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
-    with open(unfinished, "xb"):
-        pass
+    is_text = "b" not in mode
+    options: dict[str, Any] = {"encoding": "utf-8", "newline": ""} if is_text else {}
+    unfinished = _beside(Path(path))
+    file = open(unfinished, mode.replace("w", "x"), **options)
     try:
-        yield unfinished
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
+        to_disk(unfinished.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
-def told_if_not_writable(folder: str | Path) -> Iterator[None]:
+def atomic_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
+    """Makes an empty folder, which becomes ``folder`` if the block succeeds.
+
+    Arguments
+    ---------
+    folder : str or Path
+    replace : bool
+        Whether to replace an existing folder.
+
+    Yields
+    ------
+    Path
+        A folder next to ``folder``; deleted if the block raises.
+
+    Raises
+    ------
+    OSError
+        If ``folder`` exists, is not empty, and is not to be replaced.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "greetings"
+    >>> with atomic_folder(folder) as unfinished:
+    ...     _ = (unfinished / "first.txt").write_text("hello")
+    >>> os.listdir(folder)
+    ['first.txt']
+    """
+    folder = Path(folder)
+    unfinished = _beside(folder)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for path in [*unfinished.rglob("*"), unfinished]:
+            to_disk(path)
+        if replace and folder.exists():  # no system call replaces a folder with files
+            replaced = _beside(folder)
+            os.rename(folder, replaced)
+            os.rename(unfinished, folder)
+            shutil.rmtree(replaced)
+        else:
+            os.rename(unfinished, folder)
+        to_disk(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    # A unique name: another process may write the same, or have put a link there.
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.part")
+
+
+def to_disk(path: Path) -> None:
+    """Flushes a file or folder to the disk, without which a rename may be lost."""
+    if os.name == "nt":  # which flushes only what is open for writing
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NOT_FLUSHED:
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def explain_write_errors(folder: str | Path) -> Iterator[None]:
     """Turns errors in writing to a folder, such as a full disk, into one sentence.
 
     Raises

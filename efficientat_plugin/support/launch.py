@@ -21,7 +21,7 @@ from efficientat_plugin.support.console import (
     logging_to_console,
 )
 from efficientat_plugin.support.devices import check_device
-from efficientat_plugin.support.interruptions import Interruptions
+from efficientat_plugin.support.interruptions import interruptible
 from efficientat_plugin.support.memory import keep_freed_memory
 from efficientat_plugin.support.options import (
     in_a_line,
@@ -76,29 +76,28 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
     escape_what_stdout_lacks()
     # Other processes of a run would print the same again.
     console = logging_to_console("stdout") if if_main_process() else nullcontext()
-    with Interruptions() as interruptions, console:
+    with interruptible() as arrived, console:
         try:
             main(sys.argv[1:])
         except BaseException as error:
-            told = interruptions.told
             again = "resume" if resumes else "start over"
-            if not told and _lost_another_process(error):
+            if not arrived and _lost_another_process(error):
                 logger.debug("Lost another process:", exc_info=True)  # in log.txt only
                 sys.exit(
                     "Another process of this run has ended, with an error above, or "
                     f"was killed; rerun the same command to {again}."
                 )
-            if not told and _lacks_shared_memory(error):
+            if not arrived and _lacks_shared_memory(error):
                 logger.debug("Too little shared memory:", exc_info=True)
                 sys.exit(NO_SHARED_MEMORY)
-            if not told and not isinstance(error, KeyboardInterrupt):
+            if not arrived and not isinstance(error, KeyboardInterrupt):
                 if isinstance(error, SystemExit) and isinstance(error.code, str):
                     error.code = "\n".join(map(shown, error.code.split("\n")))
                 raise
             # An interruption, or an error that follows from interrupted workers
             if hasattr(signal, "SIGCHLD"):  # torch's handler raises as workers end
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            number = told[0] if told else signal.SIGINT
+            number = arrived[0] if arrived else signal.SIGINT
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
             if if_main_process():
                 print(f"\n{what}; rerun the same command to {again}.", file=sys.stderr)

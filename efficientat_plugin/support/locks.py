@@ -1,25 +1,70 @@
-"""Locks for one process at a time, released when it ends, however it ends."""
+"""Locks folders and files for one process at a time, until it ends, however it ends."""
 
 import errno
 import os
 from pathlib import Path
 from typing import IO
-from weakref import WeakSet
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two processes at once are not detected
-    fcntl = None  # type: ignore[assignment]
+from filelock import BaseFileLock, FileLock, Timeout, lock_descriptor
 
+from efficientat_plugin.support.plain_text import shown
+
+LOCK_FILE = ".lock"  # in the folder that is locked, where it stays
 HAS_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
-def lock(file: int | IO, wait: bool = False) -> bool:
-    """Locks an open file or folder until it is closed.
+def lock_folder(folder: str | os.PathLike, advice: str) -> BaseFileLock:
+    """Locks a folder until ``release()`` is called or the process ends.
+
+    Forked processes do not hold the lock. On file systems without locks, nothing is
+    locked.
 
     Arguments
     ---------
-    file : int or file object
+    folder : str or Path
+        Created if it does not exist.
+    advice : str
+        What else the user can do, for the message: "name another --output".
+
+    Returns
+    -------
+    filelock.BaseFileLock
+
+    Raises
+    ------
+    ValueError
+        If the folder is locked, by another process or by this one.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> lock_folder(tempfile.mkdtemp(), "name another").release()
+    """
+    lock = FileLock(
+        Path(folder, LOCK_FILE),
+        blocking=False,
+        thread_local=False,
+        fallback_to_soft=False,  # a killed process would leave a soft lock
+    )
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(
+            f"another process is writing {shown(folder)}; wait for it or end it, or "
+            f"{advice}"
+        ) from None
+    except OSError as error:
+        if error.errno not in HAS_NO_LOCKS:
+            raise
+    return lock
+
+
+def lock(file: IO, wait: bool = False) -> bool:
+    """Locks an open file until it is closed.
+
+    Arguments
+    ---------
+    file : file object
         Open.
     wait : bool
         Whether to wait until no other process holds the lock, instead of raising.
@@ -41,63 +86,11 @@ def lock(file: int | IO, wait: bool = False) -> bool:
     ...     lock(file) in (True, False)
     True
     """
-    if fcntl is None:
-        return False
     try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not lock_descriptor(file.fileno(), blocking=wait):
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
     except OSError as error:
-        if error.errno in HAS_NO_LOCKS:
-            return False
-        raise
-    return True
-
-
-class FolderLock:
-    """Locks a folder for this process, until it is released or the process ends.
-
-    Forked processes do not hold the lock. On Windows nothing is locked.
-
-    Arguments
-    ---------
-    folder : Path
-
-    Raises
-    ------
-    BlockingIOError
-        If another process holds the lock.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> FolderLock(Path(tempfile.mkdtemp())).release()
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._handle: int | None = None
-        if fcntl is None:  # Windows cannot open a folder either
-            return
-        self._handle = os.open(folder, os.O_RDONLY)
-        try:
-            lock(self._handle)
-        except BaseException:
-            self.release()
+        if error.errno not in HAS_NO_LOCKS:
             raise
-        _held.add(self)
-
-    def release(self) -> None:
-        """Releases the lock; does nothing if it is released already."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            os.close(handle)
-
-
-_held: WeakSet[FolderLock] = WeakSet()
-
-
-def _release_all() -> None:
-    for each in list(_held):
-        each.release()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_release_all)
+        return False
+    return True

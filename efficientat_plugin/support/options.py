@@ -24,7 +24,7 @@ __all__ = ["in_a_line", "read_options", "read_yaml", "unknown_option"]
 
 # Values that a YAML leaves open with null or auto are text, except for these keys.
 WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
-WHOLE |= {"teacher_sample_rate", "top_k"}
+WHOLE |= {"teacher_sample_rate"}
 REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
 OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
 TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
@@ -12,8 +13,8 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.support.differences import Difference, differences_of
-from efficientat_plugin.support.files import write_aside
-from efficientat_plugin.support.locks import FolderLock
+from efficientat_plugin.support.files import atomic_file
+from efficientat_plugin.support.locks import lock_folder
 
 RUN_FILE = "run.json"
 
@@ -46,7 +47,7 @@ EPOCHS = ("number_of_epochs", "epoch_counter.limit")  # a higher number trains l
 NAMED = 5  # differences that a refusal spells out
 
 
-_OCCUPIED: dict[Path, FolderLock] = {}
+_OCCUPIED: dict[Path, BaseFileLock] = {}
 
 
 def settings_of(
@@ -125,14 +126,7 @@ def occupy_folder(folder: str | Path) -> None:
     path = Path(folder).resolve()
     if path in _OCCUPIED or not if_main_process():
         return
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        _OCCUPIED[path] = FolderLock(path)
-    except BlockingIOError:
-        raise ValueError(
-            f"another run is using {folder}; wait for it or end it, or name "
-            "another --output_folder"
-        ) from None
+    _OCCUPIED[path] = lock_folder(path, "name another --output_folder")
 
 
 def read_run(folder: str | Path) -> dict[str, Any] | None:
@@ -207,11 +201,11 @@ def _is_more(difference: Difference) -> bool:
 
 def _without_consequences(differences: Sequence[Difference]) -> list[Difference]:
     """Drops differences in objects that repeat that of a top-level value."""
-    said = {repr(each[1:]) for each in differences if "." not in each.name}
+    known = {repr(each[1:]) for each in differences if "." not in each.name}
     named = [
         each
         for each in differences
-        if "." not in each.name or repr(each[1:]) not in said
+        if "." not in each.name or repr(each[1:]) not in known
     ]
     asked = [each for each in named if not each.name.startswith("__")]
     return asked or named
@@ -253,11 +247,11 @@ def claim_folder(
     Traceback (most recent call last):
     ValueError: /... holds another run (lr 0.1 there, 0.2 here); name another ...
     """
+    check_folder(folder, run, started, may_train_longer)  # before it gets a lock
     occupy_folder(folder)
-    check_folder(folder, run, started, may_train_longer)
     if if_main_process():
-        text = json.dumps(dict(run), indent=1)
-        write_aside(Path(folder) / RUN_FILE, lambda file: file.write(text))
+        with atomic_file(Path(folder) / RUN_FILE) as file:
+            json.dump(dict(run), file, indent=1)
 
 
 def check_folder(

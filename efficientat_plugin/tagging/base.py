@@ -15,23 +15,21 @@ from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.labels import LabelTable, likeliest
 from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
+from efficientat_plugin.tagging.overlap import unfolded
 from efficientat_plugin.tagging.streams import (
-    Averages,
     Sound,
     TagStream,
     batches,
     blocks_of,
     cut,
 )
-from efficientat_plugin.tagging.windows import Window, WindowCutter
+from efficientat_plugin.tagging.windows import Window, WindowCutter, runs_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Rows [B, K] of equally long waveforms [B, N]
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-# Scores windows, each lengthened to the given number of samples
-HearWindows = Callable[[Sequence[Window], int], list[ScanWindow]]
 
 
 class SoundTagger:
@@ -41,8 +39,8 @@ class SoundTagger:
     length, and their probabilities are averaged; ``short_clips`` sets how shorter
     sounds are lengthened.
 
-    A subclass sets these attributes and implements ``score``, ``embed``,
-    ``log_mel_of`` and ``fingerprint``:
+    A subclass sets these attributes and implements ``score``, ``fingerprint``,
+    ``_log_mels`` and ``_embeddings``; ``_score_overlapping`` where it can be faster:
 
     - ``labels``: a ``LabelTable``;
     - ``sample_rate``: of the student's input, Hz;
@@ -73,19 +71,6 @@ class SoundTagger:
 
     def score(self, waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
         """Computes the probabilities of clips of one length: [B, N] -> [B, K]."""
-        raise NotImplementedError
-
-    def embed(
-        self,
-        sound: Sound,
-        sample_rate: int | None = None,
-        batch_size: int | None = None,
-    ) -> NDArray[np.float32]:
-        """Computes the embedding [D] of a sound."""
-        raise NotImplementedError
-
-    def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Computes the log-mel of a sound, for plotting: [N] -> [F, T]."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, Any]:
@@ -150,8 +135,51 @@ class SoundTagger:
         batch_size: int | None = None,
     ) -> NDArray[np.float32]:
         """Computes the class probabilities of each sound: [sounds, K]."""
-        averages = self._averages(self.score, sounds, sample_rate, batch_size)
-        return averages.means(len(self.labels))
+        rows = self._averages(self.score, sounds, sample_rate, batch_size)
+        return np.stack(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def embed(
+        self,
+        sound: Sound,
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> NDArray[np.float32]:
+        """Computes the embedding [D] of a sound, for search and probes.
+
+        With torch, the embeddings of an ensemble's members are concatenated. An
+        exported model has one embedding: the average over the maps before the head.
+
+        Arguments
+        ---------
+        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
+            As for ``tag``; embeddings of a long sound's windows are averaged.
+        sample_rate : int or None
+            Sample rate of an array, Hz.
+        batch_size : int or None
+            Windows per batch; None: the backend's default.
+        **options
+            With torch, arguments of ``LayerEmbedding``: ``sources`` and ``pooling``.
+
+        Returns
+        -------
+        NDArray
+        """
+        model = self._embeddings(**options)
+        [embedding] = self._averages(model, [sound], sample_rate, batch_size)
+        return embedding
+
+    def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Computes the log-mel of a sound, for plotting: [N] -> [F, T].
+
+        Example
+        -------
+        >>> tagger = AudioTagger.from_student("mn10_as")  # doctest: +SKIP
+        >>> tagger.log_mel_of(np.zeros(32000, np.float32)).shape  # doctest: +SKIP
+        (128, 100)
+        """
+        samples = lengthened(samples, self.min_samples, "zero_pad")
+        return self._log_mels(samples[None])[0]
 
     # --- Long sound -------------------------------------------------------------
 
@@ -195,9 +223,9 @@ class SoundTagger:
         cutter = self._cutter(window_seconds, hop_seconds)
         blocks = blocks_of(sound, sample_rate, self.sample_rate)
         windows = cut(blocks, cutter, sound)
-        hear = self._new_hearing()
-        for batch in batches(windows, self._at_once(batch_size, cutter.window)):
-            yield from hear(batch, cutter.window)
+        size = self._windows_per_batch(batch_size, cutter.window)
+        for batch in batches(windows, size):
+            yield from self._score_windows(batch, cutter.window)
 
     def stream(
         self,
@@ -230,8 +258,8 @@ class SoundTagger:
         rate = self.sample_rate if sample_rate is None else sample_rate
         resampler = Resampler(rate, self.sample_rate)
         cutter = self._cutter(window_seconds, hop_seconds)
-        at_once = self._at_once(None, cutter.window)
-        return TagStream(resampler, cutter, self._new_hearing(), at_once)
+        size = self._windows_per_batch(None, cutter.window)
+        return TagStream(resampler, cutter, self._score_windows, size)
 
     # --- Shared steps -----------------------------------------------------------
 
@@ -241,38 +269,59 @@ class SoundTagger:
         sounds: Iterable[Sound],
         sample_rate: int | None,
         batch_size: int | None,
-    ) -> Averages:
-        """Applies ``model`` to the windows of each sound and averages its output."""
-        averages = Averages()
+    ) -> list[NDArray[np.float32]]:
+        """Applies ``model`` to the windows of each sound; returns the mean of each."""
+        totals: list[Any] = []  # in float64; windows themselves are not kept
+        counts: list[int] = []
         windows = self._windows(sounds, sample_rate)
-        for batch in batches(windows, self._at_once(batch_size, self.clip_samples)):
+        size = self._windows_per_batch(batch_size, self.clip_samples)
+        for batch in batches(windows, size):
             rows = self._rows(model, [window.samples for _, window in batch])
             for (number, _), row in zip(batch, rows, strict=True):
-                averages.add(number, row)
-        return averages
+                if number == len(totals):
+                    totals.append(0.0)
+                    counts.append(0)
+                totals[number] = totals[number] + row.astype(np.float64)
+                counts[number] += 1
+        pairs = zip(totals, counts, strict=True)
+        return [(total / count).astype(np.float32) for total, count in pairs]
 
-    def _new_hearing(self) -> HearWindows:
-        """Returns the function that scores the windows of one sound, in order."""
-        return self._hear
+    def _log_mels(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Computes log-mels, of an ensemble's first member: [B, N] -> [B, F, T]."""
+        raise NotImplementedError
 
-    def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
-        """Scores windows; those shorter than ``num_samples`` are lengthened."""
-        full = [self._as_long_as_needed(window, num_samples) for window in windows]
-        rows = self._rows(self.score, [window.samples for window in full])
-        return self._scanned(windows, rows)
+    def _embeddings(self, **options: Any) -> Model:
+        """Returns the function that computes embeddings: [B, N] -> [B, D]."""
+        raise NotImplementedError
 
-    def _scanned(
-        self, windows: Sequence[Window], rows: Iterable[NDArray[np.float32]]
+    def _score_overlapping(
+        self, sound: NDArray[np.float32], window: int, hop: int
+    ) -> NDArray[np.float32]:
+        """Scores windows every ``hop`` samples: [N] -> [windows, K]."""
+        return self.score(unfolded(sound, window, hop))
+
+    def _score_windows(
+        self, windows: Sequence[Window], num_samples: int
     ) -> list[ScanWindow]:
-        """Combines windows and their probabilities, with times in seconds."""
+        """Scores windows; those shorter than ``num_samples`` are lengthened."""
+        rows: list[NDArray[np.float32]] = []
+        for run in runs_of(windows):
+            if len(run) == 1:
+                full = self._as_long_as_needed(run[0], num_samples)
+                rows += list(self.score(full.samples[None]))
+            else:
+                hop = run[1].start - run[0].start
+                added = [window.samples[-hop:] for window in run[1:]]
+                sound = np.concatenate([run[0].samples, *added])
+                length = len(run[0].samples)
+                rows += list(self._score_overlapping(sound, length, hop))
         rate = self.sample_rate
-        rows = [_finite(row) for row in rows]
         return [
-            ScanWindow(start / rate, (start + len(samples)) / rate, row)
+            ScanWindow(start / rate, (start + len(samples)) / rate, _finite(row))
             for (start, samples), row in zip(windows, rows, strict=True)
         ]
 
-    def _at_once(self, batch_size: int | None, num_samples: int) -> int:
+    def _windows_per_batch(self, batch_size: int | None, num_samples: int) -> int:
         """Returns the windows per batch; long ones do not add up to more sound."""
         if batch_size is not None:
             return batch_size

@@ -1,133 +1,88 @@
-"""Computes a tagger's logits faster than the students do, with the same result.
+"""Computes the log-mels of overlapping windows, each shared frame once.
 
-Students are converted to their inference form, and the log-mel of overlapping windows
-is computed once.
+Both front ends use it, on arrays and on tensors, so it needs no torch.
 """
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from efficientat_plugin.features import LogMel
-from efficientat_plugin.students.ensemble import Ensemble
-from efficientat_plugin.students.inference_form import InferenceForm, inference_form
+from efficientat_plugin.contracts import Framing
 
 
-class Hearing:
-    """An ensemble for inference only: waveforms to logits.
-
-    Arguments
-    ---------
-    ensemble : Ensemble
-        Its `HeardStudent`s are copied: later changes to them have no effect.
+def unfolded(values: Any, size: int, step: int) -> Any:
+    """Views overlapping pieces of the last axis: [..., N] -> [..., pieces, size].
 
     Example
     -------
-    >>> from efficientat_plugin.students.ensemble import HeardStudent
-    >>> from efficientat_plugin.students.mn import MN
-    >>> hearing = Hearing(Ensemble([HeardStudent(LogMel(), MN(3, width=0.1))]))
-    >>> hearing(torch.zeros(2, 32000)).shape
-    torch.Size([2, 3])
-    >>> hearing.windows(torch.zeros(48000), window=32000, hop=3200).shape
-    torch.Size([6, 3])
+    >>> unfolded(np.arange(6), size=4, step=2)
+    array([[0, 1, 2, 3],
+           [2, 3, 4, 5]])
     """
-
-    def __init__(self, ensemble: Ensemble) -> None:
-        self.average = ensemble.average
-        members: Any = ensemble.members
-        self.members: list[tuple[LogMel, InferenceForm]] = [
-            (member.log_mel, inference_form(member.student)) for member in members
-        ]
-
-    def __call__(self, waveform: Tensor) -> Tensor:
-        """Computes the logits of clips of one length: [B, N] -> [B, K]."""
-        return self._logits([log_mel(waveform) for log_mel, _ in self.members])
-
-    def windows(self, sound: Tensor, window: int, hop: int) -> Tensor:
-        """Computes the logits of windows every ``hop`` samples: [N] -> [windows, K].
-
-        Each window is treated as a clip, so its own ends are reflected.
-        """
-        return self._logits(
-            [
-                shared_log_mels(log_mel, sound, window, hop)
-                if can_share(log_mel, window, hop)
-                else log_mel(sound.unfold(0, window, hop))
-                for log_mel, _ in self.members
-            ]
-        )
-
-    def _logits(self, log_mels: Sequence[Tensor]) -> Tensor:
-        """Averages the logits of the members: a log-mel [B, F, T] each -> [B, K]."""
-        pairs = zip(self.members, log_mels, strict=True)
-        logits = [
-            student(log_mel.unsqueeze(1)).logits for (_, student), log_mel in pairs
-        ]
-        return self.average(torch.stack(logits))
+    if isinstance(values, np.ndarray):
+        pieces = np.lib.stride_tricks.sliding_window_view(values, size, axis=-1)
+        return pieces[..., ::step, :]
+    return values.unfold(-1, size, step)
 
 
-def can_share(log_mel: LogMel, window: int, hop: int) -> bool:
-    """Whether windows share frame positions, and have more frames than those at ends.
+def can_share(framing: Framing, window: int, hop: int) -> bool:
+    """Whether windows share frames that contain no reflected samples.
 
     Example
     -------
-    >>> can_share(LogMel(), 320000, 80000), can_share(LogMel(), 320000, 80001)
+    >>> framing = Framing(n_fft=1024, win_length=800, hop_length=320)
+    >>> can_share(framing, 320000, 80000), can_share(framing, 320000, 80001)
     (True, False)
     """
-    left, right = _touching_ends(log_mel)
-    frames = log_mel.num_frames(window)
-    fits = frames >= 2 * (left + right) and window >= log_mel.n_fft
-    return fits and window > hop and hop % log_mel.hop_length == 0
+    first, end = framing.inner_frames(window)
+    shift, rest = divmod(hop, framing.hop_length)
+    return window >= framing.min_samples and rest == 0 and first + shift < end
 
 
-def shared_log_mels(log_mel: LogMel, sound: Tensor, window: int, hop: int) -> Tensor:
-    """Computes the log-mels of overlapping windows, with inner frames computed once.
+def window_log_mels(log_mel: Any, sound: Any, window: int, hop: int) -> Any:
+    """Computes the log-mels of windows every ``hop`` samples: [N] -> [windows, F, T].
 
-    The frames that touch the reflected ends of a window are computed per window.
+    Each window is treated as a sound of its own, so its ends are reflected. Frames that
+    contain reflected samples are computed per window; the others are shared.
 
     Arguments
     ---------
-    log_mel : LogMel
-        In evaluation mode.
-    sound : Tensor
-        [N]
+    log_mel : callable
+        [B, N] -> [B, F, T], with its ``framing``, in evaluation mode.
+    sound : NDArray or Tensor
+        [N], at least a window.
     window : int
         Samples of a window.
     hop : int
-        Samples from one window to the next, a multiple of ``log_mel.hop_length``.
+        Samples from one window to the next.
 
     Returns
     -------
-    Tensor
-        [windows, F, T], equal to ``log_mel`` of each window up to rounding.
+    NDArray or Tensor
+        Equal to ``log_mel`` of each window, up to rounding.
 
     Example
     -------
+    >>> import torch
+    >>> from efficientat_plugin.features import LogMel
     >>> log_mel, sound = LogMel().eval(), torch.randn(64000)
-    >>> together = shared_log_mels(log_mel, sound, window=32000, hop=6400)
+    >>> together = window_log_mels(log_mel, sound, window=32000, hop=6400)
     >>> alone = log_mel(sound[None, 6400 : 6400 + 32000])
     >>> torch.allclose(together[1:2], alone, atol=1e-4)
     True
     """
-    step = log_mel.hop_length
-    frames = log_mel.num_frames(window)
-    left, right = _touching_ends(log_mel)
-    middle = log_mel(sound[None])[0].unfold(1, frames, hop // step)  # [F, windows, T]
-    log_mels = middle.transpose(0, 1).clone()
-    cut = sound.unfold(0, window, hop)  # [windows, window]
+    windows, framing = unfolded(sound, window, hop), log_mel.framing
+    if len(windows) == 1 or not can_share(framing, window, hop):
+        return log_mel(windows)
+    step, num_frames = framing.hop_length, framing.num_frames(window)
+    first, end = framing.inner_frames(window)
+    starts = np.arange(len(windows)) * (hop // step)
+    places = starts[:, None] + np.arange(num_frames)
+    frames = log_mel(sound[None])[0].T[places]  # [windows, T, F], a copy
     # Long enough that the frames needed at an end do not touch the cut.
-    head = cut[:, : (left + right) * step + log_mel.n_fft]
-    log_mels[:, :, :left] = log_mel(head)[:, :, :left]
-    first = (frames - left - 2 * right) * step
-    log_mels[:, :, frames - right :] = log_mel(cut[:, first:])[:, :, -right:]
-    return log_mels
-
-
-def _touching_ends(log_mel: LogMel) -> tuple[int, int]:
-    """Returns how many frames extend beyond a clip's start, and at most its end."""
-    reach = math.ceil(log_mel.win_length / 2 / log_mel.hop_length)
-    # The last frame lies up to a hop before the end.
-    return reach, reach
+    head = max(framing.min_samples, (first - 1) * step + framing.behind + 1)
+    frames[:, :first] = log_mel(windows[:, :head]).swapaxes(1, 2)[:, :first]
+    skipped = min(end - first, (window - framing.min_samples) // step)
+    tail = log_mel(windows[:, skipped * step :]).swapaxes(1, 2)
+    frames[:, end:] = tail[:, end - skipped :]
+    return frames.swapaxes(1, 2)

@@ -116,25 +116,16 @@ def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
             f"waveforms of shape {clips.shape} and type {clips.dtype} were given; give "
             "one or more, [B, N], floating point"
         )
-    return clips.astype(np.float32, copy=False)
+    return np.ascontiguousarray(clips, np.float32)
 
 
 def cut(
     blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter, sound: Sound
 ) -> Iterator[Window]:
-    """Cuts a sound into windows; raises ``UnreadableClip`` if it is empty.
+    """Cuts blocks from ``blocks_of`` into windows.
 
-    Arguments
-    ---------
-    blocks : iterable of NDArray
-        From ``blocks_of``.
-    cutter : WindowCutter
-    sound : str, Path, bytes, NDArray or Tensor
-        The source of the blocks; if it is a file, errors include its name.
-
-    Yields
-    ------
-    Window
+    Raises ``UnreadableClip`` if there are no samples; if ``sound``, the source of the
+    blocks, is a file, the error includes its name.
     """
     try:
         for block in blocks:
@@ -175,38 +166,6 @@ def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-class Averages:
-    """Averages rows by number, without keeping the rows.
-
-    Example
-    -------
-    >>> averages = Averages()
-    >>> for row in ([1.0, 2.0], [2.0, 6.0]):
-    ...     averages.add(0, np.array(row, np.float32))
-    >>> averages.means(2)
-    array([[1.5, 4. ]], dtype=float32)
-    """
-
-    def __init__(self) -> None:
-        self._sums: list[Any] = []
-        self._counts: list[int] = []
-
-    def add(self, number: int, row: NDArray[np.float32]) -> None:
-        """Adds a row to a number; numbers start at 0 and have no gaps."""
-        while len(self._sums) <= number:
-            self._sums.append(0.0)
-            self._counts.append(0)
-        self._sums[number] = self._sums[number] + row.astype(np.float64)
-        self._counts[number] += 1
-
-    def means(self, width: int) -> NDArray[np.float32]:
-        """Returns the means [numbers, width]; ``width`` is used if there are none."""
-        if not self._sums:
-            return np.zeros((0, width), np.float32)
-        pairs = zip(self._sums, self._counts, strict=True)
-        return np.stack([total / count for total, count in pairs]).astype(np.float32)
-
-
 class TagStream:
     """Tags sound that arrives in chunks; created by ``SoundTagger.stream``.
 
@@ -216,16 +175,16 @@ class TagStream:
         From the rate of the chunks to the student's.
     cutter : WindowCutter
         Cuts samples at the student's rate.
-    hear : callable
+    score : callable
         Scores windows, given the length in samples to which each is lengthened.
     batch_size : int
         Windows per batch.
 
     Example
     -------
-    >>> def hear(windows, num_samples):
+    >>> def score(windows, num_samples):
     ...     return [(window.start, num_samples) for window in windows]
-    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), hear, 16)
+    >>> stream = TagStream(Resampler(8000, 8000), WindowCutter(4, hop=2), score, 16)
     >>> stream.feed(np.zeros(5)), stream.finish()
     ([(0, 4)], [(1, 4)])
     """
@@ -234,26 +193,26 @@ class TagStream:
         self,
         resampler: Resampler,
         cutter: WindowCutter,
-        hear: Callable[[Sequence[Window], int], list[ScanWindow]],
+        score: Callable[[Sequence[Window], int], list[ScanWindow]],
         batch_size: int,
     ) -> None:
         self._resampler = resampler
         self._cutter = cutter
-        self._hear = hear
+        self._score = score
         self._batch_size = batch_size
 
     def feed(self, chunk: "NDArray | Tensor") -> list[ScanWindow]:
         """Adds a chunk of samples, as for ``tag``; returns the completed windows."""
         samples = self._resampler.feed(mono_samples(chunk))
-        return self._heard(self._cutter.feed(samples))
+        return self._scored(self._cutter.feed(samples))
 
     def finish(self) -> list[ScanWindow]:
         """Ends the sound and returns the remaining windows."""
         windows = [*self._cutter.feed(self._resampler.finish())]
-        return self._heard([*windows, *self._cutter.finish()])
+        return self._scored([*windows, *self._cutter.finish()])
 
-    def _heard(self, windows: Iterable[Window]) -> list[ScanWindow]:
-        heard: list[ScanWindow] = []
+    def _scored(self, windows: Iterable[Window]) -> list[ScanWindow]:
+        scored: list[ScanWindow] = []
         for batch in batches(windows, self._batch_size):
-            heard += self._hear(batch, self._cutter.window)
-        return heard
+            scored += self._score(batch, self._cutter.window)
+        return scored

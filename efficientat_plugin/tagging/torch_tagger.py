@@ -14,9 +14,8 @@ from speechbrain.inference.interfaces import Pretrained
 from speechbrain.utils.fetching import FetchConfig, LocalStrategy, fetch
 from torch import Tensor
 
-from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS, ScanWindow
+from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
 from efficientat_plugin.pretrained.described import (
@@ -31,14 +30,61 @@ from efficientat_plugin.pretrained.folder import load_trained_model, trained_mod
 from efficientat_plugin.pretrained.safe_yaml import IF_TRUSTED
 from efficientat_plugin.pretrained.weights import front_end_of
 from efficientat_plugin.students.embeddings import LayerEmbedding
-from efficientat_plugin.students.ensemble import Ensemble, HeardStudent
+from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
+from efficientat_plugin.students.inference_form import InferenceForm, inference_form
 from efficientat_plugin.support.hub import look_up
 from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.support.yaml_text import Refused
-from efficientat_plugin.tagging.base import SoundTagger
-from efficientat_plugin.tagging.overlap import Hearing
-from efficientat_plugin.tagging.streams import Sound, clips_of
-from efficientat_plugin.tagging.windows import Window, runs_of
+from efficientat_plugin.tagging.base import Model, SoundTagger
+from efficientat_plugin.tagging.overlap import window_log_mels
+from efficientat_plugin.tagging.streams import clips_of
+
+
+class FastEnsemble:
+    """An ensemble for inference only, with the same logits.
+
+    Students are in their inference form, and overlapping windows share log-mels.
+
+    Arguments
+    ---------
+    ensemble : Ensemble
+        Its members, each a `WaveformStudent`, are copied: later changes to them have no
+        effect.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> fast = FastEnsemble(Ensemble([WaveformStudent(LogMel(), MN(3, width=0.1))]))
+    >>> fast(torch.zeros(2, 32000)).shape
+    torch.Size([2, 3])
+    >>> fast.windows(torch.zeros(48000), window=32000, hop=3200).shape
+    torch.Size([6, 3])
+    """
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        self.average = ensemble.average
+        members: Any = ensemble.members
+        self.members: list[tuple[LogMel, InferenceForm]] = [
+            (member.log_mel, inference_form(member.student)) for member in members
+        ]
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Computes the logits of clips of one length: [B, N] -> [B, K]."""
+        return self._logits(lambda log_mel: log_mel(waveform))
+
+    def windows(self, sound: Tensor, window: int, hop: int) -> Tensor:
+        """Computes the logits of windows every ``hop`` samples: [N] -> [windows, K]."""
+        return self._logits(
+            lambda log_mel: window_log_mels(log_mel, sound, window, hop)
+        )
+
+    def _logits(self, log_mels: Callable[[LogMel], Tensor]) -> Tensor:
+        """Averages the logits of the members, given the log-mel [B, F, T] of each."""
+        logits = [
+            student(log_mels(log_mel).unsqueeze(1)).logits
+            for log_mel, student in self.members
+        ]
+        return self.average(torch.stack(logits))
 
 
 class AudioTagger(SoundTagger, Pretrained):
@@ -99,8 +145,8 @@ class AudioTagger(SoundTagger, Pretrained):
                 "needs student and log_mel"
             )
         else:
-            heard = HeardStudent(self.mods.log_mel, self.mods.student)
-            self.ensemble = Ensemble([heard])
+            member = WaveformStudent(self.mods.log_mel, self.mods.student)
+            self.ensemble = Ensemble([member])
         self.labels: LabelTable = self.hparams.labels
         self.sample_rate: int = self.hparams.sample_rate
         self.clip_seconds: float = self.hparams.clip_seconds
@@ -108,7 +154,7 @@ class AudioTagger(SoundTagger, Pretrained):
         self.target: str = self.hparams.target
         self._check_fit()
         self.min_samples: int = self.ensemble.min_samples
-        self.hearing = Hearing(self.ensemble)
+        self._fast = FastEnsemble(self.ensemble)
 
     def _check_fit(self) -> None:
         """Raises a ``ValueError`` if settings and student do not match."""
@@ -274,67 +320,13 @@ class AudioTagger(SoundTagger, Pretrained):
             for name in sources
         ]
         students = [model.student for model in models]
-        heard = [HeardStudent(LogMel(**each.front_end), each) for each in students]
-        ensemble = Ensemble(heard).eval()
+        members = [WaveformStudent(LogMel(**each.front_end), each) for each in students]
+        ensemble = Ensemble(members).eval()
         first = models[0]
         for name, other in zip(sources, models, strict=True):
             _refuse_unlike(f"{name} and {sources[0]}", other, first)
         settings = _settings_of(first, ensemble.sample_rate)
         return cls({"ensemble": ensemble}, settings, run_opts)
-
-    def embed(
-        self,
-        sound: Sound,
-        sample_rate: int | None = None,
-        batch_size: int | None = None,
-        **options: Any,
-    ) -> NDArray[np.float32]:
-        """Computes the embedding [D] of a sound, for search and probes.
-
-        Arguments
-        ---------
-        sound : str, Path, bytes, bytearray, BinaryIO, dict, NDArray or Tensor
-            As for ``tag``; embeddings of a long sound's windows are averaged.
-        sample_rate : int or None
-            Sample rate of an array, Hz.
-        batch_size : int or None
-            Windows per batch; None: 16.
-        **options
-            Arguments of ``LayerEmbedding``: ``sources`` and ``pooling``.
-
-        Returns
-        -------
-        NDArray
-            The embeddings of an ensemble's members are concatenated.
-        """
-        members = self.ensemble.members
-        layers = [
-            LayerEmbedding(member.student, **options).eval() for member in members
-        ]
-
-        def embedding(waveform: Tensor) -> Tensor:  # [B, N] -> [B, D]
-            parts = [
-                layer(member.log_mel(waveform).unsqueeze(1))
-                for layer, member in zip(layers, members, strict=True)
-            ]
-            return torch.cat(parts, dim=1)
-
-        model = partial(self._computed, embedding)
-        averages = self._averages(model, [sound], sample_rate, batch_size)
-        return averages.means(0)[0]
-
-    def log_mel_of(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Computes the log-mel of a sound, by the first member: [N] -> [F, T].
-
-        Example
-        -------
-        >>> tagger = AudioTagger.from_student("mn10_as")  # doctest: +SKIP
-        >>> tagger.log_mel_of(np.zeros(32000, np.float32)).shape  # doctest: +SKIP
-        (128, 100)
-        """
-        log_mel: Callable[[Tensor], Tensor] = self.ensemble.members[0].log_mel
-        samples = lengthened(samples, self.min_samples, "zero_pad")
-        return self._computed(log_mel, samples[None])[0]
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns everything besides the sound that sets probabilities.
@@ -355,38 +347,43 @@ class AudioTagger(SoundTagger, Pretrained):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Computes the probabilities of clips of one length: [B, N] -> [B, K]."""
-        return self._probable(self.hearing(waveform))
+        return self._probable(self._fast(waveform))
 
     def score(self, waveforms: NDArray | Tensor) -> NDArray[np.float32]:
         """Calls ``forward`` on arrays or tensors: [B, N] -> [B, K]."""
         return self._computed(self, clips_of(waveforms))
 
+    def _score_overlapping(
+        self, sound: NDArray[np.float32], window: int, hop: int
+    ) -> NDArray[np.float32]:
+        def probabilities(sound: Tensor) -> Tensor:
+            return self._probable(self._fast.windows(sound, window, hop))
+
+        return self._computed(probabilities, sound)
+
+    def _log_mels(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        log_mel: Any = self.ensemble.members[0].log_mel
+        return self._computed(log_mel, waveforms)
+
+    def _embeddings(self, **options: Any) -> Model:
+        members = self.ensemble.members
+        layers = [
+            LayerEmbedding(member.student, **options).eval() for member in members
+        ]
+
+        def embedding(waveform: Tensor) -> Tensor:  # [B, N] -> [B, D]
+            parts = [
+                layer(member.log_mel(waveform).unsqueeze(1))
+                for layer, member in zip(layers, members, strict=True)
+            ]
+            return torch.cat(parts, dim=1)
+
+        return partial(self._computed, embedding)
+
     def _probable(self, logits: Tensor) -> Tensor:
         if self.hparams.target == "multilabel":
             return logits.sigmoid()
         return logits.softmax(dim=-1)
-
-    def _hear(self, windows: Sequence[Window], num_samples: int) -> list[ScanWindow]:
-        """Scores windows; those shorter than ``num_samples`` are lengthened."""
-        rows: list[NDArray[np.float32]] = []
-        for run in runs_of(windows):
-            if len(run) == 1:
-                full = self._as_long_as_needed(run[0], num_samples)
-                rows += list(self.score(full.samples[None]))
-            else:
-                rows += self._hear_run(run)
-        return self._scanned(windows, rows)
-
-    def _hear_run(self, run: Sequence[Window]) -> list[NDArray[np.float32]]:
-        """Scores windows of equal length and hop, joined into one piece of sound."""
-        hop = run[1].start - run[0].start
-        added = [window.samples[-hop:] for window in run[1:]]
-        sound = torch.from_numpy(np.concatenate([run[0].samples, *added]))
-        with torch.inference_mode(), self.inference_ctx:
-            logits = self.hearing.windows(
-                sound.to(self.device), len(run[0].samples), hop
-            )
-            return list(self._probable(logits).float().cpu().numpy())
 
     def _computed(
         self, model: Callable[[Tensor], Tensor], waveforms: NDArray[np.float32]

@@ -24,19 +24,15 @@ from efficientat_plugin.data.splits import (
     split_digest,
     split_rows,
 )
-from efficientat_plugin.evaluation.metrics import (
-    ClassificationStats,
-    Scores,
-    TaggingStats,
-)
+from efficientat_plugin.evaluation.metrics import ClassificationStats, TaggingStats
 from efficientat_plugin.tagging.base import SoundTagger
 
 ALL = "all"  # instead of the name of a split
 
 
-def whole_clip_scores(
-    tagger: SoundTagger, rows: datasets.Dataset, max_unreadable_share: float = 0.01
-) -> Scores:
+def whole_clip_stats(
+    tagger: SoundTagger, rows: datasets.Dataset, skipped: SkippedClips
+) -> TaggingStats:
     """Scores a tagger on clips from beginning to end.
 
     Clips longer than the tagger's are scored in windows, whose probabilities are
@@ -48,40 +44,6 @@ def whole_clip_scores(
         An ``AudioTagger``, or a ``runtime.Tagger`` of an exported file.
     rows : datasets.Dataset
         From ``read_table``; labels are ids or names of the tagger's classes.
-    max_unreadable_share : float
-        A larger share of unreadable clips is an error.
-
-    Returns
-    -------
-    TaggingScores or ClassificationScores
-        Depending on the tagger's ``target``.
-
-    Raises
-    ------
-    TooManyUnreadable
-        If too many clips cannot be read.
-    ValueError
-        If no clip has a label.
-
-    Example
-    -------
-    >>> rows = read_table("clips.csv")  # doctest: +SKIP
-    >>> whole_clip_scores(tagger, rows).mAP  # doctest: +SKIP
-    0.52
-    """
-    skipped = SkippedClips(max_unreadable_share)
-    return whole_clip_stats(tagger, rows, skipped).summarize()
-
-
-def whole_clip_stats(
-    tagger: SoundTagger, rows: datasets.Dataset, skipped: SkippedClips
-) -> TaggingStats:
-    """Collects the statistics, clip by clip, that ``whole_clip_scores`` summarises.
-
-    Arguments
-    ---------
-    tagger : SoundTagger
-    rows : datasets.Dataset
     skipped : SkippedClips
         Receives the clips that cannot be read.
 
@@ -94,6 +56,13 @@ def whole_clip_stats(
     ------
     TooManyUnreadable
         If too many clips cannot be read.
+
+    Example
+    -------
+    >>> rows = read_table("clips.csv")  # doctest: +SKIP
+    >>> stats = whole_clip_stats(tagger, rows, SkippedClips(0.01))  # doctest: +SKIP
+    >>> stats.summarize().mAP  # doctest: +SKIP
+    0.52
     """
     table = tagger.labels.with_names()
     multiclass = tagger.target == "multiclass"
@@ -300,18 +269,7 @@ def clips_tested_by(run: Mapping[str, Any], rows: datasets.Dataset) -> list[int]
 
 
 def trained_on_all(run: Mapping[str, Any], rows: datasets.Dataset) -> bool:
-    """Whether a run was trained on all of these clips, and on no others.
-
-    Arguments
-    ---------
-    run : Mapping
-        Its ``run.json``.
-    rows : datasets.Dataset
-        From ``read_table``.
-
-    Returns
-    -------
-    bool
+    """Whether a run (its ``run.json``) was trained on exactly these clips.
 
     Example
     -------

@@ -67,8 +67,8 @@ class WindowCutter:
         """Returns the last window, if the end of the sound is not covered yet."""
         if self._next_start == 0:
             return [Window(0, self._held)] if self.num_samples else []
-        heard_until = self._next_start - self.hop + self.window
-        if heard_until < self.num_samples:
+        covered = self._next_start - self.hop + self.window
+        if covered < self.num_samples:
             return [self._cut(self.num_samples - self.window)]
         return []
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from efficientat_plugin.contracts import StudentOutput
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.support.plain_text import some_of
-from efficientat_plugin.teachers.ast_files import ASTFiles
+from efficientat_plugin.teachers.ast_files import read_ast
 
 logger = logging.getLogger(__name__)
 
@@ -208,16 +208,14 @@ def order_of(labels: LabelTable, names: list[str]) -> list[int]:
             "with others, so names cannot identify them; pass labels=None to keep the "
             "network's order"
         )
-    pairs = [*zip(labels.mids, labels.names, strict=True)]
-    found = [places.get(plain(mid), places.get(plain(name))) for mid, name in pairs]
+    classes = [*zip(labels.mids, labels.names, strict=True)]
+    found = [places.get(plain(mid), places.get(plain(name))) for mid, name in classes]
+    missing = [
+        name for place, (_, name) in zip(found, classes, strict=True) if place is None
+    ]
     order = [place for place in found if place is not None]
     left = [name for place, name in enumerate(names) if place not in order]
-    if None in found:
-        missing = [
-            name
-            for place, name in zip(found, labels.names, strict=True)
-            if place is None
-        ]
+    if missing:
         raise ValueError(
             f"{len(missing)} of {len(labels)} classes are not among the network's, "
             f"e.g. {missing[:3]}, and {len(left)} of its {len(names)} are unused, e.g. "
@@ -234,17 +232,6 @@ def order_of(labels: LabelTable, names: list[str]) -> list[int]:
     return order
 
 
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "an AST needs the package transformers; pip install "
-            "'efficientat_plugin[teachers]', or pip install 'transformers>=5'"
-        ) from error
-    return transformers
-
-
 def load_ast(
     source: str | Path,
     savedir: str | Path | None = None,
@@ -258,8 +245,8 @@ def load_ast(
     ---------
     source : str or Path
         A name on the hub, such as "MIT/ast-finetuned-audioset-10-10-0.4593", or a
-        folder that ``save_pretrained`` wrote. Weights are read from safetensors only,
-        and only the settings of an AST are read.
+        folder that ``save_pretrained`` wrote. Weights are read from one file of
+        safetensors, and only the settings of an AST are read.
     savedir : str or Path or None
         Folder of downloads; None: the hub's own.
     sample_rate : int or None
@@ -289,15 +276,20 @@ def load_ast(
     >>> name = "MIT/ast-finetuned-audioset-10-10-0.4593"
     >>> teacher = load_ast(name, sample_rate=32000)  # doctest: +SKIP
     """
-    transformers = _transformers()
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "an AST needs the package transformers; pip install "
+            "'efficientat_plugin[teachers]', or pip install 'transformers>=5'"
+        ) from error
     if isinstance(labels, str) and labels != AUDIOSET:
         raise ValueError(
             f"labels={labels!r}; give a LabelTable, {AUDIOSET!r}, or None for the "
             "network's own classes"
         )
-    files = ASTFiles(transformers, source, savedir, revision)
-    config, extractor = files.config(), files.extractor()
-    network = files.network(config)
+    network, extractor = read_ast(transformers, source, savedir, revision)
+    config = network.config
     features = ASTFeatures(extractor, sample_rate or extractor.sampling_rate)
     if (features.n_mels, features.num_frames) != (
         config.num_mel_bins,

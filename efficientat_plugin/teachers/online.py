@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.contracts import Heard, TeacherTarget
+from efficientat_plugin.contracts import TeacherInput, TeacherTarget
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.data.loading import read_batches
@@ -17,18 +17,18 @@ from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.weights import front_end_of
 from efficientat_plugin.students.ensemble import (
     Ensemble,
-    HeardStudent,
+    WaveformStudent,
     digest_of_state,
 )
 from efficientat_plugin.teachers.bring_your_own import Resampled, resampled
-from efficientat_plugin.teachers.members import as_table, open_teachers, refuse_others
+from efficientat_plugin.teachers.load import as_table, open_teachers, refuse_others
 
 
 class OnlineTeacher:
     """Computes a teacher's logits for the student's own input, augmented and mixed.
 
     A teacher whose front end has the student's settings takes the student's own
-    log-mel, including jitter, masks and mixup. Any other `HeardStudent` computes a
+    log-mel, including jitter, masks and mixup. Any other `WaveformStudent` computes a
     log-mel of its own from the batch's waveforms, which is mixed as the student's is.
     Other models take mixed waveforms. Waveforms are resampled for a teacher of another
     sample rate.
@@ -42,9 +42,9 @@ class OnlineTeacher:
     Arguments
     ---------
     model : torch.nn.Module, str or Path
-        Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``HeardStudent``, an
-        ``Ensemble``, or your own; or names as in ``open_teachers``, loaded when first
-        needed.
+        Waveforms [B, N] to ``StudentOutput`` or logits [B, K]: a ``WaveformStudent``,
+        an ``Ensemble``, or your own; or names as in ``open_teachers``, loaded when
+        first needed.
     log_mel : LogMel
         The student's front end.
     labels : LabelTable, str, Path or None
@@ -59,7 +59,7 @@ class OnlineTeacher:
     -------
     >>> from efficientat_plugin.students.mn import MN
     >>> log_mel = LogMel()
-    >>> model = HeardStudent(LogMel(), MN(num_classes=3, width=0.1))
+    >>> model = WaveformStudent(LogMel(), MN(num_classes=3, width=0.1))
     >>> teacher = OnlineTeacher(model, log_mel)
     >>> teacher.shares_log_mel, any(p.requires_grad for p in model.parameters())
     (True, False)
@@ -111,30 +111,30 @@ class OnlineTeacher:
         return all(shares for _, shares in self._members)
 
     @torch.no_grad()
-    def __call__(self, heard: Heard) -> TeacherTarget:
+    def __call__(self, inputs: TeacherInput) -> TeacherTarget:
         """Computes the teacher's logits for a batch that is mixed as the student's."""
-        self.model.to(heard.log_mel.device)
-        said = torch.stack(list(self._logits(heard)))  # [members, B, K]
+        self.model.to(inputs.log_mel.device)
+        members = torch.stack(list(self._logits(inputs)))  # [M, B, K]
         model = self.model
-        logits = model.average(said) if isinstance(model, Ensemble) else said[0]
-        known = _known(logits, heard.batch.clip_id)
+        logits = model.average(members) if isinstance(model, Ensemble) else members[0]
+        known = _known(logits, inputs.batch.clip_id)
         return TeacherTarget(logits, known, is_mixed=True)
 
-    def _logits(self, heard: Heard) -> Iterator[Tensor]:
+    def _logits(self, inputs: TeacherInput) -> Iterator[Tensor]:
         """Yields the logits [B, K] of each member."""
-        waveform = heard.batch.waveform.to(heard.log_mel.device)
+        waveform = inputs.batch.waveform.to(inputs.log_mel.device)
         for member, shares in self._members:
             if shares:
-                yield _logits_of(member.student(heard.log_mel.unsqueeze(1)))
+                yield _logits_of(member.student(inputs.log_mel.unsqueeze(1)))
                 continue
             own, sound = member, waveform
             if isinstance(member, Resampled):
                 own, sound = member.member, member.resample(waveform)
-            if isinstance(own, HeardStudent):
-                features = _mixed(own.log_mel(sound), heard)
+            if isinstance(own, WaveformStudent):
+                features = _mixed(own.log_mel(sound), inputs)
                 yield _logits_of(own.student(features.unsqueeze(1)))
             else:
-                yield _logits_of(own(_mixed(sound, heard)))
+                yield _logits_of(own(_mixed(sound, inputs)))
 
     def check(
         self,
@@ -159,8 +159,8 @@ class OnlineTeacher:
                 f"the teacher has {num_classes} classes and the student {len(labels)}; "
                 "use a teacher with the same classes"
             )
-        heard = "log-mel" if self.shares_log_mel else "waveforms"
-        return f"it takes the student's {heard}, for {len(summary.clip_ids)} clips"
+        what = "log-mel" if self.shares_log_mel else "waveforms"
+        return f"it takes the student's {what}, for {len(summary.clip_ids)} clips"
 
     @property
     def name(self) -> str:
@@ -199,14 +199,14 @@ def _settings(log_mel: nn.Module) -> dict[str, Any] | None:
 
 
 def _front_end(member: nn.Module) -> dict[str, Any] | None:
-    return _settings(member.log_mel) if isinstance(member, HeardStudent) else None
+    return _settings(member.log_mel) if isinstance(member, WaveformStudent) else None
 
 
-def _mixed(values: Tensor, heard: Heard) -> Tensor:
-    if heard.mix is None:
+def _mixed(values: Tensor, inputs: TeacherInput) -> Tensor:
+    if inputs.mix is None:
         return values
-    share = heard.mix.weight.reshape(-1, *[1] * (values.ndim - 1))
-    return share * values + (1 - share) * values[heard.mix.partner]
+    share = inputs.mix.weight.reshape(-1, *[1] * (values.ndim - 1))
+    return share * values + (1 - share) * values[inputs.mix.partner]
 
 
 def _logits_of(output: Any) -> Tensor:

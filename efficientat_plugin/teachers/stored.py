@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from efficientat_plugin.contracts import Heard, TeacherTarget
+from efficientat_plugin.contracts import TeacherInput, TeacherTarget
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
@@ -54,9 +54,9 @@ class StoredTeacher:
         """Name of the teacher."""
         return self.store.manifest.teacher
 
-    def __call__(self, heard: Heard) -> TeacherTarget:
+    def __call__(self, inputs: TeacherInput) -> TeacherTarget:
         """Returns the logits of a batch, and of the clips mixed into it."""
-        batch, device = heard.batch, heard.log_mel.device
+        batch, device = inputs.batch, inputs.log_mel.device
         target = self._look_up(batch.clip_id, device)
         if batch.partner_share.any():
             target = target._replace(partner=self._look_up(batch.partner_id, device))
@@ -78,16 +78,9 @@ class StoredTeacher:
         Raises
         ------
         ValueError
-            If its classes or clips differ, or it covers too few clips; or if it keeps
-            the top k and the target is multiclass: all other classes share one logit,
-            which is right under sigmoid but not under softmax.
+            If its classes or clips differ, or it covers too few clips.
         """
-        if target == "multiclass" and self.store.manifest.top_k is not None:
-            raise ValueError(
-                f"{self.store.path} keeps the top {self.store.manifest.top_k} classes, "
-                "which is only for target: multilabel; store all of them for target: "
-                "multiclass"
-            )
+        del target  # logits are stored before sigmoid or softmax
         clips = zip(summary.clip_ids, summary.indices, strict=True)
         verdict = verify(
             self.store,

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import speechbrain as sb
@@ -21,14 +21,19 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from efficientat_plugin.contracts import ClipBatch, Heard, SoftTarget, StudentOutput
+from efficientat_plugin.contracts import (
+    ClipBatch,
+    SoftTarget,
+    StudentOutput,
+    TeacherInput,
+)
 from efficientat_plugin.data.clips import ClipStream, collate
 from efficientat_plugin.data.sampling import Draws, PlaceInEpoch
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.evaluation.metrics import Scores, caution
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
-from efficientat_plugin.support.files import write_aside
+from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.training.losses import RunningLoss
 
 logger = logging.getLogger(__name__)
@@ -52,13 +57,10 @@ class History:
     def write_csv(self, path: str | Path) -> None:
         """Writes a table with a row for each epoch; missing numbers are empty."""
         columns = list(dict.fromkeys(name for row in self.epochs for name in row))
-
-        def write(file: TextIO) -> None:
+        with atomic_file(path) as file:
             table = csv.DictWriter(file, columns, lineterminator="\n")
             table.writeheader()
             table.writerows(self.epochs)
-
-        write_aside(path, write)
 
     @mark_as_saver
     def save(self, path: str) -> None:
@@ -140,7 +142,7 @@ class DistillationBrain(sb.Brain):
 
     def compute_forward(
         self, batch: ClipBatch, stage: sb.Stage
-    ) -> tuple[StudentOutput, Heard]:
+    ) -> tuple[StudentOutput, TeacherInput]:
         """Computes the student's output, and returns it with the log-mels."""
         log_mel = self.modules.log_mel(batch.waveform.to(self.device))  # [B, F, T]
         mix = None
@@ -149,17 +151,17 @@ class DistillationBrain(sb.Brain):
             if self.hparams.mixup is not None:
                 log_mel, mix = self.hparams.mixup(log_mel)
         output = self._on_device(self.modules.student, stage)(log_mel.unsqueeze(1))
-        return output, Heard(batch, log_mel, mix)
+        return output, TeacherInput(batch, log_mel, mix)
 
     def compute_objectives(
         self,
-        predictions: tuple[StudentOutput, Heard],
+        predictions: tuple[StudentOutput, TeacherInput],
         batch: ClipBatch,
         stage: sb.Stage,
     ) -> Tensor:
         """Computes the distillation loss in training, the label loss in evaluation."""
-        output, heard = predictions
-        labels = self._labels(heard)
+        output, inputs = predictions
+        labels = self._labels(inputs)
         if stage != TRAIN:
             self.some_labelled |= bool((batch.labelled > 0).any())
             self.stats.append(
@@ -168,8 +170,8 @@ class DistillationBrain(sb.Brain):
             return self.hparams.loss(output.logits, labels)
         teacher = None
         if self.hparams.teacher is not None:
-            answer = self.hparams.teacher(heard)
-            teacher = self.hparams.loss.teacher_target(answer, heard)
+            answer = self.hparams.teacher(inputs)
+            teacher = self.hparams.loss.teacher_target(answer, inputs)
         return self.hparams.loss(output.logits, labels, teacher)
 
     def _on_device(self, module: torch.nn.Module, stage: sb.Stage) -> torch.nn.Module:
@@ -179,10 +181,10 @@ class DistillationBrain(sb.Brain):
             return module.module
         return module
 
-    def _labels(self, heard: Heard) -> SoftTarget:
-        labels, labelled = heard.batch.labels, heard.batch.labelled
+    def _labels(self, inputs: TeacherInput) -> SoftTarget:
+        labels, labelled = inputs.batch.labels, inputs.batch.labelled
         target = SoftTarget(labels.to(self.device), labelled.to(self.device))
-        return target.followed(heard.mix)
+        return target.followed(inputs.mix)
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Seeds the random numbers of this step."""

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from efficientat_plugin.contracts import TARGETS, Heard, SoftTarget, TeacherTarget
+from efficientat_plugin.contracts import (
+    TARGETS,
+    SoftTarget,
+    TeacherInput,
+    TeacherTarget,
+)
 
 
 def balanced_class_weights(
@@ -156,13 +161,15 @@ class DistillationLoss(torch.nn.Module):
         teacher_loss = self._term(logits, teacher)
         return (1 - self.kd_weight) * label_loss + self.kd_weight * teacher_loss
 
-    def teacher_target(self, teacher: TeacherTarget, heard: Heard) -> SoftTarget:
+    def teacher_target(
+        self, teacher: TeacherTarget, inputs: TeacherInput
+    ) -> SoftTarget:
         """Returns the soft targets of a teacher for a batch, mixed like the batch."""
         target = self.soft_target(teacher)
         if teacher.partner is not None:
-            share = 1 - heard.batch.partner_share.to(target.scores.device)
+            share = 1 - inputs.batch.partner_share.to(target.scores.device)
             target = target.mixed(self.soft_target(teacher.partner), share)
-        return target if teacher.is_mixed else target.followed(heard.mix)
+        return target if teacher.is_mixed else target.followed(inputs.mix)
 
     def soft_target(self, teacher: TeacherTarget) -> SoftTarget:
         """Turns the teacher's logits into soft targets for each clip."""

@@ -9,7 +9,12 @@ import torch
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
-from efficientat_plugin.contracts import ClipBatch, Heard, StudentOutput, TeacherTarget
+from efficientat_plugin.contracts import (
+    ClipBatch,
+    StudentOutput,
+    TeacherInput,
+    TeacherTarget,
+)
 from efficientat_plugin.evaluation.metrics import Scores
 from efficientat_plugin.evaluation.report import OF_BOTH
 from efficientat_plugin.training.brain import TRAIN, DistillationBrain, Trained
@@ -78,21 +83,21 @@ class MutualBrain(DistillationBrain):
 
     def compute_forward(  # type: ignore[override]
         self, batch: ClipBatch, stage: sb.Stage
-    ) -> tuple[StudentOutput, StudentOutput, Heard]:
+    ) -> tuple[StudentOutput, StudentOutput, TeacherInput]:
         """Computes the outputs of both, and returns them with the log-mels."""
-        output, heard = super().compute_forward(batch, stage)
+        output, inputs = super().compute_forward(batch, stage)
         peer = self._on_device(self.modules.peer, stage)
-        return output, peer(heard.log_mel.unsqueeze(1)), heard
+        return output, peer(inputs.log_mel.unsqueeze(1)), inputs
 
     def compute_objectives(  # type: ignore[override]
         self,
-        predictions: tuple[StudentOutput, StudentOutput, Heard],
+        predictions: tuple[StudentOutput, StudentOutput, TeacherInput],
         batch: ClipBatch,
         stage: sb.Stage,
     ) -> Tensor:
         """Computes both losses in training, else the label loss of the student."""
-        output, peer_output, heard = predictions
-        labels = self._labels(heard)
+        output, peer_output, inputs = predictions
+        labels = self._labels(inputs)
         if stage != TRAIN:
             self.some_labelled |= bool((batch.labelled > 0).any())
             known = batch.labels, batch.labelled

@@ -6,7 +6,6 @@ full scale are clipped in the same way for each codec and never wrap around.
 
 import io
 import math
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,8 +183,7 @@ class ClipEncoder:
             # Vorbis puts a block on the stack, where a whole recording does not fit.
             for start in range(0, len(samples), BLOCK_FRAMES):
                 sound.write(samples[start : start + BLOCK_FRAMES])
-        content = file.getvalue()
-        return _with_serial(content) if codec.format == "OGG" else content
+        return file.getvalue()
 
     def _correlation(self, content: bytes, samples: NDArray[np.int16]) -> float:
         """Computes the correlation of the decoded file with the given samples."""
@@ -209,32 +207,3 @@ class ClipEncoder:
         if same or (energies < len(samples) * QUIET**2).all():
             return 1.0
         return float(sums[0, 1] / math.sqrt(max(energies.prod(), 1e-30)))
-
-
-def _with_serial(content: bytes, serial: int = 1) -> bytes:
-    """Fixes the serial number of an OGG file, which libsndfile draws at random.
-
-    The same sound then gives the same file, bit for bit.
-    """
-    pages, start = bytearray(content), 0
-    while start < len(pages):
-        lacing = pages[start + 27 : start + 27 + pages[start + 26]]
-        stop = start + 27 + len(lacing) + sum(lacing)
-        pages[start + 14 : start + 18] = serial.to_bytes(4, "little")
-        pages[start + 22 : start + 26] = bytes(4)
-        checksum = _ogg_checksum(bytes(pages[start:stop]))
-        pages[start + 22 : start + 26] = checksum.to_bytes(4, "little")
-        start = stop
-    return bytes(pages)
-
-
-_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-
-
-def _ogg_checksum(page: bytes) -> int:
-    """Computes the CRC-32, highest bit first and without inversion, from zlib's.
-
-    Source: RFC 3533, section 6.
-    """
-    inverted = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
-    return int(f"{inverted:032b}"[::-1], 2)

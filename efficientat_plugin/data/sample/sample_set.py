@@ -12,9 +12,6 @@ differ in one sample between two machines.
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,7 +22,8 @@ from tqdm import tqdm
 
 from efficientat_plugin.data.labels import audioset_labels
 from efficientat_plugin.data.parquet import audioset_row, to_pcm, write_rows
-from efficientat_plugin.data.sample.synthesis import SOUNDS, Waveform, noise, plateau
+from efficientat_plugin.data.sample.synthesis import SOUNDS, Synth, Waveform
+from efficientat_plugin.support.files import atomic_folder
 
 # Raise this whenever a clip changes: samples on disk are then made again.
 SAMPLE_VERSION = 1
@@ -84,7 +82,8 @@ def _source(
     if rng.random() < 0.4 and num_samples > shortest:
         length = int(rng.integers(shortest, num_samples + 1)) // 800 * 800
         start = int(rng.integers(0, num_samples - length + 1))
-    sound = SOUNDS[name](rng, length, sample_rate) * plateau(length, sample_rate, 0.02)
+    synth = Synth(rng, length, sample_rate)
+    sound = SOUNDS[name](synth) * synth.plateau(length, 0.02)
     # Clicks have little RMS and noise has low peaks: the larger measure counts.
     level = max(np.sqrt(np.mean(np.square(sound))), np.max(np.abs(sound)) / 8)
     out = np.zeros(num_samples)
@@ -166,7 +165,7 @@ def sample_clip(
 
     num_samples = round(clip_seconds * sample_rate)
     slope, background_db = rng.uniform(-2, 0), rng.uniform(-50, -22)
-    mix = noise(rng, num_samples, sample_rate, slope=slope)
+    mix = Synth(rng, num_samples, sample_rate).noise(slope=slope)
     mix *= 10 ** (background_db / 20)
     for name in chosen:
         gain = 10 ** (rng.uniform(-8, 0) / 20)
@@ -277,24 +276,23 @@ def write_sample(
     if (final / "sample.json").is_file():
         return final
 
-    partial = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
     try:
-        with tqdm(total=sum(counts.values()), desc="sample", unit="clip") as bar:
+        with (
+            atomic_folder(final) as partial,
+            tqdm(total=sum(counts.values()), desc="sample", unit="clip") as bar,
+        ):
             for split, count in zip(SPLITS, counts.values(), strict=True):
                 path = partial / "data" / split / "00.parquet"
                 for_split = (split, count, clip_seconds, sample_rate, seed)
                 write_rows(path, _rows(*for_split, bar))
-        (partial / "sample.json").write_text(text, encoding="utf-8")
-        try:
-            os.rename(partial, final)
-        except OSError as error:
-            # Another process may have written the same clips first.
-            if not (final / "sample.json").is_file():
-                raise FileExistsError(
-                    f"{final} already exists but is not a complete sample: it has no "
-                    "sample.json; delete it and run again"
-                ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (partial / "sample.json").write_text(text, encoding="utf-8")
+    except OSError as error:
+        if not final.exists():
+            raise
+        # Another process may have written the same clips first.
+        if not (final / "sample.json").is_file():
+            raise FileExistsError(
+                f"{final} already exists but is not a complete sample: it has no "
+                "sample.json; delete it and run again"
+            ) from error
     return final

@@ -1,87 +1,55 @@
-"""Stores the logits of a teacher: scores every clip once, across interruptions."""
+"""Stores the logits of a teacher: scores every clip once, across interruptions.
+
+Several processes of a `torchrun` share the clips. After each batch they exchange what
+they computed, and the first one appends it to the store.
+"""
 
 import logging
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterator
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from numpy.typing import NDArray
+from speechbrain.utils.distributed import get_rank
 from torch import Tensor, nn
 
-from efficientat_plugin.contracts import Clip, ClipBatch
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.parquet import waveform_digest
-from efficientat_plugin.teachers.store.even_sample import EvenSample
+from efficientat_plugin.students.ensemble import Ensemble
+from efficientat_plugin.support.files import explain_write_errors
+from efficientat_plugin.support.launch import world_size
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
-from efficientat_plugin.teachers.store.verify import MAX_SAMPLE
+from efficientat_plugin.teachers.store.verify import EvenSample
 from efficientat_plugin.teachers.store.writer import FLOAT16_MAX, StoreWriter
 
 logger = logging.getLogger(__name__)
 
-ASKED_AGAIN = 2  # clips scored again before a store is resumed
-COMPARED = 20  # clips of it whose sound is compared
-LOOKED_THROUGH = 10_000  # rows searched for them
+NUM_RESCORED = 2  # clips scored again before a store is resumed
+NUM_COMPARED = 20  # clips of it whose sound is compared
+NUM_SEARCHED = 10_000  # rows searched for them
 # Allowed change of a clip's logits by another precision or device (relative, root mean
 # square). Measured with mn04_as: 0.03 in bf16, 0.0002 in the store's float16.
-SAME_ANSWER = 0.05
+SAME_LOGITS = 0.05
+LONGEST_WAIT = timedelta(days=30)  # for the slowest process
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Batches:
-    """A ``batch_sampler`` that splits the rows to score among processes.
+class Scored(NamedTuple):
+    """What a process computed from a batch of clips."""
 
-    A row's batch depends only on the data set and ``batch_size``, not on what is stored
-    already or which process scores it, so a resumed run ends with the same logits, bit
-    for bit.
-
-    Arguments
-    ---------
-    rows : datasets.Dataset
-        Of rows with the same ``video_id``, only the first is scored.
-    stored : LogitsStore
-        Its clips are not scored again.
-    batch_size : int
-    rank : int
-        Rank of this process.
-    world_size : int
-        Number of processes.
-    """
-
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        stored: LogitsStore,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        first, known = _first_rows(rows, stored)
-        self.num_clips, self.num_stored = len(first), int(known.sum())
-        self._rows = first[~known]
-        batch_of = (np.arange(len(first)) // batch_size)[~known]
-        starts = np.flatnonzero(np.diff(batch_of, prepend=-1))
-        # Each process gets consecutive batches, so that it reads sequentially.
-        shares = np.linspace(0, len(starts), world_size + 1).round().astype(np.int64)
-        bounds = np.append(starts, len(batch_of))
-        self._bounds = bounds[shares[rank] : shares[rank + 1] + 1]
-
-    @property
-    def num_remaining(self) -> int:
-        """Clips for this process to score."""
-        return int(self._bounds[-1] - self._bounds[0])
-
-    def __len__(self) -> int:
-        return len(self._bounds) - 1
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start, stop in pairwise(self._bounds):
-            yield self._rows[start:stop].tolist()
+    clip_id: list[str]
+    logits: Tensor  # [B, K], on the CPU
+    digest: list[str]  # of the samples
+    classes: list[list[int]]
 
 
 def _first_rows(
@@ -97,6 +65,25 @@ def _first_rows(
     first = np.unique(np.concatenate(ids), return_index=True)[1]
     first.sort()
     return first, np.concatenate(known)[first]
+
+
+def batches_to_score(
+    first: NDArray[np.int64], known: NDArray[np.bool_], batch_size: int
+) -> list[NDArray[np.int64]]:
+    """Splits the rows to score into batches, a ``batch_sampler``.
+
+    A row's batch depends only on the data set and ``batch_size``, not on what is stored
+    already, so a resumed run ends with the same logits, bit for bit.
+
+    Example
+    -------
+    >>> batches_to_score(np.arange(5), np.array([True, True, False, True, False]), 2)
+    [array([2]), array([4])]
+    """
+    starts = range(batch_size, len(first), batch_size)
+    batches = zip(np.split(first, starts), np.split(known, starts), strict=True)
+    remaining = [rows[~stored] for rows, stored in batches]
+    return [rows for rows in remaining if len(rows)]
 
 
 def check_precision(precision: str, device: str | torch.device) -> None:
@@ -117,7 +104,7 @@ def check_precision(precision: str, device: str | torch.device) -> None:
         )
 
 
-def hear(
+def compute_logits(
     teacher: nn.Module, waveform: Tensor, device: str | torch.device, precision: str
 ) -> Tensor:
     """Computes a teacher's logits, in float32 on the CPU: [B, N] -> [B, K].
@@ -143,20 +130,110 @@ def hear(
         ) from error
 
 
+def fill_store(
+    path: str | Path,
+    name: str,
+    teacher: Ensemble,
+    labels: LabelTable,
+    rows: datasets.Dataset | datasets.IterableDataset,
+    clip_seconds: float,
+    device: str | torch.device = "cpu",
+    max_unreadable_share: float = 0.01,
+    short_clips: str = "zero_pad",
+    precision: str = "fp32",
+    **options: Any,
+) -> list[tuple[str, list[int]]]:
+    """Computes and appends the logits of all clips that are not stored yet.
+
+    Every process of a run must call it. If logits are stored already, the teacher
+    scores some of their clips again, in case it has changed.
+
+    Arguments
+    ---------
+    path : str or Path
+        Folder of the store; created if it does not exist.
+    name : str
+        Name of the teacher.
+    teacher : Ensemble
+        On ``device``; clips are read at its sample rate.
+    labels : LabelTable
+        Its classes.
+    rows : datasets.Dataset or datasets.IterableDataset
+        From ``load_rows`` or ``read_table``.
+    clip_seconds : float
+        Length of each clip, s.
+    device : str or torch.device
+    max_unreadable_share : float
+        A larger share of unreadable clips is an error.
+    short_clips : str
+        How shorter sound is lengthened: "zero_pad" or "repeat".
+    precision : str
+        Precision of the teacher: "fp32", "bf16" or "fp16" (not on a CPU).
+    **options
+        Options of ``store_logits``, e.g. ``batch_size=32``.
+
+    Returns
+    -------
+    list of (str, list of int)
+        As ``store_logits``.
+
+    Raises
+    ------
+    OSError, ValueError, TooManyUnreadable
+        As ``StoreWriter`` and ``store_logits``; logits computed before are stored.
+    """
+    check_precision(precision, device)
+    everyone = None
+    if world_size() > 1:  # the default group times out after two hours of waiting
+        everyone = torch.distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    about: dict[str, Any] = {
+        "teacher": name,
+        "teacher_sha256": teacher.sha256(),
+        "labels_sha256": labels.sha256,
+        "num_classes": len(labels),
+        "sample_rate": teacher.sample_rate,
+        "clip_seconds": clip_seconds,
+        "short_clips": short_clips,
+        "precision": precision,
+    }
+    writes = not get_rank()
+    reader = ClipReader(labels, clip_seconds, teacher.sample_rate, short_clips)
+    with (
+        explain_write_errors(path),
+        StoreWriter(path, **about) if writes else nullcontext() as writer,
+    ):
+        if everyone is not None:
+            torch.distributed.barrier(group=everyone)  # until the store exists
+        stored = LogitsStore(path)
+        if writes and isinstance(rows, datasets.Dataset):  # a stream is read once
+            refuse_changed(teacher, rows, stored, reader, device, precision)
+        return store_logits(
+            writer,
+            teacher,
+            rows,
+            reader,
+            device,
+            max_unreadable_share,
+            stored=stored,
+            precision=precision,
+            everyone=everyone,
+            **options,
+        )
+
+
 @torch.inference_mode()
 def store_logits(
-    writer: StoreWriter,
+    writer: StoreWriter | None,
     teacher: nn.Module,
     rows: datasets.Dataset | datasets.IterableDataset,
     reader: ClipReader,
     device: str | torch.device = "cpu",
     max_unreadable_share: float = 0.01,
     *,
-    stored: LogitsStore | None = None,
+    stored: LogitsStore,
     batch_size: int = 16,
     precision: str = "fp32",
-    rank: int = 0,
-    world_size: int = 1,
+    everyone: Any = None,
     num_clips: int | None = None,
     **loader_options: Any,
 ) -> list[tuple[str, list[int]]]:
@@ -164,28 +241,26 @@ def store_logits(
 
     Arguments
     ---------
-    writer : StoreWriter
-        An open writer of this teacher's store.
+    writer : StoreWriter or None
+        An open writer of this teacher's store; None: another process has it.
     teacher : nn.Module
         On ``device``: [B, N] -> StudentOutput.
     rows : datasets.Dataset or datasets.IterableDataset
         From ``load_rows`` or ``read_table``; of rows with the same ``video_id``, only
-        the first is scored.
+        the first is stored.
     reader : ClipReader
         Turns rows into clips.
     device : str or torch.device
     max_unreadable_share : float
         A larger share of unreadable clips is an error.
-    stored : LogitsStore or None
-        Its clips are not scored again; None: the store of ``writer``.
+    stored : LogitsStore
+        The store, opened beforehand; its clips are not scored again.
     batch_size : int
         Clips scored and committed at once.
     precision : str
         Precision of the teacher: "fp32", "bf16" or "fp16" (not on a CPU).
-    rank : int
-        Rank of this process; only the first shows a progress bar.
-    world_size : int
-        Number of processes that share the clips; each has a writer of its own.
+    everyone : torch.distributed.ProcessGroup or None
+        The processes that share the clips; None: only this one.
     num_clips : int or None
         Length of a stream, for the progress bar; None: unknown.
     **loader_options
@@ -201,49 +276,76 @@ def store_logits(
     TooManyUnreadable
         If too many clips cannot be read; logits computed before are stored.
     ValueError
-        If a logit is not finite, memory runs out, or the device does not support the
-        precision; logits computed before are stored.
+        If a logit is not finite, or memory runs out; logits computed before are stored.
     """
-    check_precision(precision, device)
-    stored = LogitsStore(writer.path) if stored is None else stored
+    rank, size = (0, 1) if everyone is None else (everyone.rank(), everyone.size())
     clips: Clips | ClipStream
-    already = len(stored)  # counted, lest a few unreadable clips be most of the rest
     if isinstance(rows, datasets.Dataset):
-        batches = Batches(rows, stored, batch_size, rank, world_size)
-        _say_what_is_there(len(rows), batches, rank)
-        clips, num_clips = Clips(rows, reader), batches.num_remaining
+        first, known = _first_rows(rows, stored)
+        batches = batches_to_score(first, known, batch_size)[rank::size]
+        if not rank:
+            _print_progress(len(rows), len(first), int(known.sum()))
+        clips, num_clips = Clips(rows, reader), sum(map(len, batches))
         loader_options |= {"batch_sampler": batches}
     else:
-        if world_size > 1:
-            rows = split_dataset_by_node(rows, rank, world_size)
-        clips = ClipStream(rows, reader, passed_over=stored)
+        if size > 1:
+            rows = split_dataset_by_node(rows, rank, size)
+        clips = ClipStream(rows, reader, left_out=stored)
         if num_clips is not None:
-            num_clips = max(num_clips - len(stored), 0) // world_size
+            num_clips = max(num_clips - len(stored), 0) // size
         loader_options |= {"batch_size": batch_size}
-    heard: EvenSample[tuple[str, list[int]]] = EvenSample(MAX_SAMPLE)
-    for batch in read_batches(
+    read = read_batches(
         clips,
         None if rank else "teacher",
         max_unreadable_share,
         num_clips,
-        already,
+        len(stored),  # counted, lest a few unreadable clips be most of the rest
         **loader_options,
-    ):
-        new = _new_clips(batch, writer)
-        if not new:
-            continue
-        waveform = batch.waveform[new]
-        logits = hear(teacher, waveform, device, precision)
-        digests = [waveform_digest(clip.numpy()) for clip in waveform]
-        writer.append([batch.clip_id[place] for place in new], logits, digests)
-        for place in new:
-            classes = batch.labels[place].nonzero()[:, 0].tolist()
-            heard.add((batch.clip_id[place], classes))
-    return heard.sample()
+    )
+    own = (
+        Scored(
+            batch.clip_id,
+            compute_logits(teacher, batch.waveform, device, precision),
+            [waveform_digest(clip.numpy()) for clip in batch.waveform],
+            [labels.nonzero()[:, 0].tolist() for labels in batch.labels],
+        )
+        for batch in read
+    )
+    sample = EvenSample()
+    for scored in _of_all(own, everyone):
+        if writer is not None:
+            _append(writer, scored)
+        for pair in zip(scored.clip_id, scored.classes, strict=True):
+            sample.add(pair)
+    return sample.items
+
+
+def _of_all(own: Iterator[Scored], everyone: Any) -> Iterator[Scored]:
+    """Yields the batches of all processes, in all of them, in the order of the rows."""
+    if everyone is None:
+        yield from own
+        return
+    found: list[Scored | None] = [None] * everyone.size()
+    while True:
+        torch.distributed.all_gather_object(found, next(own, None), group=everyone)
+        if not any(found):
+            return
+        yield from filter(None, found)
+
+
+def _append(writer: StoreWriter, scored: Scored) -> None:
+    """Appends the clips that are not in the store; a stream may repeat a clip."""
+    place_of = {clip: n for n, clip in reversed([*enumerate(scored.clip_id)])}
+    new = sorted(n for clip, n in place_of.items() if clip not in writer)
+    writer.append(
+        [scored.clip_id[n] for n in new],
+        scored.logits[new],
+        [scored.digest[n] for n in new],
+    )
 
 
 @torch.inference_mode()
-def refuse_another_answer(
+def refuse_changed(
     teacher: nn.Module,
     rows: datasets.Dataset,
     stored: LogitsStore,
@@ -260,25 +362,35 @@ def refuse_another_answer(
     Raises
     ------
     ValueError
-        If the teacher's logits differ from the stored ones, if the sound of most clips
-        compared has changed, or if the device does not support the precision.
+        If the teacher's logits differ from the stored ones, or if the sound of most
+        clips compared has changed.
     """
-    check_precision(precision, device)
-    some = rows.select(range(min(len(rows), LOOKED_THROUGH)))
+    some = rows.select(range(min(len(rows), NUM_SEARCHED)))
     first, known = _first_rows(some, stored)
-    clips = Clips(rows, reader)
     places = first[known]
-    spread = np.linspace(0, len(places) - 1, min(COMPARED, len(places))).astype(int)
+    spread = np.linspace(0, len(places) - 1, min(NUM_COMPARED, len(places))).astype(int)
+    clips = Clips(rows, reader)
     compared = [clip for clip in map(clips.__getitem__, places[spread]) if clip.clip_id]
-    same = [clip for clip in compared if _sounds_as_stored(clip, stored)]
-    _tell_of_other_sound(stored, compared, same)
-    for clip in same[:ASKED_AGAIN]:
-        said = stored.lookup([clip.clip_id]).logits[0]
-        kept = said.topk(stored.manifest.top_k or len(said)).indices
-        says = hear(teacher, clip.waveform[None], device, precision)[0]
-        says = says.clamp(-FLOAT16_MAX, FLOAT16_MAX)
-        difference = (says - said)[kept].square().mean().sqrt()
-        allowed = SAME_ANSWER * said[kept].square().mean().sqrt() + 1e-3
+    same = [
+        clip
+        for clip in compared
+        if stored.digest(clip.clip_id) in ("", waveform_digest(clip.waveform.numpy()))
+    ]
+    if len(same) < len(compared):
+        changed = (
+            f"{stored.path} holds logits of different sound under the same clip ids: "
+            f"{len(compared) - len(same)} of the {len(compared)} clips compared have "
+            "changed"
+        )
+        if 2 * len(same) < len(compared):
+            raise ValueError(f"{changed}; use another store, or delete this one")
+        logger.warning("%s; delete the store to compute all logits again", changed)
+    for clip in same[:NUM_RESCORED]:
+        before = stored.lookup([clip.clip_id]).logits[0]
+        now = compute_logits(teacher, clip.waveform[None], device, precision)[0]
+        now = now.clamp(-FLOAT16_MAX, FLOAT16_MAX)
+        difference = (now - before).square().mean().sqrt()
+        allowed = SAME_LOGITS * before.square().mean().sqrt() + 1e-3
         if not difference <= allowed:  # also true of NaN
             raise ValueError(
                 f"the logits stored in {stored.path} differ from what the teacher "
@@ -287,42 +399,10 @@ def refuse_another_answer(
             )
 
 
-def _sounds_as_stored(clip: Clip, stored: LogitsStore) -> bool:
-    before = stored.digest(clip.clip_id)
-    return before in ("", waveform_digest(clip.waveform.numpy()))
-
-
-def _tell_of_other_sound(
-    stored: LogitsStore, compared: Sequence[Clip], same: Sequence[Clip]
-) -> None:
-    """Warns of clips whose sound has changed; refuses the store if most have."""
-    num_other = len(compared) - len(same)
-    if not num_other:
-        return
-    told = (
-        f"{stored.path} holds logits of different sound under the same clip ids: "
-        f"{num_other} of the {len(compared)} clips compared have changed"
-    )
-    if 2 * num_other > len(compared):
-        raise ValueError(f"{told}; use another store, or delete this one")
-    logger.warning("%s; delete the store to compute all logits again", told)
-
-
-def _say_what_is_there(num_rows: int, batches: Batches, rank: int) -> None:
-    if rank:
-        return
-    if batches.num_clips < num_rows:
+def _print_progress(num_rows: int, num_clips: int, num_stored: int) -> None:
+    if num_clips < num_rows:
         print(
-            f"{num_rows - batches.num_clips} rows repeat the video_id of another; only "
-            "the first of each is used"
+            f"{num_rows - num_clips} rows repeat the video_id of another; only the "
+            "first of each is used"
         )
-    print(f"{batches.num_stored} of {batches.num_clips} clips are stored already")
-
-
-def _new_clips(batch: ClipBatch, writer: StoreWriter) -> list[int]:
-    """Returns the places of clips to score; a stream may repeat a clip."""
-    first = {clip_id: n for n, clip_id in reversed(list(enumerate(batch.clip_id)))}
-    known = writer.knows(batch.clip_id)
-    return [
-        n for n, clip in enumerate(batch.clip_id) if first[clip] == n and not known[n]
-    ]
+    print(f"{num_stored} of {num_clips} clips are stored already")

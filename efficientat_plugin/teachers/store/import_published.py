@@ -3,8 +3,6 @@
 import os
 import pickle
 import re
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from efficientat_plugin.data.clip_ids import youtube_id
+from efficientat_plugin.support.files import atomic_folder
 from efficientat_plugin.support.pickles import check_pickle
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.verify import LOOKED_AT, look_like_probabilities
@@ -48,7 +47,7 @@ def import_published(
         importing or calling anything that it names.
     path : str or Path
         Folder of the store, which must not exist. It appears when the import is
-        complete; a killed import leaves a folder with ``.partial`` in its name.
+        complete; a killed import leaves a hidden folder whose name ends in ``.part``.
     labels_sha256 : str
         Digest of the table of the K class names.
     num_classes : int or None
@@ -84,9 +83,9 @@ def import_published(
     logits = _open_logits(Path(logits_npy))
     _refuse_unlike(Path(logits_npy), logits, num_classes)
     rows, clip_ids = _read_index(Path(index_pickle), len(logits))
-    partial = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         with (
+            atomic_folder(path) as partial,
             StoreWriter(
                 partial,
                 teacher=teacher,
@@ -102,12 +101,8 @@ def import_published(
                 chosen = slice(start, start + rows_per_append)
                 writer.append(clip_ids[chosen], logits[rows[chosen]])
                 bar.update(len(rows[chosen]))
-        os.rename(partial, path)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, ValueError):
-            raise ValueError(f"{logits_npy} and {index_pickle}: {error}") from error
-        raise
+    except ValueError as error:
+        raise ValueError(f"{logits_npy} and {index_pickle}: {error}") from error
     return LogitsStore(path)
 
 

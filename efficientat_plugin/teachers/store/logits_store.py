@@ -2,13 +2,14 @@
 
 A store is a folder of three files. ``manifest.json`` describes the logits and says how
 much of the other two files is committed. ``logits.f16`` is raw little-endian
-``[count, K]``; for a top-k store, each row has k values, k classes as uint16, and the
-logit of the mean probability of the others. ``clips.tsv`` has the clip id of each row
-and, after a tab, the digest of the samples that were scored (may be empty). Bytes
-beyond the lengths in the manifest were never committed, so a job killed at any byte
-loses its last append and nothing else.
+``[count, K]``. ``clips.tsv`` has the clip id of each row and, after a tab, the digest
+of the samples that were scored (may be empty). Bytes beyond the lengths in the manifest
+were never committed, so a job killed at any byte loses its last append and nothing
+else.
 """
 
+import io
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,16 +18,24 @@ import numpy as np
 import torch
 
 from efficientat_plugin.contracts import TeacherTarget
-from efficientat_plugin.teachers.store.clip_index import ClipIndex
-from efficientat_plugin.teachers.store.manifest import LOGITS, map_rows, read_manifest
-from efficientat_plugin.teachers.store.top_k import unpack
+from efficientat_plugin.teachers.store.manifest import (
+    CLIPS,
+    LOGITS,
+    Manifest,
+    map_rows,
+    read_manifest,
+)
+
+MAX_ID_BYTES = 255  # of a clip id or digest: the arrays are as wide as the longest one
+LINES_AT_ONCE = 1 << 16
 
 
 class LogitsStore:
     """The logits of a teacher, read-only and memory-mapped.
 
-    Opening reads the clip ids into a sorted array of bytes and leaves the logits on
-    disk. It pickles as its path, so a worker process opens the files again.
+    Opening reads the clip ids and digests into arrays of bytes, about 40 bytes for each
+    of AudioSet's clips, and leaves the logits on disk. It pickles as its path, so a
+    worker process opens the files again.
 
     Arguments
     ---------
@@ -45,12 +54,12 @@ class LogitsStore:
     >>> from tempfile import TemporaryDirectory
     >>> from efficientat_plugin.teachers.store.writer import StoreWriter
     >>> about = {"teacher": "passt", "labels_sha256": "0" * 64, "num_classes": 2}
-    >>> heard = {"sample_rate": 32000, "clip_seconds": 10.0}
+    >>> about |= {"sample_rate": 32000, "clip_seconds": 10.0}
     >>> with TemporaryDirectory() as folder:
-    ...     with StoreWriter(f"{folder}/passt", **about, **heard) as writer:
+    ...     with StoreWriter(f"{folder}/passt", **about) as writer:
     ...         writer.append(["a", "b"], torch.tensor([[1.0, -2.0], [3.0, -4.0]]))
     ...     store = LogitsStore(f"{folder}/passt")
-    ...     store.lookup(["b", "unheard"])
+    ...     store.lookup(["b", "unknown"])
     TeacherTarget(logits=tensor([[ 3., -4.],
             [ 0.,  0.]]), known=tensor([ True, False]), ...)
     """
@@ -59,7 +68,15 @@ class LogitsStore:
         # A worker may run in another folder.
         self.path = Path(os.path.abspath(path))
         self.manifest = read_manifest(self.path)
-        self._index = ClipIndex(self.path, self.manifest)
+        self._ids, self._digests = _read_clips(self.path / CLIPS, self.manifest)
+        self._order = np.argsort(self._ids)
+        in_order = self._ids[self._order]
+        repeated = in_order[1:][in_order[1:] == in_order[:-1]]
+        if len(repeated):
+            raise ValueError(
+                f"{self.path / CLIPS} has clip {repeated[0].decode()!r} twice; a clip "
+                "has one row, so rebuild the store"
+            )
         self._rows = map_rows(self.path, self.manifest)
 
     def __len__(self) -> int:
@@ -92,7 +109,20 @@ class LogitsStore:
                 f"clip_ids={str(clip_ids)[:80]!r} must be a list of strings; "
                 "convert the ids of the clips to str"
             )
-        return self._index.rows(clip_ids)
+        rows = np.full(len(clip_ids), -1, np.int64)
+        if not len(clip_ids) or not len(self):
+            return rows
+        # numpy would cut ids that are too long or end in NUL, and then find them. They
+        # are replaced by the empty id, which no clip has.
+        width = self._ids.dtype.itemsize
+        queries = [clip_id.encode(errors="surrogatepass") for clip_id in clip_ids]
+        queries = [q if len(q) <= width and b"\0" not in q else b"" for q in queries]
+        wanted = np.array(queries, dtype=self._ids.dtype)
+        places = np.searchsorted(self._ids, wanted, sorter=self._order)
+        nearest = self._order[np.minimum(places, len(self) - 1)]
+        found = self._ids[nearest] == wanted
+        rows[found] = nearest[found]
+        return rows
 
     def lookup(self, clip_ids: Sequence[str]) -> TeacherTarget:
         """Returns the teacher's logits of a batch of clips.
@@ -105,8 +135,7 @@ class LogitsStore:
         Returns
         -------
         target : TeacherTarget
-            On the CPU, in float32. In a top-k store, the other classes of a clip share
-            the logit of their mean probability.
+            On the CPU, in float32.
         """
         rows = self.rows(clip_ids)
         known = rows >= 0
@@ -133,10 +162,7 @@ class LogitsStore:
             If the file was cut short since the store was opened.
         """
         self._refuse_cut_file()  # reading missing rows would crash the process
-        try:
-            return unpack(self._rows[rows], self.manifest.num_classes)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}") from None
+        return self._rows[rows].astype(np.float32)
 
     def _refuse_cut_file(self) -> None:
         file, wanted = self.path / LOGITS, self.manifest.logits_bytes
@@ -163,7 +189,7 @@ class LogitsStore:
         """
         if not 0 <= row < len(self):
             raise ValueError(f"row={row} must be from 0 to {len(self) - 1}")
-        return self._index.clips(row, row + 1)[0]
+        return self._ids[row].decode(), self._digests[row].decode()
 
     def digest(self, clip_id: str) -> str:
         """Returns the digest of the samples of a clip that were scored.
@@ -190,22 +216,37 @@ class LogitsStore:
             )
         return self.clip(row)[1]
 
-    def stretch(self, start: int, stop: int) -> tuple[list[str], list[str], np.ndarray]:
-        """Returns rows as they are stored, to be copied to another store.
+    def clip_ids(self) -> list[str]:
+        """Returns all clip ids, in the order of the rows."""
+        return [clip_id.decode() for clip_id in self._ids.tolist()]
 
-        Arguments
-        ---------
-        start : int
-        stop : int
-            Exclusive.
 
-        Returns
-        -------
-        clip_ids : list[str]
-        digests : list[str]
-        rows : np.ndarray
-            [stop - start], of ``row_type``.
-        """
-        clips = self._index.clips(start, min(stop, len(self)))
-        rows = np.asarray(self._rows[start:stop])
-        return [clip for clip, _ in clips], [digest for _, digest in clips], rows
+def _read_clips(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
+    """Reads the committed clip ids and digests as arrays of bytes, [count] each."""
+    ids, digests = [np.empty(0, "S1")], [np.empty(0, "S1")]
+    with open(path, "rb") as file:
+        lines = io.BytesIO(file.read(manifest.clips_bytes))
+    try:
+        # Some lines at a time, to avoid millions of Python strings
+        while some := list(itertools.islice(lines, LINES_AT_ONCE)):
+            b"".join(some).decode()  # refuses what is not UTF-8
+            pairs = [_clip_and_digest(line) for line in some]
+            ids.append(np.array([clip_id for clip_id, _ in pairs]))
+            digests.append(np.array([digest for _, digest in pairs]))
+        if sum(map(len, ids)) != manifest.count:
+            raise ValueError("another number of lines")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not {manifest.count} lines of a clip id, a tab and a digest "
+            f"({error}), so it is corrupt; rebuild the store"
+        ) from None
+    return np.concatenate(ids), np.concatenate(digests)
+
+
+def _clip_and_digest(line: bytes) -> tuple[bytes, bytes]:
+    clip_id, tab, digest = line.partition(b"\t")
+    if not (clip_id and tab and digest.endswith(b"\n") and b"\t" not in digest):
+        raise ValueError(f"such as {line[:80]!r}")
+    if len(clip_id) > MAX_ID_BYTES or len(digest) > MAX_ID_BYTES:
+        raise ValueError(f"{len(line)} bytes in one of them")
+    return clip_id, digest[:-1]

@@ -3,19 +3,18 @@
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from efficientat_plugin.teachers.store.top_k import row_type
-
-FORMAT = "logits store"
-WHOLE, TOP_K = 1, 2  # versions: rows of all classes, rows of the top k
+FORMAT, VERSION = "logits store", 1
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_CLASSES = 1_000_000  # limits the memory of a lookup: K numbers per clip
 MANIFEST, LOGITS, CLIPS = "manifest.json", "logits.f16", "clips.tsv"
+ROW_TYPE = np.dtype("<f2")
+AMOUNTS = ("count", "logits_bytes", "clips_bytes")
 
 
 @dataclass(frozen=True)
@@ -37,29 +36,20 @@ class Manifest:  # no named tuple: those have a method called count
     count: int = 0  # rows committed
     logits_bytes: int = 0
     clips_bytes: int = 0
-    top_k: int | None = None  # classes kept of each row; None: all
     short_clips: str = "zero_pad"  # how shorter sound was lengthened
     precision: str = "fp32"  # of the teacher
 
     def __post_init__(self) -> None:
-        for name in ("teacher", "labels_sha256", "short_clips"):
+        for name in ("teacher", "labels_sha256", "short_clips", "precision"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise ValueError(f"{name}={value!r:.80} must be a string, not empty")
-        if not isinstance(self.precision, str):
-            raise ValueError(f"precision={self.precision!r:.80} must be a string")
         if not isinstance(self.teacher_sha256, str | None):
             raise ValueError(
                 f"teacher_sha256={self.teacher_sha256!r:.80} must be a string or None"
             )
-        for name, least in [
-            ("num_classes", 1),
-            ("sample_rate", 1),
-            ("count", 0),
-            ("logits_bytes", 0),
-            ("clips_bytes", 0),
-        ]:
-            value = getattr(self, name)
+        for name in ("num_classes", "sample_rate", *AMOUNTS):
+            value, least = getattr(self, name), int(name not in AMOUNTS)
             if type(value) is not int or value < least:
                 raise ValueError(
                     f"{name}={value!r:.80} must be an int of {least} or more"
@@ -71,31 +61,22 @@ class Manifest:  # no named tuple: those have a method called count
         seconds = self.clip_seconds
         if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
             raise ValueError(f"clip_seconds={seconds!r:.80} must be above 0 and finite")
-        row_bytes = row_type(self.num_classes, self.top_k).itemsize
-        if self.logits_bytes != self.count * row_bytes:
+        if self.logits_bytes != self.count * self.num_classes * ROW_TYPE.itemsize:
             raise ValueError(
                 f"logits_bytes={self.logits_bytes} is not count={self.count} rows of "
-                f"{self.num_classes} classes of {row_bytes} bytes"
+                f"{self.num_classes} classes in float16"
             )
 
     @property
     def kind(self) -> dict[str, Any]:
         """The fields that all logits of a store have in common."""
-        amounts = ("count", "logits_bytes", "clips_bytes")
-        return {name: v for name, v in asdict(self).items() if name not in amounts}
+        return {name: v for name, v in asdict(self).items() if name not in AMOUNTS}
 
     def to_json(self) -> str:
-        """Returns the text of the file; the first release can read it without top k."""
-        entries: dict[str, Any] = {"format": FORMAT, "version": WHOLE, **asdict(self)}
-        if self.top_k is None:
-            del entries["top_k"]
-        else:
-            entries["version"] = TOP_K
-        if self.short_clips == "zero_pad":  # all that the first release knew
-            del entries["short_clips"]
-        if self.precision == "fp32":
-            del entries["precision"]
-        return json.dumps(entries, indent=2)
+        """Returns the text of the file."""
+        return json.dumps(
+            {"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2
+        )
 
 
 def file_size(path: Path) -> int:
@@ -124,20 +105,13 @@ def read_manifest(path: Path) -> Manifest:
     """
     _refuse_special_files(path)
     entries = _read_entries(path)
-    names = [field.name for field in fields(Manifest)]
-    if entries["version"] == WHOLE:
-        names.remove("top_k")
-    if "short_clips" not in entries:
-        names.remove("short_clips")
-    if "precision" not in entries:
-        names.remove("precision")
-    missing = [name for name in names if name not in entries]
-    if missing:
+    given = {f.name: entries.get(f.name, f.default) for f in fields(Manifest)}
+    if missing := [name for name, value in given.items() if value is MISSING]:
         raise ValueError(
             f"{path / MANIFEST} lacks {', '.join(missing)}; rebuild the store"
         )
     try:
-        manifest = Manifest(**{name: entries[name] for name in names})
+        manifest = Manifest(**given)
     except ValueError as error:
         raise ValueError(
             f"{path / MANIFEST} is corrupt: {error}; rebuild the store"
@@ -189,18 +163,18 @@ def _read_entries(path: Path) -> dict[str, Any]:
             f"{path / MANIFEST} is not the manifest of a logits store, which is JSON "
             f'with "format": "{FORMAT}"; check the path'
         )
-    if entries.get("version") not in (WHOLE, TOP_K):
+    if entries.get("version") != VERSION:
         raise ValueError(
             f"{path} is a store of version {entries.get('version')!r:.80}, and only "
-            f"versions {WHOLE} and {TOP_K} are supported; rebuild it, or use the "
-            "release that wrote it"
+            f"version {VERSION}, which keeps all logits of a clip, is supported; "
+            "rebuild it, or use the release that wrote it"
         )
     return entries
 
 
 def map_rows(path: Path, manifest: Manifest) -> np.ndarray:
     """Maps the rows of a store into memory, as they are on disk."""
-    kind = row_type(manifest.num_classes, manifest.top_k)
+    shape = (manifest.count, manifest.num_classes)
     if not manifest.count:  # an empty file cannot be mapped
-        return np.empty(0, kind)
-    return np.memmap(path / LOGITS, dtype=kind, mode="r", shape=(manifest.count,))
+        return np.empty(shape, ROW_TYPE)
+    return np.memmap(path / LOGITS, dtype=ROW_TYPE, mode="r", shape=shape)

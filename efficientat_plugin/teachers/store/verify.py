@@ -4,14 +4,14 @@ With a wrong index, training runs without an error and the student learns nothin
 the store is compared with the labels of the data set, which cost nothing to read.
 """
 
+import itertools
 import math
 import operator
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from efficientat_plugin.teachers.store.even_sample import EvenSample
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 
 MIN_LABELLED = 20  # labelled clips; fewer give no verdict
@@ -29,6 +29,22 @@ MIN_PAIRS_RIGHT = 0.9  # real teachers exceed this; chance is 0.5
 DRAWS = 16  # other clips that each clip is compared with
 MIN_DEVIATION = 1e-2  # of a sum of scores; less is rounding
 Z_LIMIT = 5.0  # keeps one row of a rare class from deciding over a block
+
+
+class EvenSample:
+    """Holds all items that are added, or 10 000 to 20 000 of them, evenly spread."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self._count, self._step = 0, 1  # one in this many is kept
+
+    def add(self, item: Any) -> None:
+        """Adds the next item."""
+        if self._count % self._step == 0:
+            self.items.append(item)
+        self._count += 1
+        if len(self.items) > MAX_SAMPLE:
+            self.items, self._step = self.items[::2], 2 * self._step
 
 
 class Stretch(NamedTuple):
@@ -142,7 +158,7 @@ class StoreReport(NamedTuple):
 
 def verify(
     store: LogitsStore,
-    clips: Iterable[tuple[str, Iterable[int]]],
+    clips: Iterable[tuple[str, Sequence[int]]],
     labels_sha256: str | None = None,
     minimum_coverage: float = 0.9,
     num_classes: int | None = None,
@@ -164,7 +180,7 @@ def verify(
     ---------
     store : LogitsStore
         The store to check.
-    clips : Iterable[tuple[str, Iterable[int]]]
+    clips : Iterable[tuple[str, Sequence[int]]]
         Clip id and class indices of each clip of the data set, in its order. A clip
         without indices counts for the coverage only.
     labels_sha256 : str or None
@@ -186,7 +202,19 @@ def verify(
     """
     if not 0 <= minimum_coverage <= 1:
         raise ValueError(f"minimum_coverage={minimum_coverage} must be from 0 to 1")
-    count, known, rows, labels = _gather(store, clips)
+    count = known = 0
+    sample = EvenSample()
+    remaining = iter(clips)
+    while batch := list(itertools.islice(remaining, 4096)):
+        found = store.rows([clip_id for clip_id, _ in batch]).tolist()
+        count += len(batch)
+        known += sum(row >= 0 for row in found)
+        for row, (clip_id, classes) in zip(found, batch, strict=True):
+            if _has_labels(store, clip_id, classes) and row >= 0:
+                sample.add((row, list(classes)))
+    if not count:
+        raise ValueError("clips is empty; give a pair of id and classes for each clip")
+    rows = np.array([row for row, _ in sample.items], dtype=np.int64)
     report = StoreReport(
         store=str(store.path),
         clips=count,
@@ -207,9 +235,10 @@ def verify(
     )
     if len(rows) < MIN_LABELLED:
         return report
-    shuffled = _Shuffled(
-        _standardise(store.logits(rows)), _mark(labels, store.manifest.num_classes)
-    )
+    marks = np.zeros((len(rows), store.manifest.num_classes), np.float32)
+    for mark, (_, classes) in zip(marks, sample.items, strict=True):
+        mark[classes] = 1.0
+    shuffled = _Shuffled(_standardise(store.logits(rows)), marks)
     everything = np.arange(len(rows))
     if shuffled.deviation(everything) < MIN_DEVIATION:  # the same labels everywhere
         return report._replace(labelled=0)
@@ -307,62 +336,20 @@ def _standardise(logits: np.ndarray) -> np.ndarray:
     return np.clip(scores, -Z_LIMIT, Z_LIMIT, out=scores)
 
 
-def _mark(labels: list[np.ndarray], num_classes: int) -> np.ndarray:
-    marks = np.zeros((len(labels), num_classes), np.float32)
-    for clip, classes in enumerate(labels):
-        marks[clip, classes] = 1.0
-    return marks
-
-
-def _gather(
-    store: LogitsStore, clips: Iterable[tuple[str, Iterable[int]]]
-) -> tuple[int, int, np.ndarray, list[np.ndarray]]:
-    """Counts all clips and those in the store; returns rows and labels of those in the
-    store with labels, or of an even sample if there are many."""
-    count, known = 0, 0
-    kept: EvenSample[tuple[int, list[int]]] = EvenSample(MAX_SAMPLE)
-    for batch in _batches(clips, 4096):
-        rows = store.rows([clip_id for clip_id, _ in batch])
-        count += len(batch)
-        known += int((rows >= 0).sum())
-        for row, (clip_id, classes) in zip(rows.tolist(), batch, strict=True):
-            indices = _class_indices(clip_id, classes, store.manifest.num_classes)
-            if row >= 0 and indices:
-                kept.add((row, indices))
-    if not count:
-        raise ValueError("clips is empty; give a pair of id and classes for each clip")
-    sample = kept.sample()
-    return (
-        count,
-        known,
-        np.array([row for row, _ in sample], dtype=np.int64),
-        [np.array(indices) for _, indices in sample],
-    )
-
-
-def _class_indices(clip_id: str, classes: Iterable[int], num_classes: int) -> list[int]:
+def _has_labels(store: LogitsStore, clip_id: str, classes: Sequence[int]) -> bool:
+    """Whether a clip has labels; refuses those that are no columns of the store."""
+    num_classes = store.manifest.num_classes
     try:
-        indices = sorted({operator.index(index) for index in classes})
+        legal = all(0 <= operator.index(index) < num_classes for index in classes)
     except TypeError:
-        indices = [-1]
-    if indices and not 0 <= indices[0] <= indices[-1] < num_classes:
+        legal = False
+    if not legal:
         raise ValueError(
             f"clip {clip_id!r} has classes {str(classes)[:80]}; they must be integers "
             f"from 0 to {num_classes - 1}, so give the indices of the teacher's label "
             "table"
         )
-    return indices
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    batch = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    return len(classes) > 0
 
 
 def _block_count(clips: int, sigmas: float) -> int:

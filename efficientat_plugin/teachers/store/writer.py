@@ -11,22 +11,21 @@ import numpy as np
 from torch import Tensor
 
 from efficientat_plugin.support.differences import differences_of
-from efficientat_plugin.support.files import written_aside
-from efficientat_plugin.support.locks import lock
-from efficientat_plugin.teachers.store.clip_index import MAX_ID_BYTES, ClipIndex
+from efficientat_plugin.support.files import atomic_file
+from efficientat_plugin.support.locks import lock_folder
+from efficientat_plugin.teachers.store.logits_store import MAX_ID_BYTES, LogitsStore
 from efficientat_plugin.teachers.store.manifest import (
     CLIPS,
     LOGITS,
     MANIFEST,
+    ROW_TYPE,
     Manifest,
     file_size,
     read_manifest,
 )
-from efficientat_plugin.teachers.store.top_k import pack
 
 FLOAT16_MAX = 65504.0
 DIGESTS = {"teacher_sha256": "weights", "labels_sha256": "classes"}
-MAX_RECENT = 1 << 16  # ids held as strings before the index is rebuilt
 
 
 def _prepare_folder(path: Path) -> None:
@@ -34,11 +33,11 @@ def _prepare_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; a store is a folder, so name another path")
     path.mkdir(parents=True, exist_ok=True)
-    # A writer that was killed before its first manifest leaves empty files.
-    ours = {f"{MANIFEST}.partial", LOGITS, CLIPS}
+    # A writer that was killed before its first manifest leaves empty and hidden files.
     if not (path / MANIFEST).exists() and any(
-        entry.name not in ours or (entry.name in (LOGITS, CLIPS) and file_size(entry))
+        entry.name not in (LOGITS, CLIPS) or file_size(entry)
         for entry in path.iterdir()
+        if not entry.name.startswith(".")
     ):
         raise ValueError(
             f"{path} is not empty and has no {MANIFEST}, so it is not a store; name a "
@@ -47,7 +46,7 @@ def _prepare_folder(path: Path) -> None:
 
 
 def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> None:
-    other = differences_of(_told(stored), _told(wanted))
+    other = differences_of(_in_words(stored), _in_words(wanted))
     if stored.teacher_sha256 and stored.teacher_sha256 == wanted.teacher_sha256:
         other = [each for each in other if each.name != "teacher"]  # just renamed
     if other:
@@ -58,7 +57,7 @@ def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> Non
         )
 
 
-def _told(manifest: Manifest) -> dict[str, Any]:
+def _in_words(manifest: Manifest) -> dict[str, Any]:
     """Describes what all logits of a store have in common, for messages."""
     kind = dict(manifest.kind)
     for name, what in DIGESTS.items():
@@ -79,17 +78,6 @@ def _write_all(file: FileIO, payload: bytes) -> None:
     view = memoryview(payload)
     while view:
         view = view[file.write(view) :]
-
-
-def _sync_folder(path: Path) -> None:
-    """Flushes a folder, without which a rename in it may be lost."""
-    if os.name == "nt":  # which cannot open folders
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class StoreWriter:
@@ -115,8 +103,6 @@ class StoreWriter:
         Length of the clips, s.
     teacher_sha256 : str or None
         Digest of the teacher's weights.
-    top_k : int or None
-        Number of classes to keep of each row, the highest; None: all.
     precision : str
         Precision of the teacher: "fp32", "bf16" or "fp16".
 
@@ -141,7 +127,6 @@ class StoreWriter:
         sample_rate: int,
         clip_seconds: float,
         teacher_sha256: str | None = None,
-        top_k: int | None = None,
         short_clips: str = "zero_pad",
         precision: str = "fp32",
     ) -> None:
@@ -152,18 +137,18 @@ class StoreWriter:
             num_classes,
             sample_rate,
             clip_seconds,
-            top_k=top_k,
             short_clips=short_clips,
             precision=precision,
         )
         self.path = Path(os.path.abspath(path))
         _prepare_folder(self.path)
         self._files: tuple[FileIO, ...] = ()
+        # Two writers would mix their rows.
+        self._lock = lock_folder(self.path, "name another store")
         try:
             for name in (LOGITS, CLIPS):
                 # Unbuffered, so that a failed write leaves nothing to flush later.
                 self._files += (open(self.path / name, "ab", buffering=0),)
-            self._lock()
             if not (self.path / MANIFEST).exists():
                 self._commit(wanted)
             self.manifest = read_manifest(self.path)
@@ -171,45 +156,23 @@ class StoreWriter:
             lengths = self.manifest.logits_bytes, self.manifest.clips_bytes
             for file, length in zip(self._files, lengths, strict=True):
                 file.truncate(length)
-            self._index = ClipIndex(self.path, self.manifest)
-            self._recent: set[str] = set()
+            self._known = set(LogitsStore(self.path).clip_ids())
         except BaseException:
             self.close()
             raise
 
-    def _lock(self) -> None:
-        """Locks the store, since two writers would mix their rows."""
-        try:
-            lock(self._files[0])
-        except BlockingIOError:
-            raise ValueError(
-                f"{self.path} is being written by another process; a store has one "
-                "writer at a time, so wait for that process or end it"
-            ) from None
-
     def _commit(self, manifest: Manifest) -> None:
         for file in self._files:
             os.fsync(file.fileno())
-        with (
-            written_aside(self.path / MANIFEST) as aside,
-            open(aside, "w", encoding="utf-8") as text,
-        ):
+        with atomic_file(self.path / MANIFEST) as text:
             text.write(manifest.to_json())
-            text.flush()
-            os.fsync(text.fileno())
-        _sync_folder(self.path)
         self.manifest = manifest
 
     def __len__(self) -> int:
         return self.manifest.count
 
     def __contains__(self, clip_id: object) -> bool:
-        return isinstance(clip_id, str) and bool(self.knows([clip_id])[0])
-
-    def knows(self, clip_ids: Sequence[str]) -> np.ndarray:
-        """Returns which clips are in the store: [B], bool."""
-        recent = np.array([clip_id in self._recent for clip_id in clip_ids], dtype=bool)
-        return recent | (self._index.rows(clip_ids) >= 0)
+        return clip_id in self._known
 
     def append(
         self,
@@ -233,39 +196,13 @@ class StoreWriter:
         ValueError
             For input that cannot be stored; nothing is written then.
         """
-        self._refuse_closed()
-        digests = [""] * len(clip_ids) if digests is None else digests
-        self._refuse_bad_names(clip_ids, digests)
-        rows = self._as_float16(logits, clip_ids)
-        self._write(clip_ids, digests, pack(rows, self.manifest.top_k))
-
-    def absorb(
-        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
-    ) -> None:
-        """Appends rows of another store of this teacher, except clips known here.
-
-        Arguments
-        ---------
-        clip_ids : Sequence[str]
-        digests : Sequence[str]
-        rows : np.ndarray
-            These three as ``LogitsStore.stretch`` returns them.
-        """
-        self._refuse_closed()
-        new = np.flatnonzero(~self.knows(clip_ids)).tolist()
-        chosen = [clip_ids[i] for i in new], [digests[i] for i in new]
-        self._refuse_bad_names(*chosen)
-        self._write(*chosen, rows[new])
-
-    def _refuse_closed(self) -> None:
         if not self._files:
             raise ValueError(
                 f"the writer of {self.path} is closed; open another StoreWriter"
             )
-
-    def _write(
-        self, clip_ids: Sequence[str], digests: Sequence[str], rows: np.ndarray
-    ) -> None:
+        digests = [""] * len(clip_ids) if digests is None else digests
+        self._refuse_bad_names(clip_ids, digests)
+        rows = self._as_float16(logits, clip_ids)
         if not len(clip_ids):
             return
         lines = "".join(f"{i}\t{d}\n" for i, d in zip(clip_ids, digests, strict=True))
@@ -281,10 +218,7 @@ class StoreWriter:
                     clips_bytes=self.manifest.clips_bytes + len(payloads[1]),
                 )
             )
-            self._recent.update(clip_ids)
-            if len(self._recent) > MAX_RECENT:
-                self._index = ClipIndex(self.path, self.manifest)
-                self._recent.clear()
+            self._known.update(clip_ids)
         except BaseException:
             # Disk full or interrupted: reopen the store to see what is committed.
             self.close()
@@ -304,15 +238,15 @@ class StoreWriter:
                     f"clip id or digest {name!r} must be a string without tabs, "
                     "newlines or other control characters; rename the clip"
                 )
-        for clip_id in clip_ids:
-            if not 0 < len(clip_id.encode()) <= MAX_ID_BYTES:
+        seen: set[str] = set()
+        for clip_id, digest in zip(clip_ids, digests, strict=True):
+            longest = max(len(clip_id.encode()), len(digest.encode()) + 1)
+            if not clip_id or longest > MAX_ID_BYTES:
                 raise ValueError(
                     f"clip id {clip_id[:40]!r} must be from 1 to {MAX_ID_BYTES} bytes "
                     f"long and is {len(clip_id.encode())}; name the clip differently"
                 )
-        seen: set[str] = set()
-        for clip_id, known in zip(clip_ids, self.knows(clip_ids), strict=True):
-            if known or clip_id in seen:
+            if clip_id in self._known or clip_id in seen:
                 raise ValueError(
                     f"clip {clip_id!r} is in {self.path} or in this append already; a "
                     "clip has one row, so skip those for which `clip_id in writer`"
@@ -343,13 +277,14 @@ class StoreWriter:
                 "must be, so check the teacher's output for that clip, or let it "
                 "compute in float32"
             )
-        return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype("<f2")
+        return np.clip(rows, -FLOAT16_MAX, FLOAT16_MAX).astype(ROW_TYPE)
 
     def close(self) -> None:
         """Closes the files; all appends are already committed."""
         for file in self._files:
             file.close()
         self._files = ()
+        self._lock.release()
 
     def __enter__(self) -> "StoreWriter":
         return self
