@@ -12,6 +12,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from command_line import five, mixed_folder, model, run, tagger  # noqa: F401
 from small_rows import (
     CLIP_SECONDS,
     LABELS,

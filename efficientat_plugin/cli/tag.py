@@ -130,32 +130,31 @@ def _write(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> int:
-    """Writes one file at the end, and parts until then; returns as ``_print``."""
+    """Writes one file at the end, and keeps results until then; as ``_print``."""
     import numpy as np
 
     from efficientat_plugin.cli.resumed_output import (
-        parts_beside,
+        kept_beside,
         settings_of,
         sound_files,
     )
 
     settings = settings_of(tagger, target=tagger.target)
-    with parts_beside(arguments.output, settings) as parts:
+    with kept_beside(arguments.output, settings) as kept:
         files = sound_files(paths, failures)
-        done = {path for path, file in files.items() if file in parts.done}
+        done = {path for path, file in files.items() if file in kept.done}
         for group in decoded_groups(tagger, list(files), done, arguments):
             short = [decoded for decoded in group if decoded.samples is not None]
             long = [[decoded] for decoded in group if decoded.samples is None]
             for together in (short, *long):
                 if rows := dict(_hear(tagger, together, failures, arguments)):
                     sounds = [files[path] for path in rows]
-                    parts.add(sounds, np.stack(list(rows.values())))
-        parts.flush()
-        read = {path: file for path, file in files.items() if file in parts.done}
+                    kept.add(sounds, np.stack(list(rows.values())))
+        read = {path: file for path, file in files.items() if file in kept.done}
         if read:
             with text_output(arguments.output) as output:
                 writer = FORMATS[arguments.format](output, has_windows=False)
-                for path, row in zip(read, parts.rows(read.values()), strict=True):
+                for path, row in zip(read, kept.rows(read.values()), strict=True):
                     writer.write(_finding(tagger, path, row, arguments))
     return len(read)
 
