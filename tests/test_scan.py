@@ -78,15 +78,15 @@ def test_an_audacity_track_covers_the_windows_above_the_threshold(
 
 
 def test_windows_of_a_class_become_one_label():
-    merger = LabelMerger(["x"])
+    merger = LabelMerger()
     found = []
     # above, above, below, below, above; then apart
-    for start, classes in enumerate([[0], [0], [], [], [0], [], [], []]):
+    for start, classes in enumerate([["x"], ["x"], [], [], ["x"], [], [], []]):
         found += merger.add(start / 2, start / 2 + 1, classes)
     found += merger.finish()
     assert [label[:2] for label in found] == [(0.0, 1.5), (2.0, 3.0)]
     # One window below between two that overlap
-    for start, classes in enumerate([[0], [], [0]]):
+    for start, classes in enumerate([["x"], [], ["x"]]):
         assert merger.add(float(start), start + 4.0, classes) == []
     assert [label[:2] for label in merger.finish()] == [(0.0, 6.0)]
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from efficientat_plugin.cli.arguments import (
     Commands,
     add_model,
-    stated_of,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
@@ -87,17 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.load_model import tagger_of
     from efficientat_plugin.cli.resumed_output import kept_beside, settings_of
 
     options = embedding_options(arguments)
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
+    tagger = tagger_of(arguments)
     embed: Embed = partial(tagger.embed, **options)
     settings = settings_of(tagger, **(options or {"sources": ["embedding"]}))
     # Embeds silence first, so that invalid options are refused before any work.

@@ -13,7 +13,6 @@ from efficientat_plugin.cli.arguments import (
     Commands,
     add_model_details,
     probability,
-    stated_of,
 )
 from efficientat_plugin.support.plain_text import shown
 
@@ -146,7 +145,10 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="NAME", help="configuration of a data set on the hub"
     )
     group.add_argument(
-        "--cache", metavar="FOLDER", help="cache folder of the `datasets` library"
+        "--cache",
+        dest="cache_dir",
+        metavar="FOLDER",
+        help="cache folder of the `datasets` library",
     )
 
 
@@ -163,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Scores the clips that can be read and reports the others."""
     check_folder(arguments.output)
 
-    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.load_model import tagger_of
     from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
     from efficientat_plugin.data.summary import describe
     from efficientat_plugin.tagging.whole_clips import (
@@ -172,13 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
         whole_clip_stats,
     )
 
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
+    tagger = tagger_of(arguments)
     choice = arguments.split, arguments.fold, arguments.test_share
     known = run_of(arguments.model)
     run = known if choice == (None, None, None) else None
@@ -247,24 +243,13 @@ def check_folder(folder: Path) -> None:
 
 def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of ``open_labelled`` from the command line."""
+    from efficientat_plugin.data.labelled import TABLE_OPTIONS
     from efficientat_plugin.data.rows import has_parquet_split
 
-    options: dict[str, Any] = {
-        "facts": arguments.facts or {},
-        "label_column": arguments.label_column,
-        "audio_column": arguments.audio_column,
-        "id_column": arguments.id_column,
-        "group_column": arguments.group_column,
-        "fold_column": arguments.fold_column,
-        "split_column": arguments.split_column,
-        "separator": arguments.separator,
-        "classes": arguments.classes,
-        "segments": arguments.segments,
-        "audio_folder": arguments.audio_folder,
-        "form": arguments.form,
-        "config": arguments.config,
-        "cache_dir": arguments.cache,
-    }
+    options: dict[str, Any] = {"facts": arguments.facts or {}}
+    for name in (*TABLE_OPTIONS, "config", "cache_dir"):
+        if name != "splits":
+            options[name] = getattr(arguments, name)
     split = arguments.split
     if split and not arguments.facts and has_parquet_split(arguments.data, split):
         options["splits"] = {split: split}  # reads this split only, under its own name

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from efficientat_plugin.cli.arguments import (
     Commands,
-    add_batch_size,
     add_model,
+    add_output,
     add_sounds,
-    probability,
-    stated_of,
+    add_tags,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import (
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from efficientat_plugin.tagging.base import SoundTagger
 
-    Heard = tuple[Path, NDArray[np.float32]]  # [K], probabilities
+    Scored = tuple[Path, NDArray[np.float32]]  # [K], probabilities
 
 DECODERS = 2  # threads; enough to keep up with a student on a CPU
 
@@ -52,33 +51,15 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     add_sounds(parser)
     add_model(parser)
+    add_tags(parser, top=10, threshold=0.0, top_help="")
     parser.add_argument(
-        "--top",
+        "--batch-size",
         type=whole_number,
-        default=10,
+        default=16,
         metavar="N",
-        help="maximum number of classes (default: %(default)s)",
+        help="sounds per batch (default: %(default)s)",
     )
-    parser.add_argument(
-        "--threshold",
-        type=probability,
-        default=0.0,
-        metavar="P",
-        help="minimum probability of a class (default: %(default)s)",
-    )
-    add_batch_size(parser)
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="table",
-        help="output format (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="file to write at the end of the run (default: stdout)",
-    )
+    add_output(parser, FORMATS, "output format")
     parser.set_defaults(
         run=run,
         after_interrupt="with --output FILE, what was computed is kept in FILE.parts; "
@@ -95,17 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not paths:
         return failures.conclude(0)
 
-    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.load_model import tagger_of
 
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
-    tell = _print if arguments.output is None else _write
-    return failures.conclude(tell(tagger, paths, failures, arguments))
+    tagger = tagger_of(arguments)
+    write = _print if arguments.output is None else _write
+    return failures.conclude(write(tagger, paths, failures, arguments))
 
 
 def _print(
@@ -117,7 +92,7 @@ def _print(
     """Prints the tags of each sound once computed; returns how many were read."""
     writer, num_read = FORMATS[arguments.format](sys.stdout, has_windows=False), 0
     for group in decoded_groups(tagger, paths, (), arguments):
-        for path, probabilities in _hear(tagger, group, failures, arguments):
+        for path, probabilities in _scored(tagger, group, failures, arguments):
             writer.write(_finding(tagger, path, probabilities, arguments))
             sys.stdout.flush()
             num_read += 1
@@ -147,7 +122,7 @@ def _write(
             short = [decoded for decoded in group if decoded.samples is not None]
             long = [[decoded] for decoded in group if decoded.samples is None]
             for together in (short, *long):
-                if rows := dict(_hear(tagger, together, failures, arguments)):
+                if rows := dict(_scored(tagger, together, failures, arguments)):
                     sounds = [files[path] for path in rows]
                     kept.add(sounds, np.stack(list(rows.values())))
         read = {path: file for path, file in files.items() if file in kept.done}
@@ -200,12 +175,12 @@ def decoded_groups(
             yield list(islice(sounds, len(group)))
 
 
-def _hear(
+def _scored(
     tagger: "SoundTagger",
     group: list[Decoded],
     failures: Failures,
     arguments: argparse.Namespace,
-) -> "Iterator[Heard]":
+) -> "Iterator[Scored]":
     """Scores short sounds in one batch, and each long one by itself as it is read."""
     from efficientat_plugin.data.decoding import UnreadableClip
 
