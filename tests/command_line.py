@@ -53,12 +53,13 @@ def tagger(model):
 
 @pytest.fixture
 def mixed_folder(tmp_path):
-    """Two good sounds, and a corrupt, an empty and a written one."""
+    """Two good sounds, and a corrupt, an empty, a written and a far too loud one."""
     folder = tmp_path / "sounds"
     good = write_sound(folder / "good.wav", 1.0)
     write_sound(folder / "below" / "also.flac.wav", 0.5, seed=1)
     (folder / "corrupt.wav").write_bytes(good.read_bytes()[:20])
     (folder / "empty.wav").write_bytes(b"")
+    soundfile.write(folder / "loud.wav", 32768 * sound_of(1.0), RATE, subtype="FLOAT")
     (folder / "text.wav").write_text("This is no sound.")
     (folder / "notes.txt").write_text("No sound by its name, so not even tried.")
     return folder

@@ -78,7 +78,7 @@ def test_info_says_what_a_model_is_and_costs(run, model):
         (["embed", "x.wav", "--output", "x.npz"], "is not a folder"),
     ],
 )
-def test_wrong_usage_is_told_in_a_sentence(arguments, message, capsys):
+def test_wrong_usage_is_explained_in_a_sentence(arguments, message, capsys):
     assert main(arguments) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err
@@ -115,8 +115,8 @@ def test_weights_that_are_not_finite_are_an_error(capsys, model, tmp_path, comma
     sound = write_sound(tmp_path / "a.wav", 0.1)
     argv = {"tag": [sound, "--model", path], "export": [path], "info": [path]}
     assert main([command, *map(str, argv[command])]) == 2
-    said = capsys.readouterr().err
-    assert f"numbers in {name} that are not finite" in said and said.count("\n") == 1
+    err = capsys.readouterr().err
+    assert f"numbers in {name} that are not finite" in err and err.count("\n") == 1
 
 
 def test_an_error_does_not_command_a_terminal(capsys, tmp_path):

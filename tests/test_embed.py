@@ -28,17 +28,3 @@ def test_embeddings_are_those_of_the_tagger(run, tagger, five, tmp_path, suffix)
         f"embeddings.{suffix}",
         "five",
     ]
-
-
-def test_embed_leaves_out_what_cannot_be_read(run, mixed_folder, tmp_path):
-    target = tmp_path / "x.npz"
-    code, _, err = run("embed", mixed_folder, "--output", target)
-    assert code == 1 and "3 of 5 inputs could not be read" in err
-    with np.load(target) as content:
-        assert content["names"].tolist() == ["below/also.flac.wav", "good.wav"]
-    for path in mixed_folder.rglob("*good*"):
-        path.unlink()
-    (mixed_folder / "below" / "also.flac.wav").unlink()
-    other = tmp_path / "y.npz"
-    assert run("embed", mixed_folder, "--output", other)[0] == 2
-    assert not other.exists() and not (tmp_path / "y.npz.parts").exists()

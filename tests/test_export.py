@@ -112,18 +112,16 @@ def test_the_command_calibrates_on_folders(
     options[-1] = str(tmp_path / "a.onnx")
     calibration = ["--calibration", str(calibration_sounds[0].parent), "nothing.wav"]
     assert main(["export", str(model_folder), *options, *calibration]) == 1
-    said = capsys.readouterr()
-    assert "convolutions compute in int8" in said.out
-    assert "nothing.wav: there is no such file" in said.err
+    printed = capsys.readouterr()
+    assert "convolutions compute in int8" in printed.out
+    assert "nothing.wav: there is no such file" in printed.err
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         (["--precision", "int4"], "invalid choice: 'int4'"),
-        (["--opset", "17"], "opset=17; it is from 18"),
         (["--opset", "x"], "give a whole number"),
-        (["--precision", "int8"], "int8 needs sounds to find its ranges"),
         (
             ["--precision", "int8", "--calibration", "empty"],
             "the folder contains no sound",
@@ -132,8 +130,6 @@ def test_the_command_calibrates_on_folders(
         (["--precision", "int8", "--calibration", "silent.wav"], "sounds are silent"),
         (["--calibration", "silent.wav"], "needs no calibration"),
         (["--labels", "silent.wav"], "has its labels|is not a table"),
-        (["--output", "a.pb"], "must end in .onnx"),
-        (["--output", "none/a.onnx"], "in an existing folder"),
     ],
     ids=" ".join,
 )

@@ -49,8 +49,8 @@ def test_the_header_compiles_and_has_the_same_numbers(mn, tmp_path):
     )
     build = ["cc", "-std=c99", "-Wall", "-Werror", "-Wno-unused-variable", "-o", "a"]
     subprocess.run([*build, "a.c"], cwd=tmp_path, check=True)
-    said = subprocess.run([tmp_path / "a"], capture_output=True, text=True).stdout
-    start, total, floor = said.split()
+    printed = subprocess.run([tmp_path / "a"], capture_output=True, text=True).stdout
+    start, total, floor = printed.split()
     assert int(start) == constants["band_start"][5]
     assert float(total) == pytest.approx(sum(constants["window"]), abs=1e-4)
     assert float(floor) == pytest.approx(1e-5)

@@ -156,8 +156,8 @@ def test_what_is_not_finite_in_one_runtime_is_not_written(mn, monkeypatch, broke
             self.factor = np.float32(np.nan if backend == broken else 1)
 
         def outputs(self, waveforms):
-            said = super().outputs(waveforms)
-            return {name: value * self.factor for name, value in said.items()}
+            found = super().outputs(waveforms)
+            return {name: value * self.factor for name, value in found.items()}
 
     monkeypatch.setattr(parity, "Tagger", HalfBroken)
     with pytest.raises(ValueError, match="nothing was written; report it"):

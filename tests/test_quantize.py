@@ -35,9 +35,10 @@ def test_int8_of_the_published_student_names_what_it_named(shared, tmp_path):
     assert written.num_int8 == 40
     plain = export_onnx(weights, tmp_path / "b.onnx", front_end="out")
     assert written.num_bytes < 0.31 * plain.num_bytes
-    heard = np.stack([decode(clip, 32000, 160000) for clip in clips[1::8]])
+    waveforms = np.stack([decode(clip, 32000, 160000) for clip in clips[1::8]])
     names = [
-        Tagger(path).score(heard).argmax(axis=1) for path in (written.path, plain.path)
+        Tagger(path).score(waveforms).argmax(axis=1)
+        for path in (written.path, plain.path)
     ]
     assert (names[0] == names[1]).mean() > 0.8
 

@@ -113,12 +113,6 @@ def test_columns_are_means_however_many_there_are():
         assert found[0, 0] < number / 2 or number == 1
 
 
-def test_a_scan_goes_as_far_as_it_can(run, mixed_folder):
-    code, out, err = run("scan", mixed_folder, "--window", 0.5, "--format", "csv")
-    assert code == 1 and "3 of 5 inputs could not be read" in err
-    assert out.startswith("sound,start_seconds,end_seconds,name,mid,probability\n")
-
-
 def test_what_comes_before_a_fault_is_written(run, tmp_path):
     sound, target = tmp_path / "cut.flac", tmp_path / "found.jsonl"
     soundfile.write(sound, sound_of(12.0), RATE)

@@ -79,7 +79,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_model_details(parser: argparse.ArgumentParser) -> None:
     """Adds the options that describe how to load a model."""
-    add_what_weights_do_not_tell(parser)
+    add_model_facts(parser)
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -89,7 +89,7 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda:0 (default: GPU if available)")
 
 
-def add_what_weights_do_not_tell(parser: argparse.ArgumentParser) -> None:
+def add_model_facts(parser: argparse.ArgumentParser) -> None:
     """Adds the settings that must be given for a weights file without a description."""
     group = parser.add_argument_group(
         "for a weights file that has no published name, model folder or checkpoint "

@@ -184,27 +184,27 @@ def run(arguments: argparse.Namespace) -> int:
         is_chosen = known is not None and run is None
         clips, run = read(table_options(arguments)), None
         if known is not None and trained_on_all(known, clips.rows):
-            say(
+            report(
                 f"{arguments.model} was trained on all of these clips, so this score "
                 "says nothing about other sounds"
             )
         elif is_chosen:
-            say(
+            report(
                 f"The clips chosen may include some that {arguments.model} was trained "
                 "on, which makes its score too high; leave out --split, --fold and "
                 "--test-share to score only the clips that its run set aside to test on"
             )
         elif not is_published(arguments.model, tagger):
-            say(
+            report(
                 f"It is not known whether {arguments.model} was trained on some of "
                 "these clips; if it was, its score on them is too high"
             )
     rows, what = choose_clips(clips.rows, *choice, arguments.seed, run)
     found = describe(rows)
-    say(f"{arguments.data}: scoring {what}:\n{found}")
+    report(f"{arguments.data}: scoring {what}:\n{found}")
     if found.seconds[0] < tagger.clip_seconds and tagger.short_clips != "as_is":
         how = "repeated" if tagger.short_clips == "repeat" else "padded with silence"
-        say(
+        report(
             f"Sounds shorter than {tagger.clip_seconds:g} s, the length that the model "
             f"was trained on, are {how} up to it"
         )
@@ -220,11 +220,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(scores)
     for name, part in by_device(stats, rows).items():
         print(f"device {shown(name)}: {part}")
-    say(f"Scores and results per class are in {arguments.output}")
+    report(f"Scores and results per class are in {arguments.output}")
     return 1 if skipped.reasons else 0
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Prints a message to stderr."""
     print("\n".join(map(shown, text.splitlines())), file=sys.stderr)
 
@@ -333,7 +333,7 @@ def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> No
         raise ValueError(f"{what} have no labels, so nothing can be scored")
     if summary.unknown:
         num_left = len(summary.indices) - summary.num_labelled
-        say(f"{summary.left_out}, so {num_left} clips are not scored")
+        report(f"{summary.left_out}, so {num_left} clips are not scored")
     several = sum(len(indices) > 1 for indices in summary.indices)
     if tagger.target == "multiclass" and several:
         raise ValueError(
