@@ -437,8 +437,9 @@ def measure(
 
 def _field_if_any(student: nn.Module) -> ReceptiveField | None:
     """Returns the receptive field of a student that has stages of convolutions."""
-    has_stages = isinstance(student, Student) and type(student).stages != Student.stages
-    return receptive_field(student) if has_stages else None
+    if isinstance(student, Student) and type(student).stages != Student.stages:
+        return receptive_field(student)
+    return None
 
 
 def _shapes_of(student: nn.Module) -> nn.Module:
