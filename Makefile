@@ -9,7 +9,7 @@ WITH_EMPTY_HOME := rm -rf $(HOME_FOLDER) && mkdir $(HOME_FOLDER) && env \
 	HOME=$(HOME_FOLDER) TORCH_HOME=$(HOME_FOLDER)/torch HF_HOME=$(HOME_FOLDER)/huggingface \
 	XDG_CACHE_HOME=$(HOME_FOLDER)/cache XDG_CONFIG_HOME=$(HOME_FOLDER)/config
 
-.PHONY: demo test campaign lint install tools format bench stock docs dist clean
+.PHONY: demo test campaign lint install tools format bench litert stock docs dist clean
 
 demo: install  ## distil a student on the embedded sample, in about five minutes
 	$(WITH_EMPTY_HOME) $(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
@@ -39,6 +39,13 @@ bench: install  ## beside the published code: REFERENCE=/a/checkout/of/Efficient
 	$(BIN)/pip install --quiet --no-deps --target $(VENV)/bench torchvision==0.26.0
 	$(BIN)/python benchmarks/speed.py --torchvision $(VENV)/bench \
 		$(if $(REFERENCE),--reference $(abspath $(REFERENCE)))
+
+litert:  ## the export to LiteRT, in an environment of its own
+	$(PYTHON) -m venv $(VENV)/litert
+	grep ^torch constraints.txt > $(VENV)/litert/constraints.txt  # these two fit together
+	$(VENV)/litert/bin/pip install --quiet --constraint $(VENV)/litert/constraints.txt \
+		--editable ".[litert]" pytest
+	$(WITH_EMPTY_HOME) $(VENV)/litert/bin/python -m pytest -W ignore tests/test_litert.py
 
 stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
 	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
 from efficientat_plugin.export.onnx_file import FRONT_ENDS, PRECISIONS
-from efficientat_plugin.export.parity import Parity, compared, torch_says, worst_of
+from efficientat_plugin.export.parity import Parity, compared, worst_of
 from efficientat_plugin.export.quantize import observe
 from efficientat_plugin.export.source import Source, find_source
 from efficientat_plugin.export.test_clips import synthesised
@@ -156,7 +156,7 @@ def parities(
         for length in lengths
         for size in BATCH_SIZES
     ]
-    expected = [torch_says(source, waveforms) for waveforms in batches]
+    expected = [source.outputs(waveforms) for waveforms in batches]
     levels = observe(source, calibration).levels()
     found: defaultdict[tuple[str, str], list[Parity]] = defaultdict(list)
     for precision in PRECISIONS:

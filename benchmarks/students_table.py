@@ -38,7 +38,6 @@ COLUMNS = {
     "with statistics": "---:",
     "MACs": "---:",
     "peak memory": "---:",
-    "in slices": "---:",
     "receptive field": "---",
     "mAP": "---:",
     "ms per clip": "---:",
@@ -62,23 +61,21 @@ def build(entry: PublishedStudent | PublishedTeacher, device: str) -> Student:
         return family(**entry.options())
 
 
-def hears(
+def memory_and_field(
     entry: PublishedStudent | PublishedTeacher, student: Student, log_mel: LogMel
 ) -> list[str]:
-    """Peak memory, plain and in slices, and receptive field."""
+    """Peak memory and receptive field."""
     if isinstance(
         entry, PublishedTeacher
     ):  # its memory is what attention's kernel does
-        return ["-", "-", "the whole clip"]
-    n_mels = log_mel.n_mels
+        return ["-", "the whole clip"]
     n_frames = log_mel.num_frames(CLIP_SECONDS * log_mel.sample_rate)
-    memory = peak_memory(student, n_mels, n_frames)
-    field = receptive_field(student, n_mels, n_frames)
+    memory = peak_memory(student, log_mel.n_mels, n_frames)
+    field = receptive_field(student)
     seconds = field.milliseconds(log_mel) / 1000
     return [
-        f"{memory.plain / 1e6:.2f} MB",
-        f"{memory.efficient / 1e6:.2f} MB",
-        f"{field.frames} frames ({seconds:.1f} s), {field.bands} bands",
+        f"{memory / 1e6:.2f} MB",
+        f"{field.size} frames ({seconds:.1f} s), {field.size} bands",
     ]
 
 
@@ -93,7 +90,7 @@ def row(entry: PublishedStudent | PublishedTeacher, rounds: int) -> list[str]:
         f"{count_parameters(student) / 1e6:.3f} M",
         f"{count_state(student) / 1e6:.3f} M",
         f"{count_macs(student, n_mels, n_frames) / 1e9:.3f} G",
-        *hears(entry, student, log_mel),
+        *memory_and_field(entry, student, log_mel),
         "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
     ]
     if rounds:
@@ -133,9 +130,9 @@ def main() -> None:
         print("| " + " | ".join(cells) + " |")
     print()
     print(
-        f"Per clip of {CLIP_SECONDS} s, float32. Peak memory: activations of one clip, "
-        "weights left out; in slices: no expanded map is ever whole. Receptive field: "
-        "of the convolutions; squeeze-excite and dynamic blocks hear the whole clip. "
+        f"Per clip of {CLIP_SECONDS} s, float32. Peak memory: the input and the output "
+        "of the most demanding layer, and the shortcuts around it. Receptive field: of "
+        "the convolutions; squeeze-excite and dynamic blocks depend on the whole clip. "
         "mAP: published, AudioSet evaluation, percent."
     )
     if rounds:

@@ -228,17 +228,16 @@ class Kept:
     def __init__(self, folder: Path) -> None:
         import numpy as np
 
-        from efficientat_plugin.cli.resumed_output import ResultParts, SoundFile
+        from efficientat_plugin.cli.resumed_output import KeptResults, SoundFile
         from efficientat_plugin.data.labels import LabelTable
         from efficientat_plugin.runtime.front_end import FrontEndSettings
         from efficientat_plugin.runtime.model_file import ModelFacts
 
         self.parts, self.facts = folder / "x.npz.parts", folder / "facts.txt"
         self.sounds = [SoundFile(f"{k}é.wav", k, k) for k in range(9)]
-        kept = ResultParts(self.parts, {"pooling": "avg"})
+        kept = KeptResults(self.parts, {"pooling": "avg"})
         rows = [np.full(4, sound.size, np.float32) for sound in self.sounds]
         kept.add(self.sounds, np.stack(rows))
-        kept.flush()
         kept.close()
         settings = FrontEndSettings(
             *(32000, 128, 1024, 800, 320, 0.0, 15000.0, 0.97, 1e-5, "add", False),
@@ -251,14 +250,14 @@ class Kept:
         self.facts.write_text("\n".join(lines), encoding="utf-8")
 
     def embeddings(self):
-        from efficientat_plugin.cli.resumed_output import ResultParts
+        from efficientat_plugin.cli.resumed_output import KeptResults
 
         def read():
-            with closing(ResultParts(self.parts, {"pooling": "avg"})) as kept:
+            with closing(KeptResults(self.parts, {"pooling": "avg"})) as kept:
                 there = [sound for sound in self.sounds if sound in kept.done]
                 return there, [row.tolist() for row in kept.rows(there)]
 
-        return sorted(self.parts.iterdir()), read
+        return [self.parts], read
 
     def metadata(self):
         import numpy as np

@@ -18,7 +18,7 @@ from lengths import short_and_full
 from memory_use import Course, Section, alone, here, linux, megabytes, traced
 
 from efficientat_plugin.cli import main, outputs
-from efficientat_plugin.cli import resumed_output as parts
+from efficientat_plugin.cli.resumed_output import KeptResults
 from efficientat_plugin.data.labelled import open_labelled, runs_of
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.data.prepare.encoding import ClipEncoder
@@ -93,15 +93,15 @@ def one(*_arguments):
     return 1
 
 
-def several(_parts, sounds, _rows):
+def several(_kept, sounds, _rows):
     """And several at once."""
     return len(sounds)
 
 
 STEPS = {
-    "tag": (parts.ResultParts, "add", several),
+    "tag": (KeptResults, "add", several),
     "scan": (outputs.JsonLinesWriter, "write", one),
-    "embed": (parts.ResultParts, "add", several),
+    "embed": (KeptResults, "add", several),
 }
 
 
@@ -131,10 +131,9 @@ def commanded(words, number):
     return course.growth, megabytes("VmHWM"), course.pace
 
 
-def killed(words, number, sounds_of_part):
+def killed(words, number):
     """A command that writes one file, killed at a sound."""
-    parts.PART_SOUNDS = sounds_of_part
-    add, done = parts.ResultParts.add, 0
+    add, done = KeptResults.add, 0
 
     def add_or_die(kept, sounds, rows):
         nonlocal done
@@ -143,7 +142,7 @@ def killed(words, number, sounds_of_part):
         if done >= number:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    parts.ResultParts.add = add_or_die
+    KeptResults.add = add_or_die
     torch.set_num_threads(1)  # as many as here
     main(words)
 
@@ -184,7 +183,7 @@ def test_a_killed_command_resumes(
     tries, command, models, seed, figures, tmp_path, capsys
 ):
     if not tries:
-        pytest.skip("the short form is in tests/test_cli.py, without a kill")
+        pytest.skip("the short form is tests/test_resumed_output.py, without a kill")
     folder = tmp_path / "sounds"
     num_damaged = write_sounds(folder, tries, seed)
     suffix = "npz" if command == "embed" else "jsonl"
@@ -193,7 +192,7 @@ def test_a_killed_command_resumes(
     again, num_kills = words_of(command, folder, models["repeat"], resumed), 0
     for number in (tries // 2, tries // 7, tries // 10):
         with pytest.raises(BrokenProcessPool):
-            alone(killed, again, number, 100)
+            alone(killed, again, number)
         assert not resumed.exists()
         num_kills += 1
     capsys.readouterr()

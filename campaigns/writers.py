@@ -6,9 +6,8 @@ import sys
 import numpy as np
 from at_once import REFUSED
 
-from efficientat_plugin.cli import resumed_output as parts
 from efficientat_plugin.cli.embed import write_embeddings
-from efficientat_plugin.cli.resumed_output import SoundFile, parts_beside
+from efficientat_plugin.cli.resumed_output import SoundFile, kept_beside
 from efficientat_plugin.teachers.store.writer import StoreWriter
 
 NUM_CLIPS, NUM_CLASSES, AT_ONCE = 120, 5, 8
@@ -40,9 +39,8 @@ def fill_store(path, seed, to_the_end=False):
 def embed(output, names, seed):
     """As ``efficientat embed`` does, without a model, in an order of its own."""
     sounds = [SoundFile(name, len(name), 0) for name in names]
-    parts.PART_SOUNDS = 7
     try:
-        with parts_beside(output, {"of": "names"}) as kept:
+        with kept_beside(output, {"of": "names"}) as kept:
             for sound in random.Random(seed).sample(sounds, len(sounds)):
                 if sound not in kept.done:
                     kept.add([sound], values_of(sound.name)[None])

@@ -13,6 +13,15 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import pytest
 import torch
+from command_line import five, mixed_folder, model, run, tagger  # noqa: F401
+from exported_models import (  # noqa: F401
+    any_int8,
+    calibration_sounds,
+    dymn,
+    mn,
+    model_folder,
+    weights_file,
+)
 from own_teachers import OWN
 from small_rows import (
     CLIP_SECONDS,

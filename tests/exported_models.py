@@ -3,17 +3,29 @@
 from functools import cache
 
 import numpy as np
+import pytest
+import soundfile
 import torch
 
 from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.export import parity
 from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
 from efficientat_plugin.export.source import Source
 from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.pretrained.card import TrainedModel
+from efficientat_plugin.pretrained.folder import (
+    Provenance,
+    TrainedModel,
+    write_model_folder,
+)
+from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 
 CLIP_SECONDS = 0.7
+BACKENDS = ("onnxruntime", "openvino")
+NARROW = {"num_classes": 7, "width": 0.1}
+# What no file of weights tells
+STATED = {"n_mels": 128, "hop_length": 320, "clip_seconds": 10.0}
 
 
 @cache
@@ -76,3 +88,54 @@ def small_source():
 def small_content(front_end):
     """The file of ``small_source``, with the front end "in" or "out"."""
     return content_of(small_source(), front_end=front_end)
+
+
+@pytest.fixture(scope="module")
+def mn():
+    torch.manual_seed(0)
+    return source_of(random_weights(MN(**NARROW)))
+
+
+@pytest.fixture(scope="module")
+def dymn():
+    torch.manual_seed(0)
+    return source_of(random_weights(DyMN(**NARROW)))
+
+
+@pytest.fixture(scope="module")
+def calibration_sounds(tmp_path_factory):
+    """Files to calibrate on."""
+    folder = tmp_path_factory.mktemp("sounds")
+    paths = [folder / f"{number}.wav" for number in range(4)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, synthesised(16000, 32000, number), 32000)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory):
+    """A file of weights, and the labels that go with it."""
+    path = tmp_path_factory.mktemp("weights") / "student.pt"
+    torch.manual_seed(0)
+    torch.save(random_weights(MN(**NARROW)).state_dict(), path)
+    names = [f"class {number}" for number in range(NARROW["num_classes"])]
+    return path, LabelTable(names, names)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A model folder, of clips of half a second."""
+    torch.manual_seed(0)
+    student = random_weights(MN(num_classes=3, width=0.1), 640)
+    student.options = {"num_classes": 3, "width": 0.1}
+    student.front_end = {"sample_rate": 32000, "n_mels": 128, "hop_length": 640}
+    labels = LabelTable(["/m/a", "/m/b", "/m/c"], ["chien", "été", "猫"])
+    model = TrainedModel(student, labels, "multiclass", 0.5)
+    path = tmp_path_factory.mktemp("folder") / "model"
+    return write_model_folder(path, model, Provenance("a", None, "b", "c", {}))
+
+
+@pytest.fixture
+def any_int8(monkeypatch):
+    """Random weights are worse off in int8 than trained ones."""
+    monkeypatch.setitem(parity.LIMITS, "int8", (1.0, 3.0))

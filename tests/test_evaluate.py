@@ -51,7 +51,7 @@ NUM_CLIPS = 7  # of each class
 
 
 def _sound(place, number):
-    """0.3 to 1.6 s, so that clips are repeated, whole, and heard in windows."""
+    """0.3 to 1.6 s, so that clips are repeated, whole, and scored in windows."""
     rng = np.random.default_rng([place, number])
     time = np.arange(round((0.3 + 0.2 * number) * RATE)) / RATE
     sound = 0.02 * rng.standard_normal(len(time))
@@ -251,7 +251,7 @@ def test_every_tagger_is_scored_alike(models, tagger, sounds):
 # --- What cannot be scored ------------------------------------------------------
 
 
-def test_labels_that_the_model_lacks_are_counted_and_said(
+def test_labels_that_the_model_lacks_are_counted_and_reported(
     models, sounds, tmp_path, capsys
 ):
     data = tmp_path / "data"
@@ -265,7 +265,7 @@ def test_labels_that_the_model_lacks_are_counted_and_said(
     assert "(N = 21 clips, 3 classes)" in printed.out
 
 
-def test_clips_that_cannot_be_read_are_counted_and_said(
+def test_clips_that_cannot_be_read_are_counted_and_reported(
     models, sounds, tmp_path, capsys, caplog
 ):
     data = tmp_path / "data"

@@ -7,7 +7,7 @@ from torch import nn
 from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.inference_form import (
-    CLIPS_AT_ONCE,
+    CLIPS_PER_CALL,
     InferenceForm,
     inference_form,
 )
@@ -59,7 +59,7 @@ STUDENTS = {
 def test_inference_form_answers_as_the_student(name):
     torch.manual_seed(0)
     student = trained(STUDENTS[name]())
-    log_mel = torch.randn(CLIPS_AT_ONCE + 2, 1, 64, 90)
+    log_mel = torch.randn(CLIPS_PER_CALL + 2, 1, 64, 90)
     form = inference_form(student)
     with torch.inference_mode():
         for clips in (log_mel, log_mel[:1]):
@@ -91,17 +91,17 @@ def test_published_checkpoint_answers_alike(shared):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_a_large_batch_is_heard_in_small_ones():
+def test_a_large_batch_is_computed_in_small_ones():
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()
-            self.heard = []
+            self.sizes = []
             self.student = MN(2, width=0.1).eval()
 
         def forward(self, log_mel):
-            self.heard.append(len(log_mel))
+            self.sizes.append(len(log_mel))
             return self.student(log_mel)
 
     counting = Counting()
-    InferenceForm(counting)(torch.zeros(2 * CLIPS_AT_ONCE + 1, 1, 64, 40))
-    assert counting.heard == [CLIPS_AT_ONCE, CLIPS_AT_ONCE, 1]
+    InferenceForm(counting)(torch.zeros(2 * CLIPS_PER_CALL + 1, 1, 64, 40))
+    assert counting.sizes == [CLIPS_PER_CALL, CLIPS_PER_CALL, 1]

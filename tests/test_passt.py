@@ -9,7 +9,7 @@ from fill import fill_
 from golden_vectors import GOLDEN
 
 from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.cost.complexity import count_macs, measure, receptive_field
+from efficientat_plugin.cost.complexity import count_macs, measure
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
 
@@ -319,8 +319,8 @@ def test_complexity_of_passt_is_measured():
     assert passt.training
     unused = sum(p.numel() for p in passt.head_dist.parameters())
     assert result.state_values == result.parameters + unused
-    assert result.milliseconds_per_clip > 0 and result.peak_memory.plain > 0
-    assert receptive_field(passt, 32, 96) == (16, 16, 16, 10)
+    assert result.milliseconds_per_clip > 0 and result.peak_memory > 0
+    assert result.receptive_field is None  # attention covers the whole clip
 
 
 # ---------------------------------------------------------------- refusals

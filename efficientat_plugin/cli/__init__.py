@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        how_to_go_on = arguments.after_interrupt.format_map(vars(arguments))
-        print(f"efficientat: interrupted; {how_to_go_on}", file=sys.stderr)
+        how_to_resume = arguments.after_interrupt.format_map(vars(arguments))
+        print(f"efficientat: interrupted; {how_to_resume}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # as `| head` does
         # Else Python reports the closed pipe when it flushes stdout at exit.

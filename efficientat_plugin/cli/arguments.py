@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_model_details(parser: argparse.ArgumentParser) -> None:
     """Adds the options that describe how to load a model."""
-    add_what_weights_do_not_tell(parser)
+    add_model_facts(parser)
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -88,7 +89,7 @@ def add_model_details(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda:0 (default: GPU if available)")
 
 
-def add_what_weights_do_not_tell(parser: argparse.ArgumentParser) -> None:
+def add_model_facts(parser: argparse.ArgumentParser) -> None:
     """Adds the settings that must be given for a weights file without a description."""
     group = parser.add_argument_group(
         "for a weights file that has no published name, model folder or checkpoint "
@@ -164,14 +165,41 @@ def front_end(text: str) -> dict[str, Any]:
     return settings
 
 
-def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    """Adds the batch size."""
+def add_tags(
+    parser: argparse.ArgumentParser, top: int, threshold: float, top_help: str
+) -> None:
+    """Adds which classes are written, with default values."""
     parser.add_argument(
-        "--batch-size",
+        "--top",
         type=whole_number,
-        default=16,
+        default=top,
         metavar="N",
-        help="sounds per batch (default: %(default)s)",
+        help=f"maximum number of classes{top_help} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=probability,
+        default=threshold,
+        metavar="P",
+        help="minimum probability of a class (default: %(default)s)",
+    )
+
+
+def add_output(
+    parser: argparse.ArgumentParser, formats: Iterable[str], format_help: str
+) -> None:
+    """Adds the format and the file of the results."""
+    parser.add_argument(
+        "--format",
+        choices=list(formats),
+        default="table",
+        help=f"{format_help} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write at the end of the run (default: stdout)",
     )
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from efficientat_plugin.cli.arguments import (
     Commands,
     add_model,
-    stated_of,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import Failures, decoded_ahead, find_sounds
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from efficientat_plugin.cli.resumed_output import ResultParts, SoundFile
+    from efficientat_plugin.cli.resumed_output import KeptResults, SoundFile
 
     Embed = Callable[..., NDArray[np.float32]]  # (sound, sample_rate) -> [D]
 
@@ -87,49 +86,43 @@ def run(arguments: argparse.Namespace) -> int:
 
     import numpy as np
 
-    from efficientat_plugin.cli.load_model import load_tagger
-    from efficientat_plugin.cli.resumed_output import parts_beside, settings_of
+    from efficientat_plugin.cli.load_model import tagger_of
+    from efficientat_plugin.cli.resumed_output import kept_beside, settings_of
 
     options = embedding_options(arguments)
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
+    tagger = tagger_of(arguments)
     embed: Embed = partial(tagger.embed, **options)
     settings = settings_of(tagger, **(options or {"sources": ["embedding"]}))
     # Embeds silence first, so that invalid options are refused before any work.
     silence = np.zeros(tagger.min_samples, np.float32)
     size = len(embed(silence, tagger.sample_rate))
-    with parts_beside(arguments.output, settings) as parts:
-        sounds = _hear(paths, embed, tagger.sample_rate, parts, failures, arguments)
+    with kept_beside(arguments.output, settings) as kept:
+        sounds = _embed(paths, embed, tagger.sample_rate, kept, failures, arguments)
         if sounds:
             names = [p.relative_to(arguments.folder).as_posix() for p in sounds]
             embeddings = np.empty((len(sounds), size), np.float32)
-            for number, row in enumerate(parts.rows(sounds.values())):
+            for number, row in enumerate(kept.rows(sounds.values())):
                 embeddings[number] = row
             write_embeddings(arguments.output, names, embeddings, settings)
     return failures.conclude(len(sounds))
 
 
-def _hear(
+def _embed(
     paths: Sequence[Path],
     embed: "Embed",
     sample_rate: int,
-    parts: "ResultParts",
+    kept: "KeptResults",
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> "dict[Path, SoundFile]":
-    """Embeds the sounds that ``parts`` lack; returns all that they then hold."""
+    """Embeds the sounds that ``kept`` lacks; returns all that it then has."""
     from tqdm import tqdm
 
     from efficientat_plugin.cli.resumed_output import sound_files
     from efficientat_plugin.data.decoding import UnreadableClip
 
     files = sound_files(paths, failures)
-    missing = [path for path, file in files.items() if file not in parts.done]
+    missing = [path for path, file in files.items() if file not in kept.done]
     with tqdm(
         decoded_ahead(missing, sample_rate, arguments.workers),
         initial=len(files) - len(missing),
@@ -147,7 +140,7 @@ def _hear(
                 failures.add(path, fault.reason)
                 del files[path]
             else:
-                parts.add([files[path]], embedding[None])
+                kept.add([files[path]], embedding[None])
     return files
 
 

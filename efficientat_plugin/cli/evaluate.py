@@ -13,7 +13,6 @@ from efficientat_plugin.cli.arguments import (
     Commands,
     add_model_details,
     probability,
-    stated_of,
 )
 from efficientat_plugin.support.plain_text import shown
 
@@ -146,7 +145,10 @@ def add_table_options(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="NAME", help="configuration of a data set on the hub"
     )
     group.add_argument(
-        "--cache", metavar="FOLDER", help="cache folder of the `datasets` library"
+        "--cache",
+        dest="cache_dir",
+        metavar="FOLDER",
+        help="cache folder of the `datasets` library",
     )
 
 
@@ -163,7 +165,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Scores the clips that can be read and reports the others."""
     check_folder(arguments.output)
 
-    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.load_model import tagger_of
     from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
     from efficientat_plugin.data.summary import describe
     from efficientat_plugin.tagging.whole_clips import (
@@ -172,13 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
         whole_clip_stats,
     )
 
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
+    tagger = tagger_of(arguments)
     choice = arguments.split, arguments.fold, arguments.test_share
     known = run_of(arguments.model)
     run = known if choice == (None, None, None) else None
@@ -188,27 +184,27 @@ def run(arguments: argparse.Namespace) -> int:
         is_chosen = known is not None and run is None
         clips, run = read(table_options(arguments)), None
         if known is not None and trained_on_all(known, clips.rows):
-            say(
+            report(
                 f"{arguments.model} was trained on all of these clips, so this score "
                 "says nothing about other sounds"
             )
         elif is_chosen:
-            say(
+            report(
                 f"The clips chosen may include some that {arguments.model} was trained "
                 "on, which makes its score too high; leave out --split, --fold and "
                 "--test-share to score only the clips that its run set aside to test on"
             )
         elif not is_published(arguments.model, tagger):
-            say(
+            report(
                 f"It is not known whether {arguments.model} was trained on some of "
                 "these clips; if it was, its score on them is too high"
             )
     rows, what = choose_clips(clips.rows, *choice, arguments.seed, run)
     found = describe(rows)
-    say(f"{arguments.data}: scoring {what}:\n{found}")
+    report(f"{arguments.data}: scoring {what}:\n{found}")
     if found.seconds[0] < tagger.clip_seconds and tagger.short_clips != "as_is":
         how = "repeated" if tagger.short_clips == "repeat" else "padded with silence"
-        say(
+        report(
             f"Sounds shorter than {tagger.clip_seconds:g} s, the length that the model "
             f"was trained on, are {how} up to it"
         )
@@ -224,11 +220,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(scores)
     for name, part in by_device(stats, rows).items():
         print(f"device {shown(name)}: {part}")
-    say(f"Scores and results per class are in {arguments.output}")
+    report(f"Scores and results per class are in {arguments.output}")
     return 1 if skipped.reasons else 0
 
 
-def say(text: str) -> None:
+def report(text: str) -> None:
     """Prints a message to stderr."""
     print("\n".join(map(shown, text.splitlines())), file=sys.stderr)
 
@@ -247,24 +243,13 @@ def check_folder(folder: Path) -> None:
 
 def table_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns the arguments of ``open_labelled`` from the command line."""
+    from efficientat_plugin.data.labelled import TABLE_OPTIONS
     from efficientat_plugin.data.rows import has_parquet_split
 
-    options: dict[str, Any] = {
-        "facts": arguments.facts or {},
-        "label_column": arguments.label_column,
-        "audio_column": arguments.audio_column,
-        "id_column": arguments.id_column,
-        "group_column": arguments.group_column,
-        "fold_column": arguments.fold_column,
-        "split_column": arguments.split_column,
-        "separator": arguments.separator,
-        "classes": arguments.classes,
-        "segments": arguments.segments,
-        "audio_folder": arguments.audio_folder,
-        "form": arguments.form,
-        "config": arguments.config,
-        "cache_dir": arguments.cache,
-    }
+    options: dict[str, Any] = {"facts": arguments.facts or {}}
+    for name in (*TABLE_OPTIONS, "config", "cache_dir"):
+        if name != "splits":
+            options[name] = getattr(arguments, name)
     split = arguments.split
     if split and not arguments.facts and has_parquet_split(arguments.data, split):
         options["splits"] = {split: split}  # reads this split only, under its own name
@@ -348,7 +333,7 @@ def check_labels(tagger: "SoundTagger", clips: "LabelledClips", what: str) -> No
         raise ValueError(f"{what} have no labels, so nothing can be scored")
     if summary.unknown:
         num_left = len(summary.indices) - summary.num_labelled
-        say(f"{summary.left_out}, so {num_left} clips are not scored")
+        report(f"{summary.left_out}, so {num_left} clips are not scored")
     several = sum(len(indices) > 1 for indices in summary.indices)
     if tagger.target == "multiclass" and several:
         raise ValueError(

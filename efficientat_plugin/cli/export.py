@@ -6,7 +6,7 @@ from pathlib import Path
 
 from efficientat_plugin.cli.arguments import (
     Commands,
-    add_what_weights_do_not_tell,
+    add_model_facts,
     stated_of,
     whole_number,
 )
@@ -67,7 +67,7 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="SOUND",
         help="for int8: files and folders of sounds like those the model is meant for",
     )
-    add_what_weights_do_not_tell(parser)
+    add_model_facts(parser)
     parser.add_argument(
         "--output",
         type=Path,

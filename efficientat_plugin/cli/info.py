@@ -7,7 +7,6 @@ from efficientat_plugin.cli.arguments import (
     MODEL_HELP,
     Commands,
     add_model_details,
-    stated_of,
 )
 from efficientat_plugin.support.plain_text import shown
 
@@ -31,15 +30,9 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the facts of a model, or of each member of an ensemble."""
-    from efficientat_plugin.cli.load_model import is_exported, load_tagger
+    from efficientat_plugin.cli.load_model import is_exported, tagger_of
 
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
+    tagger = tagger_of(arguments)
     if is_exported(arguments.model):
         print("\n".join(_exported_lines(cast("Tagger", tagger))))
         return 0

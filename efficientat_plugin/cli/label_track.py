@@ -1,14 +1,10 @@
 """Writes Audacity label tracks, with consecutive windows of a class merged."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
+from efficientat_plugin.cli.outputs import Finding
 from efficientat_plugin.support.plain_text import shown
-
-if TYPE_CHECKING:
-    from efficientat_plugin.contracts import ScanWindow
-    from efficientat_plugin.data.labels import LabelTable
 
 
 class TimeLabel(NamedTuple):
@@ -22,40 +18,35 @@ class TimeLabel(NamedTuple):
 class LabelMerger:
     """Merges consecutive or overlapping windows of a class into one label.
 
-    Arguments
-    ---------
-    names : sequence of str
-        Names of the classes.
-
     Example
     -------
-    >>> merger = LabelMerger(["dog", "cat"])
-    >>> merger.add(0.0, 2.0, [0]), merger.add(2.0, 4.0, [0, 1])
+    >>> merger = LabelMerger()
+    >>> merger.add(0.0, 2.0, ["dog"]), merger.add(2.0, 4.0, ["dog", "cat"])
     ([], [])
-    >>> merger.add(4.0, 6.0, [1])
+    >>> merger.add(4.0, 6.0, ["cat"])
     [TimeLabel(start_seconds=0.0, end_seconds=4.0, name='dog')]
     >>> merger.finish()
     [TimeLabel(start_seconds=2.0, end_seconds=6.0, name='cat')]
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._open: dict[int, TimeLabel] = {}
-        self._before: set[int] = set()  # classes of the window before
+    def __init__(self) -> None:
+        self._open: dict[str, TimeLabel] = {}
+        self._before: set[str] = set()  # classes of the window before
 
     def add(
-        self, start_seconds: float, end_seconds: float, classes: Sequence[int]
+        self, start_seconds: float, end_seconds: float, names: Sequence[str]
     ) -> list[TimeLabel]:
         """Adds a window with its classes; returns the labels that end before it."""
         ended = []
-        for k, label in list(self._open.items()):
-            follows = k in self._before and k in classes
+        for name, label in list(self._open.items()):
+            follows = name in self._before and name in names
             if not follows and label.end_seconds <= start_seconds:
-                ended.append(self._open.pop(k))
-        for k in classes:
-            start = self._open[k].start_seconds if k in self._open else start_seconds
-            self._open[k] = TimeLabel(start, end_seconds, self._names[k])
-        self._before = set(classes)
+                ended.append(self._open.pop(name))
+        for name in names:
+            begun = self._open.get(name)
+            start = start_seconds if begun is None else begun.start_seconds
+            self._open[name] = TimeLabel(start, end_seconds, name)
+        self._before = set(names)
         return ended
 
     def finish(self) -> list[TimeLabel]:
@@ -71,19 +62,19 @@ class AudacityWriter:
     Arguments
     ---------
     file : TextIO
-    labels : LabelTable
+    has_windows : bool
+        As for the other formats; here there are always windows.
     """
 
-    def __init__(self, file: TextIO, labels: "LabelTable") -> None:
+    def __init__(self, file: TextIO, has_windows: bool = True) -> None:
         self._file = file
-        self._merger = LabelMerger(labels.names)
+        self._merger = LabelMerger()
 
-    def write(
-        self, path: Path, window: "ScanWindow", top: int, threshold: float
-    ) -> None:
-        """Adds a window; ``top`` is ignored, else louder classes would split labels."""
-        above = (window.probabilities >= threshold).nonzero()[0].tolist()
-        self._print(self._merger.add(window.start_seconds, window.end_seconds, above))
+    def write(self, finding: Finding) -> None:
+        """Adds a window."""
+        assert finding.seconds is not None
+        names = [tag.name for tag in finding.tags]
+        self._print(self._merger.add(*finding.seconds, names))
 
     def finish(self) -> None:
         """Writes the labels that end with the sound."""

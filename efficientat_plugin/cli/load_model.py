@@ -1,16 +1,29 @@
 """Loads the models named on the command line."""
 
+import argparse
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from efficientat_plugin.cli.arguments import stated_of
 from efficientat_plugin.support.files import EXPORTED
 
 if TYPE_CHECKING:
     from efficientat_plugin.data.labels import LabelTable
     from efficientat_plugin.tagging.base import SoundTagger
+
+
+def tagger_of(arguments: argparse.Namespace) -> "SoundTagger":
+    """Loads the model that a command's options name; see `load_tagger`."""
+    return load_tagger(
+        arguments.model,
+        arguments.labels,
+        arguments.device,
+        arguments.trust,
+        stated_of(arguments),
+    )
 
 
 def load_tagger(
@@ -175,6 +188,5 @@ def _usable(device: str) -> str:
     from efficientat_plugin.support.devices import check_device
 
     check_device(device)
-    return (
-        "cuda:0" if device == "cuda" else device
-    )  # else it warns about a missing index
+    # SpeechBrain warns about a missing index.
+    return "cuda:0" if device == "cuda" else device

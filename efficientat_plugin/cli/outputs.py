@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TextIO
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.support.files import atomic_file
@@ -25,13 +25,6 @@ class Finding(NamedTuple):
     path: Path
     tags: "Sequence[Tag]"
     seconds: tuple[float, float] | None = None  # where the window starts and ends
-
-
-class Writer(Protocol):
-    """Writes findings one by one."""
-
-    def write(self, finding: Finding) -> None:
-        """Writes a finding."""
 
 
 class TableWriter:

@@ -1,11 +1,14 @@
-"""Keeps results in parts until one file is written, so that a run can resume."""
+"""Keeps results next to an output file until it is written, so that a run can resume.
 
+``FILE.parts`` has a JSON line of settings, and then one for each sound. Results are
+appended to it, and it is deleted once FILE is written.
+"""
+
+import base64
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from functools import lru_cache
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,17 +17,12 @@ from numpy.typing import NDArray
 
 from efficientat_plugin import __version__
 from efficientat_plugin.cli.inputs import Failures
-from efficientat_plugin.support.files import atomic_file, explain_write_errors
-from efficientat_plugin.support.locks import LOCK_FILE, lock_folder
+from efficientat_plugin.support.files import explain_write_errors
+from efficientat_plugin.support.locks import lock
 from efficientat_plugin.support.plain_text import shown
 
 if TYPE_CHECKING:
     from efficientat_plugin.tagging.base import SoundTagger
-
-PART_SOUNDS = 500  # a part is written after this many sounds,
-PART_SECONDS = 60.0  # or after this time, whichever comes first
-SETTINGS, PARTS = "settings.json", "part-*.npz"
-OWN = (LOCK_FILE, SETTINGS, PARTS, f".{SETTINGS}-*.part", f".{PARTS}-*.part")
 
 
 class SoundFile(NamedTuple):
@@ -36,14 +34,7 @@ class SoundFile(NamedTuple):
 
 
 def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFile]:
-    """Returns the path, size and time of files, without reading them.
-
-    Arguments
-    ---------
-    paths : iterable of Path
-    failures : Failures
-        Receives files that are gone.
-    """
+    """Returns the state of files; ``failures`` receives those that are gone."""
     files = {}
     for path in paths:
         try:
@@ -57,191 +48,123 @@ def sound_files(paths: Iterable[Path], failures: Failures) -> dict[Path, SoundFi
 
 
 def settings_of(tagger: "SoundTagger", **options: Any) -> dict[str, Any]:
-    """Returns everything that a result depends on besides the sound.
-
-    Arguments
-    ---------
-    tagger : SoundTagger
-    **options
-        Options of the command.
-
-    Returns
-    -------
-    dict
-        Serialisable as JSON.
-    """
-    return {"version": __version__} | tagger.fingerprint() | options
+    """Returns everything, as JSON, that a result depends on besides the sound."""
+    settings = {"version": __version__} | tagger.fingerprint() | options
+    return json.loads(json.dumps(settings))  # turns tuples into lists
 
 
 @contextmanager
-def parts_beside(output: Path, settings: dict[str, Any]) -> "Iterator[ResultParts]":
-    """Opens the parts of ``output``; deletes them once it is written, else keeps them.
-
-    Arguments
-    ---------
-    output : Path
-        The file that is written within the block.
-    settings : dict
-        See ``settings_of``.
-
-    Yields
-    ------
-    ResultParts
+def kept_beside(output: Path, settings: dict[str, Any]) -> "Iterator[KeptResults]":
+    """Opens what is kept for ``output``; deletes it if the block, which writes that,
+    succeeds.
     """
-    folder = output.with_name(output.name + ".parts")
-    with closing(ResultParts(folder, settings)) as parts:
-        try:
-            yield parts
-        except BaseException:
-            parts.flush()
-            raise
-        parts.remove()
+    path = output.with_name(output.name + ".parts")
+    with closing(KeptResults(path, settings)) as kept:
+        yield kept
+        path.unlink()
 
 
-class ResultParts:
-    """A folder with a row for each sound, in parts that are each written atomically.
+class KeptResults:
+    """A file with a row of numbers for each sound.
 
     Arguments
     ---------
-    folder : Path
+    path : Path
         Created if missing, else resumed from.
     settings : dict
-        All that results depend on: stored, and compared when a run resumes.
+        See ``settings_of``: stored, and compared when a run resumes.
 
     Raises
     ------
     ValueError
-        If the folder has results with other settings, is used by another run, or
-        contains foreign files.
+        If the file has results with other settings, is used by another run, or is not
+        such a file.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder = folder
-        self.done: dict[SoundFile, tuple[Path, int]] = {}  # part, row
-        self._new: list[tuple[SoundFile, NDArray[np.float32]]] = []
-        self._begun = time.monotonic()
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{shown(folder)} is not a folder; give another --output")
-        with explain_write_errors(folder):
-            folder.mkdir(exist_ok=True)
-        self._lock = lock_folder(folder, "give another --output")
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path = path
+        self.done: dict[SoundFile, int] = {}  # where in the file its line begins
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{shown(path)} is not a file; give another --output")
+        with explain_write_errors(path):
+            self._locked = open(path, "ab")
         try:
-            self._refuse_others()
-            for unfinished in folder.glob("*.part"):
-                unfinished.unlink()
-            with explain_write_errors(folder):
-                self._check_settings(settings)
-            for part in sorted(folder.glob(PARTS)):
-                self._read_names(part)
+            lock(self._locked)
+            self._read(settings)
+        except BlockingIOError:
+            self.close()
+            raise ValueError(
+                f"{shown(path)} is in use by another run; wait for it or end it, or "
+                "give another --output"
+            ) from None
         except BaseException:
             self.close()
             raise
 
     def add(self, sounds: Sequence[SoundFile], rows: NDArray[np.float32]) -> None:
-        """Adds rows [sounds, D], which are kept in the same part."""
-        self._new += zip(sounds, rows, strict=True)
-        is_old = time.monotonic() - self._begun > PART_SECONDS
-        if is_old or len(self._new) >= PART_SOUNDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the rows added since the last part."""
-        self._begun = time.monotonic()
-        if not self._new:
-            return
-        sounds = [sound for sound, _ in self._new]
-        part = self._next_part()
-        with explain_write_errors(self.folder), atomic_file(part, "wb") as file:
-            np.savez(
-                file,
-                names=np.array([sound.name for sound in sounds]),
-                sizes=np.array([sound.size for sound in sounds], np.int64),
-                modified_ns=np.array([sound.modified_ns for sound in sounds], np.int64),
-                results=np.stack([row for _, row in self._new]),
-            )
-        self.done |= {sound: (part, row) for row, sound in enumerate(sounds)}
-        self._new = []
+        """Appends rows [sounds, D]."""
+        lines = []
+        where = self._path.stat().st_size
+        for sound, row in zip(sounds, rows, strict=True):
+            values = base64.b64encode(row.astype("<f4").tobytes()).decode()
+            lines.append(json.dumps([*sound, values]).encode() + b"\n")
+            self.done[sound] = where
+            where += len(lines[-1])
+        self._append(b"".join(lines))
 
     def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray[np.float32]]:
         """Yields the row [D] of each sound, in order; all of them must be done."""
-        self.flush()
-
-        @lru_cache(maxsize=8)  # parts of several runs may alternate
-        def results_of(part: Path) -> NDArray[np.float32]:
-            with np.load(part) as content:
-                return np.asarray(content["results"])
-
-        for sound in sounds:
-            part, row = self.done[sound]
-            yield results_of(part)[row]
-
-    def remove(self) -> None:
-        """Deletes the parts, once the output file is written."""
-        for part in self.folder.glob(PARTS):
-            part.unlink()
-        (self.folder / SETTINGS).unlink()  # last: without it, parts cannot be resumed
-        (self.folder / LOCK_FILE).unlink(missing_ok=True)
-        with suppress(OSError):  # another run has just begun
-            self.folder.rmdir()
+        with open(self._path, "rb") as file:
+            for sound in sounds:
+                file.seek(self.done[sound])
+                yield _parsed(file.readline())[1]
 
     def close(self) -> None:
-        """Releases the folder, so that another run may resume from it."""
-        self._lock.release()
+        """Releases the file, so that another run may resume from it."""
+        self._locked.close()
 
-    def _refuse_others(self) -> None:
-        for file in self.folder.iterdir():
-            if not any(file.match(pattern) for pattern in OWN):
-                raise ValueError(
-                    f"{shown(self.folder)} contains {shown(file.name)}, which no run "
-                    "writes there; give another --output"
-                )
+    def _read(self, settings: dict[str, Any]) -> None:
+        """Finds the sounds that are done, and removes a line that was cut short."""
+        header = json.dumps(settings).encode() + b"\n"
+        where = 0
+        with open(self._path, "rb") as file:
+            for line in file:
+                if where == 0 and line != header and not header.startswith(line):
+                    self._refuse(line, settings)
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    self.done |= {_parsed(line)[0]: where} if where else {}
+                except (ValueError, TypeError, RecursionError):
+                    pass  # the line is corrupt; its sound is scored again
+                where += len(line)
+        os.truncate(self._path, where)
+        if not where:
+            self._append(header)
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        path = self.folder / SETTINGS
-        if not any(self.folder.glob(PARTS)):
-            with atomic_file(path) as file:
-                json.dump(settings, file, indent=1)
-            return
-        is_there = path.is_file()
+    def _refuse(self, line: bytes, settings: dict[str, Any]) -> None:
+        """Raises a ``ValueError`` for a file that begins with another line."""
         try:
-            kept = json.loads(path.read_text(encoding="utf-8")) if is_there else {}
-        except (ValueError, RecursionError):
-            kept = None
-        if not isinstance(kept, dict):
+            kept = json.loads(line)
+            names = sorted(kept.keys() | settings)
+        except (ValueError, AttributeError, RecursionError):
             raise ValueError(
-                f"{shown(path)} is corrupt, so the settings of the results are "
-                "unknown; delete the folder"
-            )
-        # JSON turns tuples into lists
-        settings = json.loads(json.dumps(settings))
-        differing = [
-            name
-            for name in sorted(kept.keys() | settings)
-            if kept.get(name) != settings.get(name)
-        ]
-        if differing:
-            raise ValueError(
-                f"{shown(self.folder)} has results of a run with other settings "
-                f"({shown(', '.join(differing))[:200]}); delete the folder, or repeat "
-                "the options of that run"
-            )
+                f"{shown(self._path)} does not begin with the settings of a run; "
+                "delete it, or give another --output"
+            ) from None
+        differing = [name for name in names if kept.get(name) != settings.get(name)]
+        raise ValueError(
+            f"{shown(self._path)} has results of a run with other settings "
+            f"({shown(', '.join(differing))[:200]}); delete it, or repeat the options "
+            "of that run"
+        )
 
-    def _read_names(self, part: Path) -> None:
-        try:
-            # Opened here, because numpy leaves an unreadable file open.
-            with open(part, "rb") as file, np.load(file) as content:
-                columns = [content[name] for name in ("names", "sizes", "modified_ns")]
-                results = content["results"]  # read to check that it is complete
-            rows = zip(*(column.tolist() for column in columns), strict=True)
-            numbered = zip(range(len(results)), rows, strict=True)
-            done = {SoundFile(*values): (part, row) for row, values in numbered}
-        except Exception:  # a corrupt archive can raise almost anything
-            part.unlink()  # its sounds are scored again
-            return
-        self.done |= done
+    def _append(self, content: bytes) -> None:
+        with explain_write_errors(self._path), open(self._path, "ab") as file:
+            file.write(content)
 
-    def _next_part(self) -> Path:
-        numbers = [
-            int(part.stem.removeprefix("part-")) for part in self.folder.glob(PARTS)
-        ]
-        return self.folder / f"part-{max(numbers, default=-1) + 1:06d}.npz"
+
+def _parsed(line: bytes) -> tuple[SoundFile, NDArray[np.float32]]:
+    name, size, modified_ns, values = json.loads(line)
+    row = np.frombuffer(base64.b64decode(values, validate=True), "<f4")
+    return SoundFile(name, size, modified_ns), row

@@ -3,15 +3,15 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from efficientat_plugin.cli.arguments import (
     Commands,
     add_model,
+    add_output,
     add_sounds,
-    probability,
+    add_tags,
     seconds,
-    stated_of,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import Failures, find_sounds
@@ -28,8 +28,9 @@ from efficientat_plugin.support.plain_text import shown
 if TYPE_CHECKING:
     from efficientat_plugin.cli.figure import ScanFigure
     from efficientat_plugin.contracts import ScanWindow
-    from efficientat_plugin.data.labels import LabelTable
     from efficientat_plugin.tagging.base import SoundTagger
+
+WINDOW_FORMATS = FORMATS | {"audacity": AudacityWriter}
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -51,39 +52,18 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="time between window starts, at most a window (default: half a window)",
     )
-    parser.add_argument(
-        "--top",
-        type=whole_number,
-        default=5,
-        metavar="N",
-        help="maximum number of classes per window (default: %(default)s); audacity "
-        "has no maximum",
-    )
-    parser.add_argument(
-        "--threshold",
-        type=probability,
-        default=0.3,
-        metavar="P",
-        help="minimum probability of a class (default: %(default)s)",
-    )
+    add_tags(parser, top=5, threshold=0.3, top_help=" per window, but for audacity")
     parser.add_argument(
         "--batch-size",
         type=whole_number,
         metavar="N",
         help="windows per batch (default: 16, fewer if they are long)",
     )
-    parser.add_argument(
-        "--format",
-        choices=[*FORMATS, "audacity"],
-        default="table",
-        help="audacity is a label track in which consecutive or overlapping windows of "
-        "a class become one label (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="file to write at the end of the run (default: stdout)",
+    add_output(
+        parser,
+        WINDOW_FORMATS,
+        "audacity is a label track in which consecutive or overlapping windows of a "
+        "class become one label",
     )
     parser.add_argument(
         "--figure",
@@ -117,28 +97,30 @@ def run(arguments: argparse.Namespace) -> int:
                 "separately"
             )
 
-    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.load_model import tagger_of
+    from efficientat_plugin.data.labels import likeliest
 
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
+    tagger = tagger_of(arguments)
     num_read = 0
     with text_output(arguments.output) as file:
-        writer = scan_writer(file, arguments.format, tagger.labels)
+        writer = WINDOW_FORMATS[arguments.format](file, has_windows=True)
+        # Else classes that are more probable would split the labels of a track.
+        top = None if isinstance(writer, AudacityWriter) else arguments.top
         for path in paths:
             figure = _new_figure(path, tagger) if arguments.figure else None
             num_windows = 0
             for window in _windows(tagger, path, failures, arguments):
                 num_windows += 1
-                writer.write(path, window, arguments.top, arguments.threshold)
+                tags = likeliest(
+                    tagger.labels, window.probabilities, top, arguments.threshold
+                )
+                where = (window.start_seconds, window.end_seconds)
+                writer.write(Finding(path, tags, where))
                 file.flush()
                 if figure is not None:
                     figure.add(window)
-            writer.finish()
+            if isinstance(writer, AudacityWriter):
+                writer.finish()
             num_read += path not in failures
             if figure is not None and num_windows:
                 figure.save(arguments.figure)
@@ -186,44 +168,3 @@ def _windows(
             return
     if not end_seconds:
         failures.add(path, f"it is shorter than a sample at {tagger.sample_rate} Hz")
-
-
-# --- Formats --------------------------------------------------------------------
-
-
-class WindowWriter:
-    """Writes windows in one of the formats of ``tag``.
-
-    Arguments
-    ---------
-    file : TextIO
-    form : str
-        Of ``FORMATS``.
-    labels : LabelTable
-    """
-
-    def __init__(self, file: TextIO, form: str, labels: "LabelTable") -> None:
-        self._writer = FORMATS[form](file, has_windows=True)
-        self._labels = labels
-
-    def write(
-        self, path: Path, window: "ScanWindow", top: int, threshold: float
-    ) -> None:
-        """Writes a window."""
-        from efficientat_plugin.data.labels import likeliest
-
-        tags = likeliest(self._labels, window.probabilities, top, threshold)
-        where = (window.start_seconds, window.end_seconds)
-        self._writer.write(Finding(path, tags, where))
-
-    def finish(self) -> None:
-        """Does nothing; a label track needs the end of the sound."""
-
-
-def scan_writer(
-    file: TextIO, form: str, labels: "LabelTable"
-) -> WindowWriter | AudacityWriter:
-    """Returns the writer of a format."""
-    if form == "audacity":
-        return AudacityWriter(file, labels)
-    return WindowWriter(file, form, labels)

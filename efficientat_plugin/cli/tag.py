@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from efficientat_plugin.cli.arguments import (
     Commands,
-    add_batch_size,
     add_model,
+    add_output,
     add_sounds,
-    probability,
-    stated_of,
+    add_tags,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import (
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from efficientat_plugin.tagging.base import SoundTagger
 
-    TeacherInput = tuple[Path, NDArray[np.float32]]  # [K], probabilities
+    Scored = tuple[Path, NDArray[np.float32]]  # [K], probabilities
 
 DECODERS = 2  # threads; enough to keep up with a student on a CPU
 
@@ -52,33 +51,15 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     add_sounds(parser)
     add_model(parser)
+    add_tags(parser, top=10, threshold=0.0, top_help="")
     parser.add_argument(
-        "--top",
+        "--batch-size",
         type=whole_number,
-        default=10,
+        default=16,
         metavar="N",
-        help="maximum number of classes (default: %(default)s)",
+        help="sounds per batch (default: %(default)s)",
     )
-    parser.add_argument(
-        "--threshold",
-        type=probability,
-        default=0.0,
-        metavar="P",
-        help="minimum probability of a class (default: %(default)s)",
-    )
-    add_batch_size(parser)
-    parser.add_argument(
-        "--format",
-        choices=FORMATS,
-        default="table",
-        help="output format (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="file to write at the end of the run (default: stdout)",
-    )
+    add_output(parser, FORMATS, "output format")
     parser.set_defaults(
         run=run,
         after_interrupt="with --output FILE, what was computed is kept in FILE.parts; "
@@ -95,17 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not paths:
         return failures.conclude(0)
 
-    from efficientat_plugin.cli.load_model import load_tagger
+    from efficientat_plugin.cli.load_model import tagger_of
 
-    tagger = load_tagger(
-        arguments.model,
-        arguments.labels,
-        arguments.device,
-        arguments.trust,
-        stated_of(arguments),
-    )
-    tell = _print if arguments.output is None else _write
-    return failures.conclude(tell(tagger, paths, failures, arguments))
+    tagger = tagger_of(arguments)
+    write = _print if arguments.output is None else _write
+    return failures.conclude(write(tagger, paths, failures, arguments))
 
 
 def _print(
@@ -117,7 +92,7 @@ def _print(
     """Prints the tags of each sound once computed; returns how many were read."""
     writer, num_read = FORMATS[arguments.format](sys.stdout, has_windows=False), 0
     for group in decoded_groups(tagger, paths, (), arguments):
-        for path, probabilities in _hear(tagger, group, failures, arguments):
+        for path, probabilities in _scored(tagger, group, failures, arguments):
             writer.write(_finding(tagger, path, probabilities, arguments))
             sys.stdout.flush()
             num_read += 1
@@ -130,32 +105,31 @@ def _write(
     failures: Failures,
     arguments: argparse.Namespace,
 ) -> int:
-    """Writes one file at the end, and parts until then; returns as ``_print``."""
+    """Writes one file at the end, and keeps results until then; as ``_print``."""
     import numpy as np
 
     from efficientat_plugin.cli.resumed_output import (
-        parts_beside,
+        kept_beside,
         settings_of,
         sound_files,
     )
 
     settings = settings_of(tagger, target=tagger.target)
-    with parts_beside(arguments.output, settings) as parts:
+    with kept_beside(arguments.output, settings) as kept:
         files = sound_files(paths, failures)
-        done = {path for path, file in files.items() if file in parts.done}
+        done = {path for path, file in files.items() if file in kept.done}
         for group in decoded_groups(tagger, list(files), done, arguments):
             short = [decoded for decoded in group if decoded.samples is not None]
             long = [[decoded] for decoded in group if decoded.samples is None]
             for together in (short, *long):
-                if rows := dict(_hear(tagger, together, failures, arguments)):
+                if rows := dict(_scored(tagger, together, failures, arguments)):
                     sounds = [files[path] for path in rows]
-                    parts.add(sounds, np.stack(list(rows.values())))
-        parts.flush()
-        read = {path: file for path, file in files.items() if file in parts.done}
+                    kept.add(sounds, np.stack(list(rows.values())))
+        read = {path: file for path, file in files.items() if file in kept.done}
         if read:
             with text_output(arguments.output) as output:
                 writer = FORMATS[arguments.format](output, has_windows=False)
-                for path, row in zip(read, parts.rows(read.values()), strict=True):
+                for path, row in zip(read, kept.rows(read.values()), strict=True):
                     writer.write(_finding(tagger, path, row, arguments))
     return len(read)
 
@@ -201,12 +175,12 @@ def decoded_groups(
             yield list(islice(sounds, len(group)))
 
 
-def _hear(
+def _scored(
     tagger: "SoundTagger",
     group: list[Decoded],
     failures: Failures,
     arguments: argparse.Namespace,
-) -> "Iterator[TeacherInput]":
+) -> "Iterator[Scored]":
     """Scores short sounds in one batch, and each long one by itself as it is read."""
     from efficientat_plugin.data.decoding import UnreadableClip
 

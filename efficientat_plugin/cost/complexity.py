@@ -1,33 +1,54 @@
 """Computes the cost of a student: parameters, multiply-accumulates, memory, time."""
 
+import copy
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from efficientat_plugin.cost.activation_memory import PeakMemory, peak_memory
-from efficientat_plugin.cost.receptive_field import ReceptiveField, receptive_field
-from efficientat_plugin.cost.tracing import evaluating, run_on_shapes, silence
+from efficientat_plugin.students.dynamic import DynamicConv
+from efficientat_plugin.students.student import Student
 
 if TYPE_CHECKING:
     from efficientat_plugin.features import LogMel
 
-__all__ = [
-    "Complexity",
-    "PeakMemory",
-    "ReceptiveField",
-    "count_macs",
-    "count_parameters",
-    "count_state",
-    "measure",
-    "measure_latency",
-    "peak_memory",
-    "receptive_field",
-]
+
+class ReceptiveField(NamedTuple):
+    """The part of the log-mel that a cell of the last maps depends on.
+
+    It has as many mel bands as mel frames, since all windows are square.
+    """
+
+    size: int  # mel bands, and mel frames
+    step: int = 1  # mel bands or mel frames from cell to cell
+
+    def milliseconds(self, log_mel: "LogMel") -> float:
+        """Computes the length in ms: hops between the frames, and the last window.
+
+        Arguments
+        ---------
+        log_mel : LogMel
+            The student's front end. The one sample before it, which pre-emphasis uses,
+            is not counted.
+
+        Returns
+        -------
+        float
+
+        Example
+        -------
+        >>> from efficientat_plugin.features import LogMel
+        >>> ReceptiveField(size=3).milliseconds(LogMel())
+        45.0
+        """
+        samples = (self.size - 1) * log_mel.hop_length + log_mel.win_length
+        return 1000 * samples / log_mel.sample_rate
 
 
 class Complexity(NamedTuple):
@@ -37,8 +58,8 @@ class Complexity(NamedTuple):
     macs: int
     milliseconds_per_clip: float
     state_values: int  # parameters and statistics
-    peak_memory: PeakMemory  # bytes
-    receptive_field: ReceptiveField
+    peak_memory: int  # bytes
+    receptive_field: ReceptiveField | None  # None: not built of convolutions alone
 
     def describe(self, log_mel: "LogMel | None" = None) -> str:
         """Lists the figures with their units, one per line.
@@ -54,31 +75,28 @@ class Complexity(NamedTuple):
 
         Example
         -------
-        >>> field = ReceptiveField(bands=3, frames=7)
-        >>> print(Complexity(80, 1600, 0.0625, 90, PeakMemory(800, 720), field))
+        >>> print(Complexity(80, 1600, 0.0625, 90, 720, ReceptiveField(7)))
         trainable parameters:          80
         with statistics:               90
         multiply-accumulates:          0.002 M per clip
-        peak memory, plain:            0.001 MB
-        peak memory, efficient:        0.001 MB
+        peak memory:                   0.001 MB
         receptive field, time:         7 mel frames
-        receptive field, frequency:    3 mel bands
+        receptive field, frequency:    7 mel bands
         latency:                       0.06 ms per clip
         """
-        field = self.receptive_field
-        length = f"{field.frames} mel frames"
-        if log_mel is not None:
-            length += f", {field.milliseconds(log_mel):g} ms"
         figures = {
             "trainable parameters": f"{self.parameters:,}",
             "with statistics": f"{self.state_values:,}",
             "multiply-accumulates": f"{self.macs / 1e6:,.3f} M per clip",
-            "peak memory, plain": f"{self.peak_memory.plain / 1e6:.3f} MB",
-            "peak memory, efficient": f"{self.peak_memory.efficient / 1e6:.3f} MB",
-            "receptive field, time": length,
-            "receptive field, frequency": f"{field.bands} mel bands",
-            "latency": f"{self.milliseconds_per_clip:.2f} ms per clip",
+            "peak memory": f"{self.peak_memory / 1e6:.3f} MB",
         }
+        if field := self.receptive_field:
+            length = f"{field.size} mel frames"
+            if log_mel is not None:
+                length += f", {field.milliseconds(log_mel):g} ms"
+            figures["receptive field, time"] = length
+            figures["receptive field, frequency"] = f"{field.size} mel bands"
+        figures["latency"] = f"{self.milliseconds_per_clip:.2f} ms per clip"
         return "\n".join(f"{name + ':':<31}{text}" for name, text in figures.items())
 
     def __str__(self) -> str:
@@ -134,10 +152,7 @@ class _Biases(TorchFunctionMode):
     """
 
     LAYERS = (functional.linear, functional.conv1d, functional.conv2d)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.additions = 0
+    additions = 0
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -187,12 +202,133 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     # Imported here, since it imports the compiler Triton, which tagging does not need.
     from torch.utils.flop_counter import FlopCounterMode
 
-    counter, biases = FlopCounterMode(display=False), _Biases()
-    clip = silence(student, n_mels, n_frames, device="meta")
-    with biases:
-        run_on_shapes(student, clip, counter)
+    student = _shapes_of(student)
+    clip = _silence(student, n_mels, n_frames)
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        _Biases() as biases,
+    ):
+        student(clip)
     # A multiply-accumulate is two floating-point operations.
     return counter.get_total_flops() // 2 + biases.additions
+
+
+def peak_memory(
+    student: nn.Module,
+    n_mels: int = 128,
+    n_frames: int = 1000,
+    bytes_per_value: int = 4,
+) -> int:
+    """Computes the memory in bytes of a clip's activations at the most demanding layer.
+
+    For each convolution and each linear layer, the count includes its input, its
+    output, and the shortcuts of the inverted residuals around it. Normalisation,
+    activation, gating and addition overwrite their input. Weights, gates, kernels mixed
+    for the clip, and memory that a library needs inside a layer are not counted. Only
+    shapes are computed.
+
+    Source: Sandler et al., "MobileNetV2", CVPR 2018, section 5.1, equation 2.
+
+    Arguments
+    ---------
+    student : torch.nn.Module
+        Takes [B, 1, F, T].
+    n_mels : int
+        F, at least 1.
+    n_frames : int
+        T, at least 1.
+    bytes_per_value : int
+        4 for float32, 2 for float16, 1 for int8; at least 1.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If ``n_mels``, ``n_frames`` or ``bytes_per_value`` is less than 1.
+
+    Example
+    -------
+    >>> peak_memory(nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)
+    720
+    """
+    if bytes_per_value < 1:
+        raise ValueError(
+            f"bytes_per_value={bytes_per_value} must be 1 or more; give 4 for float32"
+        )
+    most = 0
+    shortcuts: list[Tensor] = []
+
+    def begin_block(block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shortcuts.append(args[0])
+
+    def end_block(block: nn.Module, args: Any, result: Tensor) -> None:
+        shortcuts.pop()
+
+    def end_layer(layer: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+        nonlocal most
+        held = {id(each): each.numel() for each in (args[0], result, *shortcuts)}
+        most = max(most, sum(held.values()))
+
+    student = _shapes_of(student)
+    for part in student.modules():
+        if getattr(part, "has_residual", False):
+            part.register_forward_pre_hook(begin_block)
+            part.register_forward_hook(end_block)
+        if isinstance(part, nn.Conv2d | nn.Linear | DynamicConv):
+            part.register_forward_hook(end_layer)
+    with torch.no_grad():
+        student(_silence(student, n_mels, n_frames))
+    return most * bytes_per_value
+
+
+def receptive_field(student: Student) -> ReceptiveField:
+    """Computes the receptive field of the last maps, through the convolutions alone.
+
+    Squeeze-excite and the context of dynamic blocks are left out, since they make every
+    cell depend on the whole clip, if only through a few numbers. The field is not cut
+    to the size of the clip: it may have more bands than the log-mel.
+
+    Source: Araujo et al., "Computing Receptive Fields of Convolutional Neural
+    Networks", Distill 2019, equation 2.
+
+    Arguments
+    ---------
+    student : Student
+
+    Returns
+    -------
+    ReceptiveField
+
+    Raises
+    ------
+    ValueError
+        If the student has no stages of convolutions.
+
+    Example
+    -------
+    >>> from efficientat_plugin.students.mn import MN
+    >>> receptive_field(MN(width=0.1))
+    ReceptiveField(size=595, step=32)
+    """
+    size, step = 1, 1
+    for stage in student.stages():
+        for part in stage.modules():
+            if isinstance(part, DynamicConv):
+                kernel, stride, dilation = part.kernel, part.stride, part.dilation
+            elif isinstance(part, nn.Conv2d):
+                kernel, stride, dilation = (
+                    numbers[0]
+                    for numbers in (part.kernel_size, part.stride, part.dilation)
+                )
+            else:
+                continue
+            size += dilation * (kernel - 1) * step
+            step *= stride
+    return ReceptiveField(size, step)
 
 
 def measure_latency(
@@ -228,7 +364,7 @@ def measure_latency(
     """
     if rounds < 1:
         raise ValueError(f"rounds={rounds} measures nothing; give 1 or more")
-    clip = silence(student, n_mels, n_frames)
+    clip = _silence(student, n_mels, n_frames)
     if clip.is_meta:
         raise ValueError(
             "the student is on the meta device, where nothing is computed; build it "
@@ -236,7 +372,7 @@ def measure_latency(
         )
     is_cuda = clip.device.type == "cuda"
     seconds = []
-    with evaluating(student):
+    with _evaluating(student):
         for _ in range(3 + rounds):
             if is_cuda:
                 torch.cuda.synchronize(clip.device)
@@ -258,9 +394,9 @@ def measure(
     """Computes all figures of a student.
 
     See `count_parameters`, `count_state`, `count_macs`, `peak_memory`,
-    `receptive_field` and `measure_latency`. The receptive field of a transformer is
-    given as one patch, although attention covers the whole clip; its peak memory
-    includes all attention weights, of which fused kernels hold only a part.
+    `receptive_field` and `measure_latency`. A network without stages of convolutions,
+    such as a transformer, whose attention covers the whole clip, has no receptive
+    field; the memory for attention weights is not counted.
 
     Arguments
     ---------
@@ -295,5 +431,43 @@ def measure(
         measure_latency(student, n_mels, n_frames, rounds),
         count_state(student),
         peak_memory(student, n_mels, n_frames, bytes_per_value),
-        receptive_field(student, n_mels, n_frames),
+        _field_if_any(student),
     )
+
+
+def _field_if_any(student: nn.Module) -> ReceptiveField | None:
+    """Returns the receptive field of a student that has stages of convolutions."""
+    if isinstance(student, Student) and type(student).stages != Student.stages:
+        return receptive_field(student)
+    return None
+
+
+def _shapes_of(student: nn.Module) -> nn.Module:
+    """Copies a student to the meta device, in evaluation mode; no number is copied."""
+    tensors = [*student.parameters(), *student.buffers()]
+    stand_ins = {id(each): torch.empty_like(each, device="meta") for each in tensors}
+    return copy.deepcopy(student, stand_ins).eval()
+
+
+def _silence(student: nn.Module, n_mels: int, n_frames: int) -> Tensor:
+    """Makes a silent clip on the student's device: [1, 1, F, T]."""
+    if n_mels < 1 or n_frames < 1:
+        raise ValueError(
+            f"n_mels={n_mels} and n_frames={n_frames} must be 1 or more; the published "
+            "students take 128 and, for ten seconds, 1000"
+        )
+    first = next(student.parameters(), torch.empty(()))
+    return first.new_zeros(1, 1, n_mels, n_frames)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Sets evaluation mode without gradients, and restores every module's mode."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

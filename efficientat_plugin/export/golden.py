@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from efficientat_plugin.export.log_mel import front_end_settings
@@ -24,24 +23,12 @@ NUMBERS_OF_A_LINE = 6
 
 def golden_vectors(source: Source) -> dict[str, NDArray[np.float32]]:
     """Computes the reference vectors: a waveform and PyTorch's results for it."""
-    log_mel, model = source.log_mel, source.model
-    num_samples = round(GOLDEN_SECONDS * log_mel.sample_rate)
+    rate = source.log_mel.sample_rate
+    num_samples = round(GOLDEN_SECONDS * rate)
     if source.num_frames is not None:
         num_samples = source.clip_samples
-    waveform = synthesised(num_samples, log_mel.sample_rate)[None]
-    with torch.inference_mode():
-        heard = log_mel(torch.from_numpy(waveform))
-        logits, embedding = model.student(heard.unsqueeze(1))
-        probabilities = (
-            logits.sigmoid() if model.target == "multilabel" else logits.softmax(1)
-        )
-    return {
-        "waveform": waveform,
-        "log_mel": heard.numpy(),
-        "logits": logits.numpy(),
-        "embedding": embedding.numpy(),
-        "probabilities": probabilities.numpy(),
-    }
+    waveform = synthesised(num_samples, rate)[None]
+    return {"waveform": waveform} | source.outputs(waveform)
 
 
 def front_end_constants(log_mel: LogMel) -> dict[str, Any]:

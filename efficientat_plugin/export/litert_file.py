@@ -13,11 +13,16 @@ from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.export.assembly import facts_of
 from efficientat_plugin.export.golden import write_golden
 from efficientat_plugin.export.onnx_file import Exported
-from efficientat_plugin.export.parity import Parity, compared, judge, torch_says
+from efficientat_plugin.export.parity import Parity, compared, judge
 from efficientat_plugin.export.source import Source, find_source
 from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.export.writing import check_path, written_together
-from efficientat_plugin.runtime.model_file import EMBEDDING, LOGITS, PROBABILITIES
+from efficientat_plugin.runtime.model_file import (
+    EMBEDDING,
+    LOG_MEL,
+    LOGITS,
+    PROBABILITIES,
+)
 from efficientat_plugin.runtime.tagger import as_probabilities
 from efficientat_plugin.students.student import Student
 
@@ -80,14 +85,12 @@ def export_litert(
     parity = _checked(converted, found)
     with written_together(path) as folder:
         converted.export(str(folder / path.name))
-        num_frames = found.log_mel.num_frames(
-            found.clip_samples
-        )  # the only ones it takes
+        num_frames = found.log_mel.num_frames(found.clip_samples)  # it takes no others
         facts = facts_of(found, "fp32", "out")._replace(num_frames=num_frames)
         texts = {name: json.loads(text) for name, text in facts.as_texts().items()}
-        told = folder / f"{path.stem}.json"
-        told.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
-        others = [told, *write_golden(folder, path.stem, found)]
+        metadata = folder / f"{path.stem}.json"
+        metadata.write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+        others = [metadata, *write_golden(folder, path.stem, found)]
     beside = tuple(path.parent / other.name for other in others)
     return Exported(path, path.stat().st_size, parity, 0, beside)
 
@@ -105,17 +108,15 @@ def _converted(source: Source) -> Any:
 def _checked(converted: Any, source: Source) -> Parity:
     """Compares with PyTorch as ``check_parity``, in LiteRT's interpreter."""
     rate, num_samples = source.log_mel.sample_rate, source.clip_samples
-    expected, said = [], []
+    expected, found = [], []
     for number in range(NUM_SOUNDS):
-        waveform = synthesised(num_samples, rate, number)[None]
-        expected.append(torch_says(source, waveform))
-        with torch.inference_mode():
-            log_mel = source.log_mel(torch.from_numpy(waveform))
+        expected.append(source.outputs(synthesised(num_samples, rate, number)[None]))
+        log_mel = torch.from_numpy(expected[-1][LOG_MEL])
         logits, embedding = (np.asarray(value) for value in converted(log_mel))
         probabilities = as_probabilities(logits, source.model.target)
-        said.append(
+        found.append(
             {LOGITS: logits, EMBEDDING: embedding, PROBABILITIES: probabilities}
         )
-    parity = compared(expected, said)._replace(backends=("litert",))
+    parity = compared(expected, found)._replace(backends=("litert",))
     judge(parity, "fp32", source.name)
     return parity

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from efficientat_plugin.export.source import Source
@@ -78,13 +77,13 @@ def check_parity(
         If the file's results differ from PyTorch's.
     """
     batches = list(_batches(source, sounds))
-    expected = [torch_says(source, waveforms) for waveforms in batches]
+    expected = [source.outputs(waveforms) for waveforms in batches]
     found = []
     backends = installed_backends() or ["onnxruntime"]
     for backend in backends:
         tagger = Tagger(content, backend)
-        said = [tagger.outputs(waveforms) for waveforms in batches]
-        found.append(compared(expected, said))
+        outputs = [tagger.outputs(waveforms) for waveforms in batches]
+        found.append(compared(expected, outputs))
     worst = worst_of(found)._replace(backends=tuple(backends))
     judge(worst, precision, source.name)
     return worst
@@ -104,22 +103,8 @@ def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
         yield clips[0][None, : max(num_samples // 3 + 1, source.min_samples)]
 
 
-def torch_says(source: Source, waveforms: Array) -> dict[str, Array]:
-    """Computes probabilities, logits and embeddings of clips in PyTorch."""
-    with torch.inference_mode():
-        log_mel = source.log_mel(torch.from_numpy(waveforms))
-        logits, embedding = source.model.student(log_mel.unsqueeze(1))
-    is_multilabel = source.model.target == "multilabel"
-    probabilities = logits.sigmoid() if is_multilabel else logits.softmax(dim=1)
-    return {
-        LOGITS: logits.numpy(),
-        EMBEDDING: embedding.numpy(),
-        PROBABILITIES: probabilities.numpy(),
-    }
-
-
 def compared(
-    expected: Sequence[dict[str, Array]], said: Sequence[dict[str, Array]]
+    expected: Sequence[dict[str, Array]], found: Sequence[dict[str, Array]]
 ) -> Parity:
     """Compares two lists of results, over all batches."""
 
@@ -128,7 +113,7 @@ def compared(
 
     wanted, given = (
         {name: joined(batches, name) for name in (LOGITS, EMBEDDING, PROBABILITIES)}
-        for batches in (expected, said)
+        for batches in (expected, found)
     )
     error = {name: given[name] - wanted[name] for name in wanted}
     tops = wanted[LOGITS].argmax(axis=1) == given[LOGITS].argmax(axis=1)

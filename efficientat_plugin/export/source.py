@@ -5,12 +5,22 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
 from efficientat_plugin.pretrained.described import describe
 from efficientat_plugin.pretrained.folder import load_trained_model
+from efficientat_plugin.runtime.model_file import (
+    EMBEDDING,
+    LOG_MEL,
+    LOGITS,
+    PROBABILITIES,
+)
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 
@@ -40,6 +50,20 @@ class Source(NamedTuple):
     def clip_samples(self) -> int:
         """Length of the clips that the model was trained on, in samples."""
         return round(self.model.clip_seconds * self.log_mel.sample_rate)
+
+    def outputs(self, waveforms: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Computes log-mel, logits, embedding, probabilities of [B, N] in PyTorch."""
+        with torch.inference_mode():
+            log_mel = self.log_mel(torch.from_numpy(waveforms))
+            logits, embedding = self.model.student(log_mel.unsqueeze(1))
+        is_multilabel = self.model.target == "multilabel"
+        probabilities = logits.sigmoid() if is_multilabel else logits.softmax(dim=1)
+        return {
+            LOG_MEL: log_mel.numpy(),
+            LOGITS: logits.numpy(),
+            EMBEDDING: embedding.numpy(),
+            PROBABILITIES: probabilities.numpy(),
+        }
 
 
 def find_source(

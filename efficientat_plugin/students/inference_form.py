@@ -23,7 +23,7 @@ from efficientat_plugin.students.dynamic import (
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.memory import keep_blocks_of_a_few_clips
 
-CLIPS_AT_ONCE = 4  # on a CPU; with more, memory is mapped again and again
+CLIPS_PER_CALL = 4  # on a CPU; with more, memory is mapped again and again
 
 
 class InferenceForm(nn.Module):
@@ -47,9 +47,9 @@ class InferenceForm(nn.Module):
 
     def forward(self, log_mel: Tensor) -> StudentOutput:
         """Computes logits and embeddings: [B, 1, F, T] -> [B, K], [B, D]."""
-        if log_mel.device.type != "cpu" or len(log_mel) <= CLIPS_AT_ONCE:
+        if log_mel.device.type != "cpu" or len(log_mel) <= CLIPS_PER_CALL:
             return self.student(log_mel)
-        parts = [self.student(clips) for clips in log_mel.split(CLIPS_AT_ONCE)]
+        parts = [self.student(clips) for clips in log_mel.split(CLIPS_PER_CALL)]
         logits, embeddings = zip(*parts, strict=True)
         return StudentOutput(torch.cat(logits), torch.cat(embeddings))
 
