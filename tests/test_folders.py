@@ -89,10 +89,18 @@ def test_every_suffix_is_seen_in_every_way(way, tmp_path):
     assert sorted(way(tmp_path)) == names
 
 
-def test_kinds_of_files_are_counted(tmp_path):
+def test_kinds_of_files_are_counted(tmp_path, caplog):
+    caplog.set_level("INFO")
     for name in ("a.txt", "b.TXT", "c.csv", "README"):
         (tmp_path / name).touch()
-    assert walk_sounds(tmp_path).passed_over() == (
-        "4 files that are no sound: .txt (2), .csv (1), README (1)"
-    )
-    assert walk_sounds(tmp_path / "nowhere", lambda error: None).passed_over() == ""
+    assert walk_sounds(tmp_path) == []
+    kinds = "4 files that are no sound: .txt (2), .csv (1), README (1)"
+    assert caplog.messages == [f"{tmp_path}: skipped {kinds}"]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_or_given_to_the_caller(tmp_path):
+    nowhere, faults = tmp_path / "nowhere", []
+    with pytest.raises(PermissionError, match="nowhere cannot be read .*make it"):
+        walk_sounds(nowhere)
+    assert walk_sounds(nowhere, lambda *fault: faults.append(fault)) == []
+    assert faults == [(nowhere, "No such file or directory")]

@@ -1,6 +1,5 @@
 """Finds the input files, decodes them ahead of use, and reports unreadable ones."""
 
-import logging
 import os
 import sys
 from collections import deque
@@ -16,8 +15,6 @@ from efficientat_plugin.support.plain_text import shown
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-logger = logging.getLogger(__name__)
 
 SHORT_SECONDS = 60.0  # longer sounds are never held in memory as a whole
 
@@ -38,6 +35,9 @@ class Failures:
 
     def __contains__(self, path: Path) -> bool:
         return path in self._reasons
+
+    def __len__(self) -> int:
+        return len(self._reasons)
 
     def add(self, path: Path, reason: object, is_partly_read: bool = False) -> None:
         """Adds an input; ``reason`` is a text or an error."""
@@ -94,8 +94,9 @@ def find_sounds(given: Iterable[Path], failures: Failures) -> list[Path]:
     found: dict[Path, None] = {}
     for path in given:
         if os.path.isdir(path):  # unlike Path.is_dir, False without permission
-            inside = _sounds_below(path, failures)
-            if not inside:
+            num_failures = len(failures)
+            inside = [path / name for name in walk_sounds(path, failures.add)]
+            if not inside and len(failures) == num_failures:
                 suffixes = ", ".join(AUDIO_SUFFIXES)
                 failures.add(path, f"the folder contains no sound ({suffixes})")
             found |= dict.fromkeys(inside)
@@ -108,18 +109,6 @@ def find_sounds(given: Iterable[Path], failures: Failures) -> list[Path]:
         else:
             sounds.append(path)
     return sounds
-
-
-def _sounds_below(folder: Path, failures: Failures) -> list[Path]:
-    def refused(error: OSError) -> None:
-        failures.add(Path(error.filename), error.strerror)
-
-    content = walk_sounds(folder, refused)
-    if text := content._replace(
-        not_text=[]
-    ).passed_over():  # those are reported as failures
-        logger.info("%s: skipped %s", shown(folder), text)
-    return [folder / name for name in (*content.sounds, *content.not_text)]
 
 
 def _refusal(path: Path) -> str | None:

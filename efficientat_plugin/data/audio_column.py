@@ -208,7 +208,7 @@ def _where_to_look(
     )
     wanted = without_suffix(absent[0].replace("\\", "/"))
     alike = ""
-    for name in walk_sounds(base).sounds:
+    for name in walk_sounds(base):
         stem = without_suffix(name)
         if stem.endswith("/" + wanted):
             folder = shown(stem.removesuffix("/" + wanted))

@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.support.plain_text import shown, some_of
@@ -21,56 +20,33 @@ HIDDEN = (
 NAMED = 5  # kinds of files that are listed
 
 
-class FolderContent(NamedTuple):
-    """Lists the files below a folder, by relative names with "/" as separator."""
-
-    sounds: list[str]  # sorted as paths: folder by folder
-    others: Counter[str]  # number of other files by suffix, or by name if there is none
-    hidden: int  # number of hidden folders and sounds, which are skipped
-    not_text: list[str]  # sounds whose names are not UTF-8
-
-    def passed_over(self) -> str:
-        """Describes what is skipped, in words; "" if nothing is."""
-        parts = []
-        if count := self.others.total():
-            counts = sorted(self.others.items(), key=lambda item: (-item[1], item[0]))
-            kinds = [f"{name} ({n})" for name, n in counts]
-            files = "1 file that is" if count == 1 else f"{count} files that are"
-            parts.append(f"{files} no sound: {some_of(kinds, NAMED)}")
-        if self.hidden:
-            kind = "file or folder" if self.hidden == 1 else "files and folders"
-            parts.append(f"{self.hidden} hidden {kind}")
-        if self.not_text:
-            whose = "whose name is" if len(self.not_text) == 1 else "whose names are"
-            parts.append(
-                f"{len(self.not_text)} {whose} not UTF-8, as those in tables are: "
-                f"{some_of(self.not_text)}; rename them to use them"
-            )
-        return "; ".join(parts)
-
-
 def walk_sounds(
-    folder: str | Path, onerror: Callable[[OSError], None] | None = None
-) -> FolderContent:
+    folder: str | Path, on_fault: Callable[[Path, str], None] | None = None
+) -> list[str]:
     """Finds the sounds below a folder, at any depth, by their suffixes.
 
     Hidden files and folders are skipped. Links to folders are followed, but each folder
-    is visited once, and under its own name if it is below ``folder``.
+    is visited once, and under its own name if it is below ``folder``. What is skipped
+    is counted and logged.
 
     Arguments
     ---------
     folder : str or Path
-    onerror : callable or None
-        Called with the error of each folder that cannot be read; None: refuse it.
+    on_fault : callable or None
+        Called with the path of each folder that cannot be read, and of each sound whose
+        name is not UTF-8, and the reason. None: the former is refused, the latter are
+        skipped with a warning.
 
     Returns
     -------
-    FolderContent
+    list of str
+        Names relative to ``folder``, with "/" as separator, sorted as paths: folder by
+        folder.
 
     Raises
     ------
     PermissionError
-        If a folder cannot be read.
+        If a folder cannot be read, without ``on_fault``.
 
     Example
     -------
@@ -78,12 +54,20 @@ def walk_sounds(
     >>> folder = Path(tempfile.mkdtemp())
     >>> for name in ("a.MP3", "._a.MP3", "notes.txt"):
     ...     (folder / name).touch()
-    >>> content = walk_sounds(folder)
-    >>> content.sounds, content.passed_over()
-    (['a.MP3'], '1 file that is no sound: .txt (1); 1 hidden file or folder')
+    >>> walk_sounds(folder)
+    ['a.MP3']
     """
-    sounds, not_text, others, hidden = [], [], Counter[str](), 0
-    for place, folders, files in _places(str(folder), onerror or refuse_folder):
+
+    def refuse(error: OSError) -> None:
+        if on_fault is None:
+            raise PermissionError(
+                f"{error.filename} cannot be read ({error.strerror}); make it readable "
+                "or move it away"
+            ) from error
+        on_fault(Path(error.filename), str(error.strerror))
+
+    sounds, not_utf8, others, hidden = [], [], Counter[str](), 0
+    for place, folders, files in _places(str(folder), refuse):
         below = Path(place).relative_to(folder).as_posix() + "/"
         below = "" if below == "./" else below
         hidden += sum(map(is_hidden, folders))
@@ -94,21 +78,36 @@ def walk_sounds(
                 hidden += is_sound
             elif not is_sound:
                 others[suffix or name] += 1
-            elif _is_text(below + name):
+            elif _is_utf8(below + name):
                 sounds.append(below + name)
+            elif on_fault is None:
+                not_utf8.append(below + name)
             else:
-                not_text.append(below + name)
-    sounds.sort(key=lambda name: name.replace("/", "\0"))
-    return FolderContent(sounds, others, hidden, sorted(not_text))
+                on_fault(Path(place) / name, "its name is not UTF-8; rename it")
+    if skipped := _in_words(others, hidden, sorted(not_utf8)):
+        level = logging.WARNING if not_utf8 else logging.INFO
+        logger.log(level, "%s: skipped %s", shown(folder), skipped)
+    return sorted(sounds, key=lambda name: name.replace("/", "\0"))
 
 
-def find_sounds_below(folder: str | Path) -> list[str]:
-    """Returns the sounds that ``walk_sounds`` finds, and logs what it skips."""
-    content = walk_sounds(folder)
-    if passed_over := content.passed_over():
-        level = logging.WARNING if content.not_text else logging.INFO
-        logger.log(level, "%s: skipped %s", shown(folder), passed_over)
-    return content.sounds
+def _in_words(others: Counter[str], hidden: int, not_utf8: list[str]) -> str:
+    """Describes what is skipped: files by suffix, hidden ones, and odd names."""
+    parts = []
+    if count := others.total():
+        counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        kinds = [f"{name} ({n})" for name, n in counts]
+        files = "1 file that is" if count == 1 else f"{count} files that are"
+        parts.append(f"{files} no sound: {some_of(kinds, NAMED)}")
+    if hidden:
+        kind = "file or folder" if hidden == 1 else "files and folders"
+        parts.append(f"{hidden} hidden {kind}")
+    if not_utf8:
+        whose = "whose name is" if len(not_utf8) == 1 else "whose names are"
+        parts.append(
+            f"{len(not_utf8)} {whose} not UTF-8, as those in tables are: "
+            f"{some_of(not_utf8)}; rename them to use them"
+        )
+    return "; ".join(parts)
 
 
 def is_hidden(name: str) -> bool:
@@ -120,14 +119,6 @@ def is_hidden(name: str) -> bool:
     (True, False)
     """
     return name.startswith(".") or name in HIDDEN
-
-
-def refuse_folder(error: OSError) -> None:
-    """Handles errors of ``os.walk``, which would skip what cannot be read."""
-    raise PermissionError(
-        f"{error.filename} cannot be read ({error.strerror}); make it readable or move "
-        "it away"
-    ) from error
 
 
 def _places(
@@ -148,7 +139,7 @@ def _places(
             waiting += [path for path in paths if os.path.islink(path)]
 
 
-def _is_text(name: str) -> bool:
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:

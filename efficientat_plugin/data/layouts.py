@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
-from efficientat_plugin.data.folders import find_sounds_below, is_hidden, walk_sounds
+from efficientat_plugin.data.folders import is_hidden, walk_sounds
 from efficientat_plugin.data.splits import SIDES
 from efficientat_plugin.data.table_sources import TABLE_SUFFIXES, Source, find_tables
 from efficientat_plugin.data.text_tables import text_of
@@ -115,7 +115,7 @@ def _has_train_and_more(words: Iterable[str]) -> bool:
 
 def read_sounds(folder: Path) -> Source:
     """Reads all audio below a folder, without labels."""
-    names = find_sounds_below(folder)
+    names = walk_sounds(folder)
     if not names:
         raise FileNotFoundError(
             f"{folder} holds no audio ({', '.join(AUDIO_SUFFIXES)})"
@@ -129,7 +129,7 @@ def read_class_folders(folder: Path) -> Source:
     Folders such as ``_background_noise_`` are not classes. The lists of Speech Commands
     (``testing_list.txt``) are read as splits.
     """
-    names = find_sounds_below(folder)
+    names = walk_sounds(folder)
     inside = [name for name in names if "/" in name]
     if not inside:
         found = some_of(sorted(entry.name for entry in folder.iterdir()))
@@ -348,7 +348,7 @@ def _joined(
 ) -> Source:
     """Joins the tables of splits into one, with file names relative to the folder."""
     below = defaultdict(list)  # paths by file name
-    for name in walk_sounds(folder).sounds:
+    for name in walk_sounds(folder):
         below[Path(name).name].append(name)
     columns: dict[str, list[Any]] = {}
     num_rows = 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, ids_of_files, youtube_id
-from efficientat_plugin.data.folders import find_sounds_below, is_hidden
+from efficientat_plugin.data.folders import is_hidden, walk_sounds
 from efficientat_plugin.data.labels import LabelSummary, LabelTable, summarize_labels
 from efficientat_plugin.data.packed import (
     Packed,
@@ -368,7 +368,7 @@ def has_parquet_split(path: str | Path, split: str) -> bool:
 
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
     """Reads the audio files below a folder as unlabelled rows."""
-    names = find_sounds_below(folder) if folder.is_dir() else []
+    names = walk_sounds(folder) if folder.is_dir() else []
     if not names:
         raise FileNotFoundError(
             f"{folder} is not a folder with audio files ({', '.join(AUDIO_SUFFIXES)}); "
@@ -391,7 +391,7 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
 
 def _read_segments(segments: Path) -> datasets.Dataset:
     """Reads the rows of AudioSet's segments CSV whose clips have an audio file."""
-    names = find_sounds_below(segments.parent)
+    names = walk_sounds(segments.parent)
     files = {youtube_id(Path(name).name): str(segments.parent / name) for name in names}
     ids, labels, absent = [], [], 0
     text = io.StringIO(text_of(segments), newline="")

@@ -296,7 +296,7 @@ def _is_parquet(path: Path) -> bool:
     """Whether a folder has Parquet tables only, and no sound files."""
     files = find_tables(path) if path.is_dir() else []
     only_parquet = all(file.suffix.lower() == ".parquet" for file in files)
-    return bool(files) and only_parquet and not walk_sounds(path).sounds
+    return bool(files) and only_parquet and not walk_sounds(path)
 
 
 def _read_judged(
