@@ -96,7 +96,9 @@ def test_folders_that_are_splits_in_name_only_are_said(tmp_path, caplog):
 
 def test_classes_that_are_called_as_splits_are_said(tmp_path, caplog):
     write_folders(tmp_path, "train", "test", "bus")
+    write_sound(tmp_path / "flat.wav")
     assert label_table(read_table(tmp_path)).names == ("bus", "test", "train")
+    assert caplog.text.count("named like splits") == 1
     assert "read as classes" in caplog.text and "test, train" in caplog.text
 
 
@@ -173,8 +175,21 @@ def test_a_column_of_yes_and_no_that_names_a_side_is_said(column, tmp_path, capl
     assert f"split_column={column}" in caplog.text
 
 
-def test_a_column_of_something_else_is_not_talked_of(tmp_path, caplog):
-    rows = read_table(table_with(tmp_path, "set", ["A", "B"] * 2))
+def test_a_column_of_unknown_sides_is_said(tmp_path, caplog):
+    path = table_with(tmp_path, "subset", ["A", "B"] * 2)
+    assert "split" not in read_table(path).column_names
+    (message,) = caplog.messages
+    assert "column subset is not used as the split" in message
+    assert "--split_column=subset and --splits='{A: ..., B: ...}'" in message
+    caplog.clear()
+    sides = {"A": "train", "B": "test"}
+    rows = read_table(path, split_column="subset", splits=sides)
+    assert sides_of(rows)["test"] == {"1", "3"} and not caplog.records
+
+
+@pytest.mark.parametrize("values", ["AAAA", map(str, range(12))])
+def test_a_column_of_something_else_is_not_talked_of(values, tmp_path, caplog):
+    rows = read_table(table_with(tmp_path, "set", [*values]))
     assert "split" not in rows.column_names and not caplog.records
 
 
@@ -218,6 +233,25 @@ def test_the_kind_of_split_is_told_with_its_sizes(tmp_path):
         "2 folds, given by column k, the first of"
     )
     assert told(path).startswith("drawn at random (seed 7): ")
+
+
+@pytest.mark.parametrize("column", [None, "split", "fold"])
+def test_small_classes_are_told_once_with_the_split(column, tmp_path, caplog):
+    for name in ("dog", "cat"):
+        for number in range(10):
+            write_sound(tmp_path / name / f"{number}.wav")
+    write_sound(tmp_path / "emu" / "0.wav")
+    rows = read_table(tmp_path)
+    if column:
+        sides = ["train", "test"] if column == "split" else ["1", "2"]
+        rows = rows.add_column(column, [sides[place % 2] for place in range(21)])
+    runs = runs_of(rows, valid_share=0.2, test_share=0.2)
+    assert not caplog.records
+    where = "valid" if column else "valid and test"
+    assert split_in_words(rows, runs).endswith(
+        f"; 1 class is too small, or in too few groups, to have clips in {where}: "
+        "emu (1)"
+    )
 
 
 @pytest.mark.parametrize("column", ["split", "fold"])

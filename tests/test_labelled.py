@@ -41,6 +41,26 @@ def test_facts_may_stand_in_a_file_and_what_is_given_goes_before_them(table, tmp
         open_labelled(table, facts)
 
 
+@pytest.mark.parametrize("audio", ["audio", "", "meta", "wav"])
+def test_the_folder_of_known_data_need_not_be_there(audio, tmp_path):
+    """As in copies of ESC-50 with the files beside the table."""
+    for place in (tmp_path / audio, tmp_path / "meta"):
+        place.mkdir(exist_ok=True)
+    lines = ["filename,category"]
+    for name in ("dog", "cat"):
+        soundfile.write(tmp_path / audio / f"{name}.wav", [0.0, 0.1], 32000)
+        lines.append(f"{name}.wav,{name}")
+    (tmp_path / "meta" / "esc50.csv").write_text("\n".join(lines))
+    facts = {"audio_folder": "audio", "label_column": "category"}
+    if audio == "wav":
+        with pytest.raises(FileNotFoundError, match="set audio_folder=wav"):
+            open_labelled(tmp_path, facts)
+        facts["audio_folder"] = audio
+    assert len(open_labelled(tmp_path, facts).rows) == 2
+    with pytest.raises(FileNotFoundError, match="no folder nowhere"):
+        open_labelled(tmp_path, facts, audio_folder="nowhere")
+
+
 def test_several_labels_of_a_clip_make_the_target_multilabel(table):
     lines = table.read_text().replace("0.wav,dog", '0.wav,"dog;cat"')
     table.write_text(lines)

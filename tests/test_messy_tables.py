@@ -324,6 +324,42 @@ def test_a_hint_helps_or_is_not_given(name, tmp_path):
         assert len(read_table(tmp_path, audio_folder=hint)) == 1
 
 
+def test_a_file_in_several_folders_is_named(tmp_path, caplog):
+    for name in ("x/a.wav", "y/a.wav"):
+        write_sound(tmp_path / name)
+    write_csv(tmp_path / "clips.csv", ["file", "label"], [["a.wav", "dog"]])
+    with pytest.raises(FileNotFoundError, match=r"=x, because x/a.wav .*and y/a.wav"):
+        read_table(tmp_path)
+    (tmp_path / "clips.csv").rename(tmp_path / "x" / "clips.csv")
+    assert not caplog.records and len(read_table(tmp_path)) == 1
+    assert not caplog.records
+    write_sound(tmp_path / "a.wav")
+    assert read_table(tmp_path)["audio"][0]["path"] == str(tmp_path / "a.wav")
+    assert "those in the first of these are used: a.wav" in caplog.text
+    caplog.clear()
+    read_table(tmp_path, audio_folder="y")
+    assert not caplog.records
+
+
+def test_a_file_of_a_split_that_may_be_any_of_several_is_refused(tmp_path):
+    for name in ("x/a.wav", "y/a.wav", "y/b.wav"):
+        write_sound(tmp_path / name)
+    for side, name in (("train", "a"), ("test", "b")):
+        lines = [[f"{name}.wav", "dog"]]
+        write_csv(tmp_path / f"{side}.csv", ["file", "label"], lines)
+    with pytest.raises(ValueError, match=r"several files a.wav \(x/a.wav, y/a.wav\)"):
+        read_table(tmp_path)
+
+
+def test_a_clip_of_audioset_that_has_two_files_is_named(tmp_path, caplog):
+    for name in ("x/--AbCdEfGhI.wav", "y/Y--AbCdEfGhI.wav"):
+        write_sound(tmp_path / name)
+    (tmp_path / "eval_segments.csv").write_text("--AbCdEfGhI, 0, 1, /m/09x0r\n")
+    (row,) = load_rows(str(tmp_path), "eval")
+    assert row["audio"]["path"] == str(tmp_path / "x" / "--AbCdEfGhI.wav")
+    assert "not used: y/Y--AbCdEfGhI.wav" in caplog.text
+
+
 NAMED_LIKE_YOUTUBE = (
     "kitchen_mic_0",
     "kitchen_mic_1",
@@ -561,6 +597,17 @@ def test_times_in_other_units_are_said_not_to_be_used(folder, start, end, caplog
     assert not caplog.records
 
 
+@pytest.mark.parametrize("end", ["end_ms", "duration_ms", "num_frames", "End (ms)"])
+def test_the_column_in_another_unit_is_named(folder, end, caplog):
+    columns = [files(), CLASSES, [0, 0.05] * 2, [50, 100] * 2]
+    path = write_table(folder, ["file", "label", "start", end], columns)
+    assert "start" not in read_table(path).column_names
+    assert f"start, {end} are not used, because {end} is not in seconds" in caplog.text
+    path = write_table(folder, ["file", "label", "start"], columns[:3])
+    read_table(path)
+    assert "start cuts no segments, because no column has ends or" in caplog.text
+
+
 def test_lengths_in_other_units_alone_are_nothing_to_be_said(folder, caplog):
     columns = [files(), CLASSES, [100] * 4, [800] * 4]
     header = ["file", "label", "duration_ms", "num_frames"]
@@ -634,8 +681,12 @@ def test_columns_of_0_and_1_are_named_and_hold_nothing_else(folder):
     )
     with pytest.raises(ValueError, match=r"column of 0 and 1.*classes=dog,cat"):
         read_table(path)
-    with pytest.raises(ValueError, match="row 4 .*'x' in column cat.* 0 or 1"):
-        read_table(path, classes="dog,cat")
+    for value in ("x", 3, "5.0", -1, "inf"):
+        path = write_table(
+            folder, ["file", "dog", "cat"], [files(), [1, 0, 1, 0], [0, 1, 0, value]]
+        )
+        with pytest.raises(ValueError, match=f"row 4 .*'{value}' in column cat.* 0 or"):
+            read_table(path, classes="dog,cat")
 
 
 @pytest.mark.parametrize("root", ["{}", "{{data_root}}/{}", "/of/others/{}"])
@@ -683,6 +734,13 @@ def test_a_file_that_is_no_table_is_called_what_it_is(name, what, tmp_path):
     (tmp_path / name).write_bytes(b"PK\3\4\0\0 something \0 else")
     with pytest.raises(ValueError, match=what):
         read_table(tmp_path / name)
+
+
+def test_a_header_that_is_repeated_is_no_row(folder, caplog):
+    text = "file,label\naudio/a.wav,dog\n file,label\naudio/b.wav,cat\nfile,label\n"
+    (folder / "a.csv").write_text(text)
+    assert read_table(folder / "a.csv")["labels"][:] == [["dog"], ["cat"]]
+    assert "a.csv: skipped lines that repeat the header: 3, 5" in caplog.text
 
 
 def test_rows_of_empty_cells_are_no_rows(folder):

@@ -514,6 +514,7 @@ def test_a_hint_says_where_the_files_are(tmp_path):
     [
         ([[0.1, 0.9]], None, "holds a number for each class, but not their names"),
         ([[0.1, 0.9]], ["x"], "has 2 numbers for 1 classes; give one name for each"),
+        ([[0.1, 0], [3.0, 0.2]], ["x", "y"], "row 2 of column what has 3, but a class"),
     ],
 )
 def test_probabilities_that_do_not_fit_are_refused(values, classes, message):

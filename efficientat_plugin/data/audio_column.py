@@ -207,16 +207,14 @@ def _where_to_look(
         f"{shown(absent[0])[:200]!r}); "
     )
     wanted = without_suffix(absent[0].replace("\\", "/"))
-    alike = ""
-    for name in walk_sounds(base):
-        stem = without_suffix(name)
-        if stem.endswith("/" + wanted):
-            folder = shown(stem.removesuffix("/" + wanted))
-            return text + f"set audio_folder={folder}, because {shown(name)} exists"
-        if Path(stem).name == Path(wanted).name:
-            alike = alike or shown(name)
-    if alike:
-        return text + f"{alike} exists: write such names in column {column}"
+    stems = {name: without_suffix(name) for name in walk_sounds(base)}
+    if found := [n for n, stem in stems.items() if stem.endswith("/" + wanted)]:
+        folder = shown(stems[found[0]].removesuffix("/" + wanted))
+        text += f"set audio_folder={folder}, because {shown(found[0])} exists"
+        return text + (f" (and {some_of(found[1:])})" if found[1:] else "")
+    wanted = Path(wanted).name
+    if found := [n for n, stem in stems.items() if Path(stem).name == wanted]:
+        return text + f"{shown(found[0])} exists: write such names in column {column}"
     return text + "pass audio_folder, or another audio_column"
 
 
@@ -306,7 +304,9 @@ def _files(
     """Returns the path where the file of each row is, or would be."""
     base = source.folder or Path()
     folders = [base, source.table_folder or base]
+    roots = dict.fromkeys(folders) if folders[0] != folders[1] else ()
     if audio_folder is not None:
+        roots = ()  # it is clear where files are
         folders.insert(0, base / Path(audio_folder).expanduser())
         if not folders[0].is_dir():
             raise FileNotFoundError(
@@ -314,7 +314,7 @@ def _files(
                 "pass its path from there, or its absolute path"
             )
     files: list[str | None] = [None] * len(names)
-    absent, others = [], []
+    absent, others, twice = [], [], []
     for row in kept:
         name = names[row]
         if name is None:
@@ -325,6 +325,9 @@ def _files(
             absent.append(name)
         elif is_audio(name) and not found.endswith(os.path.splitext(name)[1]):
             others.append(name)
+        places = [place for f in roots if (place := f / name).is_file()]
+        if len({os.path.realpath(place) for place in places}) > 1:
+            twice.append(name)
         files[row] = found or str(folders[0] / name)
     if len(absent) == len(kept):
         raise FileNotFoundError(
@@ -337,6 +340,14 @@ def _files(
             len(kept),
             source.name,
             some_of(absent),
+        )
+    if twice:
+        logger.warning(
+            "%d files of %s are in %s; those in the first of these are used: %s",
+            len(twice),
+            source.name,
+            " and in ".join(map(shown, roots)),
+            some_of(twice),
         )
     if others:
         logger.warning(

@@ -267,12 +267,17 @@ def _above(
             "labels as names"
         )
     labels = []
-    for value in values:
+    for row, value in enumerate(values, start=1):
         numbers = value if value is not None else [0.0] * len(classes)
         if len(numbers) != len(classes):
             raise ValueError(
                 f"column {column} has {len(numbers)} numbers for {len(classes)} "
                 "classes; give one name for each"
+            )
+        if odd := [number for number in numbers if not 0 <= number <= 1]:
+            raise ValueError(
+                f"row {row} of column {column} has {odd[0]:g}, but a class is 0 or 1, "
+                "or a probability"
             )
         paired = zip(classes, numbers, strict=True)
         labels.append([name for name, number in paired if number > min_probability])

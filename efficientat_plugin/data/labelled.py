@@ -1,6 +1,7 @@
 """Reads labelled clips for fine-tuning: their classes, and their splits."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from efficientat_plugin.data.splits import (
     BESIDE_TRAIN,
     SIDES,
     Split,
+    absent_classes,
     given_split,
     split_by_fold,
     split_rows,
@@ -21,6 +23,8 @@ from efficientat_plugin.data.splits import (
 )
 from efficientat_plugin.data.tables import label_table, read_table
 from efficientat_plugin.support.plain_text import some_of
+
+logger = logging.getLogger(__name__)
 
 # Arguments of `read_table` that are options of a recipe
 TABLE_OPTIONS = (
@@ -102,7 +106,7 @@ def open_labelled(
     if not isinstance(facts, Mapping):
         facts = _read_facts(Path(facts))
     given = {key: value for key, value in given.items() if value not in UNSET}
-    arguments = dict(facts) | given
+    arguments = _without_absent_folder(dataset, facts) | given
     rows = read_table(dataset, **arguments)
     if labels is None:
         labels = label_table(rows, class_names(arguments.get("classes")))
@@ -175,7 +179,7 @@ def runs_of(
         kinds = [kind for kind, column in by_column.items() if column in columns]
         kind = kinds[0] if kinds else "random"
     if kind == "random":
-        tests = {"random": split_rows(rows, 0.0, test_share, seed)}
+        tests = {"random": split_rows(rows, 0.0, test_share, seed, False)}
     elif kind == "given":
         tests = {"given": given_split(rows)}
         if len(rows) and not tests["given"].train:
@@ -243,12 +247,15 @@ def split_in_words(
         how = f"{name}, given by {_told_by(rows, 'fold')}"
     sizes = f"{len(split.train)} clips to train, {len(split.valid)} to validate and "
     text = f"{how}: {sizes}{len(split.test)} to test on"
-    if name == "random" or not split.valid:
-        return text
-    sides = {**SIDES, **BESIDE_TRAIN}
-    if name == "given" and "valid" in {sides[str(n).lower()] for n in rows["split"]}:
-        return text
-    return f"{text}, those to validate drawn at random (seed {seed})"
+    drawn: Sequence[str] = Split._fields if name == "random" else ("valid",)
+    if name == "given":
+        sides = {**SIDES, **BESIDE_TRAIN}
+        if "valid" in {sides[str(n).lower()] for n in rows["split"]}:
+            drawn = ()
+    if drawn == ("valid",) and split.valid:
+        text += f", those to validate drawn at random (seed {seed})"
+    absent = absent_classes(rows, runs.values(), drawn)
+    return f"{text}; {absent}" if absent else text
 
 
 def _told_by(rows: datasets.Dataset, role: str) -> str:
@@ -280,6 +287,19 @@ def _refuse_other_classes(rows: datasets.Dataset, labels: LabelTable) -> None:
             "these, or pass another label_column, the separator of several in a cell, "
             "or form=sounds"
         )
+
+
+def _without_absent_folder(
+    dataset: str | Path, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Drops the folder of audio of known data, of which a copy may have none."""
+    path = Path(dataset).expanduser()
+    base = path if path.is_dir() else path.parent
+    folder = facts.get("audio_folder")
+    if folder and path.exists() and not (base / Path(folder).expanduser()).is_dir():
+        logger.info("%s: no folder %s, so files are looked up elsewhere", path, folder)
+        return {key: facts[key] for key in facts if key != "audio_folder"}
+    return dict(facts)
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

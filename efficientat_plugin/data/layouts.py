@@ -13,7 +13,7 @@ from efficientat_plugin.data.folders import is_hidden, walk_sounds
 from efficientat_plugin.data.splits import SIDES
 from efficientat_plugin.data.table_sources import TABLE_SUFFIXES, Source, find_tables
 from efficientat_plugin.data.text_tables import text_of
-from efficientat_plugin.support.plain_text import some_of
+from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -386,5 +386,12 @@ def _place_of(
     alike = below.get(name, [])
     if len(alike) > 1:
         parents = {place: map(split_word, place.split("/")[:-1]) for place in alike}
-        alike = [place for place in alike if split in parents[place]]
-    return alike[0] if len(alike) == 1 else (beside / name).as_posix()
+        own = [place for place in alike if split in parents[place]]
+        if len(own) != 1:
+            raise ValueError(
+                f"{folder} has several files {shown(name)} ({some_of(alike)}), of "
+                f"which any may be meant by the table of {split}; write the folder "
+                f"into the table, too, as in {shown(alike[0])}"
+            )
+        alike = own
+    return alike[0] if alike else (beside / name).as_posix()

@@ -10,11 +10,12 @@ from efficientat_plugin.data.columns import (
     cell_text,
     choose_column,
     find_column,
+    in_order,
+    plain_name,
     whole_numbers,
 )
 from efficientat_plugin.data.layouts import (
     read_marks,
-    split_word,
     tell_unused_marks,
 )
 from efficientat_plugin.data.splits import BESIDE_TRAIN, SIDES
@@ -27,6 +28,7 @@ ROLES = ("group", "fold", "split", "device")
 # As `columns.plain_name` has them. A column of such a name is the split if it holds
 # nothing else than sides; it may be about something else.
 OTHER_SPLITS = ("subset", "set", "partition", "usage", "data_split", "dataset_split")
+MAX_SIDES = 10  # a column of more values is about something else
 # These may be anything, so that they are only talked of.
 OTHERS = {
     "fold": ("fold_id", "folds", "kfold", "k_fold"),
@@ -75,7 +77,8 @@ def read_roles(
         name, values = _column_of_sides(source)
         if values:
             table["split"], told["split"] = values, f"column {name}"
-    if by_names and not source.embedded and not {"split", "fold"} & {*table}:
+    is_known = source.embedded or "split" in source.told_by
+    if by_names and not is_known and not {"split", "fold"} & {*table}:
         marked = _marked(source, audio_column)
         table |= marked
         told |= dict.fromkeys(marked, "the names of folders")
@@ -89,24 +92,27 @@ def _texts(values: Sequence[Any]) -> list[str | None]:
 
 
 def _column_of_sides(source: Source) -> tuple[str, list[str | None]]:
-    """A column that holds sides alone, among them "train"; says it if others do."""
+    """Finds a column that holds sides only, "train" among them; warns of others."""
     for usual in OTHER_SPLITS:
         if (name := find_column(source.columns, [usual])) is None:
             continue
         values = _texts(source.columns[name])
         words = {str(value).lower() for value in values}
-        sides = {SIDES.get(split_word(word) or "") for word in words}
-        if "train" not in sides or len(words) < 2:
+        if "train" in {SIDES.get(word) for word in words} and len(words) > 1:
+            if words <= {*SIDES, *BESIDE_TRAIN}:
+                return name, values
+        found = in_order({value for value in values if value is not None})
+        if not 1 < len(found) <= MAX_SIDES or "fold" in map(plain_name, source.columns):
             continue
-        if words <= {*SIDES, *BESIDE_TRAIN}:
-            return name, values
         logger.warning(
-            "%s: column %s is not taken for the split, since it holds others than "
-            "train, valid and test (%s); if it is, say split_column=%s",
+            "%s: column %s is not used as the split, because it holds others than "
+            "train, valid and test (%s); to use it, pass --split_column=%s and "
+            "--splits='{%s}' with the side of each",
             source.name,
             name,
-            some_of(sorted(words)),
+            some_of(found),
             name,
+            some_of(f"{value}: {SIDES.get(value.lower(), '...')}" for value in found),
         )
     return "", []
 

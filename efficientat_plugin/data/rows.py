@@ -392,7 +392,18 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
 def _read_segments(segments: Path) -> datasets.Dataset:
     """Reads the rows of AudioSet's segments CSV whose clips have an audio file."""
     names = walk_sounds(segments.parent)
-    files = {youtube_id(Path(name).name): str(segments.parent / name) for name in names}
+    files: dict[str, str] = {}
+    others = []
+    for name in names:
+        path = str(segments.parent / name)
+        if files.setdefault(youtube_id(Path(name).name), path) != path:
+            others.append(name)
+    if others:
+        logger.warning(
+            "%s: files of a clip that has another, and which are not used: %s",
+            segments.parent,
+            some_of(others),
+        )
     ids, labels, absent = [], [], 0
     text = io.StringIO(text_of(segments), newline="")
     lines = (line for line in text if not line.startswith("#"))

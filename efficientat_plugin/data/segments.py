@@ -54,31 +54,33 @@ def find_times(columns: Mapping[str, Any]) -> Times | None:
         start = find_column(columns, ("offset",))
         end = None
     if start is None or (end is None and length is None):
-        if start is None:
-            _tell_other_units(columns)
-        else:
-            logger.warning(
-                "Column %s cuts no segments, because no column has ends or durations",
-                start,
-            )
+        _report_unused(columns, start)
         return None
     return Times(start, end, length if end is None else None)
 
 
-def _tell_other_units(columns: Iterable[str]) -> None:
-    """Warns that columns such as ``start_ms`` and ``end_ms`` are not used."""
+def _report_unused(columns: Iterable[str], start: str | None) -> None:
+    """Warns of columns of times that cut no segments, such as ``end_ms``."""
     plain = {name: re.sub("[^a-z]+", "_", name.lower()).strip("_") for name in columns}
 
-    def found(word: str) -> list[str]:
+    def in_other_units(word: str) -> list[str]:
         pattern = re.compile(f"{word}_{_UNIT}|{_UNIT}_{word}")
         return [name for name, text in plain.items() if pattern.fullmatch(text)]
 
-    if starts := found(_STARTS):
+    starts = in_other_units(_STARTS) if start is None else [start]
+    others = dict.fromkeys([*starts, *in_other_units(_REACHES)])
+    if start is not None and len(others) == 1:
         logger.warning(
-            "Columns %s are not used, because they are not in seconds, and whole "
-            "files are read; to cut segments, write start and end, or offset and "
-            "duration, in seconds",
-            some_of(dict.fromkeys([*starts, *found(_REACHES)])),
+            "Column %s cuts no segments, because no column has ends or durations",
+            start,
+        )
+    elif starts:
+        logger.warning(
+            "Columns %s are not used, because %s not in seconds, and whole files are "
+            "read; to cut segments, write start and end, or offset and duration, in "
+            "seconds",
+            some_of(others),
+            "they are" if start is None else f"{some_of([*others][1:])} is",
         )
 
 

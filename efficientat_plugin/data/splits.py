@@ -5,8 +5,8 @@ tested on recordings that it was trained on.
 """
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import datasets
@@ -38,6 +38,7 @@ def split_rows(
     valid_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
+    report: bool = True,
 ) -> Split:
     """Splits rows at random, with groups kept whole and each class in proportion.
 
@@ -54,6 +55,8 @@ def split_rows(
         Shares of the clips, from 0 (none) to less than 1 in sum.
     seed : int
         Another seed gives another split.
+    report : bool
+        Whether to warn of classes that are too small to be on every side.
 
     Returns
     -------
@@ -82,32 +85,58 @@ def split_rows(
     shares.update(valid=valid_share, test=test_share)
     shares = {side: share for side, share in shares.items() if share > 0}
     sides = _deal_out(rows, list(shares), list(shares.values()), seed)
-    return Split(*(sides.get(name, []) for name in Split._fields))
+    split = Split(*(sides.get(name, []) for name in Split._fields))
+    if report and (text := absent_classes(rows, [split])):
+        logger.warning("%s", text)
+    return split
 
 
-def make_folds(
-    rows: datasets.Dataset, num_folds: int = 5, seed: int = 0
-) -> list[list[int]]:
-    """Splits rows into ``num_folds`` folds of similar size; see ``split_rows``.
+def absent_classes(
+    rows: datasets.Dataset,
+    splits: Iterable[Split],
+    sides: Sequence[str] = Split._fields,
+) -> str:
+    """Lists the classes without clips on some side of some split, in a sentence.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer than two folds, or too few clips, groups or classes.
+    Arguments
+    ---------
+    rows : datasets.Dataset
+    splits : Iterable[Split]
+        Of these rows.
+    sides : Sequence[str]
+        Sides to look at; empty ones lack nothing.
+
+    Returns
+    -------
+    str
+        "" if there are none.
 
     Example
     -------
-    >>> rows = datasets.Dataset.from_dict(
-    ...     {"video_id": list("abcdef"), "labels": [["x"], ["y"]] * 3}
-    ... )
-    >>> [len(fold) for fold in make_folds(rows, num_folds=3)]
-    [2, 2, 2]
+    >>> rows = datasets.Dataset.from_dict({"labels": [["x"], ["y"], ["x"]]})
+    >>> absent_classes(rows, [Split([0, 1], [], [2])])
+    '1 class is too small, or in too few groups, to have clips in test: y (1)'
     """
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} must be 2 or more")
-    names = [f"fold {number}" for number in range(1, num_folds + 1)]
-    folds = _deal_out(rows, names, [1 / num_folds] * num_folds, seed)
-    return [folds[name] for name in names]
+    labels = [
+        set(names or ()) for names in rows.select_columns(["labels"])["labels"][:]
+    ]
+    counts = Counter(name for names in labels for name in names)
+    absent: set[str] = set()
+    where: dict[str, None] = {}
+    for split in splits:
+        for side in sides:
+            held = set().union(*(labels[row] for row in getattr(split, side)))
+            if getattr(split, side) and (lacking := counts.keys() - held):
+                absent |= lacking
+                where[side] = None
+    if not absent:
+        return ""
+    kind = "class is" if len(absent) == 1 else "classes are"
+    some = some_of((f"{name} ({counts[name]})" for name in sorted(absent)), number=10)
+    return (
+        f"{len(absent)} {kind} too small, or in too few groups, to have clips in "
+        f"{' and '.join(where)}: {some}"
+    )
 
 
 def split_by_fold(
@@ -200,7 +229,7 @@ def with_validation(
     """
     if valid_share == 0:
         return split
-    inner = split_rows(rows.select(split.train), valid_share, 0.0, seed)
+    inner = split_rows(rows.select(split.train), valid_share, 0.0, seed, False)
     train = [split.train[row] for row in inner.train]
     return split._replace(train=train, valid=[split.train[row] for row in inner.valid])
 
@@ -267,10 +296,8 @@ def _deal_out(
     units = [units[place] for place in rng.permutation(len(units))]
     side_of = stratify(units, shares, rng)
     sides: dict[str, list[int]] = {name: [] for name in names}
-    held: dict[str, set[str]] = defaultdict(set)
     for unit, side in zip(units, side_of, strict=True):
         sides[names[side]] += unit.rows
-        held[names[side]].update(unit.counts)
     empty = [name for name in names if not sides[name]]
     if empty:
         raise ValueError(
@@ -278,16 +305,6 @@ def _deal_out(
             f"{len(units)} groups cannot be split like that; give more clips, or "
             "larger or fewer shares"
         )
-    for name in names:
-        absent = sorted(set(counts) - held[name])
-        if absent:
-            logger.warning(
-                "%d %s too small, or in too few groups, to have clips in %s: %s",
-                len(absent),
-                "class is" if len(absent) == 1 else "classes are",
-                name,
-                some_of((f"{k} ({counts[k]})" for k in absent), number=10),
-            )
     return {name: sorted(side) for name, side in sides.items()}
 
 

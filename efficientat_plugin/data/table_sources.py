@@ -1,6 +1,7 @@
 """Reads a path or a hub id as a table, in whatever form its maker wrote it."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -136,12 +137,15 @@ def _numbers(source: Source, column: str) -> list[float]:
     for row, value in enumerate(source.columns[column], start=1):
         text = cell_text(value) or "0"
         try:
-            numbers.append(float({"True": "1", "False": "0"}.get(text, text)))
-        except ValueError as error:
+            number = float({"True": "1", "False": "0"}.get(text, text))
+        except ValueError:
+            number = math.nan
+        if not 0 <= number <= 1:
             raise ValueError(
                 f"row {row} of {source.name} has {shown(text)[:40]!r} in column "
-                f"{column}, which is a class and must hold 0 or 1"
-            ) from error
+                f"{column}, which is a class and must hold 0 or 1, or a probability"
+            )
+        numbers.append(number)
     return numbers
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from efficientat_plugin.support.limits import (
     MAX_ROWS,
     MAX_TABLE_BYTES,
 )
-from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.plain_text import shown, some_of
+
+logger = logging.getLogger(__name__)
 
 SHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
@@ -129,9 +132,12 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"the header of {path} has {twice[0]!r} twice; rename one")
-    rows = []
+    rows, repeated = [], []
     for number, fields in lines[first:]:
         if not any(map(str.strip, fields)):  # as spreadsheets write them
+            continue
+        if first and [name.strip() for name in fields] == names:
+            repeated.append(number)  # as in tables that were joined
             continue
         if len(fields) != len(names):
             raise ValueError(
@@ -140,6 +146,10 @@ def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
                 f"fields that contain {delimiter!r}"
             )
         rows.append(fields)
+    if repeated:
+        logger.warning(
+            "%s: skipped lines that repeat the header: %s", path, some_of(repeated)
+        )
     return {name: [row[place] for row in rows] for place, name in enumerate(names)}
 
 
