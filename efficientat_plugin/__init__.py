@@ -56,6 +56,7 @@ _HOME = {
     "DistillationBrain": "training.brain",
     "DistillationLoss": "training.losses",
     "DyMN": "students.dymn",
+    "Facts": "data.facts",
     "FineTuningBrain": "training.finetuning",
     "History": "training.brain",
     "KeepFeatures": "interfaces.encoders",

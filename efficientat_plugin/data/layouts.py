@@ -3,15 +3,22 @@
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from efficientat_plugin.data.audio_column import embedded_column
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
+from efficientat_plugin.data.facts import FORMS, Facts
 from efficientat_plugin.data.folders import is_hidden, walk_sounds
 from efficientat_plugin.data.splits import SIDES
-from efficientat_plugin.data.table_sources import TABLE_SUFFIXES, Source, find_tables
+from efficientat_plugin.data.table_sources import (
+    TABLE_SUFFIXES,
+    Source,
+    find_tables,
+    read_table_file,
+)
 from efficientat_plugin.data.text_tables import text_of
 from efficientat_plugin.support.plain_text import shown, some_of
 
@@ -82,7 +89,7 @@ def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
     return None
 
 
-def tell_unused_marks(paths: Sequence[Sequence[str]], source: object) -> None:
+def warn_of_unused_marks(paths: Sequence[Sequence[str]], source: object) -> None:
     """Warns of folders that are named like splits but not used as such.
 
     Arguments
@@ -124,37 +131,27 @@ def read_sounds(folder: Path) -> Source:
 
 
 def read_class_folders(folder: Path) -> Source:
-    """Reads ``<class>/.../<clip>``, which may be inside folders of splits or folds.
+    """Reads ``<class>/.../<clip>``, inside or around folders of splits or folds.
 
     Folders such as ``_background_noise_`` are not classes. The lists of Speech Commands
     (``testing_list.txt``) are read as splits.
     """
     names = walk_sounds(folder)
-    inside = [name for name in names if "/" in name]
-    if not inside:
+    parts = [name.split("/") for name in names if "/" in name]
+    if not parts:
         found = some_of(sorted(entry.name for entry in folder.iterdir()))
         raise FileNotFoundError(
             f"{folder} holds neither one table ({', '.join(TABLE_SUFFIXES)}) nor class "
             f"folders with audio ({', '.join(AUDIO_SUFFIXES)}); it has "
             f"{found or 'no files'}; for sound without labels, pass form=sounds"
         )
-    _tell_empty(folder, {name.split("/")[0] for name in inside})
-    parts = _without_others([name.split("/") for name in inside], folder)
-    inside = ["/".join(part) for part in parts]
-    marks = read_marks(parts)
-    depth = marks.depth if marks else 0
-    if marks is None:
-        depth, marks = _marks_within_classes(parts)
-    if marks is None:
-        tell_unused_marks(parts, folder)
-    columns: dict[str, list[Any]] = {"file": inside}
-    if marks:
-        columns[marks.role] = marks.values
-    columns["label"] = [
-        part[depth] if len(part) > depth + 1 else None for part in parts
-    ]
-    if marks and len(set(columns["label"]) - {None}) < 2:
-        some = some_of(dict.fromkeys(part[depth - 1] for part in parts))
+    _warn_of_empty(folder, {part[0] for part in parts})
+    num_outside = len(names) - len(parts)
+    parts, depth, marks = _levels(parts, folder)
+    # Files that are not below the level of classes have none.
+    labels = [part[depth] if len(part) > depth + 1 else None for part in parts]
+    if marks and len({*labels} - {None}) < 2:
+        some = some_of(dict.fromkeys(part[marks.depth - 1] for part in parts))
         tables = some_of(path.relative_to(folder) for path in find_tables(folder))
         others = tables and f"; tables left out: {tables}"
         raise ValueError(
@@ -162,90 +159,87 @@ def read_class_folders(folder: Path) -> Source:
             f"class folders{others}; name the table that has the labels, or pass the "
             "folder that contains it, or pass form=sounds"
         )
+    columns: dict[str, list[Any]] = {"file": ["/".join(part) for part in parts]}
+    if marks:
+        columns[marks.role] = marks.values
+    origins = dict.fromkeys(("split", "fold"), "the names of folders")
     if lists := [name for name in LISTS if (folder / name).is_file()]:
         side_of = {
             line.strip(): LISTS[name]
             for name in lists
             for line in text_of(folder / name).splitlines()
         }
-        columns["split"] = [side_of.get(name, "train") for name in inside]
-    outside = sum("/" not in name for name in names) + columns["label"].count(None)
-    if outside:
-        logger.warning("%d clips of %s are in no class folder", outside, folder)
-    no_class = Counter(
-        label for label in columns["label"] if label and NO_CLASS.fullmatch(label)
-    )
+        columns["split"] = [side_of.get(name, "train") for name in columns["file"]]
+        origins["split"] = f"the lists of clips ({some_of(lists)})"
+    if num_outside := num_outside + labels.count(None):
+        logger.warning("%d clips of %s are in no class folder", num_outside, folder)
+    no_class = Counter(name for name in labels if name and NO_CLASS.fullmatch(name))
     if no_class:
-        some = some_of(f"{name} ({count} clips)" for name, count in no_class.items())
         logger.warning(
             "%s: left out, because names in underscores are not classes: %s; rename "
             "folders that are classes",
             folder,
-            some,
+            some_of(f"{name} ({count} clips)" for name, count in no_class.items()),
         )
-    kept = [
-        row
-        for row, label in enumerate(columns["label"])
-        if label is not None and label not in no_class
-    ]
+    columns["label"] = labels
+    kept = [row for row, name in enumerate(labels) if name and name not in no_class]
     columns = {name: [values[row] for row in kept] for name, values in columns.items()}
-    told_by = dict.fromkeys(("split", "fold"), "the names of folders")
-    if lists:
-        told_by["split"] = f"the lists of clips ({some_of(lists)})"
-    return Source(folder.name, columns, folder, told_by=told_by)
+    return Source(folder.name, columns, folder, origins=origins)
+
+
+def _levels(
+    parts: list[list[str]], folder: Path
+) -> tuple[list[list[str]], int, Marks | None]:
+    """Finds the depth of class folders, and the splits or folds above or below it.
+
+    Returns the paths, too, without those outside the folders of splits, if these share
+    classes.
+    """
+    parts = _without_others(parts, folder)
+    if marks := read_marks(parts):
+        return parts, marks.depth, marks
+    most = min(map(len, parts)) - 2
+    depth = next((n for n in range(most) if len({part[n] for part in parts}) > 1), 0)
+    marks = read_marks([part[depth + 1 :] for part in parts])
+    if marks and len({*marks.values}) > 1:
+        return parts, depth, marks._replace(depth=depth + 1 + marks.depth)
+    warn_of_unused_marks(parts, folder)
+    return parts, 0, None
 
 
 def _without_others(parts: list[list[str]], folder: Path) -> list[list[str]]:
     """Leaves out paths outside the folders of splits, if these share classes."""
     for depth in range(min(map(len, parts)) - 1):
         folders = Counter(part[depth] for part in parts)
-        splits = {name: word for name in folders if (word := split_word(name))}
-        if len(folders) == 1:
-            continue
-        rests = {name.lower().replace(word, "", 1) for name, word in splits.items()}
-        classes = [
-            {
-                part[depth + 1]
-                for part in parts
-                if part[depth] == name and part[depth + 2 :]
-            }
-            for name in splits
-        ]
-        if len(rests) != 1 or not _has_train_and_more(splits.values()):
-            return parts
-        if len(splits) == len(folders) or not set.intersection(*classes):
-            return parts
-        others = {name: count for name, count in folders.items() if name not in splits}
-        logger.warning(
-            "%s: left out, because they are not in the folders of splits (%s): %s; "
-            "move them into one of these to use them",
-            folder,
-            some_of(splits),
-            some_of(f"{name} ({count} clips)" for name, count in others.items()),
-        )
-        return [part for part in parts if part[depth] in splits]
-    return parts
+        if len(folders) > 1:
+            break
+    else:
+        return parts
+    splits = {name: word for name in folders if (word := split_word(name))}
+    rests = {name.lower().replace(word, "", 1) for name, word in splits.items()}
+    classes = {name: set[str]() for name in splits}
+    for part in parts:
+        if part[depth] in splits and part[depth + 2 :]:
+            classes[part[depth]].add(part[depth + 1])
+    if (
+        len(splits) == len(folders)
+        or len(rests) != 1
+        or not _has_train_and_more(splits.values())
+        or not set.intersection(*classes.values())
+    ):
+        return parts
+    others = {name: count for name, count in folders.items() if name not in splits}
+    logger.warning(
+        "%s: left out, because they are not in the folders of splits (%s): %s; "
+        "move them into one of these to use them",
+        folder,
+        some_of(splits),
+        some_of(f"{name} ({count} clips)" for name, count in others.items()),
+    )
+    return [part for part in parts if part[depth] in splits]
 
 
-def _marks_within_classes(parts: list[list[str]]) -> tuple[int, Marks | None]:
-    """Finds the depth of class folders that contain folders of splits or folds."""
-    for depth in range(min(map(len, parts)) - 2):
-        if len({part[depth] for part in parts}) == 1:
-            continue
-        marks = read_marks([part[depth + 1 :] for part in parts])
-        if marks is not None and len(set(marks.values)) > 1:
-            return depth, marks
-        break
-    return 0, None
-
-
-def find_layout(
-    folder: Path,
-    read: Callable[[Path, Path], Source],
-    forms: Sequence[str],
-    audio_column: str | None = None,
-    label_column: str | None = None,
-) -> Source | None:
+def find_layout(folder: Path, facts: Facts) -> Source | None:
     """Reads the table of a folder that contains tables, class folders or both.
 
     A table is used if it has columns of file names and labels. Several are joined if
@@ -255,12 +249,7 @@ def find_layout(
     Arguments
     ---------
     folder : Path
-    read : callable
-        Reads a table, given its path and the folder that file names are relative to.
-    forms : sequence of str
-        Values of ``form`` that a user may pass, for messages.
-    audio_column, label_column : str or None
-        See ``read_table``.
+    facts : Facts
 
     Returns
     -------
@@ -279,22 +268,22 @@ def find_layout(
     sources: dict[Path, Source] = {}
     for path in found[: MAX_TABLES + 1]:
         try:
-            source = read(path, folder)
-            choose_column(source.columns, label_column, LABEL_NAMES, "", "")
-            if (audio_column or "".join(source.embedded[:1])) not in source.embedded:
-                choose_column(source.columns, audio_column, AUDIO_NAMES, "", "")
+            source = read_table_file(path, folder, facts)
+            choose_column(source.columns, facts.label_column, LABEL_NAMES, "", "")
+            if embedded_column(source, facts.audio_column) is None:
+                choose_column(source.columns, facts.audio_column, AUDIO_NAMES, "", "")
         except ValueError:
             continue
         sources[path] = source
-    if len(sources) == 1 and len(found) <= MAX_TABLES:
-        _tell_others(found, sources, folder)
-        return next(iter(sources.values()))
     splits = {path: _split_of(path, folder) for path in sources}
     if len(set(splits.values())) > 1 and None not in splits.values():
-        _tell_others(found, sources, folder)
-        return _joined(folder, sources, splits, audio_column)
+        _warn_of_others(found, sources, folder)
+        return _joined(folder, sources, splits, facts.audio_column)
+    if len(sources) == 1 and len(found) <= MAX_TABLES:
+        _warn_of_others(found, sources, folder)
+        return next(iter(sources.values()))
     is_table = any(path.parent == folder for path in sources)
-    if not is_table and not (found and (audio_column or label_column)):
+    if not is_table and not (found and (facts.audio_column or facts.label_column)):
         try:
             classes = read_class_folders(folder)
         except FileNotFoundError:
@@ -303,27 +292,26 @@ def find_layout(
         else:
             # A single "class" beside tables is a folder with all of the audio.
             if not found or len(set(classes.columns["label"])) > 1:
-                _tell_others(found, (), folder)
+                _warn_of_others(found, (), folder)
                 return classes
     if len(found) == 1:
-        return read(found[0], folder)  # which raises its own error
+        return read_table_file(found[0], folder, facts)  # which raises its own error
     names = some_of(file.relative_to(folder) for file in found)
     raise ValueError(
         f"{folder} holds {len(found)} tables ({names}); name one of them, or pass "
-        f"the layout of the folder as form ({', '.join(forms)})"
+        f"the layout of the folder as form ({', '.join(FORMS[1:])})"
     )
 
 
-def _tell_empty(folder: Path, full: set[str]) -> None:
+def _warn_of_empty(folder: Path, full: set[str]) -> None:
     folders = {entry.name for entry in folder.iterdir() if entry.is_dir()}
     if empty := {name for name in folders - full if not is_hidden(name)}:
         some = some_of(sorted(empty))
         logger.warning("%d folders of %s hold no audio: %s", len(empty), folder, some)
 
 
-def _tell_others(found: Sequence[Path], used: Iterable[Path], folder: Path) -> None:
-    others = set(found) - set(used)
-    if others:
+def _warn_of_others(found: Sequence[Path], used: Iterable[Path], folder: Path) -> None:
+    if others := set(found) - set(used):
         logger.warning(
             "%s: left out tables that have no columns of files and labels: %s; name a "
             "table to use it",
@@ -368,8 +356,8 @@ def _joined(
     counts = Counter(columns["split"])
     some = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
     logger.info("%s: splits given by the names of tables and folders: %s", folder, some)
-    told_by = {"split": "the names of tables and folders"}
-    return Source(folder.name, columns, folder, told_by=told_by)
+    origins = {"split": "the names of tables and folders"}
+    return Source(folder.name, columns, folder, origins=origins)
 
 
 def _place_of(

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("video_id", "audio", "labels")
 # Names of the splits in AudioSet's own segment files
-OFFICIAL = {"bal_train": "balanced_train", "unbal_train": "unbalanced_train"}
+AUDIOSET_SPLITS = {"bal_train": "balanced_train", "unbal_train": "unbalanced_train"}
 ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 HUB_TIMEOUT_SECONDS = 10
 
@@ -180,7 +180,7 @@ def _with_named_labels(
     names = datasets.List(datasets.Value("string"))
 
     def named(values: list[Any]) -> list[list[str]]:
-        found = _class_names(values, feature)
+        found = names_of_classes(values, feature)
         lists = [each if isinstance(each, list) else [each] for each in found]
         return [[name for name in each if name is not None] for each in lists]
 
@@ -198,7 +198,7 @@ def _with_named_labels(
     )
 
 
-def _class_names(values: list[Any], feature: Any) -> list[Any]:
+def names_of_classes(values: list[Any], feature: Any) -> list[Any]:
     """Returns the names that `datasets` keeps for class numbers."""
     if isinstance(feature, datasets.ClassLabel):
         # A negative number marks an unlabelled clip.
@@ -209,7 +209,7 @@ def _class_names(values: list[Any], feature: Any) -> list[Any]:
         ]
     inner = getattr(feature, "feature", None)
     if isinstance(inner, datasets.ClassLabel):
-        return [_class_names(value or [], inner) for value in values]
+        return [names_of_classes(value or [], inner) for value in values]
     return values
 
 
@@ -218,7 +218,7 @@ def _load_split(
 ) -> datasets.Dataset | datasets.IterableDataset:
     path = Path(dataset).expanduser()
     if not path.exists():
-        return _load_hub(dataset, split, streaming, config, cache_dir)
+        return load_hub(dataset, split, streaming, config, cache_dir)
     saved = next(
         (
             folder
@@ -230,15 +230,15 @@ def _load_split(
     if saved is not None:
         rows = load_saved(saved)
         return rows.to_iterable_dataset() if streaming else rows
-    names = [split, *([OFFICIAL[split]] if split in OFFICIAL else [])]
+    names = [split, *([AUDIOSET_SPLITS[split]] if split in AUDIOSET_SPLITS else [])]
     segments = next(
         (file for name in names if (file := path / f"{name}_segments.csv").is_file()),
         None,
     )
     if segments is not None:
-        rows = _read_segments(segments)
+        rows = read_segments(segments)
         return rows.to_iterable_dataset() if streaming else rows
-    files = _parquet_files(path, split)
+    files = parquet_files(path, split)
     if not files:
         raise FileNotFoundError(
             f"{path} holds no split {split!r}: expected {split}/*.parquet, "
@@ -246,7 +246,7 @@ def _load_split(
             "audio files, or a save_to_disk folder; pass the right folder or split, or "
             "no split to read all audio files as unlabelled"
         )
-    return _load_parquet({"train": files}, cache_dir, streaming)["train"]
+    return load_parquet({"train": files}, cache_dir, streaming)["train"]
 
 
 def load_saved(folder: Path) -> Any:
@@ -291,7 +291,7 @@ def _names_in(file: Path) -> list[str]:
     return names
 
 
-def _load_hub(
+def load_hub(
     dataset: str, split: str, streaming: bool, config: str | None, cache_dir: str | None
 ) -> datasets.Dataset | datasets.IterableDataset:
     name_on_hub(dataset)
@@ -310,7 +310,7 @@ def _load_hub(
         ) from error
 
 
-def _load_parquet(
+def load_parquet(
     files: Mapping[str, Sequence[Path]], cache_dir: str | None, streaming: bool = False
 ) -> Any:
     """Loads splits of Parquet files; raises ``ValueError`` if one is damaged."""
@@ -326,11 +326,11 @@ def _load_parquet(
         raise
     except Exception as error:  # `datasets` raises errors of many kinds
         for part in files.values():
-            _refuse_damaged(part, error)
+            refuse_damaged(part, error)
         raise
 
 
-def _refuse_damaged(files: Sequence[Path], error: Exception) -> None:
+def refuse_damaged(files: Sequence[Path], error: Exception) -> None:
     for file in files:
         try:
             with pq.ParquetFile(file) as content:
@@ -343,7 +343,7 @@ def _refuse_damaged(files: Sequence[Path], error: Exception) -> None:
             ) from error
 
 
-def _parquet_files(path: Path, split: str) -> list[Path]:
+def parquet_files(path: Path, split: str) -> list[Path]:
     if path.suffix == ".parquet":
         return [path]
     for folder in (path / "data", path):
@@ -363,7 +363,7 @@ def has_parquet_split(path: str | Path, split: str) -> bool:
     False
     """
     folder = Path(path).expanduser()
-    return folder.is_dir() and bool(_parquet_files(folder, split))
+    return folder.is_dir() and bool(parquet_files(folder, split))
 
 
 def _read_audio_folder(folder: Path) -> datasets.Dataset:
@@ -389,7 +389,7 @@ def _read_audio_folder(folder: Path) -> datasets.Dataset:
     return datasets.Dataset(datasets.table.InMemoryTable(table))
 
 
-def _read_segments(segments: Path) -> datasets.Dataset:
+def read_segments(segments: Path) -> datasets.Dataset:
     """Reads the rows of AudioSet's segments CSV whose clips have an audio file."""
     names = walk_sounds(segments.parent)
     files: dict[str, str] = {}

@@ -1,9 +1,9 @@
 """Reads a path or a hub id as a table, in whatever form its maker wrote it."""
 
-import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,16 +18,17 @@ from efficientat_plugin.data.columns import (
     find_column,
     plain_name,
 )
+from efficientat_plugin.data.facts import Facts
 from efficientat_plugin.data.folders import is_hidden
 from efficientat_plugin.data.packed import Packed, refuse_packed
 from efficientat_plugin.data.rows import (
-    _class_names,
-    _load_hub,
-    _load_parquet,
-    _parquet_files,
-    _read_segments,
-    _refuse_damaged,
+    load_hub,
+    load_parquet,
     load_saved,
+    names_of_classes,
+    parquet_files,
+    read_segments,
+    refuse_damaged,
     refuse_decoded,
 )
 from efficientat_plugin.data.text_tables import read_text_table
@@ -35,10 +36,9 @@ from efficientat_plugin.support.files import open_file, read_text
 from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.support.plain_text import shown
 
-logger = logging.getLogger(__name__)
-
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
-OFFICIAL_START = b"# Segments csv created"
+SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
+AUDIOSET_START = b"# Segments csv created"
 HIDDEN_README = ".huggingface.yaml"
 PATHS = ("data_files", "data_dir")  # in a README's configs
 ROOTS = ("/", "\\", "~")
@@ -53,86 +53,61 @@ class Source(NamedTuple):
     table_folder: Path | None = None  # or relative to this one
     rows: datasets.Dataset | None = None  # if the table holds the sound
     embedded: tuple[str, ...] = ()  # columns of sound in ``rows``
-    told_by: Mapping[str, str] = {}  # where a column comes from, in words
+    origins: Mapping[str, str] = {}  # where a column comes from, in words
 
 
-class ArrowColumns(Mapping[str, Sequence[Any]]):
-    """Reads the columns of a `datasets.Dataset` from disk, each one on access.
+class LazyColumns(Mapping[str, Sequence[Any]]):
+    """Reads each column on access, and never to learn which ones there are."""
 
-    Arguments
-    ---------
-    rows : datasets.Dataset
-        As loaded, without an indices mapping.
-    hidden : Sequence[str]
-        Columns of ``rows`` to leave out.
-    more : Mapping[str, Sequence]
-        Columns to add to those of ``rows``, or to use instead.
-    """
-
-    def __init__(
-        self,
-        rows: datasets.Dataset,
-        hidden: Sequence[str] = (),
-        more: Mapping[str, Sequence[Any]] | None = None,
-    ) -> None:
-        self.rows = rows
-        self.more = dict(more or {})
-        own = [name for name in rows.column_names if name not in hidden]
-        self.names = list(dict.fromkeys([*own, *self.more]))
+    def __init__(self, readers: Mapping[str, Callable[[], Sequence[Any]]]) -> None:
+        self._readers = readers
 
     def __getitem__(self, name: str) -> Sequence[Any]:
-        if name in self.more:
-            return self.more[name]
-        if name not in self.names:
-            raise KeyError(name)
-        values = self.rows.data.column(name).to_pylist()
-        return _class_names(values, self.rows.features[name])
+        return self._readers[name]()
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names  # the one of Mapping would read the column
+        return name in self._readers
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self._readers)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._readers)
 
 
-def read_table_file(
-    path: Path, folder: Path, cache_dir: str | None, numbered: bool = False
-) -> Source:
-    """Reads a CSV, TSV, JSON or Parquet file with file names relative to ``folder``.
-
-    ``numbered``: columns are given by number, so the file may have no header.
-    """
-    if path.suffix.lower() == ".csv" and is_official(path):
-        parts = {"train": _read_segments(path.absolute())}
-        return _of_splits(parts, path.name, path.parent, path.parent)
-    if path.suffix.lower() != ".parquet":
-        return Source(path.name, read_text_table(path, numbered), folder, path.parent)
-    splits = _load_parquet({"train": [path]}, cache_dir)
-    return _of_splits(splits, path.name, folder, path.parent)
+def read_table_file(path: Path, folder: Path, facts: Facts) -> Source:
+    """Reads a CSV, TSV, JSON or Parquet file with file names relative to ``folder``."""
+    if path.suffix.lower() == ".csv" and _is_of_audioset(path):
+        parts = {"train": read_segments(path.absolute())}
+        source = _of_splits(parts, path.name, path.parent, path.parent)
+    elif path.suffix.lower() == ".parquet":
+        splits = load_parquet({"train": [path]}, facts.cache_dir)
+        source = _of_splits(splits, path.name, folder, path.parent)
+    else:
+        columns = read_text_table(path, facts.are_numbered)
+        source = Source(path.name, columns, folder, path.parent)
+    return source if facts.label_column else _with_one_hot(source, facts.class_names)
 
 
-def is_official(path: Path) -> bool:
+def _is_of_audioset(path: Path) -> bool:
     """Whether a file is one of the published tables of AudioSet."""
     with open_file(path) as file:
-        return file.read(len(OFFICIAL_START)) == OFFICIAL_START
+        return file.read(len(AUDIOSET_START)) == AUDIOSET_START
 
 
-def with_one_hot(source: Source, classes: Sequence[str] | None) -> Source:
+def _with_one_hot(source: Source, classes: Sequence[str] | None) -> Source:
     """Adds a column of lists to a table with a column of 0 and 1 for each class."""
     if classes is None or find_column(source.columns, LABEL_NAMES):
         return source
-    found = {name: find_column(source.columns, [plain_name(name)]) for name in classes}
-    if None in found.values():
+    found = [find_column(source.columns, [plain_name(name)]) for name in classes]
+    if None in found:
         return source
-    columns = [_numbers(source, name) for name in found.values() if name]
+    columns = [_probabilities(source, name) for name in found if name]
     labels = [list(numbers) for numbers in zip(*columns, strict=True)]
     return source._replace(columns={**source.columns, "label": labels})
 
 
-def _numbers(source: Source, column: str) -> list[float]:
+def _probabilities(source: Source, column: str) -> list[float]:
     numbers = []
     for row, value in enumerate(source.columns[column], start=1):
         text = cell_text(value) or "0"
@@ -169,34 +144,27 @@ def find_tables(folder: Path) -> list[Path]:
     return of_json
 
 
-def read_rows(
-    dataset: str,
-    split_names: Sequence[str],
-    config: str | None,
-    cache_dir: str | None,
-) -> Source:
+def read_rows(dataset: str, facts: Facts) -> Source:
     """Reads all splits of a hub data set, ``save_to_disk`` folder or Parquet files."""
     path = Path(dataset).expanduser()
     loaded: Any
     every_split: Any = None
     if not path.exists():
-        loaded = _load_hub(dataset, every_split, False, config, cache_dir)
-    elif any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        loaded = load_hub(dataset, every_split, False, facts.config, facts.cache_dir)
+    elif any((path / name).is_file() for name in SAVED):
         loaded = load_saved(path)
     else:
-        loaded = _load_parquet_folder(path, split_names, config, cache_dir)
+        loaded = _load_parquet_folder(path, facts)
     if isinstance(loaded, datasets.Dataset):
         loaded = {"train": loaded}
     local = path if path.exists() else None
     return _of_splits(dict(loaded), dataset, local, local)
 
 
-def _load_parquet_folder(
-    path: Path, split_names: Sequence[str], config: str | None, cache_dir: str | None
-) -> Any:
-    files = {name: _parquet_files(path, name) for name in split_names}
+def _load_parquet_folder(path: Path, facts: Facts) -> Any:
+    files = {name: parquet_files(path, name) for name in facts.splits or ()}
     if files and all(files.values()):
-        return _load_parquet(files, cache_dir)
+        return load_parquet(files, facts.cache_dir)
     try:  # `datasets` finds the splits by file names or the README
         elsewhere = _named_elsewhere(path)
         if not elsewhere:
@@ -204,11 +172,11 @@ def _load_parquet_folder(
             # An absolute path: `datasets` would take a folder named "parquet" or "csv"
             # for its loader of that name, which reads the current folder.
             whole = str(path.absolute())
-            return datasets.load_dataset(whole, config, cache_dir=cache_dir)
+            return datasets.load_dataset(whole, facts.config, cache_dir=facts.cache_dir)
     except Packed:
         raise
     except Exception as error:  # `datasets` raises errors of many kinds
-        _refuse_damaged(find_tables(path), error)
+        refuse_damaged(find_tables(path), error)
         reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
         raise ValueError(
             f"the Parquet files of {path} are not a data set that `datasets` reads "
@@ -221,7 +189,7 @@ def _load_parquet_folder(
 
 
 def _named_elsewhere(folder: Path) -> list[str]:
-    """Lists what a folder's README tells `datasets` to read from elsewhere."""
+    """Lists what a folder's README makes `datasets` read from elsewhere."""
     if (folder / HIDDEN_README).exists():  # precedes the README; not in use
         return [HIDDEN_README]
     if not (folder / "README.md").is_file():
@@ -255,26 +223,41 @@ def _of_splits(
     folder: Path | None,
     table_folder: Path | None,
 ) -> Source:
-    more: dict[str, Sequence[Any]] = {}
-    if len(parts) > 1:
-        repeated = ([split] * len(rows) for split, rows in parts.items())
-        more["split"] = [split for splits in repeated for split in splits]
     rows = datasets.concatenate_datasets(list(parts.values()))
     refuse_decoded(rows, name)
-    heard = defaultdict(list)
+    by_kind = defaultdict(list)
     for field in rows.data.schema:
-        heard[_how_audio_stands(rows, field)].append(field.name)
-    for column in heard["path"]:
-        paths = [chunk.field("path") for chunk in rows.data.column(column).chunks]
-        more[column] = pa.chunked_array(paths, pa.string()).to_pylist()
-    columns = ArrowColumns(rows, heard["bytes"], more)
-    embedded = tuple(heard["bytes"])
-    told_by = {"split": "the splits of the data set"} if len(parts) > 1 else {}
-    return Source(name, columns, folder, table_folder, rows, embedded, told_by)
+        by_kind[_kind_of_audio(rows, field)].append(field.name)
+    readers: dict[str, Callable[[], Sequence[Any]]] = {
+        column: partial(_cells, rows, column)
+        for column in rows.column_names
+        if column not in by_kind["bytes"]
+    }
+    for column in by_kind["path"]:
+        readers[column] = partial(_paths, rows, column)
+    origins = {}
+    if len(parts) > 1:
+        repeated = ([split] * len(part) for split, part in parts.items())
+        splits = [split for names in repeated for split in names]
+        readers["split"] = lambda: splits
+        origins["split"] = "the splits of the data set"
+    columns, embedded = LazyColumns(readers), tuple(by_kind["bytes"])
+    return Source(name, columns, folder, table_folder, rows, embedded, origins)
 
 
-def _how_audio_stands(rows: datasets.Dataset, field: pa.Field) -> str:
-    """Finds how a column holds audio: as "bytes", as a "path", or "" for not at all."""
+def _cells(rows: datasets.Dataset, column: str) -> list[Any]:
+    values = rows.data.column(column).to_pylist()
+    return names_of_classes(values, rows.features[column])
+
+
+def _paths(rows: datasets.Dataset, column: str) -> list[str | None]:
+    chunks = rows.data.column(column).chunks
+    paths = [chunk.field("path") for chunk in chunks]
+    return pa.chunked_array(paths, pa.string()).to_pylist()
+
+
+def _kind_of_audio(rows: datasets.Dataset, field: pa.Field) -> str:
+    """Returns how a column holds audio: as "bytes", as a "path", or ""."""
     kind = field.type
     if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         if kind.get_field_index("bytes") < 0:

@@ -13,10 +13,10 @@ from efficientat_plugin.data.audio_column import embedded_column, rows_with_soun
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
     choose_column,
-    class_names,
     in_order,
     read_labels,
 )
+from efficientat_plugin.data.facts import Facts
 from efficientat_plugin.data.folders import walk_sounds
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.layouts import (
@@ -33,11 +33,11 @@ from efficientat_plugin.data.schemas import (
 )
 from efficientat_plugin.data.segments import find_times, read_times
 from efficientat_plugin.data.table_sources import (
+    SAVED,
     Source,
     find_tables,
     read_rows,
     read_table_file,
-    with_one_hot,
 )
 from efficientat_plugin.support.files import refuse_special
 from efficientat_plugin.support.plain_text import some_of
@@ -51,7 +51,6 @@ NAMED_FOLDERS: dict[str, Callable[[Path], Source]] = {
     "tau2020_folder": read_tau2020_folder,
     "urbansound8k_folder": read_urbansound8k_folder,
 }
-FORMS = ("auto", *NAMED_FOLDERS)
 # Folders and tables that only one data set has.
 MARKS = {
     "FSD50K.ground_truth": "fsd50k_folder",
@@ -59,32 +58,9 @@ MARKS = {
     "metadata/UrbanSound8K.csv": "urbansound8k_folder",
     "UrbanSound8K.csv": "urbansound8k_folder",
 }
-SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
 
 
-def read_table(
-    dataset: str | Path,
-    form: str = "auto",
-    audio_column: str | None = None,
-    label_column: str | None = None,
-    id_column: str | None = None,
-    group_column: str | None = None,
-    fold_column: str | None = None,
-    split_column: str | None = None,
-    device_column: str | None = None,
-    judged_column: str | None = None,
-    separator: str | None = None,
-    classes: Sequence[str] | str | None = None,
-    min_probability: float = 0.5,
-    segments: bool = True,
-    splits: Mapping[str, str] | None = None,
-    audio_folder: str | None = None,
-    config: str | None = None,
-    cache_dir: str | None = None,
-    num_clips: int | None = None,
-    clip_seconds: float | None = None,
-    licence: str | None = None,
-) -> datasets.Dataset:
+def read_table(dataset: str | Path, **given: Any) -> datasets.Dataset:
     """Reads labelled clips of any common form, without decoding their sound.
 
     Clips whose files do not exist count as unreadable, and a warning names them; files
@@ -100,54 +76,8 @@ def read_table(
         folds (``fold1``), or contain them; a CSV, TSV, JSON, JSONL or Parquet file; a
         folder with audio and one such file, or one for each split; a ``save_to_disk``
         folder or a folder of Parquet files; or a hub id.
-    form : str
-        What the folder is: "auto" to detect it, or "class_folders", "sounds" (without
-        labels, as files or in Parquet), "fsd50k_folder", "tau2020_folder" or
-        "urbansound8k_folder".
-    audio_column : str | None
-        Column of file names or of the sound itself; None: the sound if the table holds
-        it, otherwise a usual name such as ``filename``. Column names match in any case;
-        in a table without a header, a number is the position of a column, from 0.
-    label_column : str | None
-        Column of class names or numbers, several joined by ``separator`` or as a list;
-        or of a probability for each of ``classes``. None: a usual name such as
-        ``category``.
-    id_column : str | None
-        Column of unique clip names, whose audio suffixes are removed; None: a column
-        ``video_id`` or ``clip_id``, otherwise the file paths relative to ``dataset``.
-    group_column, fold_column, split_column, device_column : str | None
-        Columns of the recording's source (kept on one side of a split), fold, split and
-        device; None: a column named "group", "fold", "split" or "device", if there is
-        one; for splits also one named "subset", "set", "partition" or "usage" that
-        holds only "train", "valid" and "test", otherwise folders in all file names.
-    judged_column : str | None
-        Column with 1 for each class whose presence or absence somebody judged, else 0;
-        None: a column "judged" with lists of class names, if there is one.
-    separator : str | None
-        Separator of labels; "": none; None: see ``columns.read_labels``.
-    classes : Sequence[str] | str | None
-        All classes in their order, as a list or separated by commas; other labels are
-        refused. They may be columns of 0 and 1. None: any.
-    min_probability : float
-        Where labels are probabilities, a class is present above this value.
-    segments : bool
-        False: files are read whole, even if there are columns of times.
-    splits : Mapping[str, str] | None
-        New names of the source's splits, such as ``{"dev": "valid"}``; rows of other
-        splits are left out. None: all, under their own names.
-    audio_folder : str | None
-        Folder that file names are relative to; itself relative to ``dataset``. Files
-        are also looked up in ``dataset`` and next to the table.
-    config : str | None
-        Configuration of a hub data set.
-    cache_dir : str | None
-        Cache folder of `datasets`; None: its default.
-    num_clips : int | None
-        Number of clips in the complete data set; a different number causes a warning.
-    clip_seconds : float | None
-        Usual clip length, s, for the YAML of a run to refer to; not used here.
-    licence : str | None
-        Licence of the data; stored in ``rows.info.license``.
+    **given
+        The arguments of ``data.facts.Facts``, such as ``label_column="category"``.
 
     Returns
     -------
@@ -176,50 +106,48 @@ def read_table(
     >>> rows["video_id"][:], rows["labels"][:]
     (['cat/1', 'dog/1'], [['cat'], ['dog']])
     """
-    if not isinstance(segments, bool):
-        raise ValueError(f"segments={segments!r} must be True or False")
-    classes = class_names(classes)
-    source = _find_source(
-        str(dataset),
-        form,
-        list(splits or {}),
-        config,
-        cache_dir,
-        audio_column,
-        label_column,
-        classes,
+    facts = Facts(**given)
+    source = _find_source(str(dataset), facts)
+    labels = choose_column(
+        source.columns, facts.label_column, LABEL_NAMES, "label_column", source.name
     )
     table: dict[str, list[Any]] = {}
-    labels = choose_column(
-        source.columns, label_column, LABEL_NAMES, "label_column", source.name
-    )
     table["labels"] = read_labels(
-        source.columns[labels], labels, separator, classes, min_probability
+        source.columns[labels],
+        labels,
+        facts.separator,
+        facts.class_names,
+        facts.min_probability,
     )
-    if judged_column is not None:
-        table["judged"] = _read_judged(source, judged_column, classes)
-    elif _has_names(source, "judged"):
-        table["judged"] = read_labels(source.columns["judged"], "judged", None, classes)
-    given = {"group": group_column, "fold": fold_column}
-    given |= {"split": split_column, "device": device_column}
-    roles, told = read_roles(source, given, audio_column, form == "auto")
+    if (judged := _read_judged(source, facts)) is not None:
+        table["judged"] = judged
+    roles, origins = read_roles(source, facts)
     table |= roles
-    times = find_times(source.columns) if segments else None
-    if times is not None and embedded_column(source, audio_column) is None:
+    times = find_times(source.columns) if facts.segments else None
+    if times is not None and embedded_column(source, facts.audio_column) is None:
         table |= read_times(source.columns, times, source.name)
-    _say_if_incomplete(source.name, len(table["labels"]), num_clips)
-    kept = list(range(len(table["labels"])))
-    if splits is not None:
-        kept = _rename_splits(table, splits, source.name)
-    rows = rows_with_sound(source, table, kept, audio_column, id_column, audio_folder)
-    if form != "sounds" and not any(table["labels"][row] for row in kept):
+    num_rows = len(table["labels"])
+    if facts.num_clips not in (None, num_rows):
+        logger.warning(
+            "%s has %d of %d clips: its scores are not comparable with published ones",
+            source.name,
+            num_rows,
+            facts.num_clips,
+        )
+    kept = list(range(num_rows))
+    if facts.splits is not None:
+        kept = _rename_splits(table, facts.splits, source.name)
+    rows = rows_with_sound(
+        source, table, kept, facts.audio_column, facts.id_column, facts.audio_folder
+    )
+    if facts.form != "sounds" and not any(table["labels"][row] for row in kept):
         raise ValueError(
             f"no clip of {source.name} has a label in column {labels}; name another "
             "column with label_column"
         )
-    rows.info.license = licence or ""
+    rows.info.license = facts.licence or ""
     # `data.labelled` reads this to report which split is used.
-    rows.info.description = "\n".join(f"{role}: {by}" for role, by in told.items())
+    rows.info.description = "\n".join(f"{role}: {by}" for role, by in origins.items())
     unlabelled = sum(not labels for labels in rows["labels"])
     logger.info("%s: %d clips, %d unlabelled", source.name, len(rows), unlabelled)
     return rows
@@ -254,25 +182,8 @@ def label_table(
     return LabelTable(classes, classes)
 
 
-def _find_source(
-    dataset: str,
-    form: str,
-    split_names: Sequence[str],
-    config: str | None,
-    cache_dir: str | None,
-    audio_column: str | None,
-    label_column: str | None,
-    classes: Sequence[str] | None,
-) -> Source:
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
-    numbered = any(str(name).isdecimal() for name in (audio_column, label_column))
-
-    def read(path: Path, folder: Path) -> Source:
-        table = read_table_file(path, folder, cache_dir, numbered)
-        return with_one_hot(table, classes) if label_column is None else table
-
-    path = Path(dataset).expanduser()
+def _find_source(dataset: str, facts: Facts) -> Source:
+    path, form = Path(dataset).expanduser(), facts.form
     refuse_archives(path)
     if not path.is_dir():
         refuse_special(path)
@@ -285,11 +196,11 @@ def _find_source(
             raise FileNotFoundError(f"form={form} needs a folder, but {path} is not")
         return NAMED_FOLDERS[form](path)
     if path.is_file():
-        return read(path, path.parent)
-    if not path.exists() or any((path / name).is_file() for name in SAVED):
-        return read_rows(dataset, split_names, config, cache_dir)
-    source = find_layout(path, read, FORMS[1:], audio_column, label_column)
-    return source or read_rows(dataset, split_names, config, cache_dir)
+        return read_table_file(path, path.parent, facts)
+    source = None
+    if path.exists() and not any((path / name).is_file() for name in SAVED):
+        source = find_layout(path, facts)
+    return source or read_rows(dataset, facts)
 
 
 def _is_parquet(path: Path) -> bool:
@@ -299,9 +210,16 @@ def _is_parquet(path: Path) -> bool:
     return bool(files) and only_parquet and not walk_sounds(path)
 
 
-def _read_judged(
-    source: Source, column: str, classes: Sequence[str] | None
-) -> list[list[str]]:
+def _read_judged(source: Source, facts: Facts) -> list[list[str]] | None:
+    """Reads the classes that somebody judged in each clip; None: all of them."""
+    column, classes = facts.judged_column, facts.class_names
+    if column is None:
+        if source.rows is None or "judged" not in source.rows.column_names:
+            return None
+        kind = source.rows.data.schema.field("judged").type
+        if not (pa.types.is_list(kind) and pa.types.is_string(kind.value_type)):
+            return None
+        return read_labels(source.columns["judged"], "judged", None, classes)
     column = choose_column(source.columns, column, (), "judged_column", source.name)
     if classes is None:
         raise ValueError(
@@ -310,24 +228,6 @@ def _read_judged(
         )
     numbers = [[float(n) for n in value or ()] for value in source.columns[column]]
     return read_labels(numbers, column, classes=classes)
-
-
-def _has_names(source: Source, column: str) -> bool:
-    """Whether the source has this column, with lists of text."""
-    if source.rows is None or column not in source.rows.column_names:
-        return False
-    kind = source.rows.data.schema.field(column).type
-    return pa.types.is_list(kind) and pa.types.is_string(kind.value_type)
-
-
-def _say_if_incomplete(name: str, found: int, num_clips: int | None) -> None:
-    if num_clips is not None and found != num_clips:
-        logger.warning(
-            "%s has %d of %d clips: its scores are not comparable with published ones",
-            name,
-            found,
-            num_clips,
-        )
 
 
 def _rename_splits(
