@@ -171,7 +171,9 @@ def test_a_column_of_sides_and_others_is_said(values, tmp_path, caplog):
 def test_a_column_of_yes_and_no_that_names_a_side_is_said(column, tmp_path, caplog):
     rows = read_table(table_with(tmp_path, column, [0, 0, 1, 1]))
     assert "split" not in rows.column_names
-    assert f"column {column} is not used; if it marks the clips to test on" in caplog.text
+    assert (
+        f"column {column} is not used; if it marks the clips to test on" in caplog.text
+    )
     assert f"split_column={column}" in caplog.text
 
 

@@ -161,7 +161,6 @@ BESIDE = {  # what other files a data folder may have, and who reads it
     "train_segments.csv": lambda folder: load_rows(str(folder), "train"),
     "testing_list.txt": read_table,
     "README.md": read_table,
-    "labels/vocabulary.csv": lambda folder: read_table(folder, form="fsd50k_folder"),
     "saved/state.json": lambda folder: read_table(folder / "saved"),
     "saved/data.arrow": lambda folder: read_table(folder / "saved"),
 }
@@ -175,11 +174,7 @@ def test_files_of_a_data_folder_are_neither_waited_for_nor_read_whole(
     for label in ("dog", "cat"):
         (tmp_path / label).mkdir()
         soundfile.write(tmp_path / label / "1.wav", np.zeros(100), RATE)
-    for folder in ("labels", "saved"):
-        (tmp_path / folder).mkdir()
-    for part in ("dev", "eval"):
-        table = "fname,labels,split\na,dog,train\n"
-        (tmp_path / "labels" / f"{part}.csv").write_text(table)
+    (tmp_path / "saved").mkdir()
     if name == "README.md":
         for split in ("train", "test"):
             pq.write_table(pa.table(SAVED), tmp_path / f"{split}.parquet")

@@ -235,7 +235,7 @@ def read_labels(
     if classes is not None:
         _refuse_unknown(labels, classes, column)
     else:
-        _tell_odd(labels, column)
+        _warn_of_odd(labels, column)
     return labels
 
 
@@ -344,7 +344,7 @@ def _names(
     return list(names)
 
 
-def _tell_odd(labels: Iterable[Iterable[str]], column: str) -> None:
+def _warn_of_odd(labels: Iterable[Iterable[str]], column: str) -> None:
     """Warns of classes that are probably mistakes."""
     classes = sorted({name for names in labels for name in names})
     in_any_case = defaultdict(list)
@@ -357,19 +357,12 @@ def _tell_odd(labels: Iterable[Iterable[str]], column: str) -> None:
             column,
             some_of(name for names in alike for name in names),
         )
-    if objects := [name for name in classes if re.fullmatch(r"\{.*\}", name)]:
+    if joined := [name for name in classes if "|" in name or name.startswith("{")]:
         logger.warning(
-            "column %s has labels that are written as objects, and each counts as a "
-            "class: %s; write names, or pass another label_column",
+            "column %s has classes that look like several, or like objects: %s; if a "
+            "bar separates labels, pass separator='|', or pass another label_column",
             column,
-            some_of(objects, 2),
-        )
-    if joined := [name for name in classes if "|" in name]:
-        logger.warning(
-            "column %s has classes with a bar in their names: %s; if it separates "
-            "labels, pass separator='|'",
-            column,
-            some_of(joined),
+            some_of(joined, 2),
         )
 
 

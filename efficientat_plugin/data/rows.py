@@ -80,7 +80,6 @@ def load_rows(
     ValueError
         If a column is missing, or a Parquet file is damaged.
     """
-    parts = []
     path = Path(dataset).expanduser()
     refuse_archives(path)
     if split is None:
@@ -91,8 +90,11 @@ def load_rows(
         raise ValueError(
             f"{dataset} is one split, but split={split!r} names {len(names)}; name one"
         )
+    parts = []
     for name in names:
         rows = _load_split(dataset, name, streaming, config, cache_dir)
+        if streaming and isinstance(rows, datasets.Dataset):
+            rows = rows.to_iterable_dataset()
         found = rows.column_names or list(next(iter(rows)))
         missing = [column for column in COLUMNS if column not in found]
         if missing:
@@ -110,17 +112,12 @@ def load_rows(
 
 
 def refuse_archives(path: Path) -> None:
-    """Refuses WebDataset shards and other archives, which are never unpacked here.
-
-    Arguments
-    ---------
-    path : Path
-        A file, or a folder whose entries are checked.
+    """Refuses an archive, or a folder of nothing else, such as WebDataset shards.
 
     Raises
     ------
     ValueError
-        If it is an archive, or holds nothing else.
+        With the command that unpacks it, which is never done here.
 
     Example
     -------
@@ -134,31 +131,24 @@ def refuse_archives(path: Path) -> None:
         name = entries[0].name.lower()
         command = "unzip" if name.endswith(".zip") else "tar xf"
         if name.endswith(".gz") and not name.endswith(".tar.gz"):
-            raise ValueError(
-                f"{shown(path)} is compressed, which is not supported; unpack it "
-                f"(gunzip {shown(entries[0].name)}) and pass the result"
-            )
+            command = "gunzip"
         raise ValueError(
-            f"{shown(path)} holds archives, such as WebDataset shards, which are not "
-            f"supported; unpack them ({command} {shown(entries[0].name)}), write the "
-            "labels into a CSV with the columns filename and label next to the sounds, "
-            "and pass that folder"
+            f"{shown(path)} is compressed or holds archives, such as WebDataset "
+            f"shards, which are not supported; unpack them ({command} "
+            f"{shown(entries[0].name)}), write the labels into a CSV with the columns "
+            "filename and label next to the sounds, and pass that folder"
         )
 
 
-def refuse_decoded(rows: Any, source: str) -> None:
-    """Refuses sound that `datasets` has decoded, which is neither bytes nor a path.
-
-    Arguments
-    ---------
-    rows : datasets.Dataset or datasets.IterableDataset
-    source : str
-        Name of the data, for the message.
+def refuse_decoded(
+    rows: datasets.Dataset | datasets.IterableDataset, source: str
+) -> None:
+    """Refuses rows with sound that `datasets` has decoded; ``source`` is their name.
 
     Raises
     ------
     ValueError
-        If a column has "array" and "sampling_rate".
+        If a column has "array" and "sampling_rate", instead of bytes or a path.
     """
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, dict) and {"array", "sampling_rate"} <= set(feature):
@@ -219,25 +209,12 @@ def _load_split(
     path = Path(dataset).expanduser()
     if not path.exists():
         return load_hub(dataset, split, streaming, config, cache_dir)
-    saved = next(
-        (
-            folder
-            for folder in (path, path / split)
-            if (folder / "state.json").is_file()
-        ),
-        None,
-    )
-    if saved is not None:
-        rows = load_saved(saved)
-        return rows.to_iterable_dataset() if streaming else rows
-    names = [split, *([AUDIOSET_SPLITS[split]] if split in AUDIOSET_SPLITS else [])]
-    segments = next(
-        (file for name in names if (file := path / f"{name}_segments.csv").is_file()),
-        None,
-    )
-    if segments is not None:
-        rows = read_segments(segments)
-        return rows.to_iterable_dataset() if streaming else rows
+    for folder in (path, path / split):
+        if (folder / "state.json").is_file():
+            return load_saved(folder)
+    for name in (split, AUDIOSET_SPLITS.get(split, split)):
+        if (segments := path / f"{name}_segments.csv").is_file():
+            return read_segments(segments)
     files = parquet_files(path, split)
     if not files:
         raise FileNotFoundError(
@@ -251,10 +228,6 @@ def _load_split(
 
 def load_saved(folder: Path) -> Any:
     """Loads a ``save_to_disk`` folder that refers to nothing outside itself.
-
-    Arguments
-    ---------
-    folder : Path
 
     Raises
     ------
@@ -275,11 +248,11 @@ def load_saved(folder: Path) -> Any:
 def _names_in(file: Path) -> list[str]:
     """Returns the names of files or folders that a ``save_to_disk`` file lists."""
     try:
-        told = json.loads(read_text(file, MAX_SETTINGS_BYTES))
+        content = json.loads(read_text(file, MAX_SETTINGS_BYTES))
         if file.name == "state.json":
-            names = [str(each["filename"]) for each in told["_data_files"]]
+            names = [str(each["filename"]) for each in content["_data_files"]]
         else:
-            names = [str(each) for each in told["splits"]]
+            names = [str(each) for each in content["splits"]]
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"{file} is damaged; write the folder again") from error
     for name in names:

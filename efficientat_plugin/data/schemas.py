@@ -1,13 +1,11 @@
 """Reads official folders of data sets that are described by several tables."""
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from efficientat_plugin.data.table_sources import Source
-from efficientat_plugin.data.text_tables import read_text_table, text_of
+from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.support.plain_text import some_of
 
 
@@ -23,14 +21,13 @@ def read_fsd50k_folder(folder: Path) -> Source:
     Returns
     -------
     Source
-        Its splits are "train" and "val", which make up dev, and "eval".
+        With the columns and splits of ``nguyenvulebinh/fsd50k``, so that the same facts
+        fit: "train" and "dev", which make up the published dev, and "eval".
 
     Raises
     ------
     FileNotFoundError
         If a table is missing.
-    ValueError
-        If a label is not in the vocabulary.
 
     Source
     ------
@@ -41,50 +38,21 @@ def read_fsd50k_folder(folder: Path) -> Source:
         truth, audio = folder / "labels", "clips/{part}/{name}.wav"
     else:
         truth, audio = folder / "FSD50K.ground_truth", "FSD50K.{part}_audio/{name}.wav"
-    _require([truth / f"{name}.csv" for name in ("dev", "eval", "vocabulary")])
-    vocabulary = set(read_vocabulary(truth / "vocabulary.csv"))
+    _require([truth / "dev.csv", truth / "eval.csv"])
     columns: dict[str, list[Any]] = {
-        name: [] for name in ("clip_id", "file", "labels", "split")
+        name: [] for name in ("fname", "file", "labels", "split")
     }
     for part in ("dev", "eval"):
         path = truth / f"{part}.csv"
         table = _columns_of(path, ["fname", "labels"] + ["split"] * (part == "dev"))
         names = table["fname"]
-        columns["clip_id"] += names
+        columns["fname"] += names
         columns["file"] += [audio.format(part=part, name=name) for name in names]
         columns["labels"] += [labels.split(",") for labels in table["labels"]]
-        columns["split"] += table["split"] if part == "dev" else ["eval"] * len(names)
-    unknown = {label for labels in columns["labels"] for label in labels} - vocabulary
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} labels of {truth} are not in its vocabulary.csv: "
-            f"{some_of(sorted(unknown))}; take all three tables from one release"
-        )
+        sides = table["split"] if part == "dev" else ["eval"] * len(names)
+        columns["split"] += ["dev" if side == "val" else side for side in sides]
+    columns |= {"clip_id": columns["fname"], "mp3": columns["file"]}
     return Source("FSD50K", columns, folder)
-
-
-def read_vocabulary(path: Path) -> list[str]:
-    """Reads the class names of FSD50K's ``vocabulary.csv``, in its order.
-
-    The file has no header, and copies differ in the order of name and machine id.
-
-    Raises
-    ------
-    ValueError
-        If no column holds machine ids.
-    """
-    text = io.StringIO(text_of(path), newline="")
-    rows = [row for row in csv.reader(text) if row]
-    if rows and all(len(row) == 3 for row in rows):
-        for ids, names in ((2, 1), (1, 2)):
-            # Without the first row, which may be a header after all.
-            if all(row[ids].startswith(("/m/", "/t/", "/g/")) for row in rows[1:]):
-                header = not rows[0][ids].startswith("/")
-                return [row[names] for row in rows[header:]]
-    raise ValueError(
-        f"{path} should have the columns index, name and machine id (/m/...), but its "
-        f"first row is {','.join(rows[0]) if rows else 'not there'}"
-    )
 
 
 def read_tau2020_folder(folder: Path) -> Source:

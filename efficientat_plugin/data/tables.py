@@ -54,6 +54,7 @@ NAMED_FOLDERS: dict[str, Callable[[Path], Source]] = {
 # Folders and tables that only one data set has.
 MARKS = {
     "FSD50K.ground_truth": "fsd50k_folder",
+    "labels/vocabulary.csv": "fsd50k_folder",
     "evaluation_setup": "tau2020_folder",
     "metadata/UrbanSound8K.csv": "urbansound8k_folder",
     "UrbanSound8K.csv": "urbansound8k_folder",
