@@ -1,8 +1,9 @@
 """Folders of splits and folds are these, never classes; tables in them are read."""
 
-import numpy as np
+import json
+
 import pytest
-import soundfile
+from small_tables import write_csv, write_sound
 
 from efficientat_plugin.data.labelled import runs_of
 from efficientat_plugin.data.tables import label_table, read_table
@@ -10,14 +11,8 @@ from efficientat_plugin.data.tables import label_table, read_table
 CLASSES = ("cat", "dog", "train")
 
 
-def write_sound(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.linspace(-0.5, 0.5, 800), 8000)
-
-
 def write_table(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_csv(path, None, [line.split(",") for line in lines])
 
 
 def class_folders(folder, tops):
@@ -102,10 +97,8 @@ def audiofolder_of_jsonl(folder):
     for top in ("train", "test"):
         path = folder / top / "metadata.csv"
         pairs = [line.split(",") for line in path.read_text().splitlines()[1:]]
-        lines = [
-            f'{{"file_name": "{name}", "label": "{label}"}}' for name, label in pairs
-        ]
-        write_table(path.with_suffix(".jsonl"), lines)
+        lines = [json.dumps({"file_name": n, "label": x}) for n, x in pairs]
+        path.with_suffix(".jsonl").write_text("\n".join(lines))
         path.unlink()
 
 
@@ -163,26 +156,6 @@ def test_tables_of_splits_are_one_table(write, tmp_path):
         assert all(f"{side}" in file.removeprefix(str(tmp_path)) for file in files)
 
 
-@pytest.mark.parametrize("below", [("metadata", "audio"), ("", "")])
-def test_urbansound8k_is_read_by_its_folds(below, tmp_path):
-    meta, audio = (tmp_path / name for name in below)
-    lines = ["slice_file_name,fsID,start,end,salience,fold,classID,class"]
-    for fold in (1, 2, 10):
-        for number, name in enumerate(CLASSES):
-            file = f"{fold}{number}-{number}-0-0.wav"
-            write_sound(audio / f"fold{fold}" / file)
-            lines.append(f"{file},{fold}{number},50.5,54.5,1,{fold},{number},{name}")
-    write_table(meta / "UrbanSound8K.csv", lines)
-    rows = read_table(tmp_path)
-    assert len(rows) == 9 and label_table(rows).names == CLASSES
-    assert "start" not in rows.column_names
-    same = read_table(tmp_path, audio_column="slice_file_name", audio_folder=below[1])
-    assert same["audio"][:] == rows["audio"][:]
-    assert sorted(runs_of(rows)) == ["fold1", "fold10", "fold2"]
-    with pytest.raises(ValueError, match="are folds .* name the table"):
-        read_table(audio, form="class_folders")
-
-
 def test_speech_commands_is_read_by_its_lists(tmp_path, caplog):
     for name in ("yes", "no", "_background_noise_"):
         for number in range(4):
@@ -205,3 +178,30 @@ def test_a_stray_table_beside_class_folders_is_named(tmp_path, caplog):
     assert "left out tables" in caplog.text and "notes.csv" in caplog.text
     with pytest.raises(ValueError, match="no column 'sky'"):  # as was asked for
         read_table(tmp_path, label_column="sky")
+
+
+def test_what_is_in_no_class_folder_is_said(tmp_path, caplog):
+    class_folders(tmp_path, [""])
+    write_sound(tmp_path / "outside.wav")
+    (tmp_path / "empty").mkdir()
+    assert len(read_table(tmp_path)) == 3
+    assert "1 clips of " in caplog.text and "are in no class folder" in caplog.text
+    assert "1 folders of " in caplog.text and "hold no audio: empty" in caplog.text
+
+
+def test_an_unreadable_folder_is_refused(tmp_path, close_folders):
+    class_folders(tmp_path, [""])
+    close_folders("cat")
+    message = r"cat cannot be read \(Permission denied\); make it readable"
+    with pytest.raises(PermissionError, match=message):
+        read_table(tmp_path)
+
+
+def test_a_file_of_a_split_that_may_be_any_of_several_is_refused(tmp_path):
+    for name in ("x/a.wav", "y/a.wav", "y/b.wav"):
+        write_sound(tmp_path / name)
+    for side, name in (("train", "a"), ("test", "b")):
+        lines = [[f"{name}.wav", "dog"]]
+        write_csv(tmp_path / f"{side}.csv", ["file", "label"], lines)
+    with pytest.raises(ValueError, match=r"several files a.wav \(x/a.wav, y/a.wav\)"):
+        read_table(tmp_path)

@@ -1,146 +1,181 @@
-"""A row that is a segment is heard as the file that somebody would cut out by hand."""
-
-import csv
+"""Which rows are segments of a file, and which are events in it."""
 
 import numpy as np
 import pytest
-import soundfile
-import torch
-from exported_models import random_weights
-from small_rows import assert_equal
-
-from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.data.clips import Clips, ClipStream
-from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.prepare.encoding import ClipEncoder
-from efficientat_plugin.data.prepare.preparation import prepare
-from efficientat_plugin.data.rows import load_rows
-from efficientat_plugin.data.skipped import SkippedClips
-from efficientat_plugin.data.summary import describe
-from efficientat_plugin.data.tables import read_table
-from efficientat_plugin.evaluation.metrics import tagging_scores
-from efficientat_plugin.pretrained.folder import (
-    Provenance,
-    TrainedModel,
-    write_model_folder,
+from small_tables import (
+    CLASSES,
+    files,
+    write_csv,
+    write_files,
+    write_table,
 )
-from efficientat_plugin.students.mn import MN
-from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.tagging.whole_clips import whole_clip_stats
-from efficientat_plugin.teachers.store.dump import store_logits
-from efficientat_plugin.teachers.store.logits_store import LogitsStore
-from efficientat_plugin.teachers.store.writer import StoreWriter
 
-RATE = 32000
-LABELS = LabelTable(["cat", "dog"], ["cat", "dog"])
-# Of a recording of 3 s; some of them overlap, and are longer than the model's clips.
-TIMES = ((0.0, 0.5), (0.5, 0.8), (0.9, 2.2), (1.0, 1.5), (2.0, 2.7), (2.7, 3.0))
+from efficientat_plugin.data.labelled import runs_of
+from efficientat_plugin.data.tables import read_table
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Rows of segments, and of the files that they would be."""
-    folder = tmp_path_factory.mktemp("both")
-    found = []
-    for name in ("segments", "by_hand"):
-        (folder / name).mkdir()
-        lines = []
-        for take in "pq":
-            noise = 0.2 * np.random.default_rng(ord(take)).standard_normal(3 * RATE)
-            if name == "segments":
-                soundfile.write(folder / name / f"{take}.flac", noise, RATE)
-            for number, (start, end) in enumerate(TIMES):
-                clip_id, file = f"{take}{number}", f"{take}.flac"
-                if name == "by_hand":
-                    file = f"{clip_id}.flac"
-                    piece = noise[round(start * RATE) : round(end * RATE)]
-                    soundfile.write(folder / name / file, piece, RATE)
-                label = ("cat", "dog")[number % 2]
-                lines.append([clip_id, file, start, end, label])
-        header = ["clip_id", "file", "start", "end", "label"]
-        with open(folder / name / "clips.csv", "w", encoding="utf-8") as file:
-            csv.writer(file).writerows([header, *lines])
-        found.append(read_table(folder / name, segments=name == "segments"))
-    assert found[0]["video_id"][:] == found[1]["video_id"][:]
-    return found
+@pytest.fixture
+def folder(tmp_path):
+    """Four short files, in a folder ``audio``."""
+    write_files(tmp_path)
+    return tmp_path
 
 
-def _clips(rows, tmp_path):
-    clips = Clips(rows, ClipReader(LABELS, 0.5))
-    return [clips[place] for place in range(len(clips))]
+def test_rows_of_a_file_are_events_in_it(folder, caplog):
+    lines = [
+        ["audio/a.wav", "0.0", "0.02", "dog"],
+        ["audio/a.wav", "0.03", "0.05", "cat"],
+        ["audio/b.wav", "0.0", "0.01", "dog"],
+        ["audio/a.wav", "0.06", "0.08", "dog"],
+        ["audio/c.wav", "", "", ""],
+    ]
+    header = ["filename", "onset", "offset", "event_label"]
+    write_csv(folder / "strong.tsv", header, lines, "\t")
+    found = read_table(folder / "strong.tsv")
+    assert found["video_id"][:] == ["audio/a", "audio/b", "audio/c"]
+    assert found["labels"][:] == [["dog", "cat"], ["dog"], []]
+    assert "start" not in found.column_names
+    assert "5 rows describe 3 clips. Rows of the same clip are read as" in caplog.text
+    assert "The times (onset, offset) are not used" in caplog.text
 
 
-def _stream(rows, tmp_path):
-    return list(ClipStream(rows.to_iterable_dataset(), ClipReader(LABELS, 0.5)))
+def test_a_file_on_two_sides_is_refused(folder):
+    lines = [["audio/a.wav", "dog", "train"], ["audio\\a.wav", "cat", "test"]]
+    write_csv(folder / "clips.csv", ["file", "label", "split"], lines)
+    with pytest.raises(
+        ValueError, match=r"a.wav in split train and in split test; put"
+    ):
+        read_table(folder / "clips.csv")
 
 
-def _whole_clips(rows, tmp_path):
-    torch.manual_seed(0)
-    student = random_weights(MN(2, width=0.1))
-    student.options = {"num_classes": 2, "width": 0.1}
-    student.front_end = {"sample_rate": RATE}
-    model = TrainedModel(student, LABELS, "multilabel", 0.5)
-    scores = {"test": tagging_scores(np.eye(2), np.eye(2))}
-    write_model_folder(tmp_path / "m", model, Provenance("m", None, "", "", scores))
-    tagger = AudioTagger.from_hparams(str(tmp_path / "m"), run_opts={"device": "cpu"})
-    stats = whole_clip_stats(tagger, rows, SkippedClips(0.0))
-    scores = stats.summarize()
-    assert scores.num_clips == 12
-    return [round(scores.mAP, 6), round(scores.AUC, 6)]
+SEGMENTS = {
+    "start, end": (["start", "end"], [["0", "0.05"], ["0.05", "0.1"]]),
+    "units": (["Begin Time (s)", "End Time (s)"], [["0", "0.05"], ["0.05", "0.1"]]),
+    "lengths": (["offset", "duration"], [["0", "0.05"], ["0.05", "0.05"]]),
+    "start, length": (["Start", "Duration"], [["0", "0.05"], ["0.05", "0.05"]]),
+    "all three": (
+        ["start", "end", "duration"],
+        [["0", "0.05", "9"], ["0.05", "0.1", "9"]],
+    ),
+}
 
 
-def _described(rows, tmp_path):
-    summary = describe(rows)
-    return [np.round(summary.seconds, 4).tolist(), round(summary.hours, 6)]
+@pytest.mark.parametrize("case", SEGMENTS)
+def test_times_cut_segments(case, folder):
+    header, times = SEGMENTS[case]
+    lines = [[f, *t, c] for f in files() for t, c in zip(times, "xy", strict=True)]
+    write_csv(folder / "clips.csv", ["file", *header, "label"], lines)
+    found = read_table(folder / "clips.csv")
+    assert found["start"][:] == [0.0, 0.05] * 4
+    assert found["end"][:] == pytest.approx([0.05, 0.1] * 4)
+    assert found["labels"][:] == [["x"], ["y"]] * 4
+    assert found["video_id"][:2] == ["audio/a:0-0.05", "audio/a:0.05-0.1"]
+    whole = read_table(folder / "clips.csv", segments=False)
+    assert whole["video_id"][:] == files("audio/{}")
+    assert whole["labels"][:] == [["x", "y"]] * 4
 
 
-def _prepared(rows, tmp_path):
-    prepare({"all": rows}, ClipEncoder("flac"), tmp_path / "prepared")
-    written = load_rows(str(tmp_path / "prepared"), "all", cache_dir=str(tmp_path))
-    assert "start" not in read_table(tmp_path / "prepared").column_names
-    return _clips(written, tmp_path)
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("t_start", "t_end"), ("tmin", "tmax"), ("xmin", "xmax"), ("Start_Time", "Stop")],
+)
+def test_usual_columns_of_seconds_cut_segments(folder, start, end):
+    columns = [files(), CLASSES, [0.0, 0.05] * 2, [0.05, 0.1] * 2]
+    rows = read_table(write_table(folder, ["file", "label", start, end], columns))
+    assert rows["start"][:] == [0.0, 0.05] * 2 and rows["end"][:] == [0.05, 0.1] * 2
 
 
-class Ear(torch.nn.Module):
-    """Says of a clip what its samples determine."""
-
-    sample_rate, num_classes = RATE, 2
-
-    def forward(self, waveform):
-        logits = waveform[:, :48].unflatten(1, (2, 24)).sum(dim=2)
-        return StudentOutput(logits, logits.new_zeros(len(logits), 0))
-
-
-def _stored(rows, tmp_path):
-    about = {"teacher": "ear", "labels_sha256": LABELS.sha256, "num_classes": 2}
-    about |= {"sample_rate": RATE, "clip_seconds": 0.5}
-    with StoreWriter(tmp_path / "store", **about) as writer:
-        reader, stored = ClipReader(LABELS, 0.5), LogitsStore(writer.path)
-        store_logits(writer, Ear(), rows, reader, stored=stored, batch_size=2)
-    return [LogitsStore(tmp_path / "store").lookup(rows["video_id"][:]).logits]
-
-
-READERS = (_clips, _stream, _whole_clips, _described, _prepared, _stored)
-
-
-@pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
-def test_every_reader_hears_the_segment_alone(read, both, tmp_path):
-    results = []
-    for number, rows in enumerate(both):
-        place = tmp_path / str(number)
-        place.mkdir()
-        results.append(read(rows, place))
-    found, expected = results
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected, strict=True):
-        if isinstance(one, torch.Tensor):
-            assert torch.equal(one, other)
-        elif hasattr(one, "waveform"):
-            assert_equal(one, other)
-        else:
-            assert one == other
+@pytest.mark.parametrize("groups", [None, "1234", "1122"])
+def test_segments_of_a_file_are_never_on_two_sides(groups, folder):
+    lines, header = [], ["file", "start", "end", "label", "group"]
+    for place, file in enumerate(files()):
+        for n, label in enumerate("xyxy"):
+            group = groups[place] if groups and n else ""  # the first is of no group
+            lines.append([file, n / 50, (n + 1) / 50, label, group])
+    header, cut = (header, 5) if groups else (header[:4], 4)
+    write_csv(folder / "clips.csv", header, [line[:cut] for line in lines])
+    found = read_table(folder / "clips.csv")
+    paths = np.array([audio["path"] for audio in found["audio"]])
+    for seed in range(5):
+        valid = 0.0 if groups == "1122" else 0.25
+        (split,) = runs_of(found, "random", None, valid, 0.25, seed).values()
+        sides = [set(paths[rows]) for rows in split if rows]
+        assert sum(map(len, sides)) == len(set(paths))
+        if groups == "1122":  # files of one group stay together, too
+            together = {str(folder / name) for name in files()[:2]}
+            assert all(len(side & together) != 1 for side in sides)
 
 
-def test_segments_of_a_recording_are_a_group(both):
-    assert len(set(both[0]["group"])) == 2 and "group" not in both[1].column_names
+def test_segments_of_one_file_alone_are_split_by_a_column_or_not_at_all(folder):
+    lines = [["audio/a.wav", n / 50, (n + 1) / 50, "xyxy"[n]] for n in range(4)]
+    write_csv(folder / "clips.csv", ["file", "start", "end", "label"], lines)
+    found = read_table(folder / "clips.csv")
+    with pytest.raises(ValueError, match="segments of one file, stay together unless"):
+        runs_of(found, test_share=0.5)
+    assert len(runs_of(found, "random", None, 0.0, 0.0)["random"].train) == 4
+    sides = [*zip(lines, ["train", "train", "test", "test"], strict=True)]
+    header = ["file", "start", "end", "label", "split"]
+    write_csv(folder / "clips.csv", header, [[*line, side] for line, side in sides])
+    assert (
+        len(runs_of(read_table(folder / "clips.csv"), valid_share=0.0)["given"].test)
+        == 2
+    )
+
+
+def test_files_that_are_cut_already_are_read_whole(folder, caplog):
+    pairs = zip(files(), CLASSES, strict=True)
+    lines = [[f, 60 + n, 64 + n, c] for n, (f, c) in enumerate(pairs)]
+    write_csv(folder / "clips.csv", ["file", "start", "end", "label"], lines)
+    assert "start" not in read_table(folder / "clips.csv").column_names
+    assert "assumed to be segments already and are read whole" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["2", "1"], "row 1 of clips.csv has a segment from 2 to 1 s .* is empty"),
+        (["1:30", "1:40"], "has '1:30' in column start, which is not a time"),
+        (["-1", "1"], "has '-1' in column start, which is not a time"),
+        (["0", "inf"], "has 'inf' in column end, which is not a time"),
+    ],
+)
+def test_times_that_are_none_are_refused(times, message, folder):
+    line = [files()[0], *times, "dog"]
+    write_csv(folder / "clips.csv", ["file", "start", "end", "label"], [line])
+    with pytest.raises(ValueError, match=message):
+        read_table(folder / "clips.csv")
+    assert len(read_table(folder / "clips.csv", segments=False)) == 1
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [("start_ms", "end_ms"), ("Start (ms)", "End (ms)"), ("start_frame", "num_frames")]
+    + [("offset_ms", "duration_ms"), ("frame_offset", "num_frames")]
+    + [("start_sample", "end_sample"), ("begin_samples", "end_samples")],
+)
+def test_times_in_other_units_are_said_not_to_be_used(folder, start, end, caplog):
+    columns = [files(), CLASSES, [0, 50] * 2, [50, 100] * 2]
+    path = write_table(folder, ["file", "label", start, end], columns)
+    assert "start" not in read_table(path).column_names
+    assert f"{start}, {end} are not used" in caplog.text and "seconds" in caplog.text
+    caplog.clear()
+    read_table(path, segments=False)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("end", ["end_ms", "duration_ms", "num_frames", "End (ms)"])
+def test_the_column_in_another_unit_is_named(folder, end, caplog):
+    columns = [files(), CLASSES, [0, 0.05] * 2, [50, 100] * 2]
+    path = write_table(folder, ["file", "label", "start", end], columns)
+    assert "start" not in read_table(path).column_names
+    assert f"start, {end} are not used, because {end} is not in seconds" in caplog.text
+    path = write_table(folder, ["file", "label", "start"], columns[:3])
+    read_table(path)
+    assert "start cuts no segments, because no column has ends or" in caplog.text
+
+
+def test_lengths_in_other_units_alone_are_nothing_to_be_said(folder, caplog):
+    columns = [files(), CLASSES, [100] * 4, [800] * 4]
+    header = ["file", "label", "duration_ms", "num_frames"]
+    read_table(write_table(folder, header, columns))
+    assert not caplog.records

@@ -333,11 +333,10 @@ def most_frequent(counts: Counter, number: int = 5) -> str:
     Example
     -------
     >>> most_frequent(Counter(a=3, b=2, c=1), number=2)
-    'a (3), b (2) and 1 kind more'
+    'a (3), b (2) and 1 more'
     """
-    named = [f"{shown(name)[:80]} ({n})" for name, n in counts.most_common(number)]
-    text, more = ", ".join(named), len(counts) - len(named)
-    return text + (f" and {more} kind{'s' * (more > 1)} more" if more > 0 else "")
+    named = (f"{name} ({n})" for name, n in counts.most_common())
+    return some_of(named, number)
 
 
 def summarize_labels(

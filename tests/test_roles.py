@@ -1,19 +1,13 @@
 """A split that data brings along is used, or said not to be; never passed over."""
 
-import numpy as np
 import pytest
-import soundfile
+from small_tables import write_sound
 
 from efficientat_plugin.data.labelled import runs_of, split_in_words
 from efficientat_plugin.data.tables import label_table, read_table
 
 CLASSES = ("cat", "dog")
 SIDES = ("train", "val", "test")
-
-
-def write_sound(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, np.linspace(-0.5, 0.5, 800), 8000)
 
 
 def write_folders(folder, *patterns):
