@@ -66,7 +66,7 @@ def test_parquet_that_swells_is_refused_before_it_is_decoded(
 
 def test_a_folder_of_parquet_that_swells_is_refused(tmp_path):
     """Each file by itself would do."""
-    for split in ("train", "test", "more"):
+    for split in ("train", "test", "valid"):
         write_packed(tmp_path / f"{split}.parquet", {"labels": repeated(LONG, 500)})
     with memory_limit(5 * 10**8), pytest.raises(ValueError, match="takes more than"):
         read_table(tmp_path)

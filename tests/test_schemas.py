@@ -197,11 +197,6 @@ def test_openmic_says_what_was_judged(tmp_path, monkeypatch):
         path = tmp_path / "data" / f"shard_{split}_0.parquet"
         path.parent.mkdir(exist_ok=True)
         pq.write_table(openmic_part(names, classes), path)
-    (tmp_path / "README.md").write_text(
-        "---\nconfigs:\n- config_name: default\n  data_files:\n"
-        "  - split: train\n    path: data/shard_train_*\n"
-        "  - split: test\n    path: data/shard_test_*\n---\n"
-    )
     found = read_table(tmp_path, cache_dir=str(tmp_path / "cache"), **facts)
     assert found["split"][:] == ["train", "train", "test"]
     # 0.5 of a class that nobody judged is no label.

@@ -17,7 +17,9 @@ from small_tables import (
 )
 
 from efficientat_plugin.data import rows
+from efficientat_plugin.data.facts import Facts
 from efficientat_plugin.data.rows import load_rows
+from efficientat_plugin.data.table_sources import read_rows
 from efficientat_plugin.data.tables import read_table
 
 
@@ -27,54 +29,54 @@ def saved(folder):
     return folder / "saved"
 
 
+def write_parquet(path, label):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"file": ["a.wav"], "label": [label]}), path)
+
+
+PARQUET = {
+    "names": (["train.parquet", "my_test.parquet"], ["train", "test"]),
+    "folders": (["data/training/0.parquet", "data/val/0.parquet"], ["training", "val"]),
+    "the hub's": (
+        ["data/bal_train-00000-of-00001.parquet", "data/x-00000-of-00001.parquet"],
+        ["bal_train", "x"],
+    ),
+    "no split": (["data/one.parquet", "data/two.parquet"], None),
+}
+
+
+@pytest.mark.parametrize("form", PARQUET)
+def test_splits_of_parquet_files_are_told_by_their_names(form, tmp_path):
+    names, splits = PARQUET[form]
+    for name, label in zip(names, ("dog", "cat"), strict=True):
+        write_parquet(tmp_path / "set" / name, label)
+    write_sound(tmp_path / "set" / "a.wav")
+    (tmp_path / "secret.csv").write_text("file,label\na.wav,secret\n")
+    settings = "configs:\n- config_name: default\n  data_files: ../secret.csv\n"
+    (tmp_path / "set" / "README.md").write_text(f"---\n{settings}---\n")
+    (tmp_path / "set" / ".huggingface.yaml").write_text(settings)
+    source = read_rows(str(tmp_path / "set"), Facts(cache_dir=str(tmp_path / "c")))
+    labels, found = source.columns["label"], source.columns.get("split")
+    assert [*labels] == ["dog", "cat"] and found == splits
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["small/train.parquet", "full/train.parquet"], ["train.parquet", "x.parquet"]],
+)
+def test_parquet_files_of_several_data_sets_are_refused(names, tmp_path):
+    for name in names:
+        write_parquet(tmp_path / name, "dog")
+    with pytest.raises(ValueError, match="are not those of one data set.*name one"):
+        read_table(tmp_path)
+
+
 def test_a_folder_of_unlike_parquet_is_refused(tmp_path):
     for name in ("train", "test"):
         table = pa.table({"label": ["cat"], f"only_{name}": [1]})
         pq.write_table(table, tmp_path / f"{name}.parquet")
-    with pytest.raises(ValueError, match="a data set that `datasets` reads .* name"):
+    with pytest.raises(ValueError, match="are not the Parquet files of one .* name"):
         read_table(tmp_path, cache_dir=str(tmp_path / "cache"))
-
-
-def _two_parquets(folder):
-    for name in ("one", "two"):
-        table = pa.table({"file": ["in.wav"], "label": ["cat"]})
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, folder / "data" / f"{name}.parquet")
-    return folder
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "data_files: ../secret.csv",
-        "data_files: data/../../secret.csv",
-        "data_files: [data/one.parquet, {secret}]",
-        "data_files: [{{split: train, path: [data/one.parquet, {secret}]}}]",
-        "data_files: file:{secret}",
-        "data_files: http://127.0.0.1:9/x.csv",
-        "data_files: hf://datasets/somebody/something/x.csv",
-        "data_dir: ..",
-    ],
-)
-def test_a_readme_names_nothing_outside_of_its_folder(settings, tmp_path):
-    folder = _two_parquets(tmp_path / "folder")
-    (tmp_path / "secret.csv").write_text("file,label\nin.wav,secret\n")
-    (tmp_path / "in.wav").touch()
-    settings = settings.format(secret=tmp_path / "secret.csv")
-    text = f"---\nconfigs:\n- config_name: default\n  {settings}\n---\n"
-    (folder / "README.md").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"README.md\) name .* is not inside it; correct"
-    ):
-        read_table(folder, audio_folder="..", cache_dir=str(tmp_path / "cache"))
-
-
-def test_a_hidden_readme_is_refused(tmp_path):
-    folder = _two_parquets(tmp_path)
-    text = "configs:\n- config_name: default\n  data_files: ../secret.csv\n"
-    (folder / ".huggingface.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"name .huggingface.yaml, which is not"):
-        read_table(folder, cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", ["../outside.arrow", "{outside}", "..", "x::http://h"])

@@ -10,7 +10,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -160,7 +159,6 @@ SAVED = {
 BESIDE = {  # what other files a data folder may have, and who reads it
     "train_segments.csv": lambda folder: load_rows(str(folder), "train"),
     "testing_list.txt": read_table,
-    "README.md": read_table,
     "saved/state.json": lambda folder: read_table(folder / "saved"),
     "saved/data.arrow": lambda folder: read_table(folder / "saved"),
 }
@@ -175,9 +173,6 @@ def test_files_of_a_data_folder_are_neither_waited_for_nor_read_whole(
         (tmp_path / label).mkdir()
         soundfile.write(tmp_path / label / "1.wav", np.zeros(100), RATE)
     (tmp_path / "saved").mkdir()
-    if name == "README.md":
-        for split in ("train", "test"):
-            pq.write_table(pa.table(SAVED), tmp_path / f"{split}.parquet")
     if name == "saved/data.arrow":
         state = '{"_data_files": [{"filename": "data.arrow"}]}'
         (tmp_path / "saved" / "state.json").write_text(state)

@@ -12,7 +12,7 @@ from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
 from efficientat_plugin.data.facts import FORMS, Facts
 from efficientat_plugin.data.folders import is_hidden, walk_sounds
-from efficientat_plugin.data.splits import SIDES
+from efficientat_plugin.data.splits import SIDES, split_of_file, split_word
 from efficientat_plugin.data.table_sources import (
     TABLE_SUFFIXES,
     Source,
@@ -24,10 +24,6 @@ from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
-SPLIT_WORDS = (
-    *("train", "training", "valid", "validation", "val", "dev"),
-    *("test", "testing", "eval", "evaluation"),
-)
 FOLD = re.compile(r"fold[ _-]?0*(\d+)", re.IGNORECASE)
 # Such as the noise of Speech Commands, which is not a word.
 NO_CLASS = re.compile(r"_.+_")
@@ -42,18 +38,6 @@ class Marks(NamedTuple):
     role: str  # "split" or "fold"
     values: list[str]
     depth: int  # of the folders below
-
-
-def split_word(name: str) -> str | None:
-    """Returns the split word in a name, or None unless there is exactly one.
-
-    Example
-    -------
-    >>> split_word("nsynth-train"), split_word("Training"), split_word("trains")
-    ('train', 'training', None)
-    """
-    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS]
-    return words[0] if len(words) == 1 else None
 
 
 def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
@@ -275,7 +259,7 @@ def find_layout(folder: Path, facts: Facts) -> Source | None:
         except ValueError:
             continue
         sources[path] = source
-    splits = {path: _split_of(path, folder) for path in sources}
+    splits = {path: split_of_file(path, folder) for path in sources}
     if len(set(splits.values())) > 1 and None not in splits.values():
         _warn_of_others(found, sources, folder)
         return _joined(folder, sources, splits, facts.audio_column)
@@ -318,14 +302,6 @@ def _warn_of_others(found: Sequence[Path], used: Iterable[Path], folder: Path) -
             folder,
             some_of(sorted(path.relative_to(folder) for path in others)),
         )
-
-
-def _split_of(table: Path, folder: Path) -> str | None:
-    """Returns the split that the name of a table, or of its folder, stands for."""
-    by_name = split_word(table.stem)
-    if by_name or table.parent == folder:
-        return by_name
-    return split_word(table.parent.name)
 
 
 def _joined(

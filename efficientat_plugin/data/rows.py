@@ -299,11 +299,15 @@ def load_parquet(
         raise
     except Exception as error:  # `datasets` raises errors of many kinds
         for part in files.values():
-            refuse_damaged(part, error)
-        raise
+            _refuse_damaged(part, error)
+        reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
+        some = some_of(file for part in files.values() for file in part)
+        raise ValueError(
+            f"{some} are not the Parquet files of one data set ({reason}); name one"
+        ) from error
 
 
-def refuse_damaged(files: Sequence[Path], error: Exception) -> None:
+def _refuse_damaged(files: Sequence[Path], error: Exception) -> None:
     for file in files:
         try:
             with pq.ParquetFile(file) as content:

@@ -5,8 +5,10 @@ tested on recordings that it was trained on.
 """
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -24,6 +26,9 @@ SIDES |= {"valid": "valid", "validation": "valid", "val": "valid"}
 # Used beside "train", if no other name stands for that side.
 BESIDE_TRAIN = {"dev": "valid", "eval": "test", "evaluation": "test"}
 
+# Words for a split in the names of files and folders.
+SPLIT_WORDS = (*SIDES, *BESIDE_TRAIN)
+
 
 class Split(NamedTuple):
     """Holds the rows of each side, in order; a side may be empty."""
@@ -31,6 +36,32 @@ class Split(NamedTuple):
     train: list[int]
     valid: list[int]
     test: list[int]
+
+
+def split_word(name: str) -> str | None:
+    """Returns the split word in a name, or None unless there is exactly one.
+
+    Example
+    -------
+    >>> split_word("nsynth-train"), split_word("Training"), split_word("trains")
+    ('train', 'training', None)
+    """
+    words = [word for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_WORDS]
+    return words[0] if len(words) == 1 else None
+
+
+def split_of_file(file: Path, folder: Path) -> str | None:
+    """Returns the split that a file's name, or the name of its folder, stands for.
+
+    Example
+    -------
+    >>> split_of_file(Path("set/test/metadata.csv"), Path("set"))
+    'test'
+    """
+    by_name = split_word(file.stem)
+    if by_name or file.parent == folder:
+        return by_name
+    return split_word(file.parent.name)
 
 
 def split_rows(

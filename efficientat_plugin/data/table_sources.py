@@ -1,6 +1,7 @@
 """Reads a path or a hub id as a table, in whatever form its maker wrote it."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -8,9 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import huggingface_hub
 import pyarrow as pa
-from datasets.utils.metadata import MetadataConfigs
 
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
@@ -20,7 +19,6 @@ from efficientat_plugin.data.columns import (
 )
 from efficientat_plugin.data.facts import Facts
 from efficientat_plugin.data.folders import is_hidden
-from efficientat_plugin.data.packed import Packed, refuse_packed
 from efficientat_plugin.data.rows import (
     load_hub,
     load_parquet,
@@ -28,20 +26,16 @@ from efficientat_plugin.data.rows import (
     names_of_classes,
     parquet_files,
     read_segments,
-    refuse_damaged,
     refuse_decoded,
 )
+from efficientat_plugin.data.splits import split_of_file
 from efficientat_plugin.data.text_tables import read_text_table
-from efficientat_plugin.support.files import open_file, read_text
-from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
-from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.support.files import open_file
+from efficientat_plugin.support.plain_text import shown, some_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
 AUDIOSET_START = b"# Segments csv created"
-HIDDEN_README = ".huggingface.yaml"
-PATHS = ("data_files", "data_dir")  # in a README's configs
-ROOTS = ("/", "\\", "~")
 
 
 class Source(NamedTuple):
@@ -165,56 +159,23 @@ def _load_parquet_folder(path: Path, facts: Facts) -> Any:
     files = {name: parquet_files(path, name) for name in facts.splits or ()}
     if files and all(files.values()):
         return load_parquet(files, facts.cache_dir)
-    try:  # `datasets` finds the splits by file names or the README
-        elsewhere = _named_elsewhere(path)
-        if not elsewhere:
-            refuse_packed(sorted(path.rglob("*.parquet")))
-            # An absolute path: `datasets` would take a folder named "parquet" or "csv"
-            # for its loader of that name, which reads the current folder.
-            whole = str(path.absolute())
-            return datasets.load_dataset(whole, facts.config, cache_dir=facts.cache_dir)
-    except Packed:
-        raise
-    except Exception as error:  # `datasets` raises errors of many kinds
-        refuse_damaged(find_tables(path), error)
-        reason = shown(f"{type(error).__name__}: {error}".splitlines()[0])[:200]
+    by_split = defaultdict(list)
+    for file in find_tables(path):
+        of_hub = re.fullmatch(r"(\w+)-\d+-of-\d+", file.stem)
+        by_split[of_hub[1] if of_hub else split_of_file(file, path)].append(file)
+    folders = [{file.parent for file in part} for part in by_split.values()]
+    if (None in by_split and len(by_split) > 1) or max(map(len, folders)) > 1:
+        names = some_of(
+            file.relative_to(path) for part in by_split.values() for file in part
+        )
         raise ValueError(
-            f"the Parquet files of {path} are not a data set that `datasets` reads "
-            f"({reason}); name one file"
-        ) from error
-    raise ValueError(
-        f"the settings of {path} (README.md) name {shown(elsewhere[0])[:200]}, which "
-        "is not inside it; correct them, or name one file"
-    )
-
-
-def _named_elsewhere(folder: Path) -> list[str]:
-    """Lists what a folder's README makes `datasets` read from elsewhere."""
-    if (folder / HIDDEN_README).exists():  # precedes the README; not in use
-        return [HIDDEN_README]
-    if not (folder / "README.md").is_file():
-        return []
-    # Read as `datasets` does, so that both find the same.
-    text = read_text(folder / "README.md", MAX_SETTINGS_BYTES, "utf-8-sig")
-    card = huggingface_hub.DatasetCard(text)
-    configs = MetadataConfigs.from_dataset_card_data(card.data).values()
-    named = [_texts(config.get(key)) for config in configs for key in PATHS]
-    return [text for texts in named for text in texts if not _is_inside(text)]
-
-
-def _texts(value: Any) -> list[str]:
-    """Collects all text in a value from YAML."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [text for each in value for text in _texts(each)]
-    return [] if value is None else [str(value)]
-
-
-def _is_inside(pattern: str) -> bool:
-    """Whether a path is below the folder it is relative to, and on this machine."""
-    parts = pattern.replace("\\", "/").split("/")
-    return ":" not in pattern and ".." not in parts and not pattern.startswith(ROOTS)
+            f"the Parquet files of {path} ({names}) are not those of one data set, "
+            "whose names tell the split (train, valid, test), or in one folder; name "
+            "one file, or one folder"
+        )
+    named = {split or "train": part for split, part in by_split.items()}
+    in_order = sorted(named, key=lambda name: ("train" not in name, name))
+    return load_parquet({name: named[name] for name in in_order}, facts.cache_dir)
 
 
 def _of_splits(
