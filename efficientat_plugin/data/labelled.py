@@ -9,7 +9,7 @@ import datasets
 from ruamel.yaml import YAML
 
 from efficientat_plugin.data.columns import class_names, in_order
-from efficientat_plugin.data.labels import LabelTable, most_frequent
+from efficientat_plugin.data.labels import LabelTable, refuse_other_labels
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.splits import (
     BESIDE_TRAIN,
@@ -112,7 +112,8 @@ def open_labelled(
         labels = label_table(rows, class_names(arguments.get("classes")))
     else:
         labels = labels.with_names()
-        _refuse_other_classes(rows, labels)
+        summary = summarize_rows(rows, labels)
+        refuse_other_labels("the clips", summary, labels)
     if target == "auto":
         one_each = all(len(set(names)) == 1 for names in rows["labels"] if names)
         target = "multiclass" if one_each else "multilabel"
@@ -276,17 +277,6 @@ def _refuse_without_labels(rows: datasets.Dataset, split: Split, name: str) -> N
                 f"no clip to {side} on ({name}) has a label; use another split, or "
                 "other shares"
             )
-
-
-def _refuse_other_classes(rows: datasets.Dataset, labels: LabelTable) -> None:
-    summary = summarize_rows(rows, labels)
-    if summary.unknown and not summary.num_labelled:
-        raise ValueError(
-            f"no label of the clips ({most_frequent(summary.unknown)}) is one of the "
-            f"{len(labels)} classes, such as {labels.names[0]!r}; write labels as "
-            "these, or pass another label_column, the separator of several in a cell, "
-            "or form=sounds"
-        )
 
 
 def _without_absent_folder(

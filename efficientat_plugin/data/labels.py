@@ -261,26 +261,23 @@ def vocabulary_of(table: LabelTable) -> LabelTable:
 
 
 def refuse_other_labels(what: str, summary: "LabelSummary", table: LabelTable) -> None:
-    """Refuses data if none of its labels is a class of the table.
+    """Raises a ``ValueError`` if labels were found, but none is a class of the table.
 
     Arguments
     ---------
     what : str
         Name of the clips in the message.
     summary : LabelSummary
+        Made with the table.
     table : LabelTable
-        The table that the summary was made with.
-
-    Raises
-    ------
-    ValueError
     """
     if summary.unknown and not summary.num_labelled:
         raise ValueError(
             f"{what} have labels ({most_frequent(summary.unknown)}) but none is an "
             f"id or a name of the {len(table)} classes, such as {table.mids[0]!r} or "
             f"{table.names[0]!r}; write ids or names, or an empty list for clips that "
-            "nobody labelled"
+            "nobody labelled; or pass another label_column, or the separator of "
+            "several labels in a cell"
         )
 
 

@@ -43,10 +43,7 @@ class Marks(NamedTuple):
 def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
     """Reads splits or folds from the first folders of paths, if all of them name one.
 
-    Arguments
-    ---------
-    paths : sequence of sequence of str
-        The parts of each path, with the file's name last.
+    Each path is given by its parts, with the file's name last.
 
     Example
     -------
@@ -74,15 +71,7 @@ def read_marks(paths: Sequence[Sequence[str]]) -> Marks | None:
 
 
 def warn_of_unused_marks(paths: Sequence[Sequence[str]], source: object) -> None:
-    """Warns of folders that are named like splits but not used as such.
-
-    Arguments
-    ---------
-    paths : sequence of sequence of str
-        As for ``read_marks``.
-    source : object
-        Name of the data in the message.
-    """
+    """Warns of folders in paths that are named like splits but not used as such."""
     folders = dict.fromkeys(name for path in paths for name in path[:-1])
     words = {name: word for name in folders if (word := split_word(name))}
     if not _has_train_and_more(words.values()):
@@ -228,17 +217,8 @@ def find_layout(folder: Path, facts: Facts) -> Source | None:
 
     A table is used if it has columns of file names and labels. Several are joined if
     their names or those of their folders are splits: ``train.csv``, ``test.csv``, or
-    ``train/metadata.csv``. Without any table, class folders give the labels.
-
-    Arguments
-    ---------
-    folder : Path
-    facts : Facts
-
-    Returns
-    -------
-    Source or None
-        None for several Parquet files, whose splits `datasets` finds.
+    ``train/metadata.csv``. Without any table, class folders give the labels. Returns
+    None for several Parquet files, which ``read_rows`` reads.
 
     Raises
     ------
@@ -314,21 +294,19 @@ def _joined(
     below = defaultdict(list)  # paths by file name
     for name in walk_sounds(folder):
         below[Path(name).name].append(name)
-    columns: dict[str, list[Any]] = {}
-    num_rows = 0
+    names = {name: None for source in sources.values() for name in source.columns}
+    columns: dict[str, list[Any]] = {name: [] for name in (*names, "split")}
     for path, source in sources.items():
         column = choose_column(source.columns, audio_column, AUDIO_NAMES, "", "")
-        table = dict(source.columns)
-        split = splits[path]
+        table, split = dict(source.columns), splits[path]
         beside = path.parent.relative_to(folder)
         table[column] = [
             _place_of(str(name), folder, beside, split, below) for name in table[column]
         ]
-        table["split"] = [split] * len(table[column])
-        for name in dict.fromkeys([*columns, *table]):
-            before = columns.get(name, [None] * num_rows)
-            columns[name] = [*before, *table.get(name, [None] * len(table[column]))]
-        num_rows += len(table[column])
+        num_rows = len(table[column])
+        table["split"] = [split] * num_rows
+        for name, values in columns.items():
+            values += table.get(name, [None] * num_rows)
     counts = Counter(columns["split"])
     some = ", ".join(f"{name} ({count} rows)" for name, count in counts.items())
     logger.info("%s: splits given by the names of tables and folders: %s", folder, some)

@@ -139,24 +139,10 @@ def merge_rows(
 ) -> list[int]:
     """Merges rows into one for each file or segment, with all of its labels.
 
-    Arguments
-    ---------
-    table : dict[str, list]
-        Changed in place: the first of several merged rows gets all of their labels,
-        and if files have several segments, each file becomes a group.
-    files : Sequence[str | None]
-        File of each row; None: the row names none.
-    kept : Sequence[int]
-        Rows to use.
-    source : str
-        Name of the table in messages.
-    columns : Mapping
-        Columns of the source, to find those that give times of events.
-
-    Returns
-    -------
-    list[int]
-        The rows of ``kept`` that represent their file or segment.
+    The first of several merged rows gets all of their labels, in ``table`` itself, and
+    if files have several segments, each file becomes a group. Returns the rows of
+    ``kept`` that represent their file or segment. ``columns`` are those of the source,
+    among which may be times of events; ``files`` has None for a row that names none.
 
     Raises
     ------
