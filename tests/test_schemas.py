@@ -1,21 +1,13 @@
 """Data sets that are known by name, and the facts of each."""
 
-import csv
-from pathlib import Path
+import shutil
+from collections import Counter
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hyperpyyaml import load_hyperpyyaml
-from small_tables import (
-    LABELS,
-    SEEDS,
-    sound_bytes,
-    write_csv,
-    write_labelled,
-    write_sound,
-)
+from known_data import COPIES, FACTS, RATE, facts_of, fsd50k_folder, tau2020
+from small_tables import write_csv, write_sound
 
 from efficientat_plugin.data import rows
 from efficientat_plugin.data.clips import Clips
@@ -24,234 +16,6 @@ from efficientat_plugin.data.facts import Facts
 from efficientat_plugin.data.labelled import runs_of
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.tables import label_table, read_table
-
-FACTS = Path(__file__).resolve().parents[1] / "hparams" / "data"
-
-
-def facts_of(name):
-    with open(FACTS / f"{name}.yaml", encoding="utf-8") as file:
-        return load_hyperpyyaml(file)
-
-
-STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def test_real_esc50_reads_by_its_facts(shared, caplog):
-    found = read_table(shared / "data" / "esc50", **facts_of("esc50"))
-    assert len(found) == 314
-    assert "has 314 of 2000 clips" in caplog.text
-    assert set(found["fold"][:]) == {"1", "2", "3"}
-    table = label_table(found, facts_of("esc50")["classes"])
-    with open(shared / "data" / "esc50" / "esc50.csv", encoding="utf-8") as file:
-        rows_ = list(csv.DictReader(file))
-    # The order of the facts is that of the targets.
-    for row, clip in zip(rows_, found, strict=True):
-        assert table.index[clip["labels"][0]] == int(row["target"])
-        assert clip["group"] == row["src_file"]
-        assert clip["video_id"] == row["filename"].removesuffix(".flac")
-    clip = Clips(found, ClipReader(table, 5.0))[0]
-    assert clip.waveform.abs().max() > 0 and clip.labels.sum() == 1
-    summary = describe(found)
-    assert summary.seconds == (5.0, 5.0, 5.0) and not summary.num_unreadable
-    assert summary.hours == pytest.approx(314 * 5 / 3600)
-
-
-def hub_of(monkeypatch, parts):
-    """A hub that knows one data set."""
-
-    def load_dataset(dataset, config, split, streaming, cache_dir):
-        assert (dataset, config, split, streaming) == ("some/one", None, None, False)
-        return datasets.DatasetDict(parts)
-
-    monkeypatch.setattr(rows.datasets, "load_dataset", load_dataset)
-
-
-def esc50_table():
-    names = list(LABELS)
-    return pa.table(
-        {
-            "filename": [f"{name}.wav" for name in names],
-            "fold": pa.array([int(name[1]) for name in names]),
-            "target": pa.array([0, 5, 0, 3, 5, 0]),
-            "category": [LABELS[name] for name in names],
-            "esc10": [False] * len(names),
-            "src_file": pa.array([ord(name[0]) for name in names]),
-            "take": ["A"] * len(names),
-            "audio": pa.array(
-                [{"bytes": sound_bytes(name), "path": None} for name in names], STRUCT
-            ),
-        }
-    )
-
-
-def test_esc50_of_the_hub_is_that_of_a_folder(tmp_path, monkeypatch, caplog):
-    part = datasets.Dataset(esc50_table())
-    hub_of(monkeypatch, {"train": part.cast_column("audio", datasets.Audio())})
-    found = read_table("some/one", **facts_of("esc50"))
-    write_labelled(tmp_path / "audio")
-    text = esc50_table().drop_columns("audio").to_pylist()
-    lines = [list(row.values()) for row in text]
-    write_csv(tmp_path / "meta" / "esc50.csv", list(text[0]), lines)
-    local = read_table(tmp_path, **facts_of("esc50"))
-    assert "split" not in found.column_names  # folds instead
-    for one, other in zip(found, local, strict=True):
-        assert {**one, "audio": 0} == {**other, "audio": 0}
-    assert "has 6 of 2000 clips" in caplog.text
-
-
-def fsd50k_part(names):
-    return pa.table(
-        {
-            "fname": pa.array([SEEDS[name] for name in names]),
-            "labels": ["Dog,Animal" if name < "b" else "Rain" for name in names],
-            "mids": ["/m/0bt9lr,/m/0jbk" for _ in names],
-            "mp3": pa.array(
-                [list(sound_bytes(name)) for name in names], pa.list_(pa.uint8())
-            ),
-        }
-    )
-
-
-FSD50K_PARTS = {"train": ["a1", "b1"], "dev": ["a2"], "eval": ["c1", "c2"]}
-
-
-@pytest.mark.parametrize("place", ["hub", "folder"])
-def test_fsd50k_of_the_hub_reads_by_its_facts(place, tmp_path, monkeypatch):
-    parts = {split: fsd50k_part(names) for split, names in FSD50K_PARTS.items()}
-    if place == "hub":
-        hub_of(monkeypatch, {s: datasets.Dataset(part) for s, part in parts.items()})
-    else:
-        for split, part in parts.items():
-            pq.write_table(part, tmp_path / f"{split}-00000-of-00001.parquet")
-    dataset = "some/one" if place == "hub" else tmp_path
-    found = read_table(dataset, cache_dir=str(tmp_path / "c"), **facts_of("fsd50k"))
-    assert found["split"][:] == ["train", "train", "valid", "test", "test"]
-    assert found["video_id"][:] == ["0", "2", "1", "4", "5"]
-    assert found["labels"][:2] == [["Dog", "Animal"], ["Rain"]]
-    assert found[2]["audio"] == {"bytes": sound_bytes("a2"), "path": None}
-
-
-def fsd50k_folder(folder, layout="published"):
-    truth, audio = {
-        "published": ("FSD50K.ground_truth", "FSD50K.{}_audio"),
-        "copy": ("labels", "clips/{}"),
-    }[layout]
-    header = ["fname", "labels", "mids"]
-    dev = [["0", "Dog,Animal", "/m/0bt9lr,/m/0jbk", "train"], ["1", "Dog", "", "val"]]
-    write_csv(folder / truth / "dev.csv", [*header, "split"], dev)
-    write_csv(folder / truth / "eval.csv", header, [["2", "Animal", "/m/0jbk"]])
-    write_csv(folder / truth / "vocabulary.csv", ["0", "Animal", "/m/0jbk"], [])
-    for fname, part in (("0", "dev"), ("1", "dev"), ("2", "eval")):
-        name = list(LABELS)[int(fname)]
-        write_sound(folder / audio.format(part) / f"{fname}.wav", name)
-    return folder / truth
-
-
-@pytest.mark.parametrize("layout", ["published", "copy"])
-def test_the_folder_of_fsd50k_reads_by_the_facts_of_the_hub(layout, tmp_path):
-    truth = fsd50k_folder(tmp_path, layout)
-    found = read_table(tmp_path, **facts_of("fsd50k"))
-    assert found["video_id"][:] == ["0", "1", "2"]
-    assert found["split"][:] == ["train", "valid", "test"]
-    assert found["labels"][:] == [["Dog", "Animal"], ["Dog"], ["Animal"]]
-    assert read_table(tmp_path)["split"][:] == ["train", "dev", "eval"]
-    write_csv(truth / "dev.csv", ["fname", "labels"], [["0", "Dog"]])
-    with pytest.raises(ValueError, match="has no column split; it has fname, lab"):
-        read_table(tmp_path)
-    (truth / "dev.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="dev.csv is missing; pass the unpack"):
-        read_table(tmp_path, form="fsd50k_folder")
-
-
-def openmic_part(names, classes):
-    zeros = [0.5] * len(classes)
-    rows_ = []
-    for name in names:
-        probability, mask = zeros.copy(), [0] * len(classes)
-        probability[SEEDS[name]], mask[SEEDS[name]] = 0.9, 1
-        probability[19], mask[19] = 0.1, 1
-        rows_.append(
-            {
-                "filename": name,
-                "true": probability,
-                "mask": mask,
-                "mp3_bytes": sound_bytes(name),
-            }
-        )
-    schema = pa.schema(
-        [
-            ("filename", pa.string()),
-            ("true", pa.list_(pa.float32(), len(classes))),
-            ("mask", pa.list_(pa.int32(), len(classes))),
-            ("mp3_bytes", pa.binary()),
-        ]
-    )
-    return pa.Table.from_pylist(rows_, schema)
-
-
-def test_openmic_says_what_was_judged(tmp_path, monkeypatch):
-    facts = facts_of("openmic")
-    classes = facts["classes"]
-    assert len(classes) == 20
-    for split, names in {"train": ["a1", "b1"], "test": ["c2"]}.items():
-        path = tmp_path / "data" / f"shard_{split}_0.parquet"
-        path.parent.mkdir(exist_ok=True)
-        pq.write_table(openmic_part(names, classes), path)
-    found = read_table(tmp_path, cache_dir=str(tmp_path / "cache"), **facts)
-    assert found["split"][:] == ["train", "train", "test"]
-    # 0.5 of a class that nobody judged is no label.
-    assert found["labels"][:] == [["accordion"], ["bass"], ["cymbals"]]
-    assert found["judged"][:] == [[*names, "voice"] for names in found["labels"]]
-    assert found[2]["audio"]["bytes"] == sound_bytes("c2")
-
-
-def tau2020_folder(folder, evaluate=True):
-    names = [f"audio/{label}-{n}-a.wav" for n, label in enumerate(("bus", "park") * 2)]
-    for number, name in enumerate(names):
-        write_sound(folder / name, list(LABELS)[number])
-    labels = [name[6:].partition("-")[0] for name in names]
-    meta = [
-        [n, x, f"oslo-{p}", "s1"]
-        for p, (n, x) in enumerate(zip(names, labels, strict=False))
-    ]
-    header = ["filename", "scene_label", "identifier", "source_label"]
-    write_csv(folder / "meta.csv", header, meta, "\t")
-    setup = folder / "evaluation_setup"
-    write_csv(setup / "fold1_train.csv", header[:2], [r[:2] for r in meta[:2]], "\t")
-    if evaluate:
-        test = setup / "fold1_evaluate.csv"
-        write_csv(test, header[:2], [meta[2][:2]], "\t")
-    else:
-        write_csv(setup / "fold1_test.csv", header[:1], [meta[2][:1]], "\t")
-    return folder
-
-
-@pytest.mark.parametrize("evaluate", [True, False])
-def test_tau2020_reads_by_its_facts(evaluate, tmp_path):
-    folder = tau2020_folder(tmp_path, evaluate)
-    found = read_table(folder, **facts_of("tau2020"))
-    assert found["video_id"][:] == ["bus-0-a", "park-1-a", "bus-2-a"]
-    assert found["labels"][:] == [["bus"], ["park"], ["bus"]]
-    assert found["split"][:] == ["train", "train", "test"]
-    assert found["group"][:] == ["oslo-0", "oslo-1", "oslo-2"]
-    assert set(found["device"][:]) == {"s1"}
-
-
-def test_tau2020_is_refused_where_its_tables_do_not_fit(tmp_path):
-    setup = tau2020_folder(tmp_path) / "evaluation_setup"
-    train = ["audio/bus-0-a.wav", "bus"]
-    write_csv(setup / "fold1_evaluate.csv", ["filename", "scene_label"], [train], "\t")
-    with pytest.raises(ValueError, match="bus-0-a.wav is in both .*fold1_train.csv a"):
-        read_table(tmp_path, **facts_of("tau2020"))
-    other = ["audio/bus-9-a.wav", "bus"]
-    write_csv(setup / "fold1_evaluate.csv", ["filename", "scene_label"], [other], "\t")
-    with pytest.raises(
-        ValueError, match="1 files of .* are not in .*meta.csv: audio/b"
-    ):
-        read_table(tmp_path, **facts_of("tau2020"))
-    (setup / "fold1_evaluate.csv").unlink()
-    with pytest.raises(FileNotFoundError, match="fold1_test.csv is missing"):
-        read_table(tmp_path, **facts_of("tau2020"))
 
 
 @pytest.mark.parametrize("path", sorted(FACTS.glob("*.yaml")), ids=lambda p: p.stem)
@@ -263,6 +27,127 @@ def test_facts_are_what_read_table_takes(path, tmp_path):
     assert loaded["clip_seconds"] == loaded["data"]["clip_seconds"] > 0
     assert Facts(**loaded["data"]).class_names == loaded["data"]["classes"]
     assert len(set(loaded["data"]["classes"])) == len(loaded["data"]["classes"])
+
+
+READ = {  # clips of each split, and labels of the first two
+    "esc50": ({}, [["dog"], ["rooster"]]),
+    "fsd50k": ({"train": 8, "valid": 2, "test": 6}, [["Rain"], ["Bark", "Dog"]]),
+    "fsd50k_folder": ({"train": 8, "valid": 2, "test": 4}, [["Rain"], ["Bark", "Dog"]]),
+    "openmic": ({"train": 8, "test": 6}, [[], ["banjo"]]),
+    "tau2020": ({"train": 6, "test": 6}, [["airport"], ["bus"]]),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_a_copy_reads_by_its_facts(name, tmp_path, caplog):
+    facts, write = COPIES[name]
+    dataset = write(tmp_path)["dataset"]
+    cache = str(tmp_path / "cache")
+    found = read_table(dataset, cache_dir=cache, **facts_of(facts))
+    splits, labels = READ[name]
+    if splits:
+        assert Counter(found["split"]) == splits
+    assert found["labels"][:2] == labels
+    assert f"has {len(found)} of " in caplog.text
+    table = label_table(found, facts_of(facts)["classes"])
+    clips = Clips(found, ClipReader(table, 0.5, RATE))
+    for place, names in enumerate(found["labels"]):
+        assert clips[place].waveform.abs().max() > 0
+        assert clips[place].labels.sum() == len(names)
+    if name == "esc50":
+        assert Counter(found["fold"]) == dict.fromkeys("123", 4)
+        assert len(set(found["group"])) == 6
+    elif name == "openmic":  # 0.5 of a class that nobody judged is no label
+        places = (number % 3 for number in range(14))
+        assert found["judged"][:] == [[table.names[place]] for place in places]
+    elif name == "tau2020":
+        assert Counter(found["device"]) == dict.fromkeys(("a", "s1", "s4"), 4)
+        assert found["group"][:2] == ["oslo-0", "oslo-1"]
+        assert found["video_id"][0] == "airport-oslo-0-a"
+    else:
+        assert found["video_id"][:] == [str(number) for number in range(len(found))]
+
+
+@pytest.mark.parametrize("name", ["esc50", "fsd50k"])
+def test_a_data_set_of_the_hub_is_that_of_a_folder(name, tmp_path, monkeypatch):
+    (tmp_path / "set").mkdir()
+    COPIES[name][1](tmp_path / "set")
+    cache = str(tmp_path / "cache")
+    local = read_table(tmp_path / "set", cache_dir=cache, **facts_of(name))
+    if name == "fsd50k":
+        files = {
+            path.name.split("-")[0]: str(path) for path in tmp_path.rglob("*.par*")
+        }
+        parts = datasets.load_dataset("parquet", data_files=files, cache_dir=cache)
+    else:
+        table = tmp_path / "set" / "meta" / "esc50.csv"
+        part = datasets.load_dataset("csv", data_files=str(table), cache_dir=cache)
+        columns = part["train"].to_dict()
+        paths = [table.parents[1] / "audio" / name for name in columns["filename"]]
+        audio = [{"bytes": path.read_bytes(), "path": None} for path in paths]
+        parts = {"train": datasets.Dataset.from_dict({**columns, "audio": audio})}
+
+    def load_dataset(dataset, config, split, streaming, cache_dir):
+        assert (dataset, config, split, streaming) == ("some/one", None, None, False)
+        return datasets.DatasetDict(parts)
+
+    monkeypatch.setattr(rows.datasets, "load_dataset", load_dataset)
+    found = read_table("some/one", **facts_of(name))
+    for one, other in zip(found, local, strict=True):
+        assert {**one, "audio": 0} == {**other, "audio": 0}
+        assert one["audio"]["bytes"]
+
+
+def test_real_esc50_reads_by_its_facts(shared):
+    found = read_table(shared / "data" / "esc50", **facts_of("esc50"))
+    assert len(found) == 314 and set(found["fold"]) == {"1", "2", "3"}
+    summary = describe(found)
+    assert summary.seconds == (5.0, 5.0, 5.0) and not summary.num_unreadable
+    assert summary.hours == pytest.approx(314 * 5 / 3600)
+    # The order of the facts is that of the targets.
+    whole = read_table(
+        shared / "data" / "esc50", label_column="target", audio_folder="audio"
+    )
+    classes = facts_of("esc50")["classes"]
+    for one, other in zip(found, whole, strict=True):
+        assert [str(classes.index(name)) for name in one["labels"]] == other["labels"]
+
+
+def test_the_folder_of_fsd50k_is_known_by_its_tables(tmp_path):
+    fsd50k_folder(tmp_path)
+    truth = tmp_path / "FSD50K.ground_truth"
+    expected = read_table(tmp_path)
+    assert Counter(expected["split"]) == {"train": 8, "dev": 2, "eval": 4}
+    copy = tmp_path / "copy"
+    shutil.copytree(truth, copy / "labels")
+    write_csv(copy / "labels" / "vocabulary.csv", ["0", "Bark", "/m/0"], [])
+    for part in ("dev", "eval"):
+        shutil.copytree(tmp_path / f"FSD50K.{part}_audio", copy / "clips" / part)
+    assert read_table(copy)["labels"][:] == expected["labels"][:]
+    write_csv(truth / "dev.csv", ["fname", "labels"], [["0", "Dog"]])
+    with pytest.raises(ValueError, match="has no column split; it has fname, lab"):
+        read_table(tmp_path)
+    (truth / "dev.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="dev.csv is missing; pass the unpack"):
+        read_table(tmp_path)
+
+
+def test_tau2020_is_refused_where_its_tables_do_not_fit(tmp_path):
+    tau2020(tmp_path)
+    setup = tmp_path / "evaluation_setup"
+    (setup / "fold1_evaluate.csv").rename(setup / "fold1_test.csv")
+    assert Counter(read_table(tmp_path)["split"]) == {"train": 6, "test": 6}
+    name = read_table(tmp_path)["audio"][0]["path"].removeprefix(f"{tmp_path}/")
+    for other, message in (
+        (name, "airport-oslo-0-a.wav is in both .*fold1_train.csv and"),
+        ("audio/x.wav", "1 files of .* are not in .*meta.csv: audio/x"),
+    ):
+        write_csv(setup / "fold1_test.csv", ["filename"], [[other]])
+        with pytest.raises(ValueError, match=message):
+            read_table(tmp_path)
+    (setup / "fold1_test.csv").unlink()
+    with pytest.raises(FileNotFoundError, match="fold1_test.csv is missing"):
+        read_table(tmp_path)
 
 
 @pytest.mark.parametrize("below", [("metadata", "audio"), ("", "")])
