@@ -48,22 +48,30 @@ def test_a_file_on_two_sides_is_refused(folder):
         read_table(folder / "clips.csv")
 
 
-SEGMENTS = {
-    "start, end": (["start", "end"], [["0", "0.05"], ["0.05", "0.1"]]),
-    "units": (["Begin Time (s)", "End Time (s)"], [["0", "0.05"], ["0.05", "0.1"]]),
-    "lengths": (["offset", "duration"], [["0", "0.05"], ["0.05", "0.05"]]),
-    "start, length": (["Start", "Duration"], [["0", "0.05"], ["0.05", "0.05"]]),
-    "all three": (
-        ["start", "end", "duration"],
-        [["0", "0.05", "9"], ["0.05", "0.1", "9"]],
-    ),
-}
+ENDS, LENGTHS = ("0.05", "0.1"), ("0.05", "0.05")
+SEGMENTS = [  # names of columns, and what the second has beside 0 and 0.05
+    (["start", "end"], ENDS),
+    (["Begin Time (s)", "End Time (s)"], ENDS),
+    (["t_start", "t_end"], ENDS),
+    (["tmin", "tmax"], ENDS),
+    (["xmin", "xmax"], ENDS),
+    (["Start_Time", "Stop"], ENDS),
+    (["offset", "duration"], LENGTHS),
+    (["Start", "Duration"], LENGTHS),
+    (["start", "end", "duration"], ENDS),
+]
 
 
-@pytest.mark.parametrize("case", SEGMENTS)
-def test_times_cut_segments(case, folder):
-    header, times = SEGMENTS[case]
-    lines = [[f, *t, c] for f in files() for t, c in zip(times, "xy", strict=True)]
+@pytest.mark.parametrize(("header", "seconds"), SEGMENTS, ids=str)
+def test_times_cut_segments(header, seconds, folder):
+    times = [
+        (start, end, "9") for start, end in zip(("0", "0.05"), seconds, strict=True)
+    ]
+    lines = [
+        [file, *time[: len(header)], label]
+        for file in files()
+        for time, label in zip(times, "xy", strict=True)
+    ]
     write_csv(folder / "clips.csv", ["file", *header, "label"], lines)
     found = read_table(folder / "clips.csv")
     assert found["start"][:] == [0.0, 0.05] * 4
@@ -73,16 +81,6 @@ def test_times_cut_segments(case, folder):
     whole = read_table(folder / "clips.csv", segments=False)
     assert whole["video_id"][:] == files("audio/{}")
     assert whole["labels"][:] == [["x", "y"]] * 4
-
-
-@pytest.mark.parametrize(
-    ("start", "end"),
-    [("t_start", "t_end"), ("tmin", "tmax"), ("xmin", "xmax"), ("Start_Time", "Stop")],
-)
-def test_usual_columns_of_seconds_cut_segments(folder, start, end):
-    columns = [files(), CLASSES, [0.0, 0.05] * 2, [0.05, 0.1] * 2]
-    rows = read_table(write_table(folder, ["file", "label", start, end], columns))
-    assert rows["start"][:] == [0.0, 0.05] * 2 and rows["end"][:] == [0.05, 0.1] * 2
 
 
 @pytest.mark.parametrize("groups", [None, "1234", "1122"])
@@ -116,10 +114,8 @@ def test_segments_of_one_file_alone_are_split_by_a_column_or_not_at_all(folder):
     sides = [*zip(lines, ["train", "train", "test", "test"], strict=True)]
     header = ["file", "start", "end", "label", "split"]
     write_csv(folder / "clips.csv", header, [[*line, side] for line, side in sides])
-    assert (
-        len(runs_of(read_table(folder / "clips.csv"), valid_share=0.0)["given"].test)
-        == 2
-    )
+    found = read_table(folder / "clips.csv")
+    assert len(runs_of(found, valid_share=0.0)["given"].test) == 2
 
 
 def test_files_that_are_cut_already_are_read_whole(folder, caplog):
@@ -147,35 +143,31 @@ def test_times_that_are_none_are_refused(times, message, folder):
     assert len(read_table(folder / "clips.csv", segments=False)) == 1
 
 
-@pytest.mark.parametrize(
-    ("start", "end"),
-    [("start_ms", "end_ms"), ("Start (ms)", "End (ms)"), ("start_frame", "num_frames")]
-    + [("offset_ms", "duration_ms"), ("frame_offset", "num_frames")]
-    + [("start_sample", "end_sample"), ("begin_samples", "end_samples")],
-)
-def test_times_in_other_units_are_said_not_to_be_used(folder, start, end, caplog):
-    columns = [files(), CLASSES, [0, 50] * 2, [50, 100] * 2]
-    path = write_table(folder, ["file", "label", start, end], columns)
+UNUSED = [  # columns of times, and what is said of them
+    (["start_ms", "end_ms"], "they are not in seconds"),
+    (["Start (ms)", "End (ms)"], "they are not in seconds"),
+    (["start_frame", "num_frames"], "they are not in seconds"),
+    (["offset_ms", "duration_ms"], "they are not in seconds"),
+    (["frame_offset", "num_frames"], "they are not in seconds"),
+    (["begin_samples", "end_samples"], "they are not in seconds"),
+    (["start", "end_ms"], "end_ms is not in seconds"),
+    (["Start", "duration_ms"], "duration_ms is not in seconds"),
+    (["begin", "num_frames"], "num_frames is not in seconds"),
+    (["start"], "no column has ends or durations"),
+    (["duration_ms", "num_frames"], None),  # may be about the files
+]
+
+
+@pytest.mark.parametrize(("header", "reason"), UNUSED, ids=str)
+def test_times_that_are_not_used_are_named_with_the_reason(
+    header, reason, folder, caplog
+):
+    columns = [files(), CLASSES, [0, 1] * 2, [50, 100] * 2][: 2 + len(header)]
+    path = write_table(folder, ["file", "label", *header], columns)
     assert "start" not in read_table(path).column_names
-    assert f"{start}, {end} are not used" in caplog.text and "seconds" in caplog.text
+    assert len(caplog.messages) == (reason is not None)
+    if reason:
+        assert ", ".join(header) in caplog.text and f"because {reason}" in caplog.text
     caplog.clear()
     read_table(path, segments=False)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize("end", ["end_ms", "duration_ms", "num_frames", "End (ms)"])
-def test_the_column_in_another_unit_is_named(folder, end, caplog):
-    columns = [files(), CLASSES, [0, 0.05] * 2, [50, 100] * 2]
-    path = write_table(folder, ["file", "label", "start", end], columns)
-    assert "start" not in read_table(path).column_names
-    assert f"start, {end} are not used, because {end} is not in seconds" in caplog.text
-    path = write_table(folder, ["file", "label", "start"], columns[:3])
-    read_table(path)
-    assert "start cuts no segments, because no column has ends or" in caplog.text
-
-
-def test_lengths_in_other_units_alone_are_nothing_to_be_said(folder, caplog):
-    columns = [files(), CLASSES, [100] * 4, [800] * 4]
-    header = ["file", "label", "duration_ms", "num_frames"]
-    read_table(write_table(folder, header, columns))
     assert not caplog.records

@@ -268,132 +268,87 @@ def test_a_form_may_be_forced(tmp_path):
     assert len(read_table(tmp_path, form="class_folders")) == 6
 
 
-def _with_table(header, lines, name="clips.csv"):
-    def write(folder):
-        write_labelled(folder)
-        write_csv(folder / name, header, lines)
-        return folder
-
-    return write
-
-
-def _with_text(text, name):
-    def write(folder):
-        write_labelled(folder)
-        (folder / name).write_bytes(text)
-        return folder
-
-    return write
-
-
-def _two_tables(folder):
-    write_labelled(folder / "audio")
-    for name in ("a.csv", "b.csv"):
-        write_csv(folder / "meta" / name, ["file", "label"], ONE)
-    return folder
-
-
-ONE = [["a1.wav", "dog"]]
-
-
-REFUSALS = {
-    "form": (lambda folder: folder, {"form": "zip"}, "form='zip' must be one of auto,"),
-    "form of a file": (
-        lambda folder: csv_file(folder)[0],
-        {"form": "class_folders"},
-        "needs a folder, but .*clips.csv is not",
-    ),
-    "nothing there": (lambda folder: folder / "x", {}, "there is no file or folder"),
-    "empty": (
-        lambda folder: folder,
-        {},
-        "holds neither one table .* it has no f",
-    ),
+FILE, ONE = ["file", "label"], [["a1.wav", "dog"]]
+REFUSALS = {  # tables as text or as header and lines, arguments, message
+    "form": ({}, {"form": "zip"}, "form='zip' must be one of auto,"),
+    "empty": ({}, {}, "holds neither one table .* it has no f"),
     "column": (
-        _with_table(["file", "label"], ONE),
+        {"clips.csv": (FILE, ONE)},
         {"label_column": "kind"},
         r"no column 'kind' \(label_column\); its columns are file, label",
     ),
     "no usual column": (
-        _with_table(["file", "kind"], ONE),
+        {"clips.csv": (["file", "kind"], ONE)},
         {},
         "no column of a usual name .* columns are file, kind: name one with label_col",
     ),
     "no audio column": (
-        _with_table(["where", "label"], ONE),
+        {"clips.csv": (["where", "label"], ONE)},
         {},
         "its columns are where, label: name one with audio_column",
     ),
     "unexpected label": (
-        _with_table(["file", "label"], ONE),
+        {"clips.csv": (FILE, ONE)},
         {"classes": ["cat", "cow"]},
         r"1 labels that are not among the 2 classes: dog \(1\).*begin with cat, cow",
     ),
     "no labels": (
-        _with_table(["file", "label"], [["a1.wav", ""]]),
+        {"clips.csv": (FILE, [["a1.wav", ""]])},
         {},
         "no clip of clips.csv has a label in column label",
     ),
     "ids twice": (
-        _with_table(["file", "label"], [["a1.wav", "dog"], ["a2.wav", "dog"]]),
+        {"clips.csv": (FILE, [*ONE, ["a2.wav", "dog"]])},
         {"id_column": "label"},
         r"repeated or empty clip ids: dog \(2\)",
     ),
-    "all files missing": (
-        _with_table(["file", "label"], [["zz.wav", "dog"]]),
-        {},
-        r"none of the 1 files of clips.csv exists in .*'zz.wav'\); pass audio_folder",
-    ),
     "two tables": (
-        lambda folder: _with_table(["file", "label"], ONE, "more.csv")(
-            csv_in_folder(folder)[0]
-        ),
+        {"clips.csv": (FILE, ONE), "more.csv": (FILE, ONE)},
         {},
         r"holds 2 tables \(clips.csv, more.csv\); name one of them",
     ),
     "two tables deeper": (
-        _two_tables,
+        {"meta/a.csv": (FILE, ONE), "meta/b.csv": (FILE, ONE)},
         {},
         r"holds 2 tables \(meta/a.csv, meta/b.csv\); name one of them",
     ),
-    "no rows": (_with_table(["file", "label"], []), {}, "has no rows"),
-    "a name twice": (_with_table(["file", "file"], ONE), {}, "has 'file' twice"),
+    "no rows": ({"clips.csv": (FILE, [])}, {}, "has no rows"),
+    "a name twice": ({"clips.csv": (["file"] * 2, ONE)}, {}, "has 'file' twice"),
     "fields": (
-        _with_table(["file", "label"], [["a1.wav", "dog", "x"]]),
+        {"clips.csv": (FILE, [["a1.wav", "dog", "x"]])},
         {},
         "line 2 of .* has 3 fields, but its header has 2: file, label; quote fields",
     ),
-    "not text": (_with_text(b"file,label\n\xff", "a.csv"), {}, "is not UTF-8 text"),
-    "not JSON": (_with_text(b'{"a": 1}\n{', "a.jsonl"), {}, "line 2 of .* is not JSON"),
-    "no object": (_with_text(b"[1]", "a.jsonl"), {}, "line 1 of .* is a list; JSONL"),
+    "not text": ({"a.csv": b"file,label\n\xff"}, {}, "is not UTF-8 text"),
+    "not JSON": ({"a.jsonl": b'{"a": 1}\n{'}, {}, "line 2 of .* is not JSON"),
+    "no object": ({"a.jsonl": b"[1]"}, {}, "line 1 of .* is a list; JSONL"),
     "a row without end": (
-        _with_text(b'{"file": ' + b"[" * 100_000, "a.jsonl"),
+        {"a.jsonl": b'{"file": ' + b"[" * 100_000},
         {},
         "line 1 of .* is not JSON",
     ),
     "a number without end": (
-        _with_text(b'{"file": ' + b"1" * 5000 + b"}", "a.jsonl"),
+        {"a.jsonl": b'{"file": ' + b"1" * 5000 + b"}"},
         {},
         "line 1 of .* is not JSON",
     ),
     "a field without end": (
-        _with_text(b"file,label\n" + b"a" * 200_000 + b",dog", "a.csv"),
+        {"a.csv": b"file,label\n" + b"a" * 200_000 + b",dog"},
         {},
         "line 2 of .* is not a row of a table",
     ),
-    "a pickle": (_with_text(b"\x80\x04cos\nsystem\n.", "a.csv"), {}, "is not UTF-8"),
     "no such split": (
-        _with_table(["file", "label", "split"], [["a1.wav", "dog", "train"]]),
+        {"clips.csv": (["file", "label", "split"], [[*ONE[0], "train"]])},
         {"splits": {"dev": "valid"}},
         r"has no split dev; it has train \(1\): name those in splits",
     ),
     "no splits": (
-        _with_table(["file", "label"], ONE),
+        {"clips.csv": (FILE, ONE)},
         {"splits": {"dev": "valid", "eval": "test"}},
         "no split dev, eval; it has no splits at all",
     ),
     "judged without classes": (
-        _with_table(["file", "label", "mask"], [["a1.wav", "dog", 1]]),
+        {"clips.csv": (["file", "label", "mask"], [[*ONE[0], 1]])},
         {"judged_column": "mask"},
         "judged_column=mask holds a number for each class; pass classes",
     ),
@@ -402,10 +357,26 @@ REFUSALS = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_cannot_be_read_is_refused_in_one_sentence(case, tmp_path):
-    write, given, message = REFUSALS[case]
+    tables, given, message = REFUSALS[case]
+    if tables:
+        write_labelled(tmp_path)
+    for name, content in tables.items():
+        if isinstance(content, bytes):
+            (tmp_path / name).write_bytes(content)
+        else:
+            write_csv(tmp_path / name, *content)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        read_table(write(tmp_path), **given)
+        read_table(tmp_path, **given)
     assert "\n" not in str(error.value)
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no file or folder"):
+        read_table(tmp_path / "x")
+    with pytest.raises(
+        FileNotFoundError, match="needs a folder, but"
+    ):
+        read_table(csv_file(tmp_path)[0], form="class_folders")
 
 
 def test_rows_in_the_schema_of_audioset_read_too(shared, tmp_path):
