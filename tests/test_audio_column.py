@@ -176,7 +176,7 @@ def test_ids_of_audioset_are_those_of_youtube(tmp_path):
     assert load_rows(str(tmp_path), None)["video_id"][:] == ["--PJHxphWEs"]
 
 
-def test_ids_that_are_not_used_are_said(folder, caplog):
+def test_ids_that_are_not_used_are_reported(folder, caplog):
     path = write_table(
         folder, ["file", "label", "clip_id"], [files(), CLASSES, list("xxyz")]
     )

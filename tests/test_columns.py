@@ -154,7 +154,7 @@ def test_labels_that_are_numbers_are_their_own_index(kind):
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         (["dog", "DOG", "cat", "cat"], "only in case.*DOG, dog"),
         (["{'a': 1}", "{'a': 2}", "x", "x"], r"like objects: .*'a': 1"),
@@ -162,8 +162,8 @@ def test_labels_that_are_numbers_are_their_own_index(kind):
         (["a, b", "b; c", "a, b", "b; c"], ""),
     ],
 )
-def test_odd_classes_are_said_in_a_line(folder, labels, said, caplog):
+def test_odd_classes_are_reported_in_one_line(folder, labels, message, caplog):
     path = write_table(folder, ["file", "label"], [files(), labels])
     assert [*read_table(path)["labels"]] == [[label] for label in labels]
-    assert len(caplog.messages) == bool(said)
-    assert re.search(said, caplog.text)
+    assert len(caplog.messages) == bool(message)
+    assert re.search(message, caplog.text)

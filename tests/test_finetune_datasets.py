@@ -59,7 +59,7 @@ def test_fsd50k_is_tested_cut_and_whole(runs, name, clips):
     metrics = _metrics(runs / name)
     whole, cut = metrics[f"test, {clips} clips"], metrics[CUT]
     assert whole["num_clips"] == clips == cut["num_clips"]
-    assert whole != cut  # something was heard beyond the cut
+    assert whole != cut  # what is beyond the cut counts
     history = (runs / name / "train_log.txt").read_text()
     assert history.splitlines()[0].startswith("epoch loaded: 0 - valid loss: ")
     assert "valid num_clips: 2" in history  # the official ones choose the epoch

@@ -1,4 +1,4 @@
-"""Every way into a folder finds the same sounds, and says what it passed over."""
+"""Every way into a folder finds the same sounds, and reports what it skips."""
 
 import os
 
@@ -58,7 +58,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_finds_the_same_sounds_and_says_the_same(way, folder, caplog):
+def test_every_way_finds_and_reports_the_same(way, folder, caplog):
     caplog.set_level("INFO")
     expected = ["cat/c.wav", "cat/linked/h.wav", "cat-x/d.wav", "dog/a.wav"]
     assert way(folder) == [*expected, "dog/deep/b.WAV"]
@@ -77,8 +77,12 @@ def test_every_way_names_a_sound_that_no_table_can_hold(way, folder, caplog, cap
         failures.conclude(num_read=4)
     else:
         assert len(way(folder)) == 4
-    said = caplog.text + capsys.readouterr().err
-    assert r"dog/\udce9.wav" in said and "not UTF-8" in said and "rename" in said
+    reported = caplog.text + capsys.readouterr().err
+    assert (
+        r"dog/\udce9.wav" in reported
+        and "not UTF-8" in reported
+        and "rename" in reported
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -75,7 +75,7 @@ def test_splits_of_other_names_are_used_once_they_are_explained(table):
     assert split == ([0, 1, 4, 5], [2, 6], [3, 7])
 
 
-def test_columns_decide_unless_they_are_told_otherwise():
+def test_columns_decide_unless_a_kind_is_given():
     labels = [["a"], ["b"]] * 6
     rows = rows_of(labels, split=["train", "train", "test", "test"] * 3)
     assert list(runs_of(rows)) == ["given"]

@@ -70,8 +70,8 @@ def test_names_that_are_no_text_are_refused():
 
 def test_unknown_labels_do_not_command_a_terminal():
     table = LabelTable(["a"], ["A"])
-    told = str(summarize_labels(["x"], [["\x1b[2J"]], table))
-    assert "\x1b" not in told and r"\x1b[2J (1)" in told
+    text = str(summarize_labels(["x"], [["\x1b[2J"]], table))
+    assert "\x1b" not in text and r"\x1b[2J (1)" in text
 
 
 def test_the_digest_is_of_the_ids_in_their_order():
@@ -101,7 +101,7 @@ def test_a_label_given_twice_counts_once():
     assert summary.indices == [[1]] and summary.counts.tolist() == [0, 1, 0]
 
 
-def test_unknown_labels_are_counted_and_told():
+def test_unknown_labels_are_counted_and_listed():
     labels = [["/m/?", "/m/a"], ["/m/?"], ["/t/!"]]
     summary = summarize_labels(["x", "y", "z"], labels, TABLE)
     assert summary.unknown == {"/m/?": 2, "/t/!": 1}

@@ -180,7 +180,7 @@ def test_a_stray_table_beside_class_folders_is_named(tmp_path, caplog):
         read_table(tmp_path, label_column="sky")
 
 
-def test_what_is_in_no_class_folder_is_said(tmp_path, caplog):
+def test_what_is_in_no_class_folder_is_reported(tmp_path, caplog):
     class_folders(tmp_path, [""])
     write_sound(tmp_path / "outside.wav")
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""A split that data brings along is used, or said not to be; never passed over."""
+"""A split, fold or group that the data gives is used, or reported as unused."""
 
 import pytest
 from small_tables import write_sound
@@ -11,7 +11,7 @@ SIDES = ("train", "val", "test")
 
 
 def write_folders(folder, *patterns):
-    """Two sounds in each folder."""
+    """Writes two sounds into each folder."""
     for pattern in patterns:
         for number in range(2):
             write_sound(folder / pattern / f"{number}.wav")
@@ -24,7 +24,7 @@ def write_table(folder, header, lines, name="clips.csv"):
 
 
 def table_with(folder, column, values):
-    """A table of a clip for each value, and their files."""
+    """Writes a table with a clip for each value, and the files."""
     for number in range(len(values)):
         write_sound(folder / f"{number}.wav")
     lines = [f"{n}.wav,{CLASSES[n % 2]},{value}" for n, value in enumerate(values)]
@@ -32,7 +32,7 @@ def table_with(folder, column, values):
 
 
 def sides_of(rows):
-    """Of each side, the folders in which its files say that they are."""
+    """Returns the clip ids of each side."""
     (split,) = runs_of(rows, valid_share=0.0).values()
     return {
         side: {rows[place]["video_id"] for place in places}
@@ -69,7 +69,7 @@ def test_folders_within_one_class_are_no_split(tmp_path):
 @pytest.mark.parametrize(
     ("below", "other"), [("", "test"), ("audio/", "test"), ("", "val"), ("", "eval")]
 )
-def test_a_folder_beside_splits_is_left_out_and_said(
+def test_a_folder_beside_splits_is_left_out_and_named(
     more, below, other, tmp_path, caplog
 ):
     names = [f"{below}{side}/{c}" for c in CLASSES for side in ("train", other)]
@@ -80,15 +80,15 @@ def test_a_folder_beside_splits_is_left_out_and_said(
     assert f"{more.split('/')[0]} (2 clips)" in caplog.text
 
 
-def test_folders_that_are_splits_in_name_only_are_said(tmp_path, caplog):
-    """As FSDKaggle2019 has them."""
+def test_folders_that_are_splits_in_name_only_are_reported(tmp_path, caplog):
+    """FSDKaggle2019 has such folders."""
     tops = ("train_curated", "train_noisy", "test")
     write_folders(tmp_path, *(f"{top}/{c}" for top in tops for c in CLASSES))
     read_table(tmp_path)
     assert "not alike" in caplog.text and "test, train_curated" in caplog.text
 
 
-def test_classes_that_are_called_as_splits_are_said(tmp_path, caplog):
+def test_classes_that_are_named_like_splits_are_reported(tmp_path, caplog):
     write_folders(tmp_path, "train", "test", "bus")
     write_sound(tmp_path / "flat.wav")
     assert label_table(read_table(tmp_path)).names == ("bus", "test", "train")
@@ -96,11 +96,11 @@ def test_classes_that_are_called_as_splits_are_said(tmp_path, caplog):
     assert "read as classes" in caplog.text and "test, train" in caplog.text
 
 
-# --- Names of files in a table -----------------------------------------------------
+# --- File names in a table -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_names_of_files_tell_splits_wherever_the_table_is_named(whole, tmp_path):
+def test_splits_are_read_from_file_names_in_a_folder_or_a_file(whole, tmp_path):
     names = [f"{side}/{n}.wav" for side in ("train", "test") for n in range(2)]
     for name in names:
         write_sound(tmp_path / name)
@@ -110,7 +110,7 @@ def test_names_of_files_tell_splits_wherever_the_table_is_named(whole, tmp_path)
     assert sides_of(rows)["test"] == {"test/0", "test/1"}
 
 
-def test_a_column_goes_before_names_of_files(tmp_path):
+def test_a_column_has_priority_over_file_names(tmp_path):
     names = [f"{side}/{n}.wav" for side in ("train", "test") for n in range(2)]
     for name in names:
         write_sound(tmp_path / name)
@@ -119,7 +119,7 @@ def test_a_column_goes_before_names_of_files(tmp_path):
     assert "split" not in read_table(path, fold_column="k").column_names
 
 
-def test_names_of_files_that_tell_splits_in_part_are_said(tmp_path, caplog):
+def test_file_names_with_splits_in_some_rows_only_are_reported(tmp_path, caplog):
     names = [f"{top}/{n}.wav" for top in ("train", "test", "more") for n in range(2)]
     for name in names:
         write_sound(tmp_path / name)
@@ -135,7 +135,7 @@ def test_names_of_files_that_tell_splits_in_part_are_said(tmp_path, caplog):
 @pytest.mark.parametrize(
     "name", ["subset", "Set", "partition", "usage", "data_split", "Data Split"]
 )
-def test_a_column_of_sides_alone_is_the_split(name, tmp_path, caplog):
+def test_a_column_that_holds_only_sides_is_the_split(name, tmp_path, caplog):
     path = table_with(tmp_path, name, ["Train"] * 4 + ["TEST "] * 2)
     rows = read_table(path)
     assert sides_of(rows) == {
@@ -155,14 +155,14 @@ def test_a_column_of_sides_alone_is_the_split(name, tmp_path, caplog):
         ["train-clean-100", "train-clean-360", "test-clean", "dev-clean"],
     ],
 )
-def test_a_column_of_sides_and_others_is_said(values, tmp_path, caplog):
+def test_a_column_of_sides_and_other_values_is_reported(values, tmp_path, caplog):
     rows = read_table(table_with(tmp_path, "subset", values))
     assert "split" not in rows.column_names
     assert "split_column=subset" in caplog.text
 
 
 @pytest.mark.parametrize("column", ["is_test", "train"])
-def test_a_column_of_yes_and_no_that_names_a_side_is_said(column, tmp_path, caplog):
+def test_a_column_of_0_and_1_named_like_a_side_is_reported(column, tmp_path, caplog):
     rows = read_table(table_with(tmp_path, column, [0, 0, 1, 1]))
     assert "split" not in rows.column_names
     assert (
@@ -171,7 +171,7 @@ def test_a_column_of_yes_and_no_that_names_a_side_is_said(column, tmp_path, capl
     assert f"split_column={column}" in caplog.text
 
 
-def test_a_column_of_unknown_sides_is_said(tmp_path, caplog):
+def test_a_column_of_unknown_sides_is_reported(tmp_path, caplog):
     path = table_with(tmp_path, "subset", ["A", "B"] * 2)
     assert "split" not in read_table(path).column_names
     (message,) = caplog.messages
@@ -184,7 +184,7 @@ def test_a_column_of_unknown_sides_is_said(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("values", ["AAAA", map(str, range(12))])
-def test_a_column_of_something_else_is_not_talked_of(values, tmp_path, caplog):
+def test_a_column_about_something_else_is_not_reported(values, tmp_path, caplog):
     rows = read_table(table_with(tmp_path, "set", [*values]))
     assert "split" not in rows.column_names and not caplog.records
 
@@ -194,7 +194,9 @@ def test_a_column_of_something_else_is_not_talked_of(values, tmp_path, caplog):
     [("fold_id", "fold"), ("kfold", "fold"), ("folds", "fold")]
     + [("speaker_id", "group"), ("group_id", "group"), ("Speaker", "group")],
 )
-def test_columns_that_may_be_folds_or_groups_are_said(column, option, tmp_path, caplog):
+def test_columns_that_may_be_folds_or_groups_are_reported(
+    column, option, tmp_path, caplog
+):
     path = table_with(tmp_path, column, ["1", "2"] * 2)
     assert option not in read_table(path).column_names
     assert f"{option}_column={column}" in caplog.text
@@ -203,36 +205,36 @@ def test_columns_that_may_be_folds_or_groups_are_said(column, option, tmp_path, 
     assert rows[option][:] == ["1", "2"] * 2 and not caplog.records
 
 
-# --- What is said of the split that is used ----------------------------------------
+# --- How the split is described -------------------------------------------------------
 
 
-def test_the_kind_of_split_is_told_with_its_sizes(tmp_path):
-    def told(folder, **arguments):
+def test_a_split_is_described_with_its_origin_and_sizes(tmp_path):
+    def described(folder, **arguments):
         rows = read_table(folder, **arguments)
         return split_in_words(rows, runs_of(rows, valid_share=0.0, seed=7), seed=7)
 
     write_folders(tmp_path / "a", *(f"{s}/{c}" for s in SIDES for c in CLASSES))
-    assert told(tmp_path / "a") == (
+    assert described(tmp_path / "a") == (
         "given by the names of folders: 4 clips to train, 4 to validate and 4 to "
         "test on"
     )
     (tmp_path / "b").mkdir()
     path = table_with(tmp_path / "b", "split", ["train"] * 4 + ["test"] * 2)
-    assert told(path).startswith("given by column split: 4 clips to train, 0 to")
+    assert described(path).startswith("given by column split: 4 clips to train, 0 to")
     rows = read_table(path)
     assert split_in_words(rows, runs_of(rows, valid_share=0.5), seed=7).endswith(
         "2 to test on, those to validate drawn at random (seed 7)"
     )
     (tmp_path / "c").mkdir()
     path = table_with(tmp_path / "c", "k", ["1", "2"] * 4)
-    assert told(path, fold_column="k").startswith(
+    assert described(path, fold_column="k").startswith(
         "2 folds, given by column k, the first of"
     )
-    assert told(path).startswith("drawn at random (seed 7): ")
+    assert described(path).startswith("drawn at random (seed 7): ")
 
 
 @pytest.mark.parametrize("column", [None, "split", "fold"])
-def test_small_classes_are_told_once_with_the_split(column, tmp_path, caplog):
+def test_small_classes_are_reported_once_with_the_split(column, tmp_path, caplog):
     for name in ("dog", "cat"):
         for number in range(10):
             write_sound(tmp_path / name / f"{number}.wav")

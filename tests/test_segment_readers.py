@@ -1,4 +1,4 @@
-"""A row that is a segment is heard as the file that somebody would cut out by hand."""
+"""A segment of a file is read like a file that was cut out by hand."""
 
 import csv
 
@@ -102,8 +102,8 @@ def _prepared(rows, tmp_path):
     return _clips(written, tmp_path)
 
 
-class Ear(torch.nn.Module):
-    """Says of a clip what its samples determine."""
+class Sums(torch.nn.Module):
+    """A teacher whose logits are sums of samples."""
 
     sample_rate, num_classes = RATE, 2
 
@@ -113,11 +113,11 @@ class Ear(torch.nn.Module):
 
 
 def _stored(rows, tmp_path):
-    about = {"teacher": "ear", "labels_sha256": LABELS.sha256, "num_classes": 2}
+    about = {"teacher": "sums", "labels_sha256": LABELS.sha256, "num_classes": 2}
     about |= {"sample_rate": RATE, "clip_seconds": 0.5}
     with StoreWriter(tmp_path / "store", **about) as writer:
         reader, stored = ClipReader(LABELS, 0.5), LogitsStore(writer.path)
-        store_logits(writer, Ear(), rows, reader, stored=stored, batch_size=2)
+        store_logits(writer, Sums(), rows, reader, stored=stored, batch_size=2)
     return [LogitsStore(tmp_path / "store").lookup(rows["video_id"][:]).logits]
 
 
@@ -125,7 +125,7 @@ READERS = (_clips, _stream, _whole_clips, _described, _prepared, _stored)
 
 
 @pytest.mark.parametrize("read", READERS, ids=lambda read: read.__name__)
-def test_every_reader_hears_the_segment_alone(read, both, tmp_path):
+def test_every_reader_reads_only_the_segment(read, both, tmp_path):
     results = []
     for number, rows in enumerate(both):
         place = tmp_path / str(number)

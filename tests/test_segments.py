@@ -143,7 +143,7 @@ def test_times_that_are_none_are_refused(times, message, folder):
     assert len(read_table(folder / "clips.csv", segments=False)) == 1
 
 
-UNUSED = [  # columns of times, and what is said of them
+UNUSED = [  # columns of times, and the reason that is given
     (["start_ms", "end_ms"], "they are not in seconds"),
     (["Start (ms)", "End (ms)"], "they are not in seconds"),
     (["start_frame", "num_frames"], "they are not in seconds"),

@@ -1,4 +1,4 @@
-"""What a data set is said to be, by its labels and headers."""
+"""What a data set is lines to be, by its labels and headers."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.tables import read_table
 
 
-def test_a_summary_counts_what_headers_say(tmp_path):
+def test_a_summary_counts_what_the_headers_hold(tmp_path):
     for seconds, rate, channels, name in (
         (0.5, 16000, 1, "dog/a"),
         (1.0, 32000, 2, "dog/b"),
@@ -33,25 +33,25 @@ def test_a_summary_counts_what_headers_say(tmp_path):
     assert "are longer than" not in str(summary)
 
 
-def test_a_summary_says_what_of_long_clips_is_heard(tmp_path):
+def test_a_summary_counts_what_is_used_of_long_clips(tmp_path):
     for name, seconds in (("a", 1.0), ("b", 2.01), ("c", 4.0), ("d", 8.0)):
         soundfile.write(tmp_path / f"{name}.wav", np.zeros(round(seconds * 4000)), 4000)
     found = read_table(tmp_path, form="sounds")
     summary = describe(found, clip_seconds=2.0)
-    assert summary.num_longer == 2  # 2.01 s are not worth a word
-    assert summary.hours_heard == pytest.approx(7 / 3600)
-    said = str(summary).splitlines()
-    assert said[0] == "4 clips, without labels"
-    assert said[-1] == (
+    assert summary.num_longer == 2  # 2.01 s are not reported
+    assert summary.hours_used == pytest.approx(7 / 3600)
+    lines = str(summary).splitlines()
+    assert lines[0] == "4 clips, without labels"
+    assert lines[-1] == (
         "2 clips are longer than 2 s; only their first 2 s are used (0.00 of 0.00 "
         "hours)"
     )
     few = describe(found, max_headers=2, clip_seconds=2.0)
     assert "about 2 clips are longer than 2 s; only" in str(few)
-    assert describe(found).hours_heard == pytest.approx(15.01 / 3600)
+    assert describe(found).hours_used == pytest.approx(15.01 / 3600)
 
 
-def test_a_summary_of_many_clips_says_that_it_looked_at_some(tmp_path):
+def test_a_summary_of_many_clips_reads_some_headers(tmp_path):
     for name, label in LABELS.items():
         write_sound(tmp_path / label / f"{name}.wav", name)
     found = read_table(tmp_path)

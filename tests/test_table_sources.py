@@ -46,7 +46,7 @@ PARQUET = {
 
 
 @pytest.mark.parametrize("form", PARQUET)
-def test_splits_of_parquet_files_are_told_by_their_names(form, tmp_path):
+def test_splits_of_parquet_files_are_read_from_their_names(form, tmp_path):
     names, splits = PARQUET[form]
     for name, label in zip(names, ("dog", "cat"), strict=True):
         write_parquet(tmp_path / "set" / name, label)
@@ -97,8 +97,8 @@ def test_a_saved_dictionary_names_nothing_outside_of_it(name, tmp_path):
     write_files(tmp_path)
     outside = saved(tmp_path / "outside")
     (tmp_path / "ours").mkdir()
-    told = json.dumps({"splits": [name.format(outside=outside)]})
-    (tmp_path / "ours" / "dataset_dict.json").write_text(told)
+    content = json.dumps({"splits": [name.format(outside=outside)]})
+    (tmp_path / "ours" / "dataset_dict.json").write_text(content)
     with pytest.raises(ValueError, match="dict.json names .* does not lie beside"):
         read_table(tmp_path / "ours")
 

@@ -373,9 +373,7 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(case, tmp_path):
 def test_a_path_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no file or folder"):
         read_table(tmp_path / "x")
-    with pytest.raises(
-        FileNotFoundError, match="needs a folder, but"
-    ):
+    with pytest.raises(FileNotFoundError, match="needs a folder, but"):
         read_table(csv_file(tmp_path)[0], form="class_folders")
 
 
@@ -390,7 +388,7 @@ def test_rows_in_the_schema_of_audioset_read_too(shared, tmp_path):
     assert Counter(found["split"][:]) == {"train": 183, "test": 131}
 
 
-def test_a_hub_id_without_network_is_refused_at_once(tmp_path):
+def test_a_hub_id_without_network_is_refused_soon(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a local file or folder nor"):
         read_table("nobody/nothing", cache_dir=str(tmp_path))
 

@@ -121,7 +121,7 @@ def test_no_message_is_as_long_as_a_table(folder):
         assert len(str(error.value)) < 1000, name
 
 
-def test_samples_in_a_table_are_told_to_be_such(folder):
+def test_samples_in_a_table_are_refused(folder):
     content = [{"audio": [0.1, 0.2], "label": "dog"}]
     (folder / "clips.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="column audio .* lists .* soundfile.write"):

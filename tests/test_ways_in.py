@@ -150,7 +150,7 @@ def test_arrays_and_tensors_are_scored_alike(tagger):
             tagger.score(other)
 
 
-def test_a_tagger_is_told_in_a_line(tagger):
+def test_a_tagger_is_described_in_one_line(tagger):
     assert repr(tagger) == (
         f"{type(tagger).__name__} of 7 classes (multilabel), clips of 1 s at 32000 Hz"
     )

@@ -20,15 +20,8 @@ AUDIO_SUFFIXES = (
 def youtube_id(name: str) -> str:
     """Returns the bare YouTube id in a file name, without prefix or start time.
 
-    Arguments
-    ---------
-    name : str
-        An optional ``Y``, 11 characters, an optional ``_`` with a start time, and an
-        optional audio suffix. Other names only lose their audio suffix.
-
-    Returns
-    -------
-    clip_id : str
+    Such a name is an optional ``Y``, 11 characters, an optional ``_`` with a start
+    time, and an optional audio suffix. Other names only lose their audio suffix.
 
     Example
     -------
@@ -72,10 +65,7 @@ def without_suffix(name: Any) -> str:
 def ids_of_files(names: Iterable[str]) -> list[str]:
     """Returns the ids that every reader gives files, by their paths in the data folder.
 
-    Arguments
-    ---------
-    names : Iterable[str]
-        Paths with slashes; those that differ only in their suffix keep it.
+    Paths have slashes; those that differ only in their suffix keep it.
 
     Example
     -------

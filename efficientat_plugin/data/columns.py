@@ -5,13 +5,14 @@ import json
 import logging
 import math
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from efficientat_plugin.data.labels import most_frequent
-from efficientat_plugin.support.plain_text import some_of
+from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,41 @@ def cell_text(value: Any) -> str | None:
     return None if text in MISSING else text
 
 
+def numbers_in(
+    values: Sequence[Any],
+    column: str,
+    source: str,
+    what: str,
+    most: float = sys.float_info.max,
+) -> list[float | None]:
+    """Reads a column of numbers from 0 to ``most``; None where a value is missing.
+
+    Raises
+    ------
+    ValueError
+        Naming the row and value; ``what`` says what is expected of the column.
+
+    Example
+    -------
+    >>> numbers_in(["1", 0.5, "", True], "c", "a.csv", "is not a number")
+    [1.0, 0.5, None, 1.0]
+    """
+    numbers: list[float | None] = []
+    for row, value in enumerate(values, start=1):
+        text = cell_text(value)
+        try:
+            number = None if text is None else float(text)
+        except ValueError:
+            number = {"True": 1.0, "False": 0.0}.get(str(text), math.nan)
+        if number is not None and not 0 <= number <= most:
+            raise ValueError(
+                f"row {row} of {source} has {shown(str(value))[:40]!r} in column "
+                f"{column}, which {what}"
+            )
+        numbers.append(number)
+    return numbers
+
+
 def whole_numbers(values: Sequence[Any]) -> Sequence[Any]:
     """Restores whole numbers that pandas wrote as floats because of gaps in the column.
 
@@ -136,12 +172,8 @@ def choose_column(
     """Returns the column that ``argument`` names, or the first usual name found.
 
     Names match in any case. If no column has that name, as in a table without a header,
-    a number is the position of a column, from 0.
-
-    Raises
-    ------
-    ValueError
-        If there is none; the message lists the columns there are.
+    a number is the position of a column, from 0. If there is none, a ``ValueError``
+    lists the columns there are.
 
     Example
     -------

@@ -186,7 +186,7 @@ def runs_of(
         if len(rows) and not tests["given"].train:
             names = some_of(sorted(set(rows["split"])))
             raise ValueError(
-                f"{_told_by(rows, 'split')} gives {names} for all {len(rows)} clips, "
+                f"{_origin_of(rows, 'split')} gives {names} for all {len(rows)} clips, "
                 "which leaves nothing to train on; pass another split_column, or "
                 "split=random"
             )
@@ -200,9 +200,9 @@ def runs_of(
         folds = in_order({str(each) for each in rows["fold"] if each})
         if len({*rows["fold"]}) < 2:
             raise ValueError(
-                f"{_told_by(rows, 'fold')} gives {some_of(folds) or 'nothing'} for all "
-                f"{len(rows)} clips, but two folds or more are needed; pass another "
-                "fold_column, or split=random"
+                f"{_origin_of(rows, 'fold')} gives {some_of(folds) or 'nothing'} for "
+                f"all {len(rows)} clips, but two folds or more are needed; pass another"
+                " fold_column, or split=random"
             )
         folds = folds if fold is None else [str(fold)]
         tests = {f"fold{each}": split_by_fold(rows, each) for each in folds}
@@ -241,11 +241,13 @@ def split_in_words(
     if name == "random":
         how = f"drawn at random (seed {seed})"
     elif name == "given":
-        how = f"given by {_told_by(rows, 'split')}"
+        how = f"given by {_origin_of(rows, 'split')}"
     elif len(runs) > 1:
-        how = f"{len(runs)} folds, given by {_told_by(rows, 'fold')}, the first of them"
+        how = (
+            f"{len(runs)} folds, given by {_origin_of(rows, 'fold')}, the first of them"
+        )
     else:
-        how = f"{name}, given by {_told_by(rows, 'fold')}"
+        how = f"{name}, given by {_origin_of(rows, 'fold')}"
     sizes = f"{len(split.train)} clips to train, {len(split.valid)} to validate and "
     text = f"{how}: {sizes}{len(split.test)} to test on"
     drawn: Sequence[str] = Split._fields if name == "random" else ("valid",)
@@ -259,7 +261,7 @@ def split_in_words(
     return f"{text}; {absent}" if absent else text
 
 
-def _told_by(rows: datasets.Dataset, role: str) -> str:
+def _origin_of(rows: datasets.Dataset, role: str) -> str:
     """Describes where the values of a role come from."""
     for line in (rows.info.description or "").splitlines():
         if line.startswith(f"{role}: "):

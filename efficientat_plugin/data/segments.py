@@ -1,13 +1,12 @@
 """Turns the rows of one file into segments of it, or merges them into one clip."""
 
 import logging
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from efficientat_plugin.data.columns import cell_text, find_column
+from efficientat_plugin.data.columns import find_column, numbers_in
 from efficientat_plugin.data.sound_files import UnreadableClip, open_sound
 from efficientat_plugin.support.plain_text import shown, some_of
 
@@ -94,9 +93,13 @@ def read_times(
     ValueError
         If a value is not a time, or a segment is empty.
     """
-    starts = _seconds(columns[times.start], times.start, source)
+    what = (
+        "is not a time in seconds; write seconds, or pass segments=False to read whole "
+        "files"
+    )
     name = times.end or times.length or ""
-    ends = _seconds(columns[name], name, source)
+    starts = numbers_in(columns[times.start], times.start, source, what)
+    ends = numbers_in(columns[name], name, source, what)
     if times.length:
         ends = [
             None if length is None else (start or 0.0) + length
@@ -110,24 +113,6 @@ def read_times(
                 "pass segments=False to read whole files"
             )
     return {"start": starts, "end": ends}
-
-
-def _seconds(values: Sequence[Any], column: str, source: str) -> list[float | None]:
-    found: list[float | None] = []
-    for row, value in enumerate(values):
-        text = cell_text(value)
-        try:
-            seconds = None if text is None else float(text)
-        except ValueError:
-            seconds = math.nan
-        if seconds is not None and not 0 <= seconds < math.inf:
-            raise ValueError(
-                f"row {row + 1} of {source} has {shown(str(value))[:40]!r} in column "
-                f"{column}, which is not a time in seconds; write seconds, or pass "
-                "segments=False to read whole files"
-            )
-        found.append(seconds)
-    return found
 
 
 def merge_rows(

@@ -129,18 +129,7 @@ def absent_classes(
 ) -> str:
     """Lists the classes without clips on some side of some split, in a sentence.
 
-    Arguments
-    ---------
-    rows : datasets.Dataset
-    splits : Iterable[Split]
-        Of these rows.
-    sides : Sequence[str]
-        Sides to look at; empty ones lack nothing.
-
-    Returns
-    -------
-    str
-        "" if there are none.
+    Returns "" if there are none. Only ``sides`` that are not empty count.
 
     Example
     -------

@@ -14,7 +14,7 @@ from efficientat_plugin.support.plain_text import shown
 
 NAMED = 5  # entries that a line lists
 # Clip length if the sounds determine it ("auto"): see `fitting_seconds`
-SHARE_HELD = 0.95
+SHARE_COVERED = 0.95
 STEP_SECONDS = 0.25
 SHORTEST_SECONDS, LONGEST_SECONDS = 0.5, 10.0
 
@@ -35,7 +35,7 @@ class RowsSummary(NamedTuple):
     unreadable: tuple[Skipped, ...]  # the first of them
     clip_seconds: float | None  # used of each clip, s; None: all of it
     num_longer: int  # clips longer than that
-    hours_heard: float
+    hours_used: float
 
     def __str__(self) -> str:
         return "\n".join([*_label_lines(self), *_sound_lines(self)])
@@ -118,7 +118,7 @@ def describe(
         unreadable=tuple(unreadable[:NAMED]),
         clip_seconds=clip_seconds,
         num_longer=round(scale * sum(each > too_long for each in seconds)),
-        hours_heard=scale * float(np.minimum(seconds, limit).sum()) / 3600,
+        hours_used=scale * float(np.minimum(seconds, limit).sum()) / 3600,
     )
 
 
@@ -150,8 +150,8 @@ def fitting_seconds(seconds: Sequence[float]) -> float:
         raise ValueError(
             "the lengths of the sounds cannot be read; pass --clip_seconds"
         )
-    held = float(np.quantile(seconds, SHARE_HELD))
-    steps = np.ceil((held - 1e-3) / STEP_SECONDS)  # ignores an excess of 1 ms
+    covered = float(np.quantile(seconds, SHARE_COVERED))
+    steps = np.ceil((covered - 1e-3) / STEP_SECONDS)  # ignores an excess of 1 ms
     return float(np.clip(STEP_SECONDS * steps, SHORTEST_SECONDS, LONGEST_SECONDS))
 
 
@@ -228,7 +228,7 @@ def _sound_lines(summary: RowsSummary) -> list[str]:
         lines.append(
             f"{about}{summary.num_longer} clips are longer than "
             f"{summary.clip_seconds:g} s; only their first {summary.clip_seconds:g} s "
-            f"are used ({summary.hours_heard:.2f} of {summary.hours:.2f} hours)"
+            f"are used ({summary.hours_used:.2f} of {summary.hours:.2f} hours)"
         )
     if summary.num_unreadable:
         some = shown(

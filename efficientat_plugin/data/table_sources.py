@@ -1,6 +1,5 @@
 """Reads a path or a hub id as a table, in whatever form its maker wrote it."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +12,8 @@ import pyarrow as pa
 
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
-    cell_text,
     find_column,
+    numbers_in,
     plain_name,
 )
 from efficientat_plugin.data.facts import Facts
@@ -31,7 +30,7 @@ from efficientat_plugin.data.rows import (
 from efficientat_plugin.data.splits import split_of_file
 from efficientat_plugin.data.text_tables import read_text_table
 from efficientat_plugin.support.files import open_file
-from efficientat_plugin.support.plain_text import shown, some_of
+from efficientat_plugin.support.plain_text import some_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
@@ -96,26 +95,14 @@ def _with_one_hot(source: Source, classes: Sequence[str] | None) -> Source:
     found = [find_column(source.columns, [plain_name(name)]) for name in classes]
     if None in found:
         return source
-    columns = [_probabilities(source, name) for name in found if name]
-    labels = [list(numbers) for numbers in zip(*columns, strict=True)]
+    what = "is a class and must hold 0 or 1, or a probability"
+    columns = [
+        numbers_in(source.columns[name], name, source.name, what, most=1)
+        for name in found
+        if name
+    ]
+    labels = [[n or 0.0 for n in numbers] for numbers in zip(*columns, strict=True)]
     return source._replace(columns={**source.columns, "label": labels})
-
-
-def _probabilities(source: Source, column: str) -> list[float]:
-    numbers = []
-    for row, value in enumerate(source.columns[column], start=1):
-        text = cell_text(value) or "0"
-        try:
-            number = float({"True": "1", "False": "0"}.get(text, text))
-        except ValueError:
-            number = math.nan
-        if not 0 <= number <= 1:
-            raise ValueError(
-                f"row {row} of {source.name} has {shown(text)[:40]!r} in column "
-                f"{column}, which is a class and must hold 0 or 1, or a probability"
-            )
-        numbers.append(number)
-    return numbers
 
 
 def find_tables(folder: Path) -> list[Path]:

@@ -64,12 +64,7 @@ def read_text_table(path: Path, numbered: bool = False) -> dict[str, list[Any]]:
 def text_of(path: Path) -> str:
     """Reads a table as one text, without a byte order mark.
 
-    Raises
-    ------
-    FileNotFoundError
-        If it is not a file.
-    ValueError
-        If it is larger than any table, or not UTF-8.
+    A ``ValueError`` is raised if it is larger than any table, or not UTF-8.
     """
     content = bytearray()
     with open_file(path, MAX_TABLE_BYTES) as file:
