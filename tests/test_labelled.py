@@ -1,4 +1,4 @@
-"""What the labels of a table are, and which of its clips are for what."""
+"""The classes, targets and splits of labelled clips."""
 
 import datasets
 import pytest
@@ -8,7 +8,6 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labelled import open_labelled, runs_of
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.rows import summarize_rows
-from efficientat_plugin.data.splits import given_split
 
 
 def rows_of(labels, **columns):
@@ -80,12 +79,18 @@ def test_columns_decide_unless_a_kind_is_given():
     rows = rows_of(labels, split=["train", "train", "test", "test"] * 3)
     assert list(runs_of(rows)) == ["given"]
     assert list(runs_of(rows, "random")) == ["random"]
-    folds = rows_of(labels, fold=["2", "2", "1", "1", "3", "3"] * 2)
-    assert list(runs_of(folds)) == ["fold1", "fold2", "fold3"]
+    folds = rows_of(labels, fold=["10", "10", "1", "1", "3", "3"] * 2)
+    assert list(runs_of(folds)) == ["fold1", "fold3", "fold10"]
     assert list(runs_of(folds, fold=3)) == ["fold3"]
     assert runs_of(folds, valid_share=0.0)["fold1"].test == [2, 3, 8, 9]
-    with pytest.raises(ValueError, match="needs a column of folds, but the data has"):
-        runs_of(rows_of(labels), "fold")
+    both = rows_of(labels, fold=["1", "1", "2", "2"] * 3, split=["train"] * 12)
+    assert list(runs_of(both, fold=1)) == ["fold1"]
+    with pytest.raises(ValueError, match="fold=1 was given, but split=random uses no"):
+        runs_of(both, "random", fold=1)
+    for given, message in (({"kind": "fold"}, "split=fold"), ({"fold": 3}, "fold=3")):
+        message += " needs a column of folds, but the data has .*fold_column"
+        with pytest.raises(ValueError, match=message):
+            runs_of(rows_of(labels), **given)
     with pytest.raises(ValueError, match="split='thirds'; it is one of"):
         runs_of(rows, "thirds")
 
@@ -128,37 +133,8 @@ def test_a_folder_of_sounds_needs_no_labels_where_classes_are_given(table):
         open_labelled(folder / "none", {}, form="sounds")
 
 
-@pytest.mark.parametrize("spell", [str.lower, str.title, str.upper])
-def test_sides_are_known_in_any_case(spell):
-    sides = [spell(name) for name in ("train", "validation", "test")]
-    split = given_split(datasets.Dataset.from_dict({"split": sides}))
-    assert split == ([0], [1], [2])
-
-
-def test_folds_are_in_the_order_of_their_numbers():
-    columns = {"video_id": list("abcdef"), "labels": [["x"], ["y"]] * 3}
-    columns |= {"fold": ["10", "10", "9", "9", "1", "1"]}
-    rows = datasets.Dataset.from_dict(columns)
-    assert [*runs_of(rows, valid_share=0.0)] == ["fold1", "fold9", "fold10"]
-
-
-def test_a_fold_without_folds_is_refused():
-    columns = {"video_id": list("abcd"), "labels": [["x"], ["y"]] * 2}
-    rows = datasets.Dataset.from_dict(columns)
-    with pytest.raises(ValueError, match="fold=3 needs a column of folds.*fold_column"):
-        runs_of(rows, fold=3)
-    rows = rows.add_column("fold", list("1122"))
-    rows = rows.add_column("split", ["train"] * 4)
-    assert [*runs_of(rows, fold=1, valid_share=0.0)] == ["fold1"]
-    with pytest.raises(ValueError, match="fold=1 was given, but split=random uses no"):
-        runs_of(rows, "random", fold=1)
-
-
 def test_validation_without_a_test_is_a_split():
-    columns = {"video_id": list("abcd"), "labels": [["x"], ["y"]] * 2}
-    rows = datasets.Dataset.from_dict(
-        columns | {"split": ["train", "train"] + ["val"] * 2}
-    )
+    rows = rows_of([["x"], ["y"]] * 2, split=["train"] * 2 + ["val"] * 2)
     assert runs_of(rows)["given"] == ([0, 1], [2, 3], [])
     split = runs_of(rows.remove_columns("split"), "random", None, 0.25, 0.0)["random"]
     assert (len(split.valid), split.test) == (1, [])

@@ -1,4 +1,4 @@
-"""What the K of every label and logit means, and what a label column says."""
+"""What the K of every label and logit means, and how labels are read."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Folders of splits and folds are these, never classes; tables in them are read."""
+"""Folders of splits and folds are read as such, never as classes, and so are tables."""
 
 import json
 

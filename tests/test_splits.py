@@ -155,13 +155,6 @@ def test_a_split_reads_no_audio():
     assert split_rows(guarded) == split_rows(DATA["single"])
 
 
-def test_clips_without_labels_are_dealt_out_too():
-    rows = rows_of([["a"], ["b"]] * 10 + [[]] * 20)
-    split = split_rows(rows, 0.25, 0.25)
-    assert_laws(rows, split)
-    assert [len(side) for side in split] == [20, 10, 10]
-
-
 @pytest.mark.parametrize(
     ("rows", "given", "message"),
     [
@@ -224,13 +217,22 @@ def test_clips_without_labels_are_split_by_number():
     assert [len(side) for side in split_rows(rows, 0.2, 0.3)] == [10, 4, 6]
     grouped = rows_of([[] for _ in range(20)], ["x"] * 3 + ["y"] * 3 + [None] * 14)
     assert_laws(grouped, split_rows(grouped, 0.2, 0.3))
+    some = rows_of([["a"], ["b"]] * 10 + [[]] * 20)
+    assert [len(side) for side in split_rows(some, 0.25, 0.25)] == [20, 10, 10]
 
 
-def test_usual_names_of_splits_are_understood_and_others_refused():
-    rows = rows_of(["a"] * 3, split=["training", "validation", "testing"])
+@pytest.mark.parametrize("spell", [str.lower, str.title, str.upper])
+@pytest.mark.parametrize(
+    "names",
+    [("training", "validation", "testing"), ("train", "val", "test")]
+    + [("train", "dev", "eval")],
+)
+def test_usual_names_of_splits_are_understood(names, spell):
+    rows = rows_of(["a"] * 3, split=[spell(name) for name in names])
     assert given_split(rows) == Split(train=[0], valid=[1], test=[2])
-    rows = rows_of(["a"] * 3, split=["train", "dev", "eval"])
-    assert given_split(rows) == Split(train=[0], valid=[1], test=[2])
+
+
+def test_names_that_may_be_any_split_are_refused():
     rows = rows_of(["a"] * 3, split=["test", "dev", "eval"])
     message = r"column split holds dev, eval, .* as splits={dev: ..., eval: ..., test:"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""What a data set is lines to be, by its labels and headers."""
+"""The summary of a data set, by its labels and the headers of its sound."""
 
 import numpy as np
 import pytest

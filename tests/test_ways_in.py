@@ -1,4 +1,4 @@
-"""Every method of every tagger takes a sound in every way that it comes in."""
+"""Every method of every tagger takes sound in every form that it comes in."""
 
 import io
 
