@@ -97,8 +97,9 @@ def main(argv: list[str]) -> None:
         overrides |= {"output_folder": folder, "compare_without_teacher": False}
         hparams = load_hparams(hparams_file, overrides)
         run = audioset_kd.prepare(hparams_file, overrides, hparams)
-        epochs = hparams["number_of_epochs"]
-        batches = hparams["clips_per_epoch"] // hparams["batch_size"]
+        hparams, epochs = run.hparams, hparams["number_of_epochs"]
+        clips_per_epoch = hparams["sampling"]["clips_per_epoch"]
+        batches = clips_per_epoch // hparams["train_loader"]["batch_size"]
         watched: list[WatchedBrain] = []
 
         def make(**kwargs: Any) -> WatchedBrain:
@@ -121,7 +122,7 @@ def print_waiting(brain: WatchedBrain) -> None:
         whole = steps[-1].end - steps[0].end
         in_all = [in_all[0] + waiting, in_all[1] + whole]
         # Workers are ahead by a few batches, and at the end have nothing to do.
-        early = steps[: -1 - PREFETCHED * brain.hparams.num_workers]
+        early = steps[: -1 - PREFETCHED * brain.hparams.train_loader["num_workers"]]
         workers = 1000 * (early[-1].workers - early[0].workers) / (len(early) - 1)
         main = 1000 * (steps[-1].main - steps[0].main) / (len(steps) - 1)
         print(

@@ -8,7 +8,6 @@ Rerun the same command to resume an interrupted run; `torchrun` runs it on sever
 processes.
 """
 
-import logging
 import os
 import sys
 from itertools import chain
@@ -21,6 +20,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.clips import Clips, ClipStream
+from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.labels import (
     LabelSummary,
@@ -63,16 +63,14 @@ from efficientat_plugin.support.launch import (
     settings_of,
     start,
     world_size,
+    yaml_to_save,
 )
 from efficientat_plugin.support.run_folder import read_run, refuse_other_settings
 from efficientat_plugin.teachers.stored import as_teacher, warn_of_other_clips
 from efficientat_plugin.training.parts import (
     augmented_clips,
-    clip_reader,
     trained_model,
 )
-
-logger = logging.getLogger(__name__)
 
 # Settings that an evaluation of the run's own checkpoint cannot change
 OF_THE_STUDENT = ("student", "peer", "log_mel", "clip_seconds", "sample_rate")
@@ -116,7 +114,7 @@ def main(argv: list[str]) -> None:
         evaluate_only(hparams, run_opts, named, settings)
         return
     runs = [prepare(hparams_file, overrides, hparams)]
-    compared = hparams["compare_without_teacher"] and hparams["teacher"] is not None
+    compared = hparams["teacher"] is not None and hparams["compare_without_teacher"]
     if compared:
         alone = overrides | without_teacher(hparams)
         baseline = load_hparams(hparams_file, alone)
@@ -126,15 +124,11 @@ def main(argv: list[str]) -> None:
     teacher: list[RunResult] = teacher_itself(runs[0]) if compared else []
     results: list[list[RunResult]] = []
     for run in runs:
-        try:
-            with explain_write_errors(run.hparams["output_folder"]):
-                results.append(train_and_evaluate(run, run_opts))
-                table = [*results[0], *teacher, *chain(*results[1:])]
-                # Now, so that the first results survive if the second run fails
-                run_on_main(report, (Path(hparams["output_folder"]), table))
-        except (OSError, ValueError, TooManyUnreadable) as error:
-            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
-            sys.exit(str(error))
+        with explain_write_errors(run.hparams["output_folder"]):
+            results.append(train_and_evaluate(run, run_opts))
+            table = [*results[0], *teacher, *chain(*results[1:])]
+            # Now, so that the first results survive if the second run fails
+            run_on_main(report, (Path(hparams["output_folder"]), table))
     if if_main_process():
         print(comparison_table(table))
         folder = hparams["output_folder"]
@@ -152,8 +146,8 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
     problems = []
     train_rows = eval_rows = teacher = None
     try:
-        train_rows = rows_of(hparams, hparams["train_split"], training=True)
-        eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
+        train_rows = rows_of(hparams, training=True)
+        eval_rows = rows_of(hparams, training=False)
     except (OSError, ValueError) as error:
         problems.append(f"--dataset PATH: {error}")
     try:
@@ -164,11 +158,13 @@ def open_inputs(hparams: dict[str, Any]) -> Inputs:
             "published PaSST logits, recipes/dump_teacher_logits.py computes those of "
             "a model; null trains on labels alone"
         )
+    name, folder = (
+        hparams["start_from"]["pretrained"],
+        hparams["start_from"]["pretrained_folder"],
+    )
     try:
-        if hparams["pretrained"] is not None:
-            load_published_state(
-                hparams["student"], hparams["pretrained"], hparams["pretrained_folder"]
-            )
+        if name is not None:
+            load_published_state(hparams["student"], name, folder)
     except (OSError, ValueError) as error:
         problems.append(f"--pretrained NAME, PATH or null: {error}")
     refuse(problems)
@@ -182,13 +178,15 @@ def refuse(problems: list[str]) -> None:
         sys.exit(f"Missing inputs. Pass:\n{listed}\n{NOTHING_NEEDED}")
 
 
-def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
+def rows_of(hparams: dict[str, Any], training: bool) -> Any:
     """Loads the rows of a split; for training, streams and adds a transfer set."""
-    streaming, cache = training and hparams["streaming"], hparams["dataset_cache"]
-    config = hparams["dataset_config"]
+    data = hparams["data"]
+    split = data["train_split" if training else "eval_split"]
+    streaming, cache = training and data["streaming"], data["dataset_cache"]
+    config = data["dataset_config"]
     rows = load_rows(hparams["dataset"], split, streaming, config, cache)
-    if training and hparams["transfer_set"] is not None:
-        more = load_rows(hparams["transfer_set"], "transfer", streaming, None, cache)
+    if training and data["transfer_set"] is not None:
+        more = load_rows(data["transfer_set"], "transfer", streaming, None, cache)
         rows = datasets.concatenate_datasets([rows, more])
     return rows
 
@@ -196,44 +194,39 @@ def rows_of(hparams: dict[str, Any], split: str, training: bool) -> Any:
 def prepare(
     hparams_file: str, overrides: dict[str, Any], hparams: dict[str, Any]
 ) -> Run:
-    """Opens and checks the inputs of a run; exits with a message on an error."""
-    num_classes = hparams["num_classes"]
+    """Opens and checks the inputs of a run."""
+    num_classes = hparams["student"].num_classes
     if num_classes != len(audioset_labels()):
-        sys.exit(
+        raise ValueError(
             f"num_classes={num_classes}: AudioSet has {len(audioset_labels())} classes"
         )
     inputs = open_inputs(hparams)
     hparams = hparams | {"teacher": inputs.teacher}
-    try:
-        warn_of_another_front_end(hparams)
-        look_at_eval_clips(inputs.eval_rows)
-        if hparams["streaming"]:
-            train_set, loader, summary = streamed_training_data(hparams, inputs)
-        else:
-            train_set, loader, summary = training_data(hparams, inputs)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(str(error))
+    warn_of_another_front_end(hparams)
+    refuse_unlabelled_eval_clips(inputs.eval_rows)
+    if hparams["data"]["streaming"]:
+        train_set, loader, summary = streamed_training_data(hparams, inputs)
+    else:
+        train_set, loader, summary = training_data(hparams, inputs)
     return Run(hparams_file, overrides, hparams, inputs, train_set, loader, summary)
 
 
 def claim(run: Run, run_opts: Any) -> None:
-    """Claims the output folder; exits with a message if it holds another run."""
+    """Claims the output folder; refuses one that holds another run."""
     hparams, summary, teacher = run.hparams, run.summary, run.inputs.teacher
     this = settings_of(run.hparams_file, run.overrides, run_opts)
     this["train"] = digest_of_clips(
         summary.clip_ids, summary.indices, sounds_of(head_of(run.train_set))
     )
     this["eval"] = digest_of_rows(run.inputs.eval_rows)
-    this["pretrained"] = identity_of_weights(hparams["pretrained"])
+    this["pretrained"] = identity_of_weights(hparams["start_from"]["pretrained"])
     if hasattr(teacher, "identity"):
         this["teacher"] = teacher.identity(summary.clip_ids)
     folder = Path(hparams["output_folder"])
-    done = [*Path(hparams["save_folder"]).glob("CKPT*"), *folder.glob("scores.json")]
-    try:
-        with explain_write_errors(folder):
-            claim_folder(folder, this, started=bool(done), may_train_longer=True)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
+    save_folder = Path(hparams["paths"]["save_folder"])
+    done = [*save_folder.glob("CKPT*"), *folder.glob("scores.json")]
+    with explain_write_errors(folder):
+        claim_folder(folder, this, started=bool(done), may_train_longer=True)
 
 
 def head_of(train_set: Clips | ClipStream) -> Any:
@@ -250,10 +243,13 @@ def digest_of_rows(rows: Any) -> str:
 
 def warn_of_another_front_end(hparams: dict[str, Any]) -> None:
     """Warns if the pretrained weights were trained on another log-mel."""
-    name = hparams["pretrained"]
+    name, folder = (
+        hparams["start_from"]["pretrained"],
+        hparams["start_from"]["pretrained_folder"],
+    )
     if name is None:
         return
-    known = describe(name, hparams["pretrained_folder"])
+    known = describe(name, folder)
     if known.entry is not None and known.entry.trained_on == "ImageNet":
         return
     trained = known.front_end or {}
@@ -273,15 +269,13 @@ def train_and_evaluate(run: Run, run_opts: Any) -> list[RunResult]:
     """Trains one student, or two that teach each other; resumes a checkpoint."""
     hparams = run.hparams
     sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=run.hparams_file,
-        overrides=run.overrides,
+        hparams["output_folder"], **yaml_to_save(run.hparams_file, run.overrides)
     )
     keep_log()
     models = models_of(hparams)
     describe_checkpoints(hparams["checkpointer"], models)
     brain = make_brain(hparams, run_opts, hparams["checkpointer"])
-    eval_set = Clips(run.inputs.eval_rows, clip_reader(hparams, audioset_vocabulary()))
+    eval_set = Clips(run.inputs.eval_rows, reader_of(hparams))
     brain.fit(
         hparams["epoch_counter"],
         run.train_set,
@@ -312,12 +306,12 @@ def write_models(
 ) -> None:
     """Writes a model folder for each trained model, and prints its path."""
     hparams = run.hparams
-    dataset, split = Path(str(hparams["dataset"])), hparams["eval_split"]
+    dataset, split = Path(str(hparams["dataset"])), hparams["data"]["eval_split"]
     data = dataset.name if dataset.exists() else str(dataset)
     for (name, model), result in zip(models.items(), results, strict=True):
         provenance = Provenance(
             name=f"{dataset.name}, {result.name}",
-            started_from=hparams["pretrained"],
+            started_from=hparams["start_from"]["pretrained"],
             data=f"{data}: {trained_on(run)}",
             data_licence=run.inputs.train_rows.info.license or "",
             scores={cut_clips(split, result.scores, hparams): result.scores},
@@ -330,24 +324,24 @@ def write_models(
 def trained_on(run: Run) -> str:
     """Describes the training clips and the teacher, for the model's card."""
     hparams, teacher = run.hparams, run.inputs.teacher
-    count = f"{len(run.summary.clip_ids)} clips"
-    if hparams["labelled_only"]:
+    data, count = hparams["data"], f"{len(run.summary.clip_ids)} clips"
+    if hparams["sampling"]["labelled_only"]:
         count += " with labels"
-    if hparams["streaming"]:
+    if data["streaming"]:
         count = "the clips"  # their number is not known
-    what = f"{count} of {hparams['train_split']}"
-    if hparams["transfer_set"] is not None:
-        what += f" and {name_of(hparams['transfer_set'])}"
+    what = f"{count} of {data['train_split']}"
+    if data["transfer_set"] is not None:
+        what += f" and {name_of(data['transfer_set'])}"
     if "peer" in hparams:
         return what  # the model's name includes its teacher
-    if teacher is None or not hparams["kd_weight"]:
+    if teacher is None or not hparams["loss"].kd_weight:
         return f"{what}, without a teacher"
     return f"{what}, taught by {name_of(teacher.name)}"
 
 
 def cut_clips(split: str, scores: Scores, hparams: dict[str, Any]) -> str:
     """Describes the scored clips, which the published protocol cuts."""
-    seconds = f"{hparams['clip_seconds']:g} s"
+    seconds = f"{hparams['clip']['clip_seconds']:g} s"
     return f"{split}, the first {seconds} of {scores.num_clips} clips"
 
 
@@ -355,21 +349,22 @@ def training_data(
     hparams: dict[str, Any], inputs: Inputs
 ) -> tuple[Clips, dict[str, Any], LabelSummary]:
     """Builds the training set, the arguments of its loader, and a label summary."""
-    rows = inputs.train_rows
+    rows, sampling = inputs.train_rows, hparams["sampling"]
     summary = summarize_rows(rows, audioset_vocabulary())
-    say_and_check("Training clips", summary, hparams)
-    if hparams["labelled_only"]:
+    report_and_check("Training clips", summary, hparams)
+    if sampling["labelled_only"]:
         labelled = [i for i, classes in enumerate(summary.indices) if classes]
         rows = rows.select(labelled)
         summary = summarize_rows(rows, audioset_vocabulary())
     weights = None
-    if hparams["class_balanced"]:
+    if sampling["class_balanced"]:
         weights = class_balanced_weights(summary.indices, len(audioset_labels()))
-    draws = Draws(len(rows), hparams["clips_per_epoch"], weights, hparams["seed"])
+    draws = Draws(len(rows), sampling["clips_per_epoch"], weights, hparams["seed"])
     per_process = len(draws) // world_size()
-    if per_process < hparams["batch_size"]:
+    batch_size = hparams["train_loader"]["batch_size"]
+    if per_process < batch_size:
         raise ValueError(
-            f"batch_size={hparams['batch_size']} is more than an epoch's "
+            f"batch_size={batch_size} is more than an epoch's "
             f"{per_process} clips for each process; lower it"
         )
     train_set = augmented_clips(hparams, audioset_vocabulary(), rows)
@@ -380,9 +375,11 @@ def streamed_training_data(
     hparams: dict[str, Any], inputs: Inputs
 ) -> tuple[ClipStream, dict[str, Any], LabelSummary]:
     """As ``training_data``, for a stream, of which only the first rows are checked."""
+    settings = hparams["sampling"] | {"waveform_mix": hparams["waveform_mix"]}
+    settings["compare_without_teacher"] = hparams.get("compare_without_teacher")
     needs_rows = ["class_balanced", "labelled_only", "waveform_mix"]
     needs_rows.append("compare_without_teacher")
-    asked = [key for key in needs_rows if hparams[key]]
+    asked = [key for key in needs_rows if settings[key]]
     if asked:
         options = " ".join(
             f"--{key} {'null' if key == 'waveform_mix' else False}" for key in asked
@@ -394,13 +391,13 @@ def streamed_training_data(
     first = inputs.train_rows.take(STREAM_HEAD).select_columns(["video_id", "labels"])
     head = datasets.Dataset.from_list(list(first))
     summary = summarize_rows(head, audioset_vocabulary())
-    say_and_check(f"The stream's first {len(head)} clips", summary, hparams)
+    report_and_check(f"The stream's first {len(head)} clips", summary, hparams)
     stream = ClipStream(
         inputs.train_rows,
-        clip_reader(hparams, audioset_vocabulary()),
+        reader_of(hparams),
         hparams["waveform_augment"],
-        hparams["shuffle_buffer"],
-        hparams["clips_per_epoch"],
+        hparams["data"]["shuffle_buffer"],
+        hparams["sampling"]["clips_per_epoch"],
         hparams["seed"],
         rank=int(os.environ.get("RANK", 0)),
         world_size=world_size(),
@@ -408,7 +405,7 @@ def streamed_training_data(
     return stream, dict(hparams["train_loader"]), summary
 
 
-def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
+def report_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> None:
     """Prints a summary of the data; refuses data that a student cannot learn from.
 
     Refused are labels of other classes, data without labels or teacher, and logits of
@@ -418,7 +415,7 @@ def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> 
         print(f"{what}: {summary}")
     refuse_other_labels(what, summary, audioset_vocabulary())
     has_teacher = hparams["teacher"] is not None or "peer" in hparams
-    if not (summary.num_labelled or (has_teacher and hparams["kd_weight"])):
+    if not (summary.num_labelled or (has_teacher and hparams["loss"].kd_weight)):
         why = (
             "kd_weight=0 ignores the teacher" if has_teacher else "there is no teacher"
         )
@@ -427,15 +424,17 @@ def say_and_check(what: str, summary: LabelSummary, hparams: dict[str, Any]) -> 
             "pass --teacher STORE and a --kd_weight above 0, or data with labels"
         )
     if hparams["teacher"] is not None:
-        seconds, short_clips = hparams["clip_seconds"], hparams["short_clips"]
-        warn_of_other_clips(hparams["teacher"], seconds, short_clips)
+        clip = hparams["clip"]
+        warn_of_other_clips(
+            hparams["teacher"], clip["clip_seconds"], clip["short_clips"]
+        )
         minimum = hparams["min_teacher_coverage"]
         verdict = hparams["teacher"].check(summary, audioset_labels(), minimum)
         if if_main_process():
             print(f"Teacher: {verdict}")
 
 
-def look_at_eval_clips(rows: Any) -> None:
+def refuse_unlabelled_eval_clips(rows: Any) -> None:
     """Prints a summary of the evaluation clips; refuses clips without labels."""
     summary = summarize_rows(rows, audioset_vocabulary())
     if if_main_process():
@@ -446,6 +445,11 @@ def look_at_eval_clips(rows: Any) -> None:
             "Evaluation clips have no labels, so nothing can be scored on them; pass "
             "--eval_split with a split that has labels"
         )
+
+
+def reader_of(hparams: dict[str, Any]) -> ClipReader:
+    """Builds the reader that turns AudioSet's rows into clips."""
+    return ClipReader(audioset_vocabulary(), **hparams["clip"])
 
 
 def make_brain(hparams: dict[str, Any], run_opts: Any, checkpointer: Any) -> Any:
@@ -480,9 +484,8 @@ def evaluate(
             write_scores(folder / one.folder, one.scores, labels)
         for one in trained:
             print(f"{one.name}: {one.scores}")
-    num_samples = round(brain.hparams.clip_seconds * brain.hparams.sample_rate)
     log_mel = brain.hparams.log_mel
-    num_frames = log_mel.num_frames(num_samples)
+    num_frames = log_mel.num_frames(eval_set.reader.num_samples)
     return [
         RunResult(
             one.name,
@@ -499,7 +502,7 @@ def evaluate_only(
 ) -> None:
     """Scores a published or local model, or else this run's last checkpoint."""
     checkpointer, problems = None, []
-    name, folder = hparams["pretrained"], hparams["output_folder"]
+    name, folder = hparams["start_from"]["pretrained"], hparams["output_folder"]
     if named:
         try:
             hparams = hparams | parts_of_named(hparams, name)
@@ -509,15 +512,15 @@ def evaluate_only(
         folder += f"/evaluated/{Path(name).stem}"
     else:
         checkpointer = hparams["checkpointer"]
-        name = hparams["save_folder"]
+        name = hparams["paths"]["save_folder"]
         if not checkpointer.list_checkpoints():
             sys.exit(
                 f"There is no checkpoint in {name} to evaluate; train first, or pass "
                 "--pretrained with a published name or a path"
             )
     try:
-        eval_rows = rows_of(hparams, hparams["eval_split"], training=False)
-        look_at_eval_clips(eval_rows)
+        eval_rows = rows_of(hparams, training=False)
+        refuse_unlabelled_eval_clips(eval_rows)
     except (OSError, ValueError) as error:
         problems.append(f"--dataset PATH: {error}")
     refuse(problems)
@@ -526,13 +529,13 @@ def evaluate_only(
     hparams = hparams | {"teacher": None, "output_folder": folder}
     Path(folder).mkdir(parents=True, exist_ok=True)
     brain = make_brain(hparams, run_opts, checkpointer)
-    eval_set = Clips(eval_rows, clip_reader(hparams, audioset_vocabulary()))
+    eval_set = Clips(eval_rows, reader_of(hparams))
     evaluate(brain, eval_set, str(name), alone=named)
 
 
 def parts_of_named(hparams: dict[str, Any], name: str) -> dict[str, Any]:
     """Loads a published or local model in the place of the YAML's student."""
-    folder = hparams["pretrained_folder"]
+    folder = hparams["start_from"]["pretrained_folder"]
     stated: dict[str, Any] = {}
     if not tells_front_end(name):
         # For a file without a description, the YAML's log-mel is used, and for a
@@ -541,10 +544,10 @@ def parts_of_named(hparams: dict[str, Any], name: str) -> dict[str, Any]:
         if type(hparams["student"]) is PaSST:
             stated = hparams["student"].options | stated
     student = load_network(name, savedir=folder, **stated)
-    if student.num_classes != hparams["num_classes"]:
+    if student.num_classes != len(audioset_labels()):
         raise ValueError(
             f"{name} has {student.num_classes} classes, AudioSet "
-            f"{hparams['num_classes']}; recipes/audioset_kd.py only evaluates AudioSet "
+            f"{len(audioset_labels())}; recipes/audioset_kd.py only evaluates AudioSet "
             "taggers"
         )
     found = {"student": student, "log_mel": LogMel(**student.front_end)}
@@ -561,16 +564,13 @@ def place_of_evaluation(
 ) -> str:
     """Returns the folder for the scores; refuses a front end not used in training."""
     folder = hparams["output_folder"]
-    try:
-        trained = read_run(folder)
-        if trained is None:
-            return folder
-        refuse_other_settings(folder, settings, OF_THE_STUDENT)
-    except ValueError as error:
-        sys.exit(str(error))
+    trained = read_run(folder)
+    if trained is None:
+        return folder
+    refuse_other_settings(folder, settings, OF_THE_STUDENT)
     if trained.get("eval") != digest_of_rows(eval_rows):
         # Do not overwrite the scores of the run's own evaluation clips.
-        name = f"{Path(str(hparams['dataset'])).name}-{hparams['eval_split']}"
+        name = f"{Path(str(hparams['dataset'])).name}-{hparams['data']['eval_split']}"
         return f"{folder}/evaluated/{name}"
     return folder
 
@@ -578,9 +578,7 @@ def place_of_evaluation(
 def teacher_itself(run: Run) -> list[RunResult]:
     """Scores the teacher on the evaluation clips, if it has logits for them."""
     summary = summarize_rows(run.inputs.eval_rows, audioset_vocabulary())
-    eval_set = Clips(
-        run.inputs.eval_rows, clip_reader(run.hparams, audioset_vocabulary())
-    )
+    eval_set = Clips(run.inputs.eval_rows, reader_of(run.hparams))
     share = run.hparams["max_unreadable_share"]
     loader_options = run.hparams["eval_loader"] | {"max_unreadable_share": share}
     scores = run.inputs.teacher.scores(eval_set, summary, loader_options)
@@ -597,4 +595,4 @@ def without_teacher(hparams: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, refusals=(TooManyUnreadable,))

@@ -8,7 +8,6 @@ Rerun the same command to resume an interrupted run. The model folder is
 OUTPUT_FOLDER/model; ``AudioTagger.from_hparams`` loads it.
 """
 
-import logging
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,7 +19,6 @@ import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.data.labelled import (
-    TABLE_OPTIONS,
     LabelledClips,
     open_labelled,
     runs_of,
@@ -35,12 +33,7 @@ from efficientat_plugin.evaluation.agreement import AgreementStats
 from efficientat_plugin.evaluation.metrics import Scores
 from efficientat_plugin.evaluation.report import RunResult, plot_curves, write_scores
 from efficientat_plugin.pretrained.card import name_of
-from efficientat_plugin.pretrained.folder import (
-    Provenance,
-    describe_checkpoints,
-    write_model_folder,
-)
-from efficientat_plugin.students.ensemble import Ensemble
+from efficientat_plugin.pretrained.folder import Provenance, write_model_folder
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.support.console import keep_log
@@ -51,22 +44,22 @@ from efficientat_plugin.support.launch import (
     parse_and_join,
     settings_of,
     start,
+    yaml_to_save,
 )
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
 from efficientat_plugin.teachers.load import OpenedTeachers, open_teachers
-from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
 from efficientat_plugin.training.parts import (
     augmented_clips,
+    checkpointer_of,
     modules_of,
     plain_clips,
+    store_logits,
     trained_model,
 )
 from efficientat_plugin.training.short_runs import prepare_for_short_run
-
-logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -74,7 +67,7 @@ class Run(NamedTuple):
 
     clips: LabelledClips
     split: Split
-    store: LogitsStore
+    teacher: StoredTeacher
     hparams: dict[str, Any]
     student: Student
 
@@ -96,47 +89,35 @@ def main(argv: list[str]) -> None:
         sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
     hparams = load_hparams(hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
-    try:
-        for key in ("dataset", "teacher"):
-            if hparams[key] is None:
-                raise ValueError(f"--{key} is needed; see the head of {hparams_file}")
-        if hparams["number_of_epochs"] < 1:
-            epochs = hparams["number_of_epochs"]
-            raise ValueError(
-                f"number_of_epochs={epochs} trains nothing; give 1 or more"
-            )
-        with explain_write_errors(hparams["output_folder"]):
-            run = prepare(
-                hparams, settings_of(hparams_file, overrides, run_opts), device
-            )
-            sb.create_experiment_directory(
-                hparams["output_folder"], hparams_file, overrides
-            )
-            keep_log()
-            distil(run, run_opts)
-    except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
-        logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
-        sys.exit(str(error))
+    if hparams["number_of_epochs"] < 1:
+        epochs = hparams["number_of_epochs"]
+        raise ValueError(f"number_of_epochs={epochs} trains nothing; give 1 or more")
+    with explain_write_errors(hparams["output_folder"]):
+        settings = settings_of(hparams_file, overrides, run_opts)
+        run = prepare(hparams, settings, device)
+        sb.create_experiment_directory(
+            hparams["output_folder"], **yaml_to_save(hparams_file, overrides)
+        )
+        keep_log()
+        distil(run, run_opts)
 
 
 def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> Run:
     """Reads the clips and computes the teacher's logits for all of them."""
     teacher, labels, target = open_teacher(hparams)
-    given = {key: hparams[key] for key in TABLE_OPTIONS}
-    if target not in (None, hparams["target"]):
+    if target not in (None, hparams["table"]["target"]):
         raise ValueError(
             f"the teacher {hparams['teacher']} is {target}; pass --target {target}"
         )
     clips = open_labelled(
         hparams["dataset"],
         hparams["facts"],
-        hparams["target"],
-        labels,
+        labels=labels,
         cache_dir=hparams["dataset_cache"],
-        **given,
+        **hparams["table"],
     )
     if if_main_process():
-        found = describe(clips.rows, clip_seconds=hparams["clip_seconds"])
+        found = describe(clips.rows, clip_seconds=hparams["clip"]["clip_seconds"])
         print(f"{hparams['dataset']}:\n{found}")
         summary = summarize_rows(clips.rows, clips.labels)
         if summary.num_labelled:
@@ -147,8 +128,17 @@ def prepare(hparams: dict[str, Any], settings: dict[str, Any], device: str) -> R
     settings["labels"] = f"{len(labels)} classes (digest {labels.sha256[:8]})"
     refuse_another_run(hparams["output_folder"], settings, clips, split)
     student = build_student(clips, hparams)
-    store = ask(teacher.to(device), clips, hparams, device)
-    return Run(clips, heard(clips, split, store), store, hparams, student)
+    stored = store_logits(
+        hparams,
+        hparams["teacher_logits"],
+        hparams["teacher"],
+        teacher.to(device),
+        clips.labels,
+        clips.rows,
+        device,
+    )
+    split = with_logits(clips, split, stored.store)
+    return Run(clips, split, stored, hparams, student)
 
 
 def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
@@ -156,7 +146,7 @@ def open_teacher(hparams: dict[str, Any]) -> OpenedTeachers:
     return open_teachers(
         hparams["teacher"],
         labels=hparams["labels"],
-        sample_rate=hparams["sample_rate"],
+        sample_rate=hparams["clip"]["sample_rate"],
         own_rate=hparams["teacher_sample_rate"],
         savedir=hparams["pretrained_folder"],
         options=hparams["teacher_options"],
@@ -170,9 +160,8 @@ def split_clips(clips: LabelledClips, hparams: dict[str, Any]) -> Split:
         clips.rows,
         "given" if given else "random",
         None,
-        hparams["valid_share"],
-        hparams["test_share"],
-        hparams["seed"],
+        seed=hparams["seed"],
+        **hparams["splitting"],
     )
     if if_main_process():
         print(f"split: {split_in_words(clips.rows, runs, hparams['seed'])}")
@@ -190,26 +179,7 @@ def refuse_another_run(
     claim_folder(folder, this, started=bool(done))
 
 
-def ask(
-    teacher: Ensemble, clips: LabelledClips, hparams: dict[str, Any], device: str
-) -> LogitsStore:
-    """Computes and stores the teacher's logits of every clip."""
-    fill_store(
-        hparams["teacher_logits"],
-        hparams["teacher"],
-        teacher,
-        clips.labels,
-        clips.rows,
-        hparams["clip_seconds"],
-        device,
-        hparams["max_unreadable_share"],
-        short_clips=hparams["short_clips"],
-        **hparams["eval_loader"],
-    )
-    return LogitsStore(hparams["teacher_logits"])
-
-
-def heard(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
+def with_logits(clips: LabelledClips, split: Split, store: LogitsStore) -> Split:
     """Removes from each side of the split the clips without stored logits.
 
     The share of unreadable clips was checked when the logits of all clips were
@@ -269,38 +239,32 @@ def distil(run: Run, run_opts: Any) -> None:
 def build_student(clips: LabelledClips, hparams: dict[str, Any]) -> Student:
     """Builds a student with the teacher's classes."""
     student = hparams["student"](num_classes=len(clips.labels))
-    prepare_for_short_run(student, hparams["prior"], hparams["batch_norm_momentum"])
+    prepare_for_short_run(student, **hparams["short_run"])
     return student
 
 
 def build_parts(run: Run) -> Parts:
     """Builds the objects that depend on the teacher's logits."""
     hparams, clips = run.hparams, run.clips
-    modules = modules_of(hparams, run.student, hparams["log_mel"])
-    recoverables = {
-        "student": run.student,
-        "epoch_counter": hparams["epoch_counter"],
-        "history": hparams["history"],
-    }
-    folder = Path(hparams["output_folder"]) / "save"
-    checkpointer = AtomicCheckpointer(str(folder), recoverables)
     model = trained_model(hparams, run.student, clips.labels, clips.target)
-    describe_checkpoints(checkpointer, {"student": model})
-    make_stats = partial(AgreementStats, run.store.lookup, clips.target)
-    teacher = StoredTeacher(run.store)
-    return Parts(run.student, modules, teacher, make_stats, checkpointer)
+    return Parts(
+        run.student,
+        modules_of(hparams, run.student, hparams["log_mel"]),
+        run.teacher,
+        partial(AgreementStats, run.teacher.store.lookup, clips.target),
+        checkpointer_of(hparams, model, hparams["epoch_counter"]),
+    )
 
 
 def finish(brain: Any, run: Run) -> None:
     """Writes the model, its scores and curves, and prints where the model is."""
     hparams, clips, split = run.hparams, run.clips, run.split
     folder, agreement = Path(hparams["output_folder"]), brain.scores
-    clips = run.clips
     model = trained_model(hparams, run.student, clips.labels, clips.target)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
     scores: dict[str, Any] = {}
     if split.test:
-        seconds = f"{hparams['clip_seconds']:g} s"
+        seconds = f"{hparams['clip']['clip_seconds']:g} s"
         cut = f"the first {seconds} of {len(split.test)} clips"
         scores[f"agreement with the teacher, {cut}"] = agreement
         labelled = label_scores(run, str(brain.device))
@@ -340,11 +304,11 @@ def describe_origin(run: Run, scores: dict[str, Any]) -> Provenance:
         name=Path(dataset).resolve().name,
         started_from=None,
         data=f"{name_of(dataset)}: {len(clips.rows)} clips ({sizes}), "
-        f"taught by {name_of(run.store.manifest.teacher)}",
+        f"taught by {name_of(run.teacher.name)}",
         data_licence=clips.rows.info.license,
         scores=scores,
     )
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, refusals=(TooManyUnreadable,))

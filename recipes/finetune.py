@@ -24,7 +24,6 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 
 from efficientat_plugin.data.labelled import (
-    TABLE_OPTIONS,
     LabelledClips,
     open_labelled,
     runs_of,
@@ -57,7 +56,6 @@ from efficientat_plugin.pretrained.described import (
 )
 from efficientat_plugin.pretrained.folder import (
     Provenance,
-    describe_checkpoints,
     read_model_folder,
     write_model_folder,
 )
@@ -74,41 +72,36 @@ from efficientat_plugin.support.launch import (
     settings_of,
     start,
     world_size,
+    yaml_to_save,
 )
 from efficientat_plugin.support.plain_text import shown, some_of
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
 from efficientat_plugin.teachers.load import open_teachers, refuse_others
-from efficientat_plugin.teachers.store.dump import fill_store
-from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import (
     StoredTeacher,
     is_store,
     warn_of_other_clips,
 )
-from efficientat_plugin.training.brain import History
 from efficientat_plugin.training.finetuning import (
-    FEWEST_CLIPS_PER_CLASS,
-    SHARE_RIGHT,
     FineTuningBrain,
-    epochs_for,
+    plan_epochs,
     seconds_per_step,
-    standard_error,
+    weights_to_keep,
 )
 from efficientat_plugin.training.losses import DistillationLoss, balanced_class_weights
 from efficientat_plugin.training.parts import (
     augmented_clips,
+    checkpointer_of,
     modules_of,
     plain_clips,
+    store_logits,
     trained_model,
 )
 from efficientat_plugin.training.probe import Probe, fit_probe
 
 logger = logging.getLogger(__name__)
 
-# Share of the clips that the epoch is chosen on ("auto"): with many and with few clips
-VALID_SHARE, FEW_VALID_SHARE, FEW_CLIPS_PER_CLASS = 0.15, 0.25, 30
-FEW_GROUPS = 7  # with fewer, a single group is more than VALID_SHARE
 # In the folder of a run
 START = "start.json"  # the validation score before training
 KEPT_EPOCH = "kept_epoch.json"
@@ -138,7 +131,6 @@ class Parts(NamedTuple):
     loss: DistillationLoss
     make_stats: Callable[[], TaggingStats]
     lr_schedule: Callable[[int], float] | None
-    history: History
     epoch_counter: EpochCounterWithStopper
     checkpointer: AtomicCheckpointer
     class_layer_start: dict[str, torch.Tensor] | None  # None: the probe's
@@ -152,68 +144,58 @@ def main(argv: list[str]) -> None:
     hparams = load_hparams(hparams_file, overrides)
     parent = Path(hparams["output_folder"])
     device = run_opts.device or sb.utils.distributed.infer_device()
-    try:
-        clips, clip_seconds = open_clips(hparams)
-        splits, number_of_epochs = split_clips(
-            clips, hparams | {"clip_seconds": clip_seconds}, device
-        )
-    except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
-        sys.exit(str(error))
-    found = {"clip_seconds": clip_seconds, "number_of_epochs": number_of_epochs}
-    overrides, start = overrides | found, _Start(hparams_file, run_opts, clips, device)
+    clips, clip_seconds = open_clips(hparams)
+    overrides["clip_seconds"] = clip_seconds
+    hparams = load_hparams(hparams_file, overrides)
+    splits, overrides["number_of_epochs"] = split_clips(clips, hparams, device)
+    command = Command(hparams_file, run_opts, overrides, clips, device)
     folders = {n: parent / n if n.startswith("fold") else parent for n in splits}
-    settings = settings_of(hparams_file, overrides, run_opts)
-    try:
-        for name, split in splits.items():  # check all before training any
-            place = hparams | {"output_folder": str(folders[name])}
-            refuse_another_run(Run(clips, split, place, device), settings, check_folder)
-    except (OSError, ValueError) as error:
-        sys.exit(str(error))
-    scores: dict[str, Scores | None] = {}
+    for name, split in splits.items():  # check all before training any
+        run, settings = command.run_of(split, folders[name])
+        refuse_another_run(run, settings, check_folder)
+    tested: dict[str, Scores] = {}
     for name, split in splits.items():
-        overrides["output_folder"] = str(folders[name])
-        scores[name] = start.run(split, overrides)
-    tested = {name: one for name, one in scores.items() if one is not None}
+        scores = command.fine_tune(split, folders[name])
+        tested |= {} if scores is None else {name: scores}
     if len(tested) > 1 and if_main_process():
         (parent / "folds.txt").write_text(spread(tested) + "\n")
         print(spread(tested))
-    if hparams["final"] and tested:
+    if hparams["splitting"]["final"] and tested:
         everything = Split(list(range(len(clips.rows))), [], [])
-        overrides["output_folder"] = str(parent / "final")
         if nothing_was_learnt([*folders.values()]):
             overrides["number_of_epochs"] = 0
-        start.run(everything, overrides, tested)
+        command.fine_tune(everything, parent / "final", tested)
 
 
-class _Start(NamedTuple):
+class Command(NamedTuple):
     """Everything that the runs of one command share."""
 
     hparams_file: str
     run_opts: Any
+    overrides: dict[str, Any]
     clips: LabelledClips
     device: str
 
-    def run(
-        self,
-        split: Split,
-        overrides: dict[str, Any],
-        folds: Mapping[str, Scores] | None = None,
-    ) -> Scores | None:
-        """Trains one split with its own parts; exits with a message on an error."""
+    def run_of(self, split: Split, folder: Path) -> tuple[Run, dict[str, Any]]:
+        """Returns the run of a split, with parts of its own, and its settings."""
+        overrides = self.overrides | {"output_folder": str(folder)}
         hparams = load_hparams(self.hparams_file, overrides)
-        run = Run(self.clips, split, hparams, self.device, folds or {})
         settings = settings_of(self.hparams_file, overrides, self.run_opts)
-        try:
-            with explain_write_errors(run.folder):
-                refuse_another_run(run, settings)
-                sb.create_experiment_directory(
-                    str(run.folder), hparams_to_save(self.hparams_file), overrides
-                )
-                keep_log()
-                return fine_tune(run, self.run_opts)
-        except (ImportError, OSError, ValueError, TooManyUnreadable) as error:
-            logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
-            sys.exit(str(error))
+        return Run(self.clips, split, hparams, self.device), settings
+
+    def fine_tune(
+        self, split: Split, folder: Path, folds: Mapping[str, Scores] | None = None
+    ) -> Scores | None:
+        """Trains one split in its folder."""
+        run, settings = self.run_of(split, folder)
+        with explain_write_errors(folder):
+            refuse_another_run(run, settings)
+            overrides = self.overrides | {"output_folder": str(folder)}
+            sb.create_experiment_directory(
+                str(folder), **yaml_to_save(self.hparams_file, overrides)
+            )
+            keep_log()
+            return fine_tune(run._replace(folds=folds or {}), self.run_opts)
 
 
 def nothing_was_learnt(folds: Sequence[Path]) -> bool:
@@ -227,23 +209,18 @@ def nothing_was_learnt(folds: Sequence[Path]) -> bool:
 
 def open_clips(hparams: dict[str, Any]) -> tuple[LabelledClips, float]:
     """Opens the clips that the YAML names, prints a summary, decides their length."""
-    if hparams["dataset"] is None:
-        raise ValueError(
-            "--dataset PATH is needed: a folder of class folders, a CSV, JSONL or "
-            "Parquet file with a column of files and one of labels, or a hub id"
-        )
+    dataset, clip_seconds = hparams["dataset"], hparams["clip"]["clip_seconds"]
     clips = open_labelled(
-        hparams["dataset"],
+        dataset,
         hparams["facts"],
-        hparams["target"],
-        config=hparams["dataset_config"],
-        cache_dir=hparams["dataset_cache"],
-        **{key: hparams[key] for key in TABLE_OPTIONS},
+        config=hparams["hub"]["dataset_config"],
+        cache_dir=hparams["hub"]["dataset_cache"],
+        **hparams["table"],
     )
-    found = describe(clips.rows, clip_seconds=hparams["clip_seconds"])
+    found = describe(clips.rows, clip_seconds=clip_seconds)
     if if_main_process():
-        print(f"{hparams['dataset']}, {clips.target}:\n{found}")
-        if hparams["clip_seconds"] == "auto":
+        print(f"{dataset}, {clips.target}:\n{found}")
+        if clip_seconds == "auto":
             print(f"clip_seconds: {found.clip_seconds:g} s; most clips are no longer")
     return clips, float(found.clip_seconds)
 
@@ -252,32 +229,38 @@ def split_clips(
     clips: LabelledClips, hparams: dict[str, Any], device: str
 ) -> tuple[dict[str, Split], int]:
     """Splits the clips by run, for training, validation and test; plans the epochs."""
+    splitting, epochs = hparams["splitting"], hparams["number_of_epochs"]
 
     def runs(valid_share: float) -> dict[str, Split]:
         return runs_of(
             clips.rows,
-            hparams["split"],
-            hparams["fold"],
+            splitting["split"],
+            splitting["fold"],
             valid_share,
-            hparams["test_share"],
+            splitting["test_share"],
             hparams["seed"],
         )
 
-    epochs, share = hparams["number_of_epochs"], hparams["valid_share"]
     split = min(runs(0.0).values(), key=lambda split: len(split.train))
-    few = len(split.train) < FEW_CLIPS_PER_CLASS * len(clips.labels)
+    run, num_groups = Run(clips, split, hparams, device), None
     if "group" in clips.rows.column_names:
-        groups = clips.rows.select(split.train)["group"]
-        few = few or len(set(groups)) < FEW_GROUPS
-    auto_share = FEW_VALID_SHARE if few else VALID_SHARE
+        num_groups = len(set(clips.rows.select(split.train)["group"]))
+    # A probe alone would not use the teacher.
+    has_probe = begins_with_probe(hparams) and hparams["teacher"] is None
+    plan = plan_epochs(
+        len(split.train),
+        len(clips.labels),
+        hparams["train_loader"]["batch_size"],
+        num_groups,
+        partial(probe_of, run) if has_probe and epochs == "auto" else None,
+    )
     if epochs == "auto":
-        run = Run(clips, split, hparams, device)
-        epochs, needs_all, why = plan_epochs(run, few)
-        auto_share = 0.0 if needs_all else auto_share
+        epochs = plan.epochs
         if if_main_process():
-            print(f"number_of_epochs: {epochs}, {why}")
+            print(f"number_of_epochs: {epochs}, {plan.why}")
+    share = splitting["valid_share"]
     if share == "auto":
-        share = auto_share
+        share = plan.valid_share
     # Without epochs to choose from, no validation clips are needed.
     splits = runs(share if epochs else 0.0)
     if if_main_process():
@@ -285,43 +268,9 @@ def split_clips(
     return splits, epochs
 
 
-def plan_epochs(run: Run, few: bool) -> tuple[int, bool, str]:
-    """Decides how many epochs the clips of a run need, and why.
-
-    With few clips, a probe that classifies held-out clips correctly is hard to beat.
-    Where it does not, the network has to learn new features and needs every clip for
-    that, so no clips are held out for validation.
-
-    Arguments
-    ---------
-    run : Run
-        Without validation clips.
-    few : bool
-        Whether it has few clips per class, or so few groups that holding one out for
-        validation costs too much.
-
-    Returns
-    -------
-    int, bool, str
-        Epochs; whether all clips are needed for training; the reason, in words.
-    """
-    hparams, num_clips = run.hparams, len(run.split.train)
-    num_classes = len(run.clips.labels)
-    why = f"for {num_clips} clips of {num_classes} classes"
-    epochs = epochs_for(num_clips, hparams["batch_size"])
-    has_probe = hparams["probe_ridge"] is not None and not continues_training(hparams)
-    # A probe alone would not use the teacher.
-    if not few or not has_probe or hparams["teacher"] is not None:
-        return epochs, False, why
-    modules = build_modules(hparams, make_student(run))
-    share_right = start_from_probe(run, modules).share_right
-    if share_right is not None:
-        why += f"; a probe classifies {share_right:.0%} of held-out clips correctly"
-        if share_right < SHARE_RIGHT:
-            return epochs, True, f"{why}, so every clip is used for training"
-    if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
-        return 0, True, f"{why}: only a probe is fitted"
-    return epochs, False, why
+def probe_of(run: Run) -> Probe:
+    """Fits a probe to the training clips of a run."""
+    return start_from_probe(run, build_modules(run.hparams, make_student(run)))
 
 
 def refuse_another_run(
@@ -331,7 +280,7 @@ def refuse_another_run(
     hparams = run.hparams
     this = settings | {"target": run.clips.target}
     this |= split_digest(run.clips.rows, run.split)
-    this["pretrained"] = identity_of_weights(hparams["pretrained"])
+    this["pretrained"] = identity_of_weights(hparams["start_from"]["pretrained"])
     this["teacher"] = identity_of_weights(hparams["teacher"])
     if hparams["teacher"] is not None and is_store(hparams["teacher"]):
         clip_ids = labels_to_train_on(run).clip_ids
@@ -341,17 +290,12 @@ def refuse_another_run(
     take(run.folder, this, started=bool(done))
 
 
-def hparams_to_save(hparams_file: str) -> str | None:
-    """The YAML to copy to the run folder; None if it includes other files."""
-    return None if "!include" in Path(hparams_file).read_text() else hparams_file
-
-
 def fine_tune(run: Run, run_opts: Any) -> Scores:
     """Trains and tests a model, and writes it with its scores."""
     hparams, split = run.hparams, run.split
     warn_of_classes_without_clips(run)
     run = run._replace(parts=build_parts(run))
-    if hparams["probe_ridge"] is not None and not continues_training(hparams):
+    if begins_with_probe(hparams):
         start_from_probe(run, run.parts.modules)
     brain = hparams["brain_class"](
         modules=run.parts.modules,
@@ -364,9 +308,9 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
     main = "accuracy" if run.clips.target == "multiclass" else "mAP"
     kept = choose(run, main)
     brain.on_evaluate_start(max_key=main if kept == "best" else None)
-    run_on_main(say_what_is_kept, args=(run, main, kept))
+    run_on_main(report_kept, args=(run, main, kept))
     if kept == "start":
-        go_back_to_start(run)
+        restore_start(run)
         brain.loaded_epoch = 0
     cut_scores = None
     if hparams["score_cut_clips"] and split.test:
@@ -380,30 +324,21 @@ def fine_tune(run: Run, run_opts: Any) -> Scores:
 
 
 def choose(run: Run, main: str) -> str:
-    """Chooses the weights to keep by the score ``main``: start, best or newest.
-
-    Validation clips are often easier than later use. If epochs differ by chance alone,
-    the newest has been trained the longest and at the lowest rate: it is kept if it is
-    within a standard error of the best. The model from before training is kept unless
-    an epoch beats it by more than a standard error.
-    """
+    """Chooses the weights to keep by the score ``main``: start, best or newest."""
     checkpointer, valid = run.parts.checkpointer, run.split.valid
     best = checkpointer.find_checkpoint(max_key=main) if valid else None
     if best is None:
         return "newest"
-    if run.hparams["keep_epoch"] == "best":
+    if run.hparams["stopping"]["keep_epoch"] == "best":
         return "best"
     start = json.loads((run.folder / START).read_text())[main]
-    highest, newest = best.meta[main], checkpointer.find_checkpoint().meta[main]
-    if highest <= start + standard_error(start, len(valid)):
-        return "start"
-    as_good = newest >= highest - standard_error(highest, len(valid))
-    return "newest" if as_good else "best"
+    newest = checkpointer.find_checkpoint().meta[main]
+    return weights_to_keep(start, best.meta[main], newest, len(valid))
 
 
-def say_what_is_kept(run: Run, main: str, kept: str) -> None:
+def report_kept(run: Run, main: str, kept: str) -> None:
     """Prints and records which epoch is kept, or that no epoch beat the start."""
-    epochs, number = run.parts.history.epochs, run.hparams["number_of_epochs"]
+    epochs, number = run.hparams["history"].epochs, run.hparams["number_of_epochs"]
     if run.split.valid and epochs:
         by_key = {"max_key": main} if kept == "best" else {}
         chosen = run.parts.checkpointer.find_checkpoint(**by_key)
@@ -421,35 +356,34 @@ def say_what_is_kept(run: Run, main: str, kept: str) -> None:
     (run.folder / KEPT_EPOCH).write_text(json.dumps(number))
 
 
-def go_back_to_start(run: Run) -> None:
+def restore_start(run: Run) -> None:
     """Undoes training, and fits the probe to the validation clips as well."""
     run.parts.student.load_state_dict(make_student(run).state_dict())
-    if run.hparams["probe_ridge"] is not None and not continues_training(run.hparams):
+    if begins_with_probe(run.hparams):
         places = [*run.split.train, *run.split.valid]
         start_from_probe(run, run.parts.modules, places)
 
 
 def make_student(run: Run) -> Student:
     """Loads the student that training starts from, with a class layer for the data."""
-    hparams, labels = run.hparams, run.clips.labels
-    if not continues_training(hparams):
-        told = hparams["log_mel"].keywords.items()
-        stated = {name: value for name, value in told if "jitter" not in name}
+    start_from, labels = run.hparams["start_from"], run.clips.labels
+    if not continues_training(run.hparams):
+        stated = run.hparams["log_mel"].keywords.items()
         try:
             return load_student(
-                hparams["pretrained"],
+                start_from["pretrained"],
                 num_classes=len(labels),
-                savedir=hparams["pretrained_folder"],
-                head=hparams["head"],
-                **stated,
+                savedir=start_from["pretrained_folder"],
+                head=start_from["head"],
+                **{name: value for name, value in stated if "jitter" not in name},
             )
         except Unstated as error:
             how = '--log_mel "{n_mels: ..., hop_length: ...}"'
             raise ValueError(error.sentence({"front end": how})) from error
-    model = read_model_folder(hparams["pretrained"])
+    model = read_model_folder(start_from["pretrained"])
     if model.labels.mids != labels.mids:
         raise ValueError(
-            f"the model in {hparams['pretrained']} has {len(model.labels)} classes, "
+            f"the model in {start_from['pretrained']} has {len(model.labels)} classes, "
             f"and the data has {len(labels)} other ones; start from a published model, "
             "or from a model of the same classes"
         )
@@ -458,7 +392,13 @@ def make_student(run: Run) -> Student:
 
 def continues_training(hparams: dict[str, Any]) -> bool:
     """Whether training starts from a model folder and keeps its classes."""
-    return find_model_folder(hparams["pretrained"]) is not None
+    return find_model_folder(hparams["start_from"]["pretrained"]) is not None
+
+
+def begins_with_probe(hparams: dict[str, Any]) -> bool:
+    """Whether a probe is the model from before training."""
+    has_ridge = hparams["start_from"]["probe_ridge"] is not None
+    return has_ridge and not continues_training(hparams)
 
 
 def build_modules(
@@ -466,9 +406,10 @@ def build_modules(
 ) -> dict[str, torch.nn.Module]:
     """Puts the student and its front end into modules."""
     log_mel = hparams["log_mel"](**student.front_end)
-    if log_mel.sample_rate != hparams["sample_rate"]:
+    sample_rate = hparams["clip"]["sample_rate"]
+    if log_mel.sample_rate != sample_rate:
         raise ValueError(
-            f"sample_rate={hparams['sample_rate']} Hz, but {hparams['pretrained']} "
+            f"sample_rate={sample_rate} Hz, but {hparams['start_from']['pretrained']} "
             f"needs {log_mel.sample_rate} Hz; pass --sample_rate {log_mel.sample_rate}"
         )
     return modules_of(hparams, student, log_mel)
@@ -478,82 +419,54 @@ def build_parts(run: Run) -> Parts:
     """Builds the objects that depend on data and weights."""
     hparams, clips, epochs = run.hparams, run.clips, run.hparams["number_of_epochs"]
     student = make_student(run)
-    modules = build_modules(hparams, student)
     class_weights = class_layer_start = None
-    if hparams["class_weights"]:
+    if hparams["balance"]["class_weights"]:
         indices = labels_to_train_on(run).indices
         class_weights = balanced_class_weights(indices, len(clips.labels))
     lr_schedule = hparams["lr_schedule"]
     if isinstance(lr_schedule, partial):
         lr_schedule = lr_schedule(number_of_epochs=max(epochs, 1))
-    has_probe = hparams["probe_ridge"] is not None and not continues_training(hparams)
-    if has_probe and hparams["class_layer"] == "new" and epochs:
+    starts_anew = hparams["start_from"]["class_layer"] == "new"
+    if epochs and starts_anew and begins_with_probe(hparams):
         class_layer_start = copy.deepcopy(student.class_layer().state_dict())
-    # Without validation clips there is nothing to be patient about.
-    patience = hparams["patience"] if run.split.valid else epochs + 1
-    recoverables = {
-        "student": student,
-        "epoch_counter": EpochCounterWithStopper(epochs, patience, 0, "max"),
-        "history": History(),
-    }
-    checkpointer = AtomicCheckpointer(str(run.folder / "save"), recoverables)
+    epoch_counter = hparams["epoch_counter"](limit=epochs)
     model = trained_model(hparams, student, clips.labels, clips.target)
-    describe_checkpoints(checkpointer, {"student": model})
     return Parts(
-        modules=modules,
+        student=student,
+        modules=build_modules(hparams, student),
         teacher=open_teacher(run),
-        loss=DistillationLoss(
-            hparams["kd_weight"], hparams["kd_temperature"], clips.target, class_weights
-        ),
+        loss=hparams["loss"](target=clips.target, class_weights=class_weights),
         make_stats=(
             ClassificationStats if clips.target == "multiclass" else TaggingStats
         ),
         lr_schedule=lr_schedule,
-        checkpointer=checkpointer,
+        epoch_counter=epoch_counter,
+        checkpointer=checkpointer_of(hparams, model, epoch_counter),
         class_layer_start=class_layer_start,
-        **recoverables,
     )
 
 
 def open_teacher(run: Run) -> StoredTeacher | None:
     """Opens stored logits, or computes those of a teacher for the training clips."""
-    source = run.hparams["teacher"]
+    hparams, labels, source = run.hparams, run.clips.labels, run.hparams["teacher"]
     if source is None:
         return None
-    if not is_store(source):
-        return StoredTeacher(logits_of_teacher(run, source))
-    teacher = StoredTeacher(source)
-    seconds, short_clips = run.hparams["clip_seconds"], run.hparams["short_clips"]
-    warn_of_other_clips(teacher, seconds, short_clips)
-    teacher.check(labels_to_train_on(run), run.clips.labels, target=run.clips.target)
-    return teacher
-
-
-def logits_of_teacher(run: Run, source: str) -> LogitsStore:
-    """Computes a teacher's logits of the training clips, stored in the run folder."""
-    hparams, labels = run.hparams, run.clips.labels
-    teacher, theirs, kind = open_teachers(
+    if is_store(source):
+        teacher, clip = StoredTeacher(source), hparams["clip"]
+        warn_of_other_clips(teacher, clip["clip_seconds"], clip["short_clips"])
+        teacher.check(labels_to_train_on(run), labels, target=run.clips.target)
+        return teacher
+    network, theirs, kind = open_teachers(
         source,
-        sample_rate=hparams["sample_rate"],
-        savedir=hparams["pretrained_folder"],
+        sample_rate=hparams["clip"]["sample_rate"],
+        savedir=hparams["start_from"]["pretrained_folder"],
         options=hparams["teacher_options"],
         wanted=labels,
     )
     refuse_others(theirs, kind, labels, run.clips.target)
-    path = run.folder / "teacher_logits"
-    fill_store(
-        path,
-        str(source),
-        teacher.to(run.device),
-        labels,
-        run.clips.rows.select(run.split.train),
-        hparams["clip_seconds"],
-        run.device,
-        hparams["max_unreadable_share"],
-        short_clips=hparams["short_clips"],
-        **hparams["eval_loader"],
-    )
-    return LogitsStore(path)
+    rows, path = run.clips.rows.select(run.split.train), run.folder / "teacher_logits"
+    network = network.to(run.device)
+    return store_logits(hparams, path, source, network, labels, rows, run.device)
 
 
 def start_from_probe(
@@ -575,7 +488,7 @@ def start_from_probe(
     student = modules["student"].eval().to(run.device)
     log_mel = modules["log_mel"].eval().to(run.device)
 
-    def heard() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
         for batch in read_batches(
             plain_clips(hparams, run.clips.labels, run.clips.rows, places),
             "probe",
@@ -586,7 +499,8 @@ def start_from_probe(
             waveform = batch.waveform.to(run.device)
             yield log_mel(waveform).unsqueeze(1), batch.labels, groups
 
-    return fit_probe(student, heard(), run.clips.target, hparams["probe_ridge"])
+    ridge = hparams["start_from"]["probe_ridge"]
+    return fit_probe(student, batches(), run.clips.target, ridge)
 
 
 def train(brain: FineTuningBrain, run: Run) -> None:
@@ -618,20 +532,21 @@ def write_start(run: Run, scores: Scores) -> None:
 def plan(run: Run) -> str:
     """Returns a line with the clips, epochs, steps and time of training."""
     hparams, split = run.hparams, run.split
-    epochs, batch_size = hparams["number_of_epochs"], hparams["batch_size"]
+    epochs, clip = hparams["number_of_epochs"], hparams["clip"]
+    batch_size = hparams["train_loader"]["batch_size"]
     steps = math.ceil(len(split.train) / batch_size / world_size())
     step_seconds = seconds_per_step(
         run.parts.modules["log_mel"],
         run.parts.student,
         batch_size,
-        round(hparams["clip_seconds"] * hparams["sample_rate"]),
+        round(clip["clip_seconds"] * clip["sample_rate"]),
         run.device,
     )
     # Scoring a clip takes about a third of the time of training on it.
     scored = len(split.valid) / batch_size / 3
     minutes = epochs * (steps + scored) * step_seconds / 60
     return (
-        f"Training on {len(split.train)} clips of {hparams['clip_seconds']:g} s: "
+        f"Training on {len(split.train)} clips of {clip['clip_seconds']:g} s: "
         f"{epochs} epochs of {steps} steps, at most about {max(minutes, 1):.0f} min"
     )
 
@@ -639,7 +554,7 @@ def plan(run: Run) -> str:
 def draws(run: Run) -> Draws:
     """Draws the clips of an epoch; rare classes more often if the YAML says so."""
     weights = None
-    if run.hparams["class_balanced"]:
+    if run.hparams["balance"]["class_balanced"]:
         indices = labels_to_train_on(run).indices
         weights = class_balanced_weights(indices, len(run.clips.labels))
     return Draws(len(run.split.train), None, weights, run.hparams["seed"])
@@ -691,7 +606,7 @@ def finish(
     for name, scores in run.folds.items():
         found[f"{name}, by a model trained on the others"] = scores
     if cut_scores is not None:
-        seconds = f"{hparams['clip_seconds']:g} s"
+        seconds = f"{hparams['clip']['clip_seconds']:g} s"
         found[f"test, the first {seconds} of each clip alone"] = cut_scores
     write_model_folder(folder / "model", model, describe_origin(run, found))
     draw_epochs(brain, run, tested)
@@ -728,7 +643,7 @@ def test(run: Run, device: str) -> dict[str, Scores]:
 def draw_epochs(brain: FineTuningBrain, run: Run, found: dict[str, Scores]) -> None:
     """Plots the scores of all epochs, and that of the kept one."""
     scores = next(iter(found.values()), brain.scores)
-    epochs = run.parts.history.epochs
+    epochs = run.hparams["history"].epochs
     lines = [RunResult("each epoch", scores, None, epochs, "validation")]
     if found:
         kept = f"epoch {brain.loaded_epoch}, which is kept"
@@ -743,13 +658,11 @@ def describe_origin(run: Run, scores: dict[str, Scores]) -> Provenance:
     if json.loads((run.folder / KEPT_EPOCH).read_text()) == 0:
         fitted = len(split.train) + len(split.valid)
         sizes = f"{fitted} for the model from before training; no epoch of it is kept"
-        if run.hparams["probe_ridge"] is not None and not continues_training(
-            run.hparams
-        ):
+        if begins_with_probe(run.hparams):
             sizes = f"a probe, fitted in closed form to {fitted} of them"
     return Provenance(
         name=Path(dataset).resolve().name,
-        started_from=str(run.hparams["pretrained"]),
+        started_from=str(run.hparams["start_from"]["pretrained"]),
         data=f"{name_of(dataset)}: {len(rows)} clips ({sizes})",
         data_licence=rows.info.license,
         scores=scores,
@@ -769,4 +682,4 @@ def spread(scores: Mapping[str, Scores]) -> str:
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, refusals=(TooManyUnreadable,))

@@ -8,10 +8,9 @@ complete folder it rewrites shards that have become corrupt. FOLDER is then a
 ``--dataset``, as PATH is.
 """
 
-import sys
 from typing import Any
 
-from efficientat_plugin.data.labelled import TABLE_OPTIONS, open_labelled
+from efficientat_plugin.data.labelled import open_labelled
 from efficientat_plugin.data.prepare.preparation import prepare
 from efficientat_plugin.data.prepare.shards import MORE_COLUMNS
 from efficientat_plugin.data.rows import load_rows
@@ -26,18 +25,15 @@ def main(argv: list[str]) -> None:
     """Prepares the data set that the YAML describes."""
     hparams_file, _, overrides = parse_and_join(argv)
     hparams = load_hparams(hparams_file, overrides)
-    try:
-        prepared = prepare(
-            open_splits(hparams),
-            hparams["encoder"],
-            hparams["folder"],
-            hparams["clips_per_shard"],
-            hparams["num_proc"],
-            hparams["max_unreadable_share"],
-            hparams["verify"],
-        )
-    except (OSError, ValueError, TooManyUnreadable) as error:
-        sys.exit(str(error))
+    prepared = prepare(
+        open_splits(hparams),
+        hparams["encoder"],
+        hparams["folder"],
+        hparams["clips_per_shard"],
+        hparams["num_proc"],
+        hparams["max_unreadable_share"],
+        hparams["verify"],
+    )
     print(prepared)
     if prepared.changed:
         some = some_of(prepared.changed)
@@ -50,8 +46,6 @@ def main(argv: list[str]) -> None:
 def open_splits(hparams: dict[str, Any]) -> dict[str, Any]:
     """Opens the rows by split, as the YAML names them."""
     dataset, cache = hparams["dataset"], hparams["dataset_cache"]
-    if dataset is None:
-        raise ValueError("--dataset PATH is needed; see the head of the YAML")
     if hparams["split"] is not None:
         more = ("human_labels", *MORE_COLUMNS)
         streaming, config = hparams["streaming"], hparams["dataset_config"]
@@ -66,10 +60,10 @@ def open_splits(hparams: dict[str, Any]) -> dict[str, Any]:
         hparams["facts"],
         config=hparams["dataset_config"],
         cache_dir=cache,
-        **{key: hparams[key] for key in TABLE_OPTIONS},
+        **hparams["table"],
     )
     return {TABLE_SPLIT: clips.rows}
 
 
 if __name__ == "__main__":
-    start(main)
+    start(main, refusals=(TooManyUnreadable,))

@@ -31,7 +31,7 @@ _numbers = itertools.count()
 
 @functools.cache
 def _server() -> tuple[subprocess.Popen, tempfile.TemporaryDirectory]:
-    """Where processes come from, and the folder of what they say."""
+    """Where processes come from, and the folder of what they print."""
     server = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("recipe_server.py")],
         env=os.environ | ENVIRONMENT,
@@ -57,13 +57,13 @@ class RecipeProcess:
     """
 
     def __init__(self, arguments, folder=None, **environment):
-        server, said = _server()
-        self.said = Path(said.name, str(next(_numbers)))
+        server, output = _server()
+        self.output = Path(output.name, str(next(_numbers)))
         request = {
             "arguments": [str(argument) for argument in arguments],
             "folder": str(folder or Path.cwd()),
             "environment": os.environ | ENVIRONMENT | environment,
-            "said": str(self.said),
+            "output": str(self.output),
         }
         print(json.dumps(request), file=server.stdin, flush=True)
         answer = server.stdout.readline()
@@ -72,7 +72,7 @@ class RecipeProcess:
 
     def poll(self):
         """The exit status, as of ``subprocess``; None: it runs."""
-        status = self.said.with_suffix(".status")
+        status = self.output.with_suffix(".status")
         return int(status.read_text()) if status.exists() else None
 
     def wait(self):
@@ -85,7 +85,7 @@ class RecipeProcess:
         except BaseException:
             self.kill()
             raise
-        return self.said.read_text(errors="replace")
+        return self.output.read_text(errors="replace")
 
     def kill(self):
         """Ends the process, and those that it started, as nothing else does."""

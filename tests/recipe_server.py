@@ -60,14 +60,14 @@ def _fork() -> int:
         return os.fork()
 
 
-def _start(arguments: list, folder: str, environment: dict, said: str) -> None:
+def _start(arguments: list, folder: str, environment: dict, output: str) -> None:
     """Runs a recipe in a child, and waits for its end."""
     child = _fork()
     if child:
         os.write(sys.stdout.fileno(), f"{child}\n".encode())
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        Path(f"{said}.part").write_text(str(status))
-        os.replace(f"{said}.part", f"{said}.status")
+        Path(f"{output}.part").write_text(str(status))
+        os.replace(f"{output}.part", f"{output}.status")
         os._exit(0)
     os.setsid()
     # As in a terminal, though these tests may run in the background, where Ctrl-C is
@@ -75,7 +75,7 @@ def _start(arguments: list, folder: str, environment: dict, said: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _redirect(os.devnull, os.O_RDONLY, sys.stdin)
     for stream in (sys.stdout, sys.stderr):
-        _redirect(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND, stream)
+        _redirect(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, stream)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

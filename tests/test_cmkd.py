@@ -197,13 +197,15 @@ def test_whatever_was_trained_is_a_model(runs, folder):
     saves = (run.parent if name == "peer" else run) / "save"
     (saved,) = saves.glob(f"CKPT*/{name}.ckpt")
     sound = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    said = []
+    predicted = []
     for path in (run, parent / folder, saved):
         tagger = load_tagger(str(path), None, "cpu")
         assert type(tagger.ensemble.members[0].student) is MODELS[folder]
         assert len(tagger.labels) == 527 and tagger.clip_seconds == 0.5
-        said.append(tagger.probabilities([sound], 32000))
-    assert np.array_equal(said[0], said[1]) and np.array_equal(said[0], said[2])
+        predicted.append(tagger.probabilities([sound], 32000))
+    assert np.array_equal(predicted[0], predicted[1]) and np.array_equal(
+        predicted[0], predicted[2]
+    )
     assert f"is in {parent / folder}" in printed
 
 

@@ -22,7 +22,7 @@ DISTIL = REPOSITORY / "hparams" / "distil.yaml"
 
 
 def _refusal(*argv):
-    """What is said of a command line; it must be a sentence."""
+    """What is printed of a command line; it must be a sentence."""
     with pytest.raises(SystemExit) as stop:
         hparams_file, _, overrides = parse_and_join([str(part) for part in argv])
         load_hparams(hparams_file, overrides)
@@ -48,7 +48,8 @@ def _refusal(*argv):
     ],
 )
 def test_an_option_that_is_none_is_refused_in_a_sentence(options, message):
-    assert message in _refusal(DISTIL, *options.split())
+    given = ("--dataset", "clips", "--teacher", "mn04_as")
+    assert message in _refusal(DISTIL, *given, *options.split())
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,11 @@ def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
     path = tmp_path / "mine.yaml"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    said = _refusal(path, "--dataset", "clips")
-    assert f"{path} is not the YAML of a run (" in said and message in said
-    said = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
-    assert "is a folder; give a file); the first argument must be one, such as" in said
+    printed = _refusal(path, "--dataset", "clips")
+    assert f"{path} is not the YAML of a run (" in printed and message in printed
+    printed = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
+    expected = "is a folder; give a file); the first argument must be one, such as"
+    assert expected in printed
 
 
 @pytest.mark.parametrize(
@@ -84,8 +86,8 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
     again = {"make_transfer_set", "import_teacher_logits"}
     outcome = "start over" if name in again else "resume"
     assert stop.value.code == 130
-    said = capsys.readouterr().err
-    assert said == f"\nInterrupted; rerun the same command to {outcome}.\n"
+    printed = capsys.readouterr().err
+    assert printed == f"\nInterrupted; rerun the same command to {outcome}.\n"
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path):
@@ -167,7 +169,7 @@ def test_every_value_counts_and_references_are_followed(tmp_path):
             {"batch_size": 8, "hop_length": 160},
             "batch_size 16 there, 8 here; hop_length 320 there, 160 here",
         ),
-        ({"student": {"dropout": 0.5}}, "student.dropout 0.2 there, 0.5 here"),
+        ({"student": {"dropout": 0.5}}, "dropout 0.2 there, 0.5 here"),
     ]:
         with pytest.raises(ValueError, match=rf"holds another run \({name}\); name"):
             claim(**overrides)
@@ -178,8 +180,8 @@ def test_a_name_that_stdout_lacks_is_escaped(tmp_path):
     script += "start(lambda _: print('caf\\u00e9'))\n"
     path = tmp_path / "script.py"
     path.write_text(script)
-    said = launch(path, PYTHONIOENCODING="ascii")
-    assert said == "caf\\xe9\n"
+    printed = launch(path, PYTHONIOENCODING="ascii")
+    assert printed == "caf\\xe9\n"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from efficientat_plugin.support.options import (
     SWITCH,
     TEXT_TOO,
     WHOLE,
+    nested,
+    option_places,
     read_options,
 )
 
@@ -36,20 +38,25 @@ def _yamls_are_read_once(monkeypatch):
     monkeypatch.setattr(options, "read_yaml", read_yaml)
 
 
+@functools.cache
+def _values(path):
+    """The default of every option of a YAML, by its name."""
+    document, values = read_yaml(path), {}
+    for name, place in option_places(document).items():
+        values[name] = functools.reduce(lambda node, key: node[key], place, document)
+    return {name: v for name, v in values.items() if not name.startswith("__")}
+
+
 def _keys(path, kind):
-    """Keys of a YAML whose value is of a kind."""
-    return [
-        key
-        for key, value in read_yaml(path).items()
-        if type(value) in kind and not key.startswith("__")
-    ]
+    """Options of a YAML whose value is of a kind."""
+    return [key for key, value in _values(path).items() if type(value) in kind]
 
 
 def _text_keys(path):
     typed = WHOLE | REAL | OBJECTS
     keys = [key for key in _keys(path, {str, type(None)}) if key not in typed]
     # Paths that refer to others: !ref results/finetune/<seed>
-    return [*keys, *(k for k, v in read_yaml(path).items() if "/<" in _written(v))]
+    return [*keys, *(k for k, v in _values(path).items() if "/<" in _written(v))]
 
 
 def _written(value):
@@ -96,26 +103,26 @@ def test_a_switch_takes_yes_and_no(path):
 def test_a_number_is_one_or_is_refused(path):
     whole = _keys(path, {int})
     real = [key for key in _keys(path, {float}) if key not in WHOLE]
-    real += [key for key, v in read_yaml(path).items() if "ScalarFloat" in str(type(v))]
-    whole = {*whole, *(WHOLE & set(read_yaml(path)))} - REAL
-    real = {*real, *(REAL & set(read_yaml(path)))}
+    real += [key for key, v in _values(path).items() if "ScalarFloat" in str(type(v))]
+    whole = {*whole, *(WHOLE & set(_values(path)))} - REAL
+    real = {*real, *(REAL & set(_values(path)))}
     assert real
-    for keys, value, said, bad in [
+    for keys, value, printed, bad in [
         (whole, 7, "is not a whole number", ["abc", "2.5", "", "1, 2"]),
         (real, 1e-5, "is not a number", ["abc", "nan", "", "1, 2"]),
     ]:
         argv = [f"--{key}={value}" for key in keys]
         assert read_options([str(path), *argv])[2] == dict.fromkeys(keys, value)
         for key, text in zip(sorted(keys), bad * len(keys), strict=False):
-            assert f"--{key}: {text!r} {said}" in _refusal(path, f"--{key}={text}")
-    may_be_null = set(read_yaml(path)) & (WHOLE | REAL)
+            assert f"--{key}: {text!r} {printed}" in _refusal(path, f"--{key}={text}")
+    may_be_null = set(_values(path)) & (WHOLE | REAL)
     argv = [f"--{key}=null" for key in may_be_null]
     assert read_options([str(path), *argv])[2] == dict.fromkeys(may_be_null)
 
 
 @every_yaml
 def test_an_object_takes_its_arguments_or_is_refused(path):
-    document = read_yaml(path)
+    document = _values(path)
     objects = [key for key, v in document.items() if isinstance(v, dict)]
     for key in {*objects} - TEXT_TOO - {"eval_loader"}:
         if "!apply" in str(getattr(document[key], "tag", "")):
@@ -129,10 +136,63 @@ def test_an_object_takes_its_arguments_or_is_refused(path):
         assert read_options([str(path), f"--{key}=null"])[2] == {key: None}
 
 
+@every_yaml
+def test_a_yaml_has_few_keys_and_each_value_has_a_short_name(path):
+    document = read_yaml(path)
+    assert len(document) <= 40
+    places = option_places(document)
+    assert not [name for name in places if "." in name]
+    parts = {n: p for n, p in places.items() if p[1:] and not p[0].startswith("__")}
+    argv = {"yes|no": "no", "TEXT": "null", "{name: value}": "{}"}
+    given = {
+        name: argv.get(options._reader_of(name, _values(path)[name], document)[1])
+        or ("3" if _written(_values(path)[name]) else str(_values(path)[name]))
+        for name in parts
+    }
+    given = {n: v if v != "None" else "null" for n, v in given.items()}
+    short = [f"--{name}={given[name]}" for name in parts]
+    long = [f"--{'.'.join(place)}={given[name]}" for name, place in parts.items()]
+    overrides = read_options([str(path), *short])[2]
+    assert overrides == read_options([str(path), *long])[2] and len(overrides) == len(
+        parts
+    )
+    inside = nested(overrides, document)
+    assert all(inside[g][key] == overrides[n] for n, (g, key) in parts.items())
+
+
+def test_a_part_of_what_is_replaced_is_refused():
+    with pytest.raises(SystemExit, match="--alpha is a part of mixup, which --mixup "):
+        nested({"alpha": 0.2, "mixup": None}, read_yaml("hparams/distil.yaml"))
+    both = nested(
+        {"width": 0.2, "student": {"dropout": 0.0}}, read_yaml("hparams/mn10.yaml")
+    )
+    assert both == {"student": {"dropout": 0.0, "width": 0.2}}
+
+
+def test_of_two_values_of_one_name_the_second_has_the_longer_option(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("a:\n  x: 1\nb:\n  x: 2\n  y: !ref <a[x]>\nseed: 0\n")
+    assert [*option_places(read_yaml(path))] == ["a", "x", "b", "b.x", "seed"]
+    _, _, overrides = read_options([str(path), "--x", "5", "--b.x=6"])
+    hparams = load_hparams(path, overrides)
+    assert hparams == {"a": {"x": 5}, "b": {"x": 6, "y": 5}, "seed": 0}
+
+
+def test_what_only_a_user_knows_is_asked_for(tmp_path):
+    for yaml, given, name in [
+        ("finetune", {}, "dataset"),
+        ("distil", {"dataset": "clips", "teacher": None}, "teacher"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            load_hparams(f"hparams/{yaml}.yaml", given)
+        printed = f"--{name} is needed; see the head of hparams/{yaml}.yaml"
+        assert stop.value.code == printed
+
+
 def test_a_key_is_of_one_kind_in_all_yamls():
     kinds = {}
     for path in YAMLS:
-        for key, value in read_yaml(path).items():
+        for key, value in _values(path).items():
             kinds.setdefault(key, set()).add(type(value).__name__)
     for key, found in kinds.items():
         is_open = "NoneType" in found or "str" in found
@@ -222,18 +282,22 @@ def test_help_lists_the_keys_of_the_yaml(recipe, gives_yaml, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys.modules["__main__"], "__doc__", document)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(recipe), raising=False)
+    monkeypatch.setenv("COLUMNS", "300")  # no long name is broken in two
     with pytest.raises(SystemExit) as stop:
         read_options(argv[1:])
     assert not stop.value.code
-    said = " ".join(capsys.readouterr().out.split())
-    for line in path.read_text().splitlines():
-        key, _, rest = line.partition(":")
-        if key in read_yaml(path) and not key.startswith("__"):
-            assert f"--{key} " in said
-            value, _, comment = rest.partition(" # ")
-            assert f"default {value.strip()}" in said or not value.strip()
-            assert " ".join(comment.split()) in said
-    assert "--device TEXT" in said and "SpeechBrain's own" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    written = path.read_text().splitlines()
+    for key in _values(path):
+        assert f"--{key} " in printed
+        line = next(line for line in written if line.strip().startswith(f"{key}:"))
+        value, _, comment = line.partition(":")[2].partition(" # ")
+        default = (
+            f"default {value.strip()}" if "!PLACEHOLDER" not in value else "needed"
+        )
+        assert default in printed or not value.strip()
+        assert " ".join(comment.split()) in printed
+    assert "--device TEXT" in printed and "SpeechBrain's own" in printed
 
 
 def _options_in_messages():
@@ -250,10 +314,10 @@ def _options_in_messages():
 def test_messages_name_options_that_exist():
     known = set(RunOptions().as_dict())
     for path in YAMLS:
-        known |= set(read_yaml(path))
+        known |= set(option_places(read_yaml(path)))
     known |= set(re.findall(r'"--([\w-]+)"', _text_of("efficientat_plugin/cli")))
     known |= {"help", "nproc_per_node", "shm-size"}  # of others
-    known |= {"name", "devcie"}  # examples
+    known |= {"name", "devcie", "group"}  # examples
     known |= {"data", "features", "students", "teachers"}  # a drawing
     unknown = [found for found in _options_in_messages() if found[0] not in known]
     assert not unknown

@@ -132,11 +132,11 @@ def test_other_settings_are_refused_and_touch_nothing(recipe, place):
     option = f"another --{FOLDER.get(recipe, 'output_folder')}"
     if recipe == "dump_teacher_logits":
         option = "(or --store)"
-    for options, said in OTHERS[recipe]:
+    for options, message in OTHERS[recipe]:
         printed = run_recipe(recipe, [_call(recipe, **options)], place, expect=1)
         assert "Traceback" not in printed
         sentence = printed.strip().splitlines()[-1]
-        assert said in sentence and " there, " in sentence, sentence
+        assert message in sentence and " there, " in sentence, sentence
         assert option in sentence
         assert _listing(folder) == before, options
     if recipe in SAME:

@@ -262,7 +262,7 @@ def recipe_of(name):
 
 def hparams_of(yaml, place, kind, teacher_key, **more):
     options = {teacher_key: str(kind.name), "teacher_options": kind.options}
-    options |= {"pretrained_folder": str(place / "cache"), **more}
+    options |= {"pretrained_folder": str(place / "cache"), "dataset": "x", **more}
     return load_hparams(REPOSITORY / "hparams" / f"{yaml}.yaml", options)
 
 

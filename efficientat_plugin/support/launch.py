@@ -25,9 +25,12 @@ from efficientat_plugin.support.interruptions import interruptible
 from efficientat_plugin.support.memory import keep_freed_memory
 from efficientat_plugin.support.options import (
     in_a_line,
+    nested,
+    option_places,
     read_options,
     read_yaml,
     unknown_option,
+    unset_placeholders,
 )
 from efficientat_plugin.support.plain_text import shown
 from efficientat_plugin.support.run_folder import (
@@ -47,10 +50,12 @@ __all__ = [
     "settings_of",
     "start",
     "world_size",
+    "yaml_to_save",
 ]
 
 logger = logging.getLogger(__name__)
 
+REFUSALS = (ImportError, OSError, ValueError)  # errors whose message is enough
 NO_SHARED_MEMORY = (
     "loader workers pass clips on in shared memory (/dev/shm), which is too small "
     "here; pass --num_workers 0, or a smaller --batch_size, or start the container "
@@ -58,12 +63,17 @@ NO_SHARED_MEMORY = (
 )
 
 
-def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
+def start(
+    main: Callable[[list[str]], None],
+    resumes: bool = True,
+    refusals: tuple[type[Exception], ...] = (),
+) -> None:
     """Runs a recipe's ``main`` with the arguments of the command line.
 
-    Log messages appear on the console from here on. Ctrl-C and SIGTERM end the run with
-    a line that tells how to resume. Control characters in an error message are escaped,
-    since names in untrusted data may contain some.
+    Log messages appear on the console from here on. An ImportError, OSError or
+    ValueError ends the run with its message; its traceback is in log.txt only. Ctrl-C
+    and SIGTERM end it with a line that tells how to resume. Control characters in an
+    error message are escaped, since names in untrusted data may contain some.
 
     Arguments
     ---------
@@ -71,6 +81,8 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
         Takes the arguments, without the program's name.
     resumes : bool
         Whether rerunning the command resumes; otherwise it starts over.
+    refusals : tuple of exception classes
+        Other errors whose message is enough.
     """
     logging.raiseExceptions = False  # report a full disk once, not for each log line
     escape_what_stdout_lacks()
@@ -90,9 +102,12 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
             if not arrived and _lacks_shared_memory(error):
                 logger.debug("Too little shared memory:", exc_info=True)
                 sys.exit(NO_SHARED_MEMORY)
+            if not arrived and isinstance(error, (*REFUSALS, *refusals)):
+                logger.debug("Where the run stopped:", exc_info=True)  # in log.txt only
+                sys.exit(_escaped(str(error)))
             if not arrived and not isinstance(error, KeyboardInterrupt):
                 if isinstance(error, SystemExit) and isinstance(error.code, str):
-                    error.code = "\n".join(map(shown, error.code.split("\n")))
+                    error.code = _escaped(error.code)
                 raise
             # An interruption, or an error that follows from interrupted workers
             if hasattr(signal, "SIGCHLD"):  # torch's handler raises as workers end
@@ -102,6 +117,11 @@ def start(main: Callable[[list[str]], None], resumes: bool = True) -> None:
             if if_main_process():
                 print(f"\n{what}; rerun the same command to {again}.", file=sys.stderr)
             sys.exit(128 + number)
+
+
+def _escaped(message: str) -> str:
+    """Escapes control characters, except line breaks."""
+    return "\n".join(map(shown, message.split("\n")))
 
 
 def _lacks_shared_memory(error: BaseException) -> bool:
@@ -147,19 +167,30 @@ def parse_and_join(argv: list[str]) -> tuple[str, Any, dict[str, Any]]:
 
 def on_available_hardware(run_opts: Any) -> Any:
     """Chooses gloo for `torchrun` without GPUs, unless another backend is given."""
-    told = run_opts.overridden_args
+    given = run_opts.overridden_args
     on_gpu = torch.cuda.is_available() and run_opts.device != "cpu"
-    if on_gpu or "distributed_backend" in told:
+    if on_gpu or "distributed_backend" in given:
         return run_opts
     return dataclasses.replace(
         run_opts,
         distributed_backend="gloo",
-        overridden_args=told | {"distributed_backend"},
+        overridden_args=given | {"distributed_backend"},
     )
 
 
 def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
     """Builds the objects of a YAML, and applies its ``keep_freed_memory``.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+    overrides : dict
+        Values by option: ``width``, wherever it is in the YAML.
+
+    Returns
+    -------
+    dict
+        As in the YAML, with its groups.
 
     Raises
     ------
@@ -169,19 +200,41 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
     """
     # On import, it warns that torchvision is missing; its figures are never drawn.
     logging.getLogger("speechbrain.utils.train_logger").addFilter(_names_no_torchvision)
-    options = read_yaml(hparams_file)
+    document = read_yaml(hparams_file)
+    options = option_places(document)
     unknown = [name for name in overrides if name not in options]
     if unknown:
         sys.exit(unknown_option(unknown[0], [*options, *RunOptions().as_dict()]))
+    if unset := unset_placeholders(overrides, document):
+        sys.exit(f"--{unset[0]} is needed; see the head of {hparams_file}")
+    given = nested(overrides, document)
     try:
         with open(hparams_file, encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(file, _quoted(overrides))
+            hparams = load_hyperpyyaml(file, _quoted(given))
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:
         logger.debug("What the YAML cannot build:", exc_info=True)
         sys.exit(in_a_line(error))
     if hparams.get("keep_freed_memory"):
         keep_freed_memory()
     return hparams
+
+
+def yaml_to_save(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns arguments of ``sb.create_experiment_directory``: the YAML, and changes.
+
+    A YAML that includes other files would not load from the run folder, so it is not
+    copied there.
+
+    Example
+    -------
+    >>> yaml_to_save("hparams/finetune.yaml", {"separator": "|"})["overrides"]
+    {'table': {'separator': '|'}}
+    """
+    includes = "!include" in Path(hparams_file).read_text(encoding="utf-8")
+    return {
+        "hyperparams_to_save": None if includes else str(hparams_file),
+        "overrides": nested(overrides, read_yaml(hparams_file)),
+    }
 
 
 def _names_no_torchvision(record: logging.LogRecord) -> bool:

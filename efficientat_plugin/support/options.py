@@ -1,4 +1,11 @@
-"""Reads the command line of a recipe: the keys of its YAML are its options."""
+"""Reads the command line of a recipe: the keys of its YAML are its options.
+
+An option is a key of the YAML, or a plain value in a group or in the arguments of an
+object: ``--separator`` and ``--table.separator`` both set
+
+    table:
+      separator: null
+"""
 
 import argparse
 import difflib
@@ -20,7 +27,16 @@ from efficientat_plugin.support.files import read_text
 from efficientat_plugin.support.limits import MAX_SETTINGS_BYTES
 from efficientat_plugin.support.plain_text import shown
 
-__all__ = ["in_a_line", "read_options", "read_yaml", "unknown_option"]
+__all__ = [
+    "in_a_line",
+    "nested",
+    "option_places",
+    "read_options",
+    "read_yaml",
+    "resolved",
+    "unknown_option",
+    "unset_placeholders",
+]
 
 # Values that a YAML leaves open with null or auto are text, except for these keys.
 WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
@@ -38,7 +54,8 @@ SHARES = {"valid_share", "test_share"}  # below 1, to leave clips for training
 SWITCH = {"yes": True, "true": True, "on": True, "1": True}
 SWITCH |= {"no": False, "false": False, "off": False, "0": False}
 
-_KEY = re.compile(r"^([A-Za-z]\w*):(?:\s+(.*?))??(?:\s+#\s*(.*))?$")
+_KEY = re.compile(r"^ *[A-Za-z_]\w*:(?:\s+(.*?))??(?:\s+#\s*(.*))?$")
+_REPEATED = re.compile(r"^<[^<>]+>$")
 _TITLE = re.compile(r"^# --- (.*?)\s*-*$")
 
 
@@ -71,6 +88,7 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
     """
     path, rest = _find_yaml(argv)
     document = read_yaml(path)
+    places = option_places(document)
     parser = _Parser(
         usage=f"{Path(sys.argv[0]).name} {path} [--name value ...]",
         description=_head_of(path),
@@ -79,23 +97,24 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
         allow_abbrev=False,
     )
     _add_keys(parser, path, document)
-    own = _add_speechbrain(parser, set(document))
+    own = _add_speechbrain(parser, set(places))
     given, unknown = parser.parse_known_args(rest)
     if unknown:
         sys.exit(
-            unknown_option(unknown[0], [*document, *own])
+            unknown_option(unknown[0], [*places, *own])
             if unknown[0].startswith("--")
             else f"{shown(repr(unknown[0]))} is not an option; give --name value"
         )
-    overrides = {key: value for key, value in vars(given).items() if key in document}
+    overrides = {key: value for key, value in vars(given).items() if key in places}
     run_opts = RunOptions.from_dictionary(
-        {key: value for key, value in vars(given).items() if key not in document}
+        {key: value for key, value in vars(given).items() if key not in places}
     )
     minutes = "ckpt_interval_minutes"
     if run_opts.ckpt_interval_steps > 0 and minutes in document:
         overrides.setdefault(minutes, 0)  # SpeechBrain accepts only one of the two
     if run_opts.debug and "output_folder" in document:
-        overrides["output_folder"] = str(_output_folder(path, overrides) / "debug")
+        folder = resolved(path, overrides)["output_folder"]
+        overrides["output_folder"] = str(Path(folder) / "debug")
     return path, run_opts, overrides
 
 
@@ -109,7 +128,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
     Example
     -------
-    >>> read_yaml("hparams/finetune.yaml")["batch_size"]
+    >>> read_yaml("hparams/finetune.yaml")["train_loader"]["batch_size"]
     32
     """
     try:
@@ -122,6 +141,109 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             "argument must be one, such as hparams/distil.yaml"
         )
     return document
+
+
+def option_places(document: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Returns where each option of a YAML is: (key,) or (group, key).
+
+    A value that only repeats another one (``!ref <key>``) is no option. If two values
+    have one name, the second one's option is ``--group.key``.
+
+    Arguments
+    ---------
+    document : Mapping
+        From ``read_yaml``.
+
+    Returns
+    -------
+    dict of str to tuple of str
+
+    Example
+    -------
+    >>> places = option_places(read_yaml("hparams/finetune.yaml"))
+    >>> places["dataset"], places["separator"], places["lr"]
+    (('dataset',), ('table', 'separator'), ('opt_class', 'lr'))
+    """
+    places: dict[str, tuple[str, ...]] = {}
+    for group, node in document.items():
+        places[group] = (group,)
+        for key, value in node.items() if isinstance(node, dict) else ():
+            repeats = _tag_of(value) == "!ref" and _REPEATED.match(value.value)
+            if not repeats and not (isinstance(value, dict) and value):
+                is_taken = key in places or key in document
+                places[f"{group}.{key}" if is_taken else key] = (group, key)
+    return places
+
+
+def nested(overrides: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns overrides by option as HyperPyYAML takes them: by their place.
+
+    Arguments
+    ---------
+    overrides : Mapping
+        Values by option, such as ``separator``, or by key, such as ``table``.
+    document : Mapping
+        From ``read_yaml``.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    SystemExit
+        With a sentence, for a part of an object that is replaced.
+
+    Example
+    -------
+    >>> nested({"separator": "|"}, read_yaml("hparams/finetune.yaml"))
+    {'table': {'separator': '|'}}
+    """
+    places, values = option_places(document), dict[str, Any]()
+    for name in sorted(overrides, key=lambda name: len(places.get(name, ()))):
+        *groups, key = places.get(name, (name,))
+        inside = values
+        for group in groups:
+            inside = values.setdefault(group, {})
+            if not isinstance(inside, dict):
+                sys.exit(f"--{name} is a part of {group}, which --{group} replaces")
+        value = overrides[name]
+        inside[key] = dict(value) if isinstance(value, dict) else value
+    return values
+
+
+def unset_placeholders(
+    overrides: Mapping[str, Any], document: Mapping[str, Any]
+) -> list[str]:
+    """Lists the options that a YAML leaves to the command line and that are not given.
+
+    Example
+    -------
+    >>> unset_placeholders({}, read_yaml("hparams/distil.yaml"))
+    ['dataset', 'teacher']
+    """
+    return [
+        key
+        for key, value in document.items()
+        if _tag_of(value) == "!PLACEHOLDER" and overrides.get(key) is None
+    ]
+
+
+def resolved(path: str | Path, overrides: Mapping[str, Any]) -> Any:
+    """Reads a YAML with overrides and references resolved; builds no objects.
+
+    Placeholders that are not given are None.
+
+    Example
+    -------
+    >>> resolved("hparams/distil.yaml", {"seed": 7})["output_folder"]
+    'results/distil/7'
+    """
+    document = read_yaml(path)
+    unset = dict.fromkeys(unset_placeholders(overrides, document))
+    given = nested(dict(overrides) | unset, document)
+    with open(path, encoding="utf-8") as file:
+        return YAML().load(resolve_references(file, given))
 
 
 def unknown_option(option: str, known: list[str]) -> str:
@@ -181,40 +303,54 @@ def _find_yaml(argv: list[str]) -> tuple[str, list[str]]:
     )
 
 
-def _output_folder(path: str, overrides: Mapping[str, Any]) -> Path:
-    with open(path, encoding="utf-8") as file:
-        resolved = YAML().load(resolve_references(file, dict(overrides)))
-    return Path(str(resolved["output_folder"]))
-
-
 # --- Values of options -------------------------------------------------------------
 
 
 def _add_keys(parser: _Parser, path: str, document: Mapping[str, Any]) -> None:
-    """Adds an option for each key of a YAML, under the headings of the YAML."""
-    group: Any = parser
-    above: list[str] = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        title, found = _TITLE.match(line), _KEY.match(line)
-        if title:
-            group = parser.add_argument_group(_escaped(title.group(1)))
-        if found and found.group(1) in document:
-            key, value, comment = found.groups()
-            comment = " ".join([*above, comment or ""]).strip()
-            if value:
-                comment = (
-                    f"default {value}; {comment}" if comment else f"default {value}"
-                )
-            read, takes = _reader_of(key, document[key], document)
-            group.add_argument(
-                f"--{key}",
-                type=read,
-                metavar=takes,
-                help=_escaped(comment),
-                **({"nargs": "?", "const": True} if read is _switch else {}),
-            )
-        is_comment = line.startswith("# ") and not title
-        above = [*above, line[2:].strip()] if is_comment else []
+    """Adds the options of a YAML, under the headings of the YAML."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    groups: dict[str, Any] = {}
+    for name, place in option_places(document).items():
+        *above, key = place
+        if key.startswith("__"):
+            continue
+        node: Any = document[above[0]] if above else document
+        number, _ = node.lc.key(key)
+        heading = _heading_above(lines, number)
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(_escaped(heading))
+        read, takes = _reader_of(key, node[key], document)
+        arguments: dict[str, Any] = {"type": read, "metavar": takes, "dest": name}
+        if read is _switch:
+            arguments |= {"nargs": "?", "const": True}
+        described = _escaped(_described(lines, number, name, node[key]))
+        groups[heading].add_argument(f"--{name}", help=described, **arguments)
+        if above and name == key:
+            also = f"--{'.'.join(place)}"
+            parser.add_argument(also, help=argparse.SUPPRESS, **arguments)
+
+
+def _heading_above(lines: list[str], number: int) -> str:
+    """Returns the last heading (``# --- Data ---``) above a line of a YAML."""
+    found = (_TITLE.match(line) for line in reversed(lines[:number]))
+    return next((title.group(1) for title in found if title), "options")
+
+
+def _described(lines: list[str], number: int, name: str, node: Any) -> str:
+    """Returns the default and the comments of a key, from its line and those above."""
+    words: list[str] = []
+    for line in reversed(lines[:number]):
+        if not line.strip().startswith("# ") or _TITLE.match(line):
+            break
+        words.insert(0, line.strip()[2:])
+    found = _KEY.match(lines[number])
+    value, comment = found.groups() if found else ("", "")
+    default = f"default {value}" if value else ""
+    if value == "!PLACEHOLDER":
+        default = "needed"
+    elif isinstance(node, dict) and not value:
+        default = f"its options follow; --{name}.NAME is --NAME"
+    return "; ".join(filter(None, [default, " ".join([*words, comment or ""]).strip()]))
 
 
 def _add_speechbrain(parser: _Parser, taken: set[str]) -> list[str]:
@@ -231,9 +367,9 @@ def _add_speechbrain(parser: _Parser, taken: set[str]) -> list[str]:
             read, takes = _whole, "NUMBER"
         if "precision" in name:
             more = {"choices": ["fp32", "fp16", "bf16"]}
-        said = (f"default {default}; " if default else "") + HELP_TEXTS[name]
+        text = (f"default {default}; " if default else "") + HELP_TEXTS[name]
         group.add_argument(
-            f"--{name}", type=read, metavar=takes, help=_escaped(said), **more
+            f"--{name}", type=read, metavar=takes, help=_escaped(text), **more
         )
     for name in ("jit_module_keys", "compile_module_keys"):
         group.add_argument(f"--{name}", nargs="*", help="keys in 'modules'")

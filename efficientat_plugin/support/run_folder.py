@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock
-from hyperpyyaml import resolve_references
-from ruamel.yaml import YAML
 from ruamel.yaml.comments import TaggedScalar
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.run_opts import RunOptions
@@ -15,6 +13,7 @@ from speechbrain.utils.run_opts import RunOptions
 from efficientat_plugin.support.differences import Difference, differences_of
 from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.locks import lock_folder
+from efficientat_plugin.support.options import option_places, read_yaml, resolved
 
 RUN_FILE = "run.json"
 
@@ -57,7 +56,8 @@ def settings_of(
 ) -> dict[str, Any]:
     """Returns the settings of a run as plain values: YAML, overrides and options.
 
-    Settings that do not change the result (``SAME_RESULT``) are left out.
+    A value in a group or an object is named like its option. Settings that do not
+    change the result (``SAME_RESULT``) are left out.
 
     Arguments
     ---------
@@ -75,11 +75,20 @@ def settings_of(
     Example
     -------
     >>> settings = settings_of("hparams/distil.yaml", {"n_mels": 64})
-    >>> settings["log_mel"]["!new:efficientat_plugin.LogMel"]["n_mels"]
+    >>> settings["n_mels"]
     64
     """
-    with open(hparams_file, encoding="utf-8") as file:
-        settings = _plain(YAML().load(resolve_references(file, dict(overrides))))
+    document = resolved(hparams_file, overrides)
+    settings = _plain(document)
+    for name, place in option_places(read_yaml(hparams_file)).items():
+        node: Any = document[place[0]]
+        if len(place) == 1 or not isinstance(node, dict) or SAME_RESULT & {*place}:
+            continue
+        group, key = place
+        settings[name] = _plain(node[key])
+        if node.tag.value is None:  # the arguments of an object stay in it as well
+            del settings[group][key]
+    settings = {name: value for name, value in settings.items() if value != {}}
     for name in sorted(run_opts.overridden_args if run_opts else ()):
         value = getattr(run_opts, name)
         is_default = value == getattr(RunOptions(), name)
@@ -201,11 +210,11 @@ def _is_more(difference: Difference) -> bool:
 
 def _without_consequences(differences: Sequence[Difference]) -> list[Difference]:
     """Drops differences in objects that repeat that of a top-level value."""
-    known = {repr(each[1:]) for each in differences if "." not in each.name}
+    top_level = {repr(each[1:]) for each in differences if "." not in each.name}
     named = [
         each
         for each in differences
-        if "." not in each.name or repr(each[1:]) not in known
+        if "." not in each.name or repr(each[1:]) not in top_level
     ]
     asked = [each for each in named if not each.name.startswith("__")]
     return asked or named

@@ -3,8 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from efficientat_plugin.contracts import ClipBatch
 from efficientat_plugin.evaluation.metrics import Scores
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.training.brain import DistillationBrain
+from efficientat_plugin.training.probe import Probe
 
 TRAINABLE = ("all", "head")
 CLASS_LAYERS = ("new", "probe")  # to start training from
@@ -20,6 +21,9 @@ CLASS_LAYERS = ("new", "probe")  # to start training from
 # share of held-out clips right.
 FEWEST_CLIPS_PER_CLASS = 5
 SHARE_RIGHT = 0.5
+# Share of the clips that the epoch is chosen on: with many and with few clips
+VALID_SHARE, FEW_VALID_SHARE, FEW_CLIPS_PER_CLASS = 0.15, 0.25, 30
+FEW_GROUPS = 7  # with fewer, a single group is more than VALID_SHARE
 # See `epochs_for`
 NUM_STEPS = 1500
 FEWEST_EPOCHS, MOST_EPOCHS = 5, 80
@@ -51,6 +55,70 @@ def epochs_for(num_clips: int, batch_size: int) -> int:
     return min(max(epochs, FEWEST_EPOCHS), MOST_EPOCHS)
 
 
+class Plan(NamedTuple):
+    """Epochs of a run, and the share of its clips to choose one of them on."""
+
+    epochs: int
+    valid_share: float
+    why: str
+
+
+def plan_epochs(
+    num_clips: int,
+    num_classes: int,
+    batch_size: int,
+    num_groups: int | None = None,
+    fit: Callable[[], Probe] | None = None,
+) -> Plan:
+    """Plans the epochs and the validation clips of fine-tuning from the data.
+
+    With few clips per class, a probe that classifies held-out clips correctly is hard
+    to beat. Where it does not, the network has to learn new features and needs every
+    clip for that, so no clips are held out for validation.
+
+    Arguments
+    ---------
+    num_clips : int
+        Training clips, of which none is held out yet.
+    num_classes : int
+        K.
+    batch_size : int
+        Clips per step.
+    num_groups : int or None
+        Groups of clips that are not divided; None: each clip is one.
+    fit : Callable or None
+        Fits a probe to the clips; called if there are few. None: there is no probe.
+
+    Returns
+    -------
+    Plan
+
+    Example
+    -------
+    >>> plan_epochs(8, 2, 32, fit=lambda: Probe(10.0, share_right=0.9))[:2]
+    (0, 0.0)
+    >>> plan_epochs(8, 2, 32, fit=lambda: Probe(10.0, share_right=0.4))[:2]
+    (80, 0.0)
+    >>> plan_epochs(2000, 10, 32)
+    Plan(epochs=24, valid_share=0.15, why='for 2000 clips of 10 classes')
+    """
+    why = f"for {num_clips} clips of {num_classes} classes"
+    epochs = epochs_for(num_clips, batch_size)
+    few = num_clips < FEW_CLIPS_PER_CLASS * num_classes
+    few = few or (num_groups is not None and num_groups < FEW_GROUPS)
+    share = FEW_VALID_SHARE if few else VALID_SHARE
+    if not few or fit is None:
+        return Plan(epochs, share, why)
+    share_right = fit().share_right
+    if share_right is not None:
+        why += f"; a probe classifies {share_right:.0%} of held-out clips correctly"
+        if share_right < SHARE_RIGHT:
+            return Plan(epochs, 0.0, f"{why}, so every clip is used for training")
+    if num_clips < FEWEST_CLIPS_PER_CLASS * num_classes:
+        return Plan(0, 0.0, f"{why}: only a probe is fitted")
+    return Plan(epochs, share, why)
+
+
 def standard_error(score: float, num_clips: int) -> float:
     """Returns the standard error of a share of clips, such as an accuracy.
 
@@ -78,6 +146,37 @@ def standard_error(score: float, num_clips: int) -> float:
     total = num_clips + 4
     share = (score * num_clips + 2) / total
     return math.sqrt(share * (1 - share) / total)
+
+
+def weights_to_keep(start: float, best: float, newest: float, num_clips: int) -> str:
+    """Chooses between the weights before training, the best and the newest epoch.
+
+    Validation clips are often easier than later use. If epochs differ by chance alone,
+    the newest has been trained the longest and at the lowest rate: it is kept if it is
+    within a standard error of the best. The model from before training is kept unless
+    an epoch beats it by more than a standard error.
+
+    Arguments
+    ---------
+    start, best, newest : float
+        Their shares of validation clips that are right, from 0 to 1.
+    num_clips : int
+        Number of validation clips.
+
+    Returns
+    -------
+    str
+        "start", "best" or "newest".
+
+    Example
+    -------
+    >>> weights_to_keep(0.5, 1.0, 0.995, 200), weights_to_keep(0.95, 0.955, 0.955, 200)
+    ('newest', 'start')
+    """
+    if best <= start + standard_error(start, num_clips):
+        return "start"
+    as_good = newest >= best - standard_error(best, num_clips)
+    return "newest" if as_good else "best"
 
 
 def seconds_per_step(

@@ -105,10 +105,10 @@ class MutualBrain(DistillationBrain):
             self.peer_stats.append(batch.clip_id, peer_output.logits, *known)
             return self.hparams.loss(output.logits, labels)
         loss = self.hparams.loss
-        asked = loss(output.logits, labels, self._said(peer_output))
-        return asked + loss(peer_output.logits, labels, self._said(output))
+        own_loss = loss(output.logits, labels, self._as_target(peer_output))
+        return own_loss + loss(peer_output.logits, labels, self._as_target(output))
 
-    def _said(self, output: StudentOutput) -> Any:
+    def _as_target(self, output: StudentOutput) -> Any:
         logits = output.logits.detach()
         known = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         return self.hparams.loss.soft_target(TeacherTarget(logits, known))

@@ -1,6 +1,7 @@
 """The parts that every recipe builds from its settings, labels and student."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -11,36 +12,13 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
+from efficientat_plugin.pretrained.folder import describe_checkpoints
 from efficientat_plugin.pretrained.weights import front_end_arguments
+from efficientat_plugin.students.ensemble import Ensemble
 from efficientat_plugin.students.student import Student
-
-
-def clip_reader(hparams: Mapping[str, Any], labels: LabelTable) -> ClipReader:
-    """Builds the reader that turns rows into clips of the length set in the YAML.
-
-    Arguments
-    ---------
-    hparams : Mapping
-        With ``clip_seconds``, ``sample_rate`` (Hz) and ``short_clips``.
-    labels : LabelTable
-        The classes.
-
-    Returns
-    -------
-    ClipReader
-
-    Example
-    -------
-    >>> settings = {"clip_seconds": 1.0, "sample_rate": 32000, "short_clips": "repeat"}
-    >>> clip_reader(settings, LabelTable(["a"], ["a"])).num_samples
-    32000
-    """
-    return ClipReader(
-        labels,
-        hparams["clip_seconds"],
-        hparams["sample_rate"],
-        hparams["short_clips"],
-    )
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
+from efficientat_plugin.teachers.store.dump import fill_store
+from efficientat_plugin.teachers.stored import StoredTeacher
 
 
 def plain_clips(
@@ -50,7 +28,7 @@ def plain_clips(
     places: Sequence[int],
 ) -> Clips:
     """Returns some of the rows as clips, without augmentation."""
-    return Clips(rows.select(places), clip_reader(hparams, labels))
+    return Clips(rows.select(places), ClipReader(labels, **hparams["clip"]))
 
 
 def augmented_clips(
@@ -59,7 +37,7 @@ def augmented_clips(
     """Returns the rows as training clips, with the augmentation set in the YAML."""
     return Clips(
         rows,
-        clip_reader(hparams, labels),
+        ClipReader(labels, **hparams["clip"]),
         hparams["waveform_augment"],
         hparams["waveform_mix"],
         hparams["seed"],
@@ -86,6 +64,51 @@ def trained_model(
     hparams: Mapping[str, Any], student: Student, labels: LabelTable, target: str
 ) -> TrainedModel:
     """Returns the student with everything that is needed to use it."""
+    clip = hparams["clip"]
     return TrainedModel(
-        student, labels, target, hparams["clip_seconds"], hparams["short_clips"]
+        student, labels, target, clip["clip_seconds"], clip["short_clips"]
     )
+
+
+def checkpointer_of(
+    hparams: Mapping[str, Any], model: TrainedModel, epoch_counter: Any
+) -> AtomicCheckpointer:
+    """Builds the YAML's checkpointer, whose checkpoints describe the model."""
+    recoverables = {
+        "student": model.student,
+        "epoch_counter": epoch_counter,
+        "history": hparams["history"],
+    }
+    checkpointer: AtomicCheckpointer = hparams["checkpointer"](
+        recoverables=recoverables
+    )
+    describe_checkpoints(checkpointer, {"student": model})
+    return checkpointer
+
+
+def store_logits(
+    hparams: Mapping[str, Any],
+    path: str | Path,
+    name: str,
+    teacher: Ensemble,
+    labels: LabelTable,
+    rows: datasets.Dataset,
+    device: str,
+) -> StoredTeacher:
+    """Computes a teacher's logits of clips, unless they are stored at ``path``.
+
+    ``name`` is the teacher's, for the store.
+    """
+    fill_store(
+        path,
+        name,
+        teacher,
+        labels,
+        rows,
+        hparams["clip"]["clip_seconds"],
+        device,
+        hparams["max_unreadable_share"],
+        short_clips=hparams["clip"]["short_clips"],
+        **hparams["eval_loader"],
+    )
+    return StoredTeacher(path)
