@@ -86,7 +86,8 @@ def settings_of(
             continue
         group, key = place
         settings[name] = _plain(node[key])
-        if node.tag.value is None:  # the arguments of an object stay in it as well
+        tag = getattr(node, "tag", None)
+        if tag is None or tag.value is None:  # arguments of an object stay in it, too
             del settings[group][key]
     settings = {name: value for name, value in settings.items() if value != {}}
     for name in sorted(run_opts.overridden_args if run_opts else ()):
