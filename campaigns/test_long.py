@@ -16,7 +16,7 @@ from exported_models import content_of, random_weights, source_of
 from lengths import short_and_full
 from memory_use import Course, alone, here, linux, megabytes
 
-from efficientat_plugin.cli import main, scan
+from efficientat_plugin.cli import main, outputs
 from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.runtime.tagger import Tagger
 from efficientat_plugin.students.mn import MN
@@ -202,7 +202,7 @@ def scanned(models, what, file, num_windows):
 def scanned_by_command(models, what, file, num_windows):
     """The same by the command line."""
     course, output = Course(num_windows), file.with_suffix(".jsonl")
-    write, written = scan.WindowWriter.write, count(1)
+    write, written = outputs.JsonLinesWriter.write, count(1)
 
     def write_and_look(*arguments):
         write(*arguments)
@@ -213,7 +213,7 @@ def scanned_by_command(models, what, file, num_windows):
     window = ["--window", str(WINDOW_SECONDS), "--hop", str(HOP_SECONDS)]
     words = ["scan", str(file), *model, *form, *window, "--output", str(output)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan.WindowWriter, "write", write_and_look)
+        patch.setattr(outputs.JsonLinesWriter, "write", write_and_look)
         assert main(words) == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     times = [(line["start_seconds"], line["end_seconds"]) for line in lines]

@@ -26,7 +26,7 @@ from lengths import short_and_full
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY = 12 << 30  # bytes of addresses; a damaged number may ask for any many
-KINDS = ("YAML", "weights", "labels", "store", "top k store", "logits", "table")
+KINDS = ("YAML", "weights", "labels", "store", "logits", "table")
 KINDS += ("embeddings", "metadata")
 RUNS_CODE = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.startfile")
 RUNS_CODE += ("subprocess.Popen", "socket.connect", "socket.getaddrinfo", "socket.bind")

@@ -19,8 +19,7 @@ from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
-from efficientat_plugin.teachers.load import load_teacher
-from efficientat_plugin.teachers.members import open_teachers
+from efficientat_plugin.teachers.load import load_teacher, open_teachers
 
 
 def test_an_ensemble_is_named_with_commas(capsys, model, tagger, five):
