@@ -27,11 +27,11 @@ from torch import sigmoid
 from tqdm import tqdm
 
 from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.export.onnx_file import FRONT_ENDS, PRECISIONS
 from efficientat_plugin.export.parity import Parity, compared, worst_of
 from efficientat_plugin.export.quantize import observe
 from efficientat_plugin.export.source import Source, find_source
-from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
@@ -172,8 +172,8 @@ def parities(
             for backend in SESSIONS:
                 bar.set_postfix_str(f"{precision}, {front_end}, {backend}", False)
                 tagger = Tagger(content, backend, threads=1)
-                said = [tagger.outputs(waveforms) for waveforms in batches]
-                found[precision, backend].append(compared(expected, said))
+                outputs = [tagger.outputs(waveforms) for waveforms in batches]
+                found[precision, backend].append(compared(expected, outputs))
     return {kind: worst_of(both) for kind, both in found.items()}
 
 
@@ -188,11 +188,11 @@ def sensitivity(source: Source) -> float:
     student = copy.deepcopy(source.model.student).double()
     as_probabilities = sigmoid if source.model.target == "multilabel" else softmax
     with torch.no_grad():
-        heard, moved = (
+        scored, moved = (
             as_probabilities(student(each).logits)
             for each in (log_mel, log_mel * (1 + 1e-6 * torch.randn(log_mel.shape)))
         )
-    return float((heard - moved).abs().max())
+    return float((scored - moved).abs().max())
 
 
 def softmax(logits: torch.Tensor) -> torch.Tensor:

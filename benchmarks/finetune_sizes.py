@@ -159,13 +159,16 @@ def logistic_regression(
     features = np.stack([tagger.embed(sound) for sound in sounds])
     train = np.array(drawn["split"]) == "train"
     scaler = StandardScaler().fit(features[train])
-    seen, heard = scaler.transform(features[train]), scaler.transform(features[~train])
+    seen, held_out = (
+        scaler.transform(features[train]),
+        scaler.transform(features[~train]),
+    )
     if clips.target == "multilabel":
         targets = multi_hot(drawn["label"][:])
         fitted = OneVsRestClassifier(LogisticRegression(C=PENALTY, max_iter=2000))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes that no training clip has
-            probabilities = fitted.fit(seen, targets[train]).predict_proba(heard)
+            probabilities = fitted.fit(seen, targets[train]).predict_proba(held_out)
         there = targets[~train].any(axis=0)
         return float(
             average_precision_score(targets[~train][:, there], probabilities[:, there])
@@ -182,7 +185,7 @@ def logistic_regression(
             use_legacy_attributes=False,
             max_iter=2000,
         )
-    return float(model.fit(seen, labels[train]).score(heard, labels[~train]))
+    return float(model.fit(seen, labels[train]).score(held_out, labels[~train]))
 
 
 def multi_hot(cells: list[str]) -> NDArray[np.int64]:

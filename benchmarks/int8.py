@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from efficientat_plugin.data.decoding import decode
 from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
+from efficientat_plugin.export.comparison_clips import read_clips, spread
 from efficientat_plugin.export.graph import Levels, Site
 from efficientat_plugin.export.quantize import MAX_CLIPS, Recipe, observe
 from efficientat_plugin.export.source import Source, find_source
-from efficientat_plugin.export.test_clips import read_clips, spread
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.model_file import LOG_MEL, LOGITS
 

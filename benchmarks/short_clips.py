@@ -52,16 +52,16 @@ def main() -> None:
     labels = np.stack([audioset_labels().multi_hot(i) for i in summary.indices])
     sounds = [decode(row["audio"], RATE, 5 * RATE) for row in tqdm(rows, unit="clip")]
     tagger = AudioTagger.from_student(arguments.student, short_clips="as_is")
-    print("| length | heard | mAP | top class right | a class above 0.99 |")
+    print("| length | input | mAP | top class right | a class above 0.99 |")
     print("|---" * 5 + "|")
     for seconds in LENGTHS:
         cut = [loudest(sound, round(seconds * RATE)) for sound in sounds]
         for name, (how, until) in POLICIES.items():
             if how == "repeat" and until <= seconds:
                 continue
-            heard = [lengthened(sound, round(until * RATE), how) for sound in cut]
+            inputs = [lengthened(sound, round(until * RATE), how) for sound in cut]
             scores = tagger.probabilities(
-                tqdm(heard, desc=f"{seconds} s, {name}"), RATE
+                tqdm(inputs, desc=f"{seconds} s, {name}"), RATE
             )
             right = labels[np.arange(len(labels)), scores.argmax(axis=1)].mean()
             claimed = (scores.max(axis=1) > 0.99).mean()

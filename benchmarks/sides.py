@@ -1,4 +1,4 @@
-"""The two sides of `speed.py`: one process each, which works when it is told to.
+"""The two sides of `speed.py`: one process each, which works on request.
 
 > python benchmarks/sides.py ours train mn04 16 --weights FILE
 
@@ -155,7 +155,7 @@ class Ours:
 
         labels, logits = targets(self.batch)
 
-        def teacher(heard: Any) -> Any:
+        def teacher(inputs: Any) -> Any:
             return TeacherTarget(logits, torch.ones(self.batch, dtype=torch.bool))
 
         family = "dymn10" if self.model.startswith("dymn") else "mn10"
@@ -372,7 +372,7 @@ def peak_mb() -> float:
 
 
 def main() -> None:
-    """Sets up, and works when it is told to."""
+    """Sets up, and works on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("side", choices=("ours", "published"))
     alone = ("mel", "network")

@@ -27,7 +27,7 @@ import torch
 from sides import SAMPLE_RATE, WIDTHS
 
 from efficientat_plugin import MN, DyMN, LogMel
-from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.export.comparison_clips import synthesised
 
 HERE = Path(__file__).parent
 MODELS = list(WIDTHS)
@@ -75,7 +75,7 @@ TITLES = {
 
 
 class Side:
-    """A process that works when it is told to."""
+    """A process that works on request."""
 
     def __init__(self, name: str, case: Case, folder: Path, options: Any) -> None:
         self.result = folder / f"{name}.npy"
@@ -163,7 +163,7 @@ def make_weights(folder: Path) -> None:
         student = (DyMN if name.startswith("dymn") else MN)(width=width).train()
         norms = [m for m in student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         for norm in norms:
-            norm.momentum = None  # the plain average of what it hears
+            norm.momentum = None  # the plain average of its batches
         with torch.no_grad():
             student(log_mel)
         torch.save(student.state_dict(), folder / f"{name}.pt")

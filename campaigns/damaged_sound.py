@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.export.comparison_clips import synthesised
 
 
 class DamagedFile(NamedTuple):

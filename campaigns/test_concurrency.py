@@ -12,12 +12,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from at_once import REFUSED, in_threads, some_line, start
 from exported_models import content_of, random_weights, source_of
 from lengths import short_and_full
+from simultaneous import REFUSED, in_threads, some_line, start
 from writers import CLIPS, embed, fill_store, values_of
 
-from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN

@@ -40,7 +40,7 @@ def the_sentence(printed):
 
 @pytest.mark.slow
 @short_and_full(1, 40)
-def test_a_full_disk_is_said_and_room_is_all_it_takes(
+def test_a_full_disk_is_reported_and_room_is_all_it_takes(
     tries, data, undisturbed, tmp_path, seed, figures
 ):
     rng = random.Random(seed)
@@ -70,7 +70,7 @@ def test_a_full_disk_is_said_and_room_is_all_it_takes(
 
 @pytest.mark.slow
 @short_and_full(1, len(COMMANDS))
-def test_a_folder_without_permission_is_said(tries, data, tmp_path, seed, figures):
+def test_a_folder_without_permission_is_reported(tries, data, tmp_path, seed, figures):
     if os.geteuid() == 0 and shutil.which(SOMEBODY[0]) is None:
         pytest.skip("a superuser may write anywhere, and there is no setpriv")
     prefix = SOMEBODY if os.geteuid() == 0 else []

@@ -15,9 +15,9 @@ import time
 
 import pytest
 import torch
-from at_once import REFUSED, fetch_weights, some_line, start
 from lengths import short_and_full
 from servers import weight_server
+from simultaneous import REFUSED, fetch_weights, some_line, start
 
 from efficientat_plugin.students.mn import MN
 

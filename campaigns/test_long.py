@@ -17,7 +17,7 @@ from lengths import short_and_full
 from memory_use import Course, alone, here, linux, megabytes
 
 from efficientat_plugin.cli import main, outputs
-from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.runtime.tagger import Tagger
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger

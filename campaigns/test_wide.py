@@ -27,7 +27,7 @@ from efficientat_plugin.data.rows import load_rows, summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.evaluation.metrics import classification_scores
-from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,

@@ -4,7 +4,7 @@ import random
 import sys
 
 import numpy as np
-from at_once import REFUSED
+from simultaneous import REFUSED
 
 from efficientat_plugin.cli.embed import write_embeddings
 from efficientat_plugin.cli.resumed_output import SoundFile, kept_beside

@@ -10,8 +10,8 @@ import torch
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.export import parity
 from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.export.source import Source
-from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.folder import (
     Provenance,

@@ -415,7 +415,7 @@ def test_the_papers_recipes_run_on_small_data(data, tmp_path, recipe, option):
 
 @pytest.mark.slow
 def test_the_comparison_is_with_the_labelled_clips_alone(data, tmp_path):
-    """Its second run ends exactly like one that never heard of the other clips."""
+    """Its second run ends exactly like one that never had the other clips."""
     mixes = REPOSITORY / "recipes" / "make_transfer_set.py"
     command = [str(mixes), str(REPOSITORY / "hparams" / "make_transfer_set.yaml")]
     command += ["--dataset", str(data), "--dataset_cache", str(data / "cache")]

@@ -214,7 +214,7 @@ def test_labels_are_understood_however_they_are_written(
 def test_labels_of_other_classes_are_refused_before_training(
     recipe, data, relabelled, tmp_path, how, splits, streaming
 ):
-    """With a teacher, too: it would be the only one to be heard."""
+    """With a teacher, too: it alone would be learned from."""
     folder = relabelled(NOT_UNDERSTOOD[how], splits)
     options = STREAM | {"class_balanced": False} if streaming else {}
     options |= {"waveform_mix": None, "dataset_cache": str(tmp_path / "cache")}
@@ -359,7 +359,7 @@ def test_unreadable_clips_are_named_and_too_many_fail_the_run(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dump_is_verified_and_goes_on_where_it_stopped(shared, data, tmp_path):
+def test_a_dump_is_verified_and_resumes_where_it_stopped(shared, data, tmp_path):
     command = [
         str(REPOSITORY / "recipes" / "dump_teacher_logits.py"),
         str(REPOSITORY / "hparams" / "dump_teacher_logits.yaml"),

@@ -53,7 +53,7 @@ class Tones(torch.utils.data.Dataset):
 
 
 class Oracle:
-    """A store of what is to be said of the tones, but for those it never heard."""
+    """A store of logits for the tones, except those that it lacks."""
 
     def __init__(self, deaf_to: tuple = ()) -> None:
         self.deaf_to = deaf_to

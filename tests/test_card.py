@@ -14,7 +14,7 @@ from efficientat_plugin.students.mn import MN
 
 @pytest.fixture(scope="module", autouse=True)
 def _measured_once():
-    """What a student costs is the card's slow part, and told the same every time."""
+    """The cost of a student is the slow part of a card, and always the same."""
     cost = measure(MN(3, width=0.1), n_frames=50, rounds=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_card, "measure", lambda *_: cost)
@@ -43,9 +43,9 @@ def test_the_hub_reads_the_card(tmp_path):
 
 
 def test_a_card_has_a_table_of_classes_versions_and_limits(tmp_path):
-    told = np.eye(3)[[0, 0, 1, 1]]
+    predicted = np.eye(3)[[0, 0, 1, 1]]
     labels = np.eye(3)[[0, 0, 1, 0]]
-    scores = {"test, 4 clips": classification_scores(told, labels)}
+    scores = {"test, 4 clips": classification_scores(predicted, labels)}
     folder = write_model(tmp_path / "model", trained_model(), scores)
     card = (folder / "README.md").read_text()
     rows = [line for line in card.splitlines() if line.startswith("|")]

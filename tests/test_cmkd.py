@@ -34,7 +34,7 @@ PATCHOUT = {"patchout_time": 1, "patchout_frequency": 1}
 
 
 def _common(parent):
-    """What all runs are told."""
+    """The options of all runs."""
     return {
         "dataset": parent / "data",
         "dataset_cache": parent / "cache",
@@ -123,7 +123,7 @@ def test_mutual_training_keeps_both(runs):
 
 @pytest.mark.slow
 def test_a_transformer_of_mutual_training_teaches(runs):
-    """By the checkpoint, the run folder or the model folder: nothing need be told."""
+    """By the checkpoint, the run folder or the model folder, without options."""
     parent, _ = runs
     (peer,) = (parent / "cmkd_mutual" / "save").glob("CKPT*/peer.ckpt")
     network = PaSST(527, **SMALL).eval()
@@ -236,7 +236,7 @@ def test_a_transformer_is_evaluated_by_any_name(runs, kind):
 # --- Mutual training ---------------------------------------------------------------
 
 
-def test_two_of_one_kind_are_told_apart():
+def test_two_of_one_kind_are_distinguished():
     brain, _ = _mutual(peer=MN(CLASSES, width=0.2))
     brain.scores = brain.peer_scores = "some"
     assert [one.name for one in brain.trained()] == [

@@ -13,7 +13,7 @@ from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 RATE = 16000
 TEACHER = '''
-"""Hears how high a sound is, at a rate of its own."""
+"""Predicts how high a sound is, at a rate of its own."""
 
 import torch
 
@@ -39,7 +39,7 @@ def too_long():
         def forward(self, waveform):
             seconds = waveform.shape[1] / self.sample_rate
             if seconds < 10:
-                raise ValueError(f"{seconds:g} s are too short; I hear 10 s")
+                raise ValueError(f"{seconds:g} s are too short; I take 10 s")
 
     return Fussy()
 '''
@@ -117,7 +117,7 @@ REFUSALS = {
     "--teacher is needed; see the head of": {"teacher": None},
     "form=sounds needs a folder, but nowhere is not": {"dataset": "nowhere"},
     "the teacher ear:nobody cannot be imported": {"teacher": "ear:nobody"},
-    "0.5 s are too short; I hear 10 s": {"teacher": "ear:too_long"},
+    "0.5 s are too short; I take 10 s": {"teacher": "ear:too_long"},
     "number_of_epochs=0 trains nothing; give 1 or more": {"number_of_epochs": 0},
     "--test_only works in audioset_kd.py only; runs here end": {"test_only": True},
     "prior=2.0 must be between 0 and 1": {"prior": 2},

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from at_once import INTERRUPTED, fetch_weights, in_threads, start
 from huggingface_hub import constants as hub
 from servers import weight_server
+from simultaneous import INTERRUPTED, fetch_weights, in_threads, start
 
 from efficientat_plugin.pretrained import download
 from efficientat_plugin.pretrained.download import BASE_URL, TRIES, fetch
@@ -237,7 +237,7 @@ def test_what_is_cached_needs_neither_network_nor_permission(
     assert fetch(NAME, tmp_path).is_file() and server.asked == []
 
 
-def test_offline_is_told_without_asking_anybody(server, tmp_path, monkeypatch):
+def test_offline_is_reported_without_a_request(server, tmp_path, monkeypatch):
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     with pytest.raises(
         OSError, match="does not exist, and HF_HUB_OFFLINE forbids .* put"
@@ -246,14 +246,14 @@ def test_offline_is_told_without_asking_anybody(server, tmp_path, monkeypatch):
     assert server.asked == []
 
 
-def test_folder_that_cannot_be_made_is_told(server, tiny_body, tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported(server, tiny_body, tmp_path):
     server.files[FILE] = tiny_body
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file/cache cannot be written .*another savedir"):
         fetch(NAME, tmp_path / "file" / "cache")
 
 
-def test_full_disk_is_told_and_left_as_it_was(server, tiny_body, tmp_path):
+def test_a_full_disk_is_reported_and_left_as_it_was(server, tiny_body, tmp_path):
     server.files[FILE] = tiny_body
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(tiny_body) // 2, before[1]))

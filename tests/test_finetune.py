@@ -60,7 +60,7 @@ def sounds(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A small student of other classes, which has heard such sounds."""
+    """A small student of other classes, trained on such sounds."""
     torch.manual_seed(0)
     student, log_mel = MN(7, width=0.1), LogMel().eval()
     for norm in batch_norms(student):
@@ -139,7 +139,7 @@ def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
 def test_a_runs_score_is_what_its_model_gets_on_its_test_clips(
     tuned, sounds, tmp_path, capsys
 ):
-    """Found again in the data, whoever asks; of other data that is said."""
+    """They are found again in the data; other data is reported."""
     output, _ = tuned
     whole, scores = tmp_path / "whole", json.loads((output / "scores.json").read_text())
     options = [str(sounds), "--device", "cpu", "--output", str(whole)]
@@ -171,7 +171,7 @@ def test_a_killed_run_ends_like_one_left_alone(tuned, sounds, weights, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_tuned_model_goes_on_training(tuned, sounds, tmp_path):
+def test_a_tuned_model_can_be_trained_further(tuned, sounds, tmp_path):
     output, _ = tuned
     options = {"number_of_epochs": 1, "lr": 0.0, "valid_share": 0.0}
     _run(sounds, output / "model", tmp_path / "again", **options)

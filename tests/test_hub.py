@@ -20,7 +20,7 @@ ON_CPU = {"device": "cpu"}
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("no/such_folder", r"it was not found on the hub \(.*\): no route"),
         ("no_such_folder", "check the path, or give user/name on the hub"),
@@ -30,7 +30,9 @@ ON_CPU = {"device": "cpu"}
     ],
 )
 @pytest.mark.parametrize("trust", [True, False])
-def test_a_folder_that_is_not_there_is_asked_for_once(source, said, trust, monkeypatch):
+def test_a_folder_that_is_not_there_is_asked_for_once(
+    source, message, trust, monkeypatch
+):
     asked = []
 
     def refused(url, **_options):
@@ -40,13 +42,13 @@ def test_a_folder_that_is_not_there_is_asked_for_once(source, said, trust, monke
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", refused)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)
-    with pytest.raises(FileNotFoundError, match=said):
+    with pytest.raises(FileNotFoundError, match=message):
         AudioTagger.from_hparams(source, trust=trust)
-    assert len(asked) == ("not found on the hub" in said)
+    assert len(asked) == ("not found on the hub" in message)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="was not contacted|user/name"):
         AudioTagger.from_hparams(source, trust=trust)
-    assert len(asked) == ("not found on the hub" in said)
+    assert len(asked) == ("not found on the hub" in message)
 
 
 LOADING = """
@@ -62,8 +64,8 @@ try:
     AudioTagger.from_hparams("someone/without", run_opts=on_cpu)
 except Exception as error:
     refusal = f"{type(error).__name__}: {error}"
-said = [tagger.tag(sound)[0].name, classifier.classify_file(sound)[3][0], refusal]
-print(json.dumps(said))
+message = [tagger.tag(sound)[0].name, classifier.classify_file(sound)[3][0], refusal]
+print(json.dumps(message))
 """
 
 

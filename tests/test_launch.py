@@ -193,7 +193,7 @@ def test_a_name_that_stdout_lacks_is_escaped(tmp_path):
         "that dataloader's workers are out of shared memory.",
     ],
 )
-def test_too_little_shared_memory_is_told_in_a_sentence(text):
+def test_too_little_shared_memory_is_reported_in_a_sentence(text):
     def main(_arguments):
         raise RuntimeError(text)
 

@@ -12,8 +12,8 @@ pytest.importorskip("litert_torch", reason="make litert has an environment for i
 from ai_edge_litert.interpreter import Interpreter
 
 from efficientat_plugin.export import litert_file
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.export.litert_file import export_litert
-from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN
 

@@ -7,7 +7,7 @@ import time
 
 import filelock._unix
 import pytest
-from at_once import hold, start
+from simultaneous import hold, start
 
 from efficientat_plugin.support.launch import occupy_folder
 from efficientat_plugin.support.locks import lock, lock_folder

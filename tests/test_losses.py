@@ -91,7 +91,7 @@ def test_an_unknown_partner_adds_nothing_to_the_teacher_term(batch):
     loss = DistillationLoss(kd_weight=1.0)
     target = loss.soft_target(TeacherTarget(batch[2].logits, known))
     loss(logits, batch[1].followed(mix), target.followed(mix)).backward()
-    # Clip 2 keeps 0.6 of its own term, and nothing of clip 1, which nobody heard.
+    # Clip 2 keeps 0.6 of its own term, and nothing of clip 1, which has no logits.
     own = 0.6 * (logits.detach().sigmoid() - batch[2].logits.sigmoid())[2] / 28
     torch.testing.assert_close(logits.grad[2], own)
     assert (logits.grad[1] == 0).all()

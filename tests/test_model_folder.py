@@ -72,7 +72,7 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 @pytest.fixture(scope="module", autouse=True)
 def _measured_once():
-    """What a student costs is the card's slow part, and told the same every time."""
+    """The cost of a student is the slow part of a card, and always the same."""
     cost = measure(MN(3, width=0.1), n_frames=50, rounds=1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_card, "measure", lambda *_: cost)
@@ -188,7 +188,7 @@ def test_weights_are_there_once_and_whole(tmp_path):
 
 
 @pytest.mark.parametrize("rate", [16000, 44100])
-def test_files_are_heard_as_the_tagger_hears_them(tmp_path, rate):
+def test_files_are_scored_as_by_the_tagger(tmp_path, rate):
     folder = write_model(tmp_path / "model", trained_model())
     samples = np.random.default_rng(0).uniform(-0.3, 0.3, (rate, 2))  # 1 s
     soundfile.write(tmp_path / "sound.wav", samples, rate)

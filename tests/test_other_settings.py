@@ -31,7 +31,7 @@ OPTIONS = {
 }
 FOLDER = {"prepare_data": "folder", "make_transfer_set": "folder"}
 FOLDER |= {"dump_teacher_logits": "store"}
-# What is given beside the options above, and what is said of it
+# What is given beside the options above, and the message about it
 OTHERS = {
     "finetune": [
         ({"seed": 7}, "seed 1234 there, 7 here; train "),

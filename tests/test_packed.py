@@ -59,8 +59,8 @@ def test_parquet_that_swells_is_refused_before_it_is_decoded(
         raise AssertionError("it was decoded")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    said = r"x\.parquet takes more than 1000000000 bytes of memory"
-    with memory_limit(5 * 10**8), pytest.raises(ValueError, match=said):
+    message = r"x\.parquet takes more than 1000000000 bytes of memory"
+    with memory_limit(5 * 10**8), pytest.raises(ValueError, match=message):
         read(path)
 
 
@@ -153,7 +153,7 @@ ODD = {
 @pytest.mark.parametrize("name", ODD)
 @pytest.mark.parametrize("read", [read_table, lambda path: load_rows(str(path), "x")])
 def test_a_saved_folder_that_was_made_otherwise_is_refused(name, read, tmp_path):
-    change, options, said = ODD[name]
+    change, options, message = ODD[name]
     folder = tmp_path / "saved"
     datasets.Dataset.from_dict(SAVED).save_to_disk(folder)
     assert len(read(folder)) == 100
@@ -166,5 +166,5 @@ def test_a_saved_folder_that_was_made_otherwise_is_refused(name, read, tmp_path)
         how = pa.ipc.IpcWriteOptions(**options)
         with pa.ipc.new_stream(path, table.schema, options=how) as writer:
             writer.write_table(table)
-    with pytest.raises(ValueError, match=rf"arrow is damaged, or not .*{said}"):
+    with pytest.raises(ValueError, match=rf"arrow is damaged, or not .*{message}"):
         read(folder)

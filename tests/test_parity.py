@@ -8,12 +8,12 @@ from exported_models import BACKENDS, NARROW, content_of, random_weights, source
 
 from efficientat_plugin.export import parity
 from efficientat_plugin.export.assembly import build_model
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.export.graph import Graph
 from efficientat_plugin.export.log_mel import factors
 from efficientat_plugin.export.networks import add_head, add_maps, add_module
 from efficientat_plugin.export.parity import check_parity
 from efficientat_plugin.export.quantize import Recipe, may_be_int8, observe
-from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.mn import MN

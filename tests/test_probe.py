@@ -39,8 +39,8 @@ def test_it_is_ridge_regression_with_rare_clips_weighing_more(num_clips):
     expected = torch.from_numpy(ours.coef_) / scale
     torch.testing.assert_close(weight, expected.float(), atol=1e-5, rtol=1e-4)
     scores = features @ weight.T + bias
-    said = ours.predict(((features - features.mean(dim=0)) / scale).numpy())
-    np.testing.assert_allclose(scores.numpy(), said, atol=1e-4)
+    expected = ours.predict(((features - features.mean(dim=0)) / scale).numpy())
+    np.testing.assert_allclose(scores.numpy(), expected, atol=1e-4)
 
 
 def test_copies_of_a_class_do_not_move_the_probe():
@@ -58,7 +58,7 @@ def test_copies_of_a_class_do_not_move_the_probe():
 
 @pytest.mark.parametrize("target", ["multiclass", "multilabel"])
 @pytest.mark.parametrize("head", ["mlp", "linear"])
-def test_a_student_learns_what_it_is_told_once(head, target):
+def test_a_student_loads_settings_given_once(head, target):
     torch.manual_seed(0)
     student = MN(4, width=0.1, head=head).eval()
     log_mel = torch.randn(24, 1, 32, 40)

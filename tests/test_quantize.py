@@ -6,11 +6,11 @@ import soundfile
 from exported_models import content_of
 
 from efficientat_plugin.data.decoding import decode
+from efficientat_plugin.export.comparison_clips import read_clips
 from efficientat_plugin.export.graph import Range
 from efficientat_plugin.export.onnx_file import export_onnx
 from efficientat_plugin.export.parity import check_parity
 from efficientat_plugin.export.quantize import Recipe, observe
-from efficientat_plugin.export.test_clips import read_clips
 from efficientat_plugin.runtime import Tagger
 
 

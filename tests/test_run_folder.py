@@ -124,7 +124,7 @@ def test_more_epochs_are_the_same_run_where_the_schedule_allows(
             claim_folder(tmp_path, longer, started=True, may_train_longer=True)
 
 
-def test_clips_are_told_apart_by_ids_labels_and_sound():
+def test_clips_are_distinguished_by_ids_labels_and_sound():
     rows = [{"audio": {"bytes": bytes([n]) * 9}} for n in range(3)]
     clips = ["a", "b", "c"], [[0], [], [1, 2]], sounds_of(rows)
     digest = digest_of_clips(*clips)

@@ -279,15 +279,15 @@ WRAPPED = {
 
 @pytest.mark.parametrize("load", [load_student, load_teacher], ids=["student", "teach"])
 @pytest.mark.parametrize("wrapping", WRAPPED)
-def test_wrapped_weights_are_unwrapped_and_it_is_said(wrapping, load, tmp_path, caplog):
-    network, told = MN(**TINY), {}
+def test_wrapped_weights_are_unwrapped_with_a_warning(wrapping, load, tmp_path, caplog):
+    network, sizes = MN(**TINY), {}
     if load is load_teacher:
         network = PaSST(3, embed_dim=32, depth=1, num_heads=4)
-        told = {"time_stride": 10, "num_heads": 4}
+        sizes = {"time_stride": 10, "num_heads": 4}
     state, path = network.state_dict(), tmp_path / "own.pt"
     torch.save(WRAPPED[wrapping](state), path)
     with caplog.at_level(logging.WARNING):
-        loaded = load(path, **STATED, **told)
+        loaded = load(path, **STATED, **sizes)
     loaded = loaded if load is load_student else loaded.student
     found = loaded.state_dict()
     assert all(torch.equal(found[name], value) for name, value in state.items())

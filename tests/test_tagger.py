@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from at_once import in_threads
 from exported_models import (
     content_of,
     random_weights,
@@ -15,8 +14,9 @@ from exported_models import (
     small_source,
     source_of,
 )
+from simultaneous import in_threads
 
-from efficientat_plugin.export.test_clips import synthesised
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.runtime import Tagger
 from efficientat_plugin.runtime.front_end import LogMel as NumpyLogMel
 from efficientat_plugin.runtime.tagger import as_probabilities

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from at_once import in_threads
+from simultaneous import in_threads
 from small_tagger import (
     LABELS,
     RATE,

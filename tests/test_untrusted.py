@@ -93,7 +93,7 @@ READERS = {
     "YAML of a recipe": lambda path: load_hparams(path, {}),
 }
 SUFFIXES = {"JSONL": ".jsonl", "CSV": ".csv", "ONNX": ".onnx"}
-TOLD = (OSError, ValueError, SystemExit)
+REFUSALS = (OSError, ValueError, SystemExit)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -101,11 +101,11 @@ def test_a_pipe_or_a_device_is_not_waited_for(reader, tmp_path):
     pipe = tmp_path / f"pipe{SUFFIXES.get(reader, '.bin')}"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero"), Path("/dev/tty")):
-        with pytest.raises(TOLD) as told:
+        with pytest.raises(REFUSALS) as refusal:
             READERS[reader](path)
-        assert len(str(told.value).splitlines()) == 1
+        assert len(str(refusal.value).splitlines()) == 1
         kinds = ("pipe or a device", "no file", "not a file")
-        assert any(kind in str(told.value) for kind in kinds)
+        assert any(kind in str(refusal.value) for kind in kinds)
 
 
 def test_a_sound_called_like_standard_input_is_a_file(tmp_path, monkeypatch):
@@ -122,7 +122,7 @@ def test_a_sound_called_like_standard_input_is_a_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["clips.csv", "data/clips.jsonl", "a.parquet"])
-def test_a_table_that_is_a_pipe_is_told(name, tmp_path):
+def test_a_table_that_is_a_pipe_is_refused(name, tmp_path):
     (tmp_path / "data").mkdir()
     os.mkfifo(tmp_path / name)
     for dataset in (tmp_path, tmp_path / name):
@@ -134,10 +134,10 @@ def test_a_table_that_is_a_pipe_is_told(name, tmp_path):
 @pytest.mark.parametrize("reader", [*SUFFIXES, "labels", "YAML of a recipe"])
 def test_a_file_that_takes_no_room_is_not_read_whole(reader, begin, tmp_path):
     path = sparse(tmp_path / f"clips{SUFFIXES.get(reader, '.bin')}", begin)
-    with memory_limit(SPARSE_BYTES // 4), pytest.raises(TOLD) as told:
+    with memory_limit(SPARSE_BYTES // 4), pytest.raises(REFUSALS) as refusal:
         READERS[reader](path)
-    assert len(str(told.value).splitlines()) == 1
-    assert path.name in str(told.value)
+    assert len(str(refusal.value).splitlines()) == 1
+    assert path.name in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["hyperparams.yaml", "student.ckpt"])
@@ -183,8 +183,8 @@ def test_files_of_a_data_folder_are_neither_waited_for_nor_read_whole(
     try:
         with memory_limit(SPARSE_BYTES // 2):
             found = BESIDE[name](tmp_path)
-    except TOLD as told:
-        assert len(str(told).splitlines()) == 1
+    except REFUSALS as refusal:
+        assert len(str(refusal).splitlines()) == 1
     else:  # a pipe that is passed over
         assert kind == "pipe"
         assert len(found)
@@ -194,8 +194,8 @@ def test_a_new_key_a_line_does_not_take_memory_with_the_square(tmp_path):
     path = tmp_path / "x.jsonl"
     lines = [f'{{"file": "a", "k{number}": 1}}\n' for number in range(20_000)]
     path.write_text("".join(lines))
-    said = r"x\.jsonl has \d+ rows and 10001 columns; a table has at most"
-    with memory_limit(3 * 10**8), pytest.raises(ValueError, match=said):
+    message = r"x\.jsonl has \d+ rows and 10001 columns; a table has at most"
+    with memory_limit(3 * 10**8), pytest.raises(ValueError, match=message):
         read_text_table(path)
 
 

@@ -225,10 +225,10 @@ OWN = {
 
 @pytest.mark.parametrize("name", OWN)
 def test_own_file_comes_back(name, tmp_path):
-    build, told_by_state, told_by_user = OWN[name]
-    student = build(**told_by_state, **told_by_user).eval()
+    build, from_state, from_user = OWN[name]
+    student = build(**from_state, **from_user).eval()
     path = save(student, tmp_path / "own.pt")
-    loaded = load_student(path, **told_by_user, **STATED)
+    loaded = load_student(path, **from_user, **STATED)
     assert type(loaded) is build and not loaded.training
     assert loaded.front_end == PUBLISHED_FRONT_END
     clip = torch.randn(1, 1, 128, 100)
@@ -262,7 +262,7 @@ def test_temperature_comes_from_override_then_file_then_table(tmp_path):
     assert load_student(path, **STATED).temperature == 1.0
 
 
-def test_class_layer_of_imagenet_is_said_to_be_untrained(tmp_path, caplog):
+def test_class_layer_of_imagenet_is_reported_as_untrained(tmp_path, caplog):
     path = save(MN(**TINY), tmp_path / "mn01_im.pt")
     with caplog.at_level(logging.WARNING):
         load_student(path)
@@ -373,7 +373,7 @@ def test_what_options_do_not_give_is_refused(state, options, text, tmp_path):
         load_student(tmp_path / "own.pt", **options)
 
 
-def test_front_ends_that_differ_are_told_apart():
+def test_front_ends_that_differ_are_distinguished():
     assert set(FRONT_END) == set(inspect.signature(LogMel).parameters)
     others = {"sample_rate": 44100, "n_mels": 64, "win_length": 400, "hop_length": 160}
     others |= {"n_fft": 2048, "f_min": 20.0, "f_max": 14000.0, "log_floor": 1e-6}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.export.log_mel import front_end_settings
 from efficientat_plugin.export.source import Source
-from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.features import LogMel
 
 GOLDEN_SECONDS = 2.0

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.export.assembly import facts_of
+from efficientat_plugin.export.comparison_clips import synthesised
 from efficientat_plugin.export.golden import write_golden
 from efficientat_plugin.export.onnx_file import Exported
 from efficientat_plugin.export.parity import Parity, compared, judge
 from efficientat_plugin.export.source import Source, find_source
-from efficientat_plugin.export.test_clips import synthesised
 from efficientat_plugin.export.writing import check_path, written_together
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.export.comparison_clips import read_clips, spread, synthesised
 from efficientat_plugin.export.source import Source
-from efficientat_plugin.export.test_clips import read_clips, spread, synthesised
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
     LOGITS,

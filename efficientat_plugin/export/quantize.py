@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from efficientat_plugin.export.assembly import OLDEST_OPSET, build_model
+from efficientat_plugin.export.comparison_clips import read_clips, spread
 from efficientat_plugin.export.graph import Levels, Range, Site
 from efficientat_plugin.export.source import Source
-from efficientat_plugin.export.test_clips import read_clips, spread
 from efficientat_plugin.runtime.model_file import LOG_MEL
 
 MAX_CLIPS = 128
