@@ -85,6 +85,7 @@ def _distil(data: Path, output: Path, workers: int) -> dict:
         "sample_folder": data / "sample",
         "dataset_cache": data / "cache",
         "num_labelled": 12,
+        "num_seeds": 1,
         "num_unlabelled": 20,
         "num_eval": 8,
         "clips_per_epoch": 32,

@@ -114,20 +114,18 @@ def main(argv: list[str]) -> None:
         evaluate_only(hparams, run_opts, named, settings)
         return
     runs = [prepare(hparams_file, overrides, hparams)]
-    compared = hparams["teacher"] is not None and hparams["compare_without_teacher"]
-    if compared:
-        alone = overrides | without_teacher(hparams)
-        baseline = load_hparams(hparams_file, alone)
-        runs.append(prepare(hparams_file, alone, baseline))
+    for others in overrides_of_others(hparams):
+        own = overrides | others
+        runs.append(prepare(hparams_file, own, load_hparams(hparams_file, own)))
     for run in runs:  # before anything is scored, trained or written
         claim(run, run_opts)
-    teacher: list[RunResult] = teacher_itself(runs[0]) if compared else []
+    teacher = teacher_itself(runs[0]) if compares(hparams) else []
     results: list[list[RunResult]] = []
     for run in runs:
         with explain_write_errors(run.hparams["output_folder"]):
             results.append(train_and_evaluate(run, run_opts))
             table = [*results[0], *teacher, *chain(*results[1:])]
-            # Now, so that the first results survive if the second run fails
+            # Now, so that the first results survive if a later run fails
             run_on_main(report, (Path(hparams["output_folder"]), table))
     if if_main_process():
         print(comparison_table(table))
@@ -376,7 +374,7 @@ def streamed_training_data(
 ) -> tuple[ClipStream, dict[str, Any], LabelSummary]:
     """As ``training_data``, for a stream, of which only the first rows are checked."""
     settings = hparams["sampling"] | {"waveform_mix": hparams["waveform_mix"]}
-    settings["compare_without_teacher"] = hparams.get("compare_without_teacher")
+    settings |= comparison_of(hparams)
     needs_rows = ["class_balanced", "labelled_only", "waveform_mix"]
     needs_rows.append("compare_without_teacher")
     asked = [key for key in needs_rows if settings[key]]
@@ -585,13 +583,35 @@ def teacher_itself(run: Run) -> list[RunResult]:
     return [] if scores is None else [RunResult("teacher", scores)]
 
 
-def without_teacher(hparams: dict[str, Any]) -> dict[str, Any]:
-    """Returns overrides for a run on the labelled clips only, of the same length."""
-    return {
-        "teacher": None,
-        "labelled_only": True,
-        "output_folder": f"{hparams['output_folder']}/without_teacher",
-    }
+def comparison_of(hparams: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a comparison; not every YAML has them."""
+    return hparams.get("comparison", {"compare_without_teacher": False, "num_seeds": 1})
+
+
+def compares(hparams: dict[str, Any]) -> bool:
+    """Whether students without a teacher are trained, too."""
+    compared = comparison_of(hparams)["compare_without_teacher"]
+    return compared and hparams["teacher"] is not None
+
+
+def overrides_of_others(hparams: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns overrides for the students that are trained after the first one.
+
+    They have other seeds, or no teacher: those are trained on the labelled clips only,
+    for as many steps.
+    """
+    folder, first = hparams["output_folder"], hparams["seed"]
+    others: list[dict[str, Any]] = []
+    for seed in range(first, first + comparison_of(hparams)["num_seeds"]):
+        own = {"seed": seed, "output_folder": folder}
+        if seed != first:
+            own["output_folder"] += f"/seed_{seed}"
+            others.append(own)
+        if compares(hparams):
+            place = f"{own['output_folder']}/without_teacher"
+            alone = {"teacher": None, "labelled_only": True, "output_folder": place}
+            others.append(own | alone)
+    return others
 
 
 if __name__ == "__main__":

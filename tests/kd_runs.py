@@ -85,7 +85,7 @@ def kd_command(data: Path, output: Path, recipe="quickstart", **more) -> list[st
     }
     if recipe == "quickstart":
         # The sample is made even where another data set is used: a small one.
-        options |= {"sample_folder": data / "sample"}
+        options |= {"sample_folder": data / "sample", "num_seeds": 1}
         options |= dict.fromkeys(("num_labelled", "num_unlabelled", "num_eval"), 1)
     else:
         options["pretrained"] = "null"

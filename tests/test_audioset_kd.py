@@ -436,6 +436,15 @@ def test_the_comparison_is_with_the_labelled_clips_alone(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_other_seeds_are_trained_as_runs_of_their_own(data, left_alone, tmp_path):
+    options = {"num_seeds": 2, "seed": 1233, "compare_without_teacher": "True"}
+    text = run_to_end(kd_command(data, tmp_path, **options))
+    assert text.count("student without teacher, 2 seeds |") == 1
+    _assert_same(_outcome(tmp_path / "seed_1234"), _outcome(left_alone))
+    assert (tmp_path / "seed_1234" / "without_teacher" / "model").is_dir()
+
+
+@pytest.mark.slow
 def test_streamed_training_says_that_it_resumes_by_epoch(data, tmp_path):
     text = run_to_end(kd_command(data, tmp_path, streaming="True"))
     assert "resumes at the start of the interrupted epoch" in text

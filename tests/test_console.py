@@ -56,8 +56,9 @@ def _options(recipe, place, output):
     if recipe == "audioset_kd":
         options = small | audioset | {"output_folder": output, "train_split": "clips"}
         options |= {"eval_split": "clips", "teacher": None, "clips_per_epoch": 16}
-        sample = ("num_labelled", "num_unlabelled", "num_eval", "number_of_epochs")
-        return options | dict.fromkeys(sample, 1) | {"sample_folder": "sample"}
+        sample = ("num_labelled", "num_unlabelled", "num_eval", "num_seeds")
+        more = {"sample_folder": "sample", "number_of_epochs": 1}
+        return options | dict.fromkeys(sample, 1) | more
     if recipe == "prepare_data":
         return folder | {"folder": output, "num_proc": 1, "codec": "int16"}
     if recipe == "make_transfer_set":

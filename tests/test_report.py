@@ -110,3 +110,19 @@ def test_a_score_of_few_clips_is_accompanied_by_a_sentence(tmp_path, clips, sent
     assert table.endswith(
         "|" if sentence is None else f"\nCaution, mine: {caution(scores)}."
     )
+
+
+def test_runs_of_several_seeds_are_one_row_with_their_mean_and_range():
+    labels = np.eye(2)[np.arange(20) % 2]
+    scores = tagging_scores(labels, labels)
+    results = [
+        RunResult("with", scores._replace(mAP=value, AUC=value + 0.1))
+        for value in (0.5, 0.4, 0.6)
+    ]
+    table = comparison_table([results[0], RunResult("teacher", scores), *results[1:]])
+    *_, first, second = table.splitlines()
+    assert first == (
+        "| with, 3 seeds | 0.500 (0.400 to 0.600) | 0.600 (0.500 to 0.700) "
+        "| 20 | 2 | - | - | - |"
+    )
+    assert second.startswith("| teacher | 1.000 | 1.000 |")

@@ -89,7 +89,9 @@ def _options(name, place):
     }
     if name == "cmkd_mutual":
         return common | SMALL_TRANSFORMER | PATCHOUT | {"class_balanced": False}
-    sample = dict.fromkeys(("num_labelled", "num_unlabelled", "num_eval"), 1)
+    sample = dict.fromkeys(
+        ("num_labelled", "num_unlabelled", "num_eval", "num_seeds"), 1
+    )
     sample |= {"sample_folder": place / "sample", "teacher": None}
     return common | sample
 

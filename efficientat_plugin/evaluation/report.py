@@ -87,7 +87,10 @@ def _averages(scores: Scores) -> dict[str, Any]:
 
 
 def comparison_table(results: Sequence[RunResult]) -> str:
-    """Returns a Markdown table with a row for each run.
+    """Returns a Markdown table with a row for each name.
+
+    Several runs of one name, which differ by their seeds, are averaged. The range of
+    their scores is in brackets.
 
     Example
     -------
@@ -103,12 +106,14 @@ def comparison_table(results: Sequence[RunResult]) -> str:
         "| run | mAP | AUC | N | classes | parameters | MACs | ms per clip |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, scores, complexity, *_ in results:
-        if scores is None:
-            continue
-        averages = scores.averages()
-        cells = [name, f"{averages['mAP']:.3f}", f"{averages['AUC']:.3f}"]
-        cells += [str(scores.num_clips), str(scores.num_classes)]
+    tested = [result for result in results if result.scores is not None]
+    for name in dict.fromkeys(result.name for result in tested):
+        same = [result for result in tested if result.name == name]
+        averages = [result.scores.averages() for result in same if result.scores]
+        cells = [f"{name}, {len(same)} seeds" if len(same) > 1 else name]
+        cells += [_mean_and_range([a[key] for a in averages]) for key in ("mAP", "AUC")]
+        _, scores, complexity, *_ = same[0]
+        cells += [str(scores.num_clips), str(scores.num_classes)] if scores else []
         if complexity is None:
             cells += ["-", "-", "-"]
         else:
@@ -116,11 +121,20 @@ def comparison_table(results: Sequence[RunResult]) -> str:
             cells.append(f"{complexity.macs / 1e6:.1f} M")
             cells.append(f"{complexity.milliseconds_per_clip:.1f}")
         lines.append("| " + " | ".join(cells) + " |")
-    cautions = ((result.name, caution(result.scores)) for result in results)
-    notes = [f"Caution, {name}: {sentence}." for name, sentence in cautions if sentence]
+    cautions = ((result.name, caution(result.scores)) for result in tested)
+    notes = dict.fromkeys(
+        f"Caution, {name}: {text}." for name, text in cautions if text
+    )
     if notes:
         lines += ["", *notes]
     return "\n".join(lines)
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.3f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
 def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
@@ -135,7 +149,8 @@ def write_comparison(folder: str | Path, results: Sequence[RunResult]) -> Path:
 def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
     """Plots scores and losses over epochs; a run without epochs is a horizontal line.
 
-    If no run has an epoch, no file is written.
+    Runs of one name, which differ by their seeds, have one colour. If no run has an
+    epoch, no file is written.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter, MaxNLocator
@@ -151,8 +166,9 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
     score, loss = figure.subplots(1, 2)
     main = next((one.scores.main for one in results if one.scores), "score")
     lowest = 0.0  # ``explained`` may be negative
-    for number, (name, scores, _, epochs, clips) in enumerate(results):
-        style: dict[str, Any] = {"color": f"C{number}"}
+    names = list(dict.fromkeys(result.name for result in results))
+    for name, scores, _, epochs, clips in results:
+        style: dict[str, Any] = {"color": f"C{names.index(name)}"}
         if not epochs and scores is not None:
             label = f"{name}, {scores.num_clips} {clips} clips"
             score.axhline(scores.averages()[main], linestyle=":", label=label, **style)
@@ -178,8 +194,10 @@ def plot_curves(path: str | Path, results: Sequence[RunResult]) -> None:
     loss.yaxis.set_minor_formatter(PlainNumbers(minor_thresholds=(2, 0.5)))
     for axes in (score, loss):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="small")
+        handles, texts = axes.get_legend_handles_labels()
+        once = dict(zip(texts, handles, strict=True))  # seeds of one name share a label
+        if once:
+            axes.legend(once.values(), once.keys(), fontsize="small")
     _save(figure, path)
 
 

@@ -47,6 +47,7 @@ TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object
 
 # Legal ranges of numbers that would otherwise fail late, or inside another library
 LEAST = {"batch_size": 1, "eval_batch_size": 1, "num_proc": 1, "clips_per_epoch": 1}
+LEAST |= {"num_seeds": 1}
 LEAST |= {"num_workers": 0, "number_of_epochs": 0, "patience": 0, "lr": 0}
 POSITIVE = {"clip_seconds", "sample_rate"}
 SHARES = {"valid_share", "test_share"}  # below 1, to leave clips for training

@@ -27,7 +27,7 @@ SAME_RESULT |= {"eval_batch_size", "eval_loader", "keep_freed_memory"}
 SAME_RESULT |= {"ckpt_interval_minutes", "ckpt_interval_steps", "score_cut_clips"}
 # What only refuses a run, or adds another one to it
 SAME_RESULT |= {"max_unreadable_share", "min_teacher_coverage"}
-SAME_RESULT |= {"compare_without_teacher", "final"}
+SAME_RESULT |= {"compare_without_teacher", "num_seeds", "final"}
 # Where data and weights are: their digests are compared instead
 SAME_RESULT |= {"dataset", "dataset_config", "transfer_set", "audio_folder"}
 SAME_RESULT |= {"load_rows", "sample", "sample_folder", "sample_teacher"}
