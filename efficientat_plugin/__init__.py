@@ -56,7 +56,7 @@ _HOME = {
     "DistillationBrain": "training.brain",
     "DistillationLoss": "training.losses",
     "DyMN": "students.dymn",
-    "Facts": "data.facts",
+    "Facts": "data.dataset_facts",
     "FineTuningBrain": "training.finetuning",
     "History": "training.brain",
     "KeepFeatures": "interfaces.encoders",

@@ -41,7 +41,7 @@ from efficientat_plugin.evaluation.report import (
 )
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import name_of
-from efficientat_plugin.pretrained.described import describe, identity_of_weights
+from efficientat_plugin.pretrained.description import describe, identity_of_weights
 from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,
@@ -67,7 +67,7 @@ from efficientat_plugin.support.launch import (
 )
 from efficientat_plugin.support.run_folder import read_run, refuse_other_settings
 from efficientat_plugin.teachers.stored import as_teacher, warn_of_other_clips
-from efficientat_plugin.training.parts import (
+from efficientat_plugin.training.recipe_parts import (
     augmented_clips,
     trained_model,
 )

@@ -51,7 +51,7 @@ from efficientat_plugin.tagging.whole_clips import whole_clip_stats
 from efficientat_plugin.teachers.load import OpenedTeachers, open_teachers
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.stored import StoredTeacher
-from efficientat_plugin.training.parts import (
+from efficientat_plugin.training.recipe_parts import (
     augmented_clips,
     checkpointer_of,
     modules_of,

@@ -49,7 +49,7 @@ from efficientat_plugin.evaluation.report import (
     write_scores,
 )
 from efficientat_plugin.pretrained.card import name_of
-from efficientat_plugin.pretrained.described import (
+from efficientat_plugin.pretrained.description import (
     Unstated,
     find_model_folder,
     identity_of_weights,
@@ -90,7 +90,8 @@ from efficientat_plugin.training.finetuning import (
     weights_to_keep,
 )
 from efficientat_plugin.training.losses import DistillationLoss, balanced_class_weights
-from efficientat_plugin.training.parts import (
+from efficientat_plugin.training.probe import Probe, fit_probe
+from efficientat_plugin.training.recipe_parts import (
     augmented_clips,
     checkpointer_of,
     modules_of,
@@ -98,7 +99,6 @@ from efficientat_plugin.training.parts import (
     store_logits,
     trained_model,
 )
-from efficientat_plugin.training.probe import Probe, fit_probe
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from recipe_runs import RecipeProcess, arguments_of, launch, run_to_end
 
 from efficientat_plugin.cli import main
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.description import describe
 from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.tagging.torch_tagger import AudioTagger

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from efficientat_plugin.data.facts import Facts
+from efficientat_plugin.data.dataset_facts import Facts
 from efficientat_plugin.data.labelled import LabelledClips
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.splits import Split

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from fill import fill_
+from fill_weights import fill_
 from golden_vectors import GOLDEN
 
 from efficientat_plugin.contracts import StudentOutput

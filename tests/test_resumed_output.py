@@ -181,6 +181,13 @@ def test_a_file_of_something_else_is_left_alone(run, five, tmp_path, kind):
     assert content is None or kept.read_bytes() == content
 
 
+def test_a_link_that_somebody_planted_is_not_followed(run, five, tmp_path):
+    (tmp_path / "x.csv.parts").symlink_to(tmp_path / "elsewhere")
+    code, _, err = run("tag", five, "--output", tmp_path / "x.csv")
+    assert code == 2 and "x.csv.parts is not a file" in err
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_second_run_at_the_same_time_is_refused(run, five, tmp_path):
     target = tmp_path / "embeddings.npz"
     with contextlib.closing(KeptResults(tmp_path / "embeddings.npz.parts", {})):

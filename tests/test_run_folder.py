@@ -7,7 +7,7 @@ import pytest
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
-from efficientat_plugin.pretrained.described import identity_of_weights
+from efficientat_plugin.pretrained.description import identity_of_weights
 from efficientat_plugin.support.differences import differences_of
 from efficientat_plugin.support.options import option_places, read_yaml
 from efficientat_plugin.support.run_folder import (

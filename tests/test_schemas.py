@@ -11,8 +11,8 @@ from small_tables import write_csv, write_sound
 
 from efficientat_plugin.data import rows
 from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.dataset_facts import Facts
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.facts import Facts
 from efficientat_plugin.data.labelled import runs_of
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.data.tables import label_table, read_table

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from fill import fill_
+from fill_weights import fill_
 from golden_vectors import GOLDEN
 
 from efficientat_plugin.contracts import StudentOutput

@@ -17,7 +17,7 @@ from small_tables import (
 )
 
 from efficientat_plugin.data import rows
-from efficientat_plugin.data.facts import Facts
+from efficientat_plugin.data.dataset_facts import Facts
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.table_sources import read_rows
 from efficientat_plugin.data.tables import read_table

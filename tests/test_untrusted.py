@@ -23,7 +23,7 @@ from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.summary import _read_headers
 from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.data.text_tables import read_text_table
-from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.description import describe
 from efficientat_plugin.pretrained.folder import (
     Provenance,
     TrainedModel,

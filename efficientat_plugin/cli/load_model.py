@@ -63,7 +63,7 @@ def load_tagger(
     if is_exported(model):
         return load_exported(model, labels_file, device, trust, stated)
 
-    from efficientat_plugin.pretrained.described import describe
+    from efficientat_plugin.pretrained.description import describe
     from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
     run_opts = None if device is None else {"device": _usable(device)}
@@ -91,7 +91,7 @@ def load_tagger(
 
 def model_folder(folder: str) -> Path:
     """Returns the folder itself if it is a model folder, or the one it contains."""
-    from efficientat_plugin.pretrained.described import find_model_folder
+    from efficientat_plugin.pretrained.description import find_model_folder
 
     found = find_model_folder(folder)
     if found is None:
@@ -118,7 +118,7 @@ def refuse_stated(
 @contextmanager
 def asked_for_options() -> Iterator[None]:
     """Names missing settings in errors as command-line options."""
-    from efficientat_plugin.pretrained.described import ON_COMMAND_LINE, Unstated
+    from efficientat_plugin.pretrained.description import ON_COMMAND_LINE, Unstated
 
     try:
         yield

@@ -84,7 +84,7 @@ class KeptResults:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._path = path
         self.done: dict[SoundFile, int] = {}  # where in the file its line begins
-        if path.exists() and not path.is_file():
+        if path.is_symlink() or (path.exists() and not path.is_file()):
             raise ValueError(f"{shown(path)} is not a file; give another --output")
         with explain_write_errors(path):
             self._locked = open(path, "ab")

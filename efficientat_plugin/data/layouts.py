@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from efficientat_plugin.data.audio_column import embedded_column
 from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
 from efficientat_plugin.data.columns import AUDIO_NAMES, LABEL_NAMES, choose_column
-from efficientat_plugin.data.facts import FORMS, Facts
+from efficientat_plugin.data.dataset_facts import FORMS, Facts
 from efficientat_plugin.data.folders import is_hidden, walk_sounds
 from efficientat_plugin.data.splits import SIDES, split_of_file, split_word
 from efficientat_plugin.data.table_sources import (

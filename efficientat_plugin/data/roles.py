@@ -13,7 +13,7 @@ from efficientat_plugin.data.columns import (
     in_order,
     whole_numbers,
 )
-from efficientat_plugin.data.facts import Facts
+from efficientat_plugin.data.dataset_facts import Facts
 from efficientat_plugin.data.layouts import read_marks, warn_of_unused_marks
 from efficientat_plugin.data.splits import BESIDE_TRAIN, SIDES
 from efficientat_plugin.data.table_sources import Source

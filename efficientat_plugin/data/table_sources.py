@@ -16,7 +16,7 @@ from efficientat_plugin.data.columns import (
     numbers_in,
     plain_name,
 )
-from efficientat_plugin.data.facts import Facts
+from efficientat_plugin.data.dataset_facts import Facts
 from efficientat_plugin.data.folders import is_hidden
 from efficientat_plugin.data.rows import (
     load_hub,

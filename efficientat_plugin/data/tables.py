@@ -16,7 +16,7 @@ from efficientat_plugin.data.columns import (
     in_order,
     read_labels,
 )
-from efficientat_plugin.data.facts import Facts
+from efficientat_plugin.data.dataset_facts import Facts
 from efficientat_plugin.data.folders import walk_sounds
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.layouts import (
@@ -78,7 +78,7 @@ def read_table(dataset: str | Path, **given: Any) -> datasets.Dataset:
         folder with audio and one such file, or one for each split; a ``save_to_disk``
         folder or a folder of Parquet files; or a hub id.
     **given
-        The arguments of ``data.facts.Facts``, such as ``label_column="category"``.
+        The arguments of ``Facts``, such as ``label_column="category"``.
 
     Returns
     -------

@@ -13,7 +13,7 @@ from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
-from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.description import describe
 from efficientat_plugin.pretrained.folder import load_trained_model
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,

@@ -41,7 +41,7 @@ from speechbrain.utils.checkpoints import mark_as_transfer, register_checkpoint_
 from torch import Tensor, nn
 
 from efficientat_plugin.features import LOG_MEL_OFFSET, LOG_MEL_SCALE, LogMel
-from efficientat_plugin.pretrained.described import describe
+from efficientat_plugin.pretrained.description import describe
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.pretrained.weights import FAMILIES, front_end_of, student_of
 from efficientat_plugin.students.student import Student, check_choice

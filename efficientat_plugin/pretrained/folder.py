@@ -23,7 +23,7 @@ from speechbrain.utils.distributed import main_process_only
 import efficientat_plugin
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.pretrained.card import Provenance, TrainedModel, model_card
-from efficientat_plugin.pretrained.described import (
+from efficientat_plugin.pretrained.description import (
     DESCRIPTION,
     HYPERPARAMS,
     WEIGHTS,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.architecture import head_options, infer_options
-from efficientat_plugin.pretrained.described import (
+from efficientat_plugin.pretrained.description import (
     FRONT_END,
     Described,
     describe,

@@ -18,7 +18,7 @@ from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
-from efficientat_plugin.pretrained.described import (
+from efficientat_plugin.pretrained.description import (
     HYPERPARAMS,
     WEIGHTS,
     Described,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.pretrained.described import (
+from efficientat_plugin.pretrained.description import (
     AST_CONFIG,
     WEIGHT_FILES,
     Unstated,
