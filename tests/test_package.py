@@ -145,32 +145,13 @@ def test_the_package_has_fifteen_rooms_and_no_file_name_twice():
     assert not ours & (sys.stdlib_module_names - {"__main__"})
 
 
-# Files of tests that are still to be split
-TOO_LONG: tuple[str, ...] = (
-    "test_cli.py",
-    "test_download.py",
-    "test_dump.py",
-    "test_export.py",
-    "test_finetune.py",
-    "test_messy_tables.py",
-    "test_model_folder.py",
-    "test_model_yaml.py",
-    "test_preparation.py",
-    "test_recipes.py",
-    "test_store.py",
-    "test_tables.py",
-    "test_teachers.py",
-    "test_untrusted.py",
-    "test_weights.py",
-)
-
-
-def test_files_of_tests_are_short():
+@pytest.mark.parametrize("folder", ["tests", "campaigns"])
+def test_files_of_tests_are_short(folder):
     lengths = {
         path.name: len(path.read_text(encoding="utf-8").splitlines())
-        for path in (REPOSITORY / "tests").rglob("*.py")
+        for path in (REPOSITORY / folder).rglob("*.py")
     }
-    assert {name for name, length in lengths.items() if length > 500} <= {*TOO_LONG}
+    assert {name for name, length in lengths.items() if length > 500} == set()
 
 
 @pytest.mark.parametrize("yaml", sorted(REPOSITORY.glob("hparams/**/*.yaml")), ids=str)
