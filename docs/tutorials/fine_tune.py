@@ -48,9 +48,7 @@ import csv
 
 with open("runs/fine_tune/per_class.csv") as file:
     for row in csv.DictReader(file):
-        print(
-            f"{row['class']:18} precision {row['precision']:6}  recall {row['recall']}"
-        )
+        print(row["name"], row["positives"], row["precision"], row["recall"], sep="\t")
 
 # %% [markdown]
 # A few test clips per class give a rough idea only. The recipe reports how many there

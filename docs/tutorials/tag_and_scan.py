@@ -52,7 +52,7 @@ from efficientat_plugin import AudioTagger
 
 tagger = AudioTagger.from_student("mn04_as")
 for tag in tagger.tag("sound/metro.wav", top_k=3):
-    print(f"{tag.label:30} {tag.probability:.3f}")
+    print(f"{tag.name:30} {tag.probability:.3f}")
 
 # %% [markdown]
 # `scan` yields windows one after another, in constant memory, so that a recording may

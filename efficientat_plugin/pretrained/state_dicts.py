@@ -92,17 +92,18 @@ def read_state(path: Path, unwrap: bool = True) -> dict[str, Tensor]:
                 f"{path} has an entry {_described(name)} that is not a plain array of "
                 "numbers; save student.state_dict() as it is"
             )
-        if not _is_finite(value):
-            raise ValueError(
-                f"{path} has numbers in {_described(name)} that are not finite, "
-                "perhaps because training diverged; give weights from before that"
-            )
     size, wanted = path.stat().st_size, _storage_bytes(content.values())
     if wanted > size:  # the excess would be uninitialised memory
         raise ValueError(
             f"{path} has {size} bytes, too few for its tensors of {wanted} bytes; save "
             "student.state_dict() again"
         )
+    for name, value in content.items():
+        if not _is_finite(value):
+            raise ValueError(
+                f"{path} has numbers in {_described(name)} that are not finite, "
+                "perhaps because training diverged; give weights from before that"
+            )
     if wrapping:
         logger.warning(
             "%s holds more than a state dict, or wraps it: weights were read from %s",
