@@ -29,7 +29,7 @@
 # !python ../../recipes/distil.py ../../hparams/distil.yaml --dataset sound/clips \
 #     --teacher runs/teacher --target multiclass --clip_seconds 5.0 \
 #     --short_clips repeat --n_mels 64 --hop_length 640 --lr 0.006 \
-#     --clips_per_epoch 512 --number_of_epochs 4 --num_workers 1 --test_share 0.25 \
+#     --clips_per_epoch 256 --number_of_epochs 4 --num_workers 0 --test_share 0.25 \
 #     --output_folder runs/distil
 
 # %% [markdown]
@@ -59,9 +59,10 @@ plt.legend()
 plt.show()
 
 # %% [markdown]
-# A few dozen clips are few. More sound helps most, and needs no labels. [Distil your
-# own model](../../distil_your_own/) has the scores of a longer run, and shows how to
-# write a teacher of your own.
+# A few dozen clips and 64 steps are far too little to learn eight classes from scratch;
+# guessing would agree on an eighth of the clips. More sound helps most, and needs no
+# labels. [Distil your own model](../../distil_your_own/) has the scores of a longer run,
+# and shows how to write a teacher of your own.
 #
 # ## Use
 #

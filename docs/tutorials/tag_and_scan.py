@@ -78,16 +78,16 @@ plt.show()
 # %%
 from pathlib import Path
 
-import torch
-from torch.nn.functional import cosine_similarity
+import numpy as np
 
 folders = sorted(Path("sound/clips").iterdir())
 files = [sorted(folder.iterdir())[0] for folder in folders]
 dog = sorted(Path("sound/clips/dog").iterdir())[1]
-embeddings = torch.stack([tagger.embed(file) for file in files])
-similarity = cosine_similarity(embeddings, tagger.embed(dog)[None])
-for value, file in sorted(zip(similarity.tolist(), files, strict=True), reverse=True):
-    print(f"{value:.2f}  {file.parent.name}")
+embeddings = np.stack([tagger.embed(file) for file in [*files, dog]])
+embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+similarity = embeddings[:-1] @ embeddings[-1]
+for index in np.argsort(-similarity):
+    print(f"{similarity[index]:.2f}  {folders[index].name}")
 
 # %% [markdown]
 # Next: [fine-tune the tagger on classes of your own](../fine_tune/), or read the
