@@ -89,8 +89,8 @@ def main(argv: list[str]) -> None:
         sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
     hparams = load_hparams(hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
-    if hparams["number_of_epochs"] < 1:
-        epochs = hparams["number_of_epochs"]
+    epochs = hparams["number_of_epochs"]
+    if epochs == "auto" or epochs < 1:
         raise ValueError(f"number_of_epochs={epochs} trains nothing; give 1 or more")
     with explain_write_errors(hparams["output_folder"]):
         settings = settings_of(hparams_file, overrides, run_opts)

@@ -105,6 +105,7 @@ logger = logging.getLogger(__name__)
 # In the folder of a run
 START = "start.json"  # the validation score before training
 KEPT_EPOCH = "kept_epoch.json"
+KEEP_EPOCH = ("last", "best")  # legal values of the option
 
 
 class Run(NamedTuple):
@@ -142,6 +143,8 @@ def main(argv: list[str]) -> None:
     if run_opts.test_only:
         sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
     hparams = load_hparams(hparams_file, overrides)
+    if (keep := hparams["stopping"]["keep_epoch"]) not in KEEP_EPOCH:
+        raise ValueError(f"keep_epoch={keep!r} must be one of {KEEP_EPOCH}")
     parent = Path(hparams["output_folder"])
     device = run_opts.device or sb.utils.distributed.infer_device()
     clips, clip_seconds = open_clips(hparams)

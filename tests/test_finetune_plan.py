@@ -50,6 +50,12 @@ def test_what_is_no_data_is_refused_in_a_sentence(make, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_epoch_to_keep_that_does_not_exist_is_refused(tmp_path):
+    yaml = str(REPOSITORY / "hparams" / "finetune.yaml")
+    with pytest.raises(ValueError, match="keep_epoch='lats' must be one of"):
+        _recipe().main([yaml, "--dataset", str(tmp_path), "--keep_epoch", "lats"])
+
+
 def _clips(labels, **columns):
     ids = [f"clip{number:03d}" for number in range(len(labels))]
     rows = datasets.Dataset.from_dict({"video_id": ids, "labels": labels} | columns)

@@ -1,6 +1,7 @@
 """How a recipe starts, and how it ends where a user got something wrong."""
 
 import argparse
+import re
 import runpy
 import signal
 import sys
@@ -70,6 +71,39 @@ def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
     printed = _refusal("--dataset", tmp_path)  # which is taken for the YAML's path
     expected = "is a folder; give a file); the first argument must be one, such as"
     assert expected in printed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "yaml"),
+    [
+        ("finetune", "quickstart"),
+        ("distil", "finetune"),
+        ("audioset_kd", "finetune"),
+        ("prepare_data", "finetune"),
+        ("dump_teacher_logits", "finetune"),
+        ("make_transfer_set", "finetune"),
+        ("finetune", "flat"),
+    ],
+)
+def test_a_yaml_for_another_recipe_is_refused_in_a_sentence(recipe, yaml, tmp_path):
+    path = REPOSITORY / "hparams" / f"{yaml}.yaml"
+    if yaml == "flat":  # as those of earlier versions, without groups
+        path = tmp_path / "flat.yaml"
+        folder = tmp_path / "run"
+        path.write_text(f"output_folder: {folder}\ndataset: x\nclip_seconds: 5.0\n")
+    command = [str(path)]
+    if yaml == "finetune":
+        command += ["--dataset", str(tmp_path / "nowhere")]
+    if yaml == "quickstart":
+        command += ["--sample_folder", str(tmp_path)]
+        command += ["--num_labelled", "1", "--num_unlabelled", "1", "--num_eval", "1"]
+    main = runpy.run_path(str(REPOSITORY / "recipes" / f"{recipe}.py"))["main"]
+    with pytest.raises((SystemExit, OSError, ValueError)) as refusal:
+        main(command)
+    assert len(str(refusal.value).splitlines()) == 1
+    assert re.search(
+        "which this recipe needs|number_of_epochs=auto", str(refusal.value)
+    )
 
 
 @pytest.mark.parametrize(

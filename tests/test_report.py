@@ -126,3 +126,11 @@ def test_runs_of_several_seeds_are_one_row_with_their_mean_and_range():
         "| 20 | 2 | - | - | - |"
     )
     assert second.startswith("| teacher | 1.000 | 1.000 |")
+
+
+def test_scores_are_json_where_a_number_is_infinite(tmp_path):
+    """As d' is, if the AUC is 1."""
+    labels = np.eye(2)[np.arange(20) % 2]
+    write_scores(tmp_path, tagging_scores(labels, labels), LabelTable("ab", "ab"))
+    text = (tmp_path / "scores.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["d_prime"] is None

@@ -41,6 +41,10 @@ PARQUET = {
         ["data/bal_train-00000-of-00001.parquet", "data/x-00000-of-00001.parquet"],
         ["bal_train", "x"],
     ),
+    "AudioSet's folders": (
+        ["data/bal_train/00.parquet", "data/eval/00.parquet"],
+        ["bal_train", "eval"],
+    ),
     "no split": (["data/one.parquet", "data/two.parquet"], None),
 }
 

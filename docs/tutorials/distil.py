@@ -61,8 +61,8 @@ plt.show()
 # %% [markdown]
 # A few dozen clips and 64 steps are far too little to learn eight classes from scratch;
 # guessing would agree on an eighth of the clips. More sound helps most, and needs no
-# labels. [Distil your own model](../../distil_your_own/) has the scores of a longer run,
-# and shows how to write a teacher of your own.
+# labels. [Distil your own model](../../distil_your_own/) has the scores of a longer
+# run, and shows how to write a teacher of your own.
 #
 # ## Use
 #

@@ -202,7 +202,7 @@ def choose_column(
             f"{source} has no column of a usual name ({', '.join(names)}); its columns "
             f"are {some_of(found, LISTED)}: name one with {argument}{more}"
         )
-    if len(present) > 1:
+    if len(present) > 1 and argument:  # without a name, the caller only tries
         logger.info("%s=%s, not %s", argument, present[0], ", ".join(present[1:]))
     return present[0]
 

@@ -149,7 +149,10 @@ def _load_parquet_folder(path: Path, facts: Facts) -> Any:
     by_split = defaultdict(list)
     for file in find_tables(path):
         of_hub = re.fullmatch(r"(\w+)-\d+-of-\d+", file.stem)
-        by_split[of_hub[1] if of_hub else split_of_file(file, path)].append(file)
+        split = of_hub[1] if of_hub else split_of_file(file, path)
+        if file.parent.parent == path / "data":  # as in AudioSet's schema
+            split = file.parent.name
+        by_split[split].append(file)
     folders = [{file.parent for file in part} for part in by_split.values()]
     if (None in by_split and len(by_split) > 1) or max(map(len, folders)) > 1:
         names = some_of(

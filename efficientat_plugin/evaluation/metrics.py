@@ -5,6 +5,7 @@ with one class each there are also accuracy and the confusion matrix.
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -455,6 +456,17 @@ def area_under_curve(scores: NDArray, labels: NDArray) -> float:
     recall = np.concatenate([[0.0], hits / hits[-1]])
     fall_out = np.concatenate([[0.0], misses / misses[-1]])
     return float((np.diff(fall_out) * (recall[1:] + recall[:-1]) / 2).sum())
+
+
+def finite(averages: Mapping[str, float]) -> dict[str, float | None]:
+    """Replaces NaN and infinity, which JSON does not have, by None.
+
+    Example
+    -------
+    >>> finite({"AUC": 1.0, "d_prime": float("inf")})
+    {'AUC': 1.0, 'd_prime': None}
+    """
+    return {k: v if math.isfinite(v) else None for k, v in averages.items()}
 
 
 def d_prime(area: float) -> float:

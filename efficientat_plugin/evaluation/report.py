@@ -10,7 +10,12 @@ import numpy as np
 
 from efficientat_plugin.cost.complexity import Complexity
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.evaluation.metrics import ClassificationScores, Scores, caution
+from efficientat_plugin.evaluation.metrics import (
+    ClassificationScores,
+    Scores,
+    caution,
+    finite,
+)
 from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import cell, shown
 
@@ -80,7 +85,7 @@ def class_rows(scores: Scores, labels: LabelTable) -> list[list[str]]:
 def _averages(scores: Scores) -> dict[str, Any]:
     sentence = caution(scores)
     return (
-        scores.averages()
+        finite(scores.averages())
         | {"num_clips": scores.num_clips, "num_classes": scores.num_classes}
         | ({"caution": sentence} if sentence else {})
     )

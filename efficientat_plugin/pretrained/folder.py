@@ -6,7 +6,6 @@ offline. It can be uploaded to the Hugging Face hub as it is, and contains no co
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from speechbrain.utils.distributed import main_process_only
 
 import efficientat_plugin
 from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.evaluation.metrics import finite
 from efficientat_plugin.pretrained.card import Provenance, TrainedModel, model_card
 from efficientat_plugin.pretrained.description import (
     DESCRIPTION,
@@ -93,7 +93,7 @@ def write_model_folder(
         (partial / HYPERPARAMS).write_text(hyperparams(model), encoding="utf-8")
         _write_labels(partial / LABELS, model.labels)
         numbers = {
-            name: _finite(scores.averages()) | {"num_clips": scores.num_clips}
+            name: finite(scores.averages()) | {"num_clips": scores.num_clips}
             for name, scores in provenance.scores.items()
         }
         (partial / METRICS).write_text(json.dumps(numbers, indent=1))
@@ -343,11 +343,6 @@ def _quoted(text: str) -> str:
         else f"\\U{ord(each):08x}"
         for each in json.dumps(text, ensure_ascii=False)
     )
-
-
-def _finite(averages: Mapping[str, float]) -> dict[str, float | None]:
-    """Replaces NaN and infinity, which JSON does not have, by None."""
-    return {k: v if math.isfinite(v) else None for k, v in averages.items()}
 
 
 def _arguments(options: Mapping[str, Any]) -> str:

@@ -5,10 +5,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -190,7 +190,8 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
     Returns
     -------
     dict
-        As in the YAML, with its groups.
+        As in the YAML, with its groups. A key that is not there ends the program with
+        a sentence.
 
     Raises
     ------
@@ -216,7 +217,37 @@ def load_hparams(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[st
         sys.exit(in_a_line(error))
     if hparams.get("keep_freed_memory"):
         keep_freed_memory()
-    return hparams
+    return Hparams(hparams, hparams_file)
+
+
+class Hparams(dict):
+    """The values of a YAML, which ends the program if a recipe needs another one.
+
+    Arguments
+    ---------
+    values : Mapping
+    path : str or Path
+        The YAML.
+
+    Example
+    -------
+    >>> Hparams({"seed": 1}, "my.yaml")["clip"]
+    Traceback (most recent call last):
+    SystemExit: my.yaml has no key clip, which this recipe needs; it may be ...
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: str | Path) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, key: str) -> NoReturn:
+        sys.exit(
+            f"{self.path} has no key {key}, which this recipe needs; it may be a YAML "
+            "for another recipe or an earlier version: see those in hparams/"
+        )
+
+    def __or__(self, other: Any) -> "Hparams":
+        return Hparams({**self, **other}, self.path)
 
 
 def yaml_to_save(hparams_file: str | Path, overrides: dict[str, Any]) -> dict[str, Any]:
