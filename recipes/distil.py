@@ -27,7 +27,7 @@ from efficientat_plugin.data.labelled import (
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
-from efficientat_plugin.data.splits import Split, split_digest
+from efficientat_plugin.data.splits import Split, split_digest, write_split
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.evaluation.agreement import AgreementStats
 from efficientat_plugin.evaluation.metrics import Scores
@@ -262,6 +262,7 @@ def finish(brain: Any, run: Run) -> None:
     folder, agreement = Path(hparams["output_folder"]), brain.scores
     model = trained_model(hparams, run.student, clips.labels, clips.target)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
+    write_split(folder / "split.csv", split, clips.rows["video_id"])
     scores: dict[str, Any] = {}
     if split.test:
         seconds = f"{hparams['clip']['clip_seconds']:g} s"

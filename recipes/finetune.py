@@ -34,7 +34,7 @@ from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
-from efficientat_plugin.data.splits import Split, split_digest
+from efficientat_plugin.data.splits import Split, split_digest, write_split
 from efficientat_plugin.data.summary import describe
 from efficientat_plugin.evaluation.metrics import (
     ClassificationScores,
@@ -602,6 +602,7 @@ def finish(
     clips = run.clips
     model = trained_model(hparams, run.parts.student, clips.labels, clips.target)
     write_model_folder(folder / "model", model, describe_origin(run, {}))
+    write_split(folder / "split.csv", run.split, clips.rows["video_id"])
     tested = test(run, str(brain.device)) if run.split.test else {}
     for scores in [*tested.values()][:1]:
         brain.log_test(scores)

@@ -133,6 +133,12 @@ def test_a_folder_of_classes_becomes_a_tagger(tuned, sounds):
         for path in sorted(sounds.glob("*/*.wav"))
     ]
     assert np.mean(hits) > 0.8
+    with open(output / "split.csv", newline="") as file:
+        side = {row["clip_id"]: row["split"] for row in csv.DictReader(file)}
+    of_test = [name for name, part in side.items() if part == "test"]
+    tested = [next(sounds.glob(f"{name}.*")) for name in of_test]
+    hits = [tagger.tag(path, top_k=1)[0].name == path.parent.name for path in tested]
+    assert len(side) == 48 and np.mean(hits) == scores["accuracy"]
 
 
 @pytest.mark.slow

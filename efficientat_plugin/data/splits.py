@@ -4,6 +4,7 @@ Clips of one ``group`` (a recording, a place) are never on two sides: a network 
 tested on recordings that it was trained on.
 """
 
+import csv
 import logging
 import re
 from collections import Counter
@@ -16,7 +17,8 @@ import numpy as np
 
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
 from efficientat_plugin.data.stratify import Unit, stratify, total_counts
-from efficientat_plugin.support.plain_text import some_of
+from efficientat_plugin.support.files import atomic_file
+from efficientat_plugin.support.plain_text import cell, some_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,24 @@ class Split(NamedTuple):
     train: list[int]
     valid: list[int]
     test: list[int]
+
+
+def write_split(path: Path, split: Split, clip_ids: Sequence[str]) -> None:
+    """Writes a CSV of clip ids and the side of each: train, valid or test.
+
+    Example
+    -------
+    >>> from tempfile import mkdtemp
+    >>> path = Path(mkdtemp(), "split.csv")
+    >>> write_split(path, Split([0], [], [1]), ["a.wav", "b.wav"])
+    >>> path.read_text().split()
+    ['clip_id,split', 'a.wav,train', 'b.wav,test']
+    """
+    with atomic_file(path) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["clip_id", "split"])
+        for side, rows in split._asdict().items():
+            table.writerows([cell(clip_ids[row]), side] for row in rows)
 
 
 def split_word(name: str) -> str | None:
