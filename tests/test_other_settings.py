@@ -131,7 +131,7 @@ def test_other_settings_are_refused_and_touch_nothing(recipe, place):
     before = _listing(folder)
     option = f"another --{FOLDER.get(recipe, 'output_folder')}"
     if recipe == "dump_teacher_logits":
-        option = "(or --store)"
+        option = "--store or --teacher_logits"
     for options, message in OTHERS[recipe]:
         printed = run_recipe(recipe, [_call(recipe, **options)], place, expect=1)
         assert "Traceback" not in printed

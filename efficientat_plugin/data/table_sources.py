@@ -147,10 +147,15 @@ def _load_parquet_folder(path: Path, facts: Facts) -> Any:
     if files and all(files.values()):
         return load_parquet(files, facts.cache_dir)
     by_split = defaultdict(list)
-    for file in find_tables(path):
+    found = find_tables(path)
+    # As in AudioSet's schema: data/bal_train, data/eval
+    is_split = {file.parent.parent for file in found} == {path / "data"} and (
+        len({file.parent for file in found}) > 1
+    )
+    for file in found:
         of_hub = re.fullmatch(r"(\w+)-\d+-of-\d+", file.stem)
         split = of_hub[1] if of_hub else split_of_file(file, path)
-        if file.parent.parent == path / "data":  # as in AudioSet's schema
+        if is_split:
             split = file.parent.name
         by_split[split].append(file)
     folders = [{file.parent for file in part} for part in by_split.values()]

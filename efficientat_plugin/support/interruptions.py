@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,7 +17,8 @@ logger = logging.getLogger(__name__)
 def interruptible() -> Iterator[list[int]]:
     """Raises ``KeyboardInterrupt`` in this process on SIGINT and SIGTERM.
 
-    Forked processes leave SIGINT to this one, which ends them.
+    Forked processes leave SIGINT to this one, which ends them. Python drops what is
+    raised in a destructor or in the hooks of a fork; there, the signal is sent again.
 
     Yields
     ------
@@ -35,10 +37,19 @@ def interruptible() -> Iterator[list[int]]:
     def interrupt(number: int, _frame: FrameType | None) -> None:
         if os.getpid() == process:
             arrived.append(number)
-            sys.unraisablehook = _log
+            sys.unraisablehook = dropped
             raise KeyboardInterrupt
         if number == signal.SIGTERM:
             os._exit(128 + number)
+
+    def dropped(unraisable: Any) -> None:
+        _log(unraisable)
+        number = arrived[-1]
+        if unraisable.exc_type is KeyboardInterrupt and number in handlers:
+            arrived.pop()
+            again = threading.Timer(0.05, os.kill, (process, number))
+            again.daemon = True
+            again.start()
 
     handlers = {
         number: signal.signal(number, interrupt)
@@ -50,6 +61,7 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        handlers.clear()
 
 
 def _log(unraisable: Any) -> None:

@@ -53,7 +53,8 @@ def _refuse_other_teacher(path: Path, stored: Manifest, wanted: Manifest) -> Non
         listed = "; ".join(str(each) for each in other)
         raise ValueError(
             f"the store at {path} holds other logits ({listed}); a store holds logits "
-            "of one kind, so name another store"
+            "of one kind, so name another --output_folder, --store or "
+            "--teacher_logits"
         )
 
 
