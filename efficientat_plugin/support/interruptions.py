@@ -44,10 +44,8 @@ def interruptible() -> Iterator[list[int]]:
 
     def dropped(unraisable: Any) -> None:
         _log(unraisable)
-        number = arrived[-1]
-        if unraisable.exc_type is KeyboardInterrupt and number in handlers:
-            arrived.pop()
-            again = threading.Timer(0.05, os.kill, (process, number))
+        if unraisable.exc_type is KeyboardInterrupt and arrived and handlers:
+            again = threading.Timer(0.05, os.kill, (process, arrived.pop()))
             again.daemon = True
             again.start()
 
