@@ -11,7 +11,7 @@ WITH_EMPTY_HOME := rm -rf $(HOME_FOLDER) && mkdir $(HOME_FOLDER) && env \
 
 .PHONY: demo test campaign lint install tools format bench litert stock docs dist clean
 
-demo: install  ## distil a student on the embedded sample, in about five minutes
+demo: install  ## distil students on the embedded sample, in about seven minutes
 	$(WITH_EMPTY_HOME) $(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
 
 test: tools lint  ## everything that checks the project
