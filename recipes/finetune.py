@@ -432,7 +432,7 @@ def build_parts(run: Run) -> Parts:
     starts_anew = hparams["start_from"]["class_layer"] == "new"
     if epochs and starts_anew and begins_with_probe(hparams):
         class_layer_start = copy.deepcopy(student.class_layer().state_dict())
-    epoch_counter = hparams["epoch_counter"](limit=epochs)
+    epoch_counter = hparams["epoch_counter"](limit=epochs, direction="max")
     model = trained_model(hparams, student, clips.labels, clips.target)
     return Parts(
         student=student,
@@ -550,7 +550,8 @@ def plan(run: Run) -> str:
     minutes = epochs * (steps + scored) * step_seconds / 60
     return (
         f"Training on {len(split.train)} clips of {clip['clip_seconds']:g} s: "
-        f"{epochs} epochs of {steps} steps, at most about {max(minutes, 1):.0f} min"
+        f"{epochs} epochs of {steps} step{'s' * (steps != 1)}, "
+        f"at most about {max(minutes, 1):.0f} min"
     )
 
 

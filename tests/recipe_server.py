@@ -18,6 +18,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import datasets
 import numpy as np
 import speechbrain as sb
 
@@ -40,6 +41,8 @@ def main() -> None:
         importlib.import_module(name)
     # Each run otherwise asks pip for all packages, which takes as long as the run.
     sb.utils.logger.get_environment_description = str
+    # The end of a stream otherwise waits for 5 s, for threads that read large files.
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.2
     gc.freeze()
     for line in sys.stdin:
         if _fork() == 0:

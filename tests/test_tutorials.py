@@ -31,6 +31,7 @@ def folder(shared, tmp_path, monkeypatch):
     commands = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", commands, prepend=":")
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # other tests run on the other cores
     return folder
 
 

@@ -11,12 +11,14 @@
 # A student learns to predict what a larger teacher predicts, from sound that nobody
 # has labelled. The teacher may be any model. Here, it is the one of [the tutorial on
 # fine-tuning](../fine_tune/), with one million parameters and eight classes, and the
-# student has an eighth of them. `python docs/tutorials/fetch_sound.py` downloads the
-# sound.
+# student has an eighth of them. To save time, only its class layer is fitted to these
+# classes (`--number_of_epochs 0`). `python docs/tutorials/fetch_sound.py` downloads
+# the sound.
 
 # %%
 # !python ../../recipes/finetune.py ../../hparams/finetune.yaml --dataset sound/clips \
-#     --pretrained mn04_as --test_share 0.3 --output_folder runs/teacher
+#     --pretrained mn04_as --number_of_epochs 0 --test_share 0.3 \
+#     --output_folder runs/teacher
 
 # %% [markdown]
 # ## Train

@@ -81,7 +81,7 @@ def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-unreadable-share",
         type=probability,
-        default=0.01,
+        default=0.05,
         metavar="P",
         help="fail if a larger share of the clips cannot be read (default: "
         "%(default)s)",
@@ -187,6 +187,12 @@ def run(arguments: argparse.Namespace) -> int:
             report(
                 f"{arguments.model} was trained on all of these clips, so this score "
                 "says nothing about other sounds"
+            )
+        elif known is not None and known.get("test", "").startswith("0 clips"):
+            report(
+                f"{arguments.model} was trained without setting clips aside to test "
+                "on; if these are the clips of its run, this score says nothing about "
+                "other sounds"
             )
         elif is_chosen:
             report(

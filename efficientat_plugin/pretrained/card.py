@@ -81,7 +81,7 @@ print(tagger.tag("sound.wav"))
 {cost.describe(log_mel)}
 ```
 
-Measured on the machine that wrote this card, {torch.get_num_threads()} threads.
+Measured on the machine that wrote this card, threads: {torch.get_num_threads()}.
 
 ## Limits
 

@@ -52,6 +52,18 @@ LEAST |= {"num_workers": 0, "number_of_epochs": 0, "patience": 0, "lr": 0}
 POSITIVE = {"clip_seconds", "sample_rate"}
 SHARES = {"valid_share", "test_share"}  # below 1, to leave clips for training
 
+# Names that other tools give to these options
+OTHER_NAMES = {
+    "batch": "batch_size",
+    "data": "dataset",
+    "epochs": "number_of_epochs",
+    "learning_rate": "lr",
+    "model": "pretrained",
+    "output": "output_folder",
+    "output_dir": "output_folder",
+    "workers": "num_workers",
+}
+
 SWITCH = {"yes": True, "true": True, "on": True, "1": True}
 SWITCH |= {"no": False, "false": False, "off": False, "0": False}
 
@@ -254,9 +266,13 @@ def unknown_option(option: str, known: list[str]) -> str:
     -------
     >>> unknown_option("--devcie", ["device"])
     'unknown option --devcie; did you mean --device?'
+    >>> unknown_option("--learning_rate", ["lr", "layer_decay"])
+    'unknown option --learning_rate; did you mean --lr?'
     """
     name = option.removeprefix("--").split("=")[0]
     guesses = difflib.get_close_matches(name, known, n=1)
+    if OTHER_NAMES.get(name) in known:
+        guesses = [OTHER_NAMES[name]]
     return f"unknown option --{name}; " + (
         f"did you mean --{guesses[0]}?" if guesses else "see --help"
     )
