@@ -270,17 +270,18 @@ def test_clips_that_cannot_be_read_are_counted_and_reported(
 ):
     data = tmp_path / "data"
     shutil.copytree(sounds, data)
-    (data / "high" / "1-3.wav").write_bytes(b"no sound")
+    for damaged in ("high/1-3.wav", "high/1-4.wav"):
+        (data / damaged).write_bytes(b"no sound")
     output = tmp_path / "out"
     assert _evaluate(models["folder"], data, output=output) == 2
     err = capsys.readouterr().err
-    assert "1 of 21 clips could not be read" in err and "Traceback" not in err
+    assert "2 of 21 clips could not be read" in err and "Traceback" not in err
     assert "raise --max-unreadable-share" in err and not output.exists()
     options = [data, "--max-unreadable-share", "0.1"]
     assert _evaluate(models["folder"], *options, output=output) == 1
-    assert "(N = 20 clips, 3 classes)" in capsys.readouterr().out
+    assert "(N = 19 clips, 3 classes)" in capsys.readouterr().out
     assert "Skipping clip high/1-3" in caplog.text
-    assert "1 of 21 clips were skipped as unreadable" in caplog.text
+    assert "2 of 21 clips were skipped as unreadable" in caplog.text
 
 
 def _model_as(name):

@@ -220,6 +220,7 @@ def test_of_an_option_given_twice_the_last_counts():
             "--label_colum x",
             "unknown option --label_colum; did you mean --label_column?",
         ),
+        ("--learning_rate 1", "unknown option --learning_rate; did you mean --lr?"),
         ("--label_column caf\udce9", "is not UTF-8; rename it"),
         ("--dev cpu", "unknown option --dev;"),  # nothing is abbreviated
         ("--batch_size 0", "--batch_size: '0' is given; give 1 or more"),

@@ -266,8 +266,6 @@ def unknown_option(option: str, known: list[str]) -> str:
     -------
     >>> unknown_option("--devcie", ["device"])
     'unknown option --devcie; did you mean --device?'
-    >>> unknown_option("--learning_rate", ["lr", "layer_decay"])
-    'unknown option --learning_rate; did you mean --lr?'
     """
     name = option.removeprefix("--").split("=")[0]
     guesses = difflib.get_close_matches(name, known, n=1)
