@@ -165,6 +165,7 @@ def test_store_killed_at_any_byte_keeps_what_was_committed(tmp_path):
         aside.write_bytes(manifest[: draw.randint(0, len(manifest))])
         check(path, ["a", "b"])
         check(write(path, ["e"]), ["a", "b", "e"])
+        assert not aside.exists()
 
 
 # In a process of its own, which forks: this one has threads. The nth of the steps that

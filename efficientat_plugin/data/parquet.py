@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import soundfile
 from numpy.typing import ArrayLike, NDArray
 
+from efficientat_plugin.support.interruptions import uninterrupted
+
 SCHEMA = pa.schema(
     [
         ("video_id", pa.string()),
@@ -73,9 +75,9 @@ def audioset_row(
 ) -> dict[str, Any]:
     """Returns a clip [N] as a row of ``SCHEMA``; without labels it is unlabelled."""
     flac = io.BytesIO()
-    soundfile.write(
-        flac, to_pcm(np.asarray(waveform)), sample_rate, format="FLAC", subtype="PCM_16"
-    )
+    pcm = to_pcm(np.asarray(waveform))
+    with uninterrupted():
+        soundfile.write(flac, pcm, sample_rate, format="FLAC", subtype="PCM_16")
     return {
         "video_id": clip_id,
         "audio": {"bytes": flac.getvalue(), "path": f"{clip_id}.flac"},

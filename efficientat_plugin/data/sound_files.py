@@ -13,6 +13,8 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from efficientat_plugin.support.interruptions import uninterrupted
+
 # The first bytes of a file, after any ID3 tags, and ffmpeg's name for the format. No
 # others are tried: some (playlists) name files, which ffmpeg would open.
 CONTAINERS = {
@@ -242,14 +244,20 @@ class _Forwards(soundfile.SoundFile, OpenSound):
     def seekable(self) -> bool:
         return False
 
+    def __init__(self, file: Any) -> None:
+        with uninterrupted():
+            super().__init__(file)
+
     def next_block(self, num_frames: int) -> NDArray[np.float32]:
-        return self.read(num_frames, dtype="float32", always_2d=True)
+        with uninterrupted():
+            return self.read(num_frames, dtype="float32", always_2d=True)
 
     def skip(self, num_frames: int) -> int:
         is_exact = self.format in EXACT_FORMATS
         if is_exact and self.subtype.startswith(EXACT_SUBTYPES):
             if 0 < num_frames < self.frames:
-                return self.seek(num_frames)
+                with uninterrupted():
+                    return self.seek(num_frames)
         return OpenSound.skip(self, num_frames)
 
     def count_frames(self) -> int:

@@ -204,7 +204,5 @@ def published(name: str) -> PublishedStudent:
     if name in PUBLISHED:
         return PUBLISHED[name]
     near = difflib.get_close_matches(name, PUBLISHED)
-    hint = (
-        f"did you mean {' or '.join(near)}?" if near else "`efficientat list` shows all"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "list_students() has all"
     raise ValueError(f"{name!r} is neither a published model nor a file; {hint}")

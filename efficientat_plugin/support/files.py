@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ CHUNK_BYTES = 1 << 20
 EXPORTED = (".onnx", ".tflite")  # suffixes of files that `efficientat export` writes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_FLUSHED = {errno.EINVAL, errno.ENOTSUP}  # folders of some file systems
+UNFINISHED = re.compile(r"\..*-[0-9a-f]{8}\.part")  # names of `_beside`
 NOT_WRITABLE = FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
@@ -179,6 +181,29 @@ def atomic_folder(folder: str | Path, replace: bool = False) -> Iterator[Path]:
         to_disk(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def delete_unfinished(folder: str | Path) -> None:
+    """Deletes what `atomic_file` and `atomic_folder` left when they were killed.
+
+    To be called by the only process that writes in the folder.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / ".notes.txt-0123abcd.part").touch()
+    >>> delete_unfinished(folder)
+    >>> os.listdir(folder)
+    []
+    """
+    for path in Path(folder).glob(".*.part"):
+        if not UNFINISHED.fullmatch(path.name):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -7,6 +7,7 @@ from typing import IO
 
 from filelock import BaseFileLock, FileLock, Timeout, lock_descriptor
 
+from efficientat_plugin.support.files import delete_unfinished
 from efficientat_plugin.support.plain_text import shown
 
 LOCK_FILE = ".lock"  # in the folder that is locked, where it stays
@@ -17,7 +18,7 @@ def lock_folder(folder: str | os.PathLike, advice: str) -> BaseFileLock:
     """Locks a folder until ``release()`` is called or the process ends.
 
     Forked processes do not hold the lock. On file systems without locks, nothing is
-    locked.
+    locked. Unfinished files that a killed process has left are deleted.
 
     Arguments
     ---------
@@ -56,6 +57,8 @@ def lock_folder(folder: str | os.PathLike, advice: str) -> BaseFileLock:
     except OSError as error:
         if error.errno not in HAS_NO_LOCKS:
             raise
+    else:
+        delete_unfinished(folder)
     return lock
 
 

@@ -21,6 +21,7 @@ from efficientat_plugin.data.decoding import (
     decode_blocks,
 )
 from efficientat_plugin.data.parquet import to_pcm
+from efficientat_plugin.support.interruptions import uninterrupted
 
 QUIET = 1e-3  # RMS below which a sound counts as silence: -60 dB
 
@@ -151,7 +152,8 @@ class ClipEncoder:
             a lossless codec, in any sample.
         """
         samples = self._samples(audio)
-        content = self._written(samples)
+        with uninterrupted():
+            content = self._written(samples)
         return Encoded(content, len(samples), self._correlation(content, samples))
 
     def _samples(self, audio: dict[str, Any] | bytes | str | Path) -> NDArray[np.int16]:

@@ -38,7 +38,11 @@ from efficientat_plugin.data.prepare.shards import (
 )
 from efficientat_plugin.data.skipped import SkippedClips
 from efficientat_plugin.support.differences import differences_of
-from efficientat_plugin.support.files import atomic_file, explain_write_errors
+from efficientat_plugin.support.files import (
+    atomic_file,
+    delete_unfinished,
+    explain_write_errors,
+)
 from efficientat_plugin.support.locks import lock_folder
 
 logger = logging.getLogger(__name__)
@@ -309,8 +313,7 @@ def _read_shards(
     """Reads the summaries of all shards; deletes and reports the damaged ones."""
     found, paths = {}, []
     for name in splits:
-        for unfinished in (work / "data" / name).glob(".*.parquet-*.part"):
-            unfinished.unlink()  # of a killed process
+        delete_unfinished(work / "data" / name)
         files = sorted((work / "data" / name).glob("*.parquet"))
         paths += [file for file in files if file.stem.isdigit()]
     for path in tqdm(paths, desc="Verifying", unit="shard", disable=not verify):
