@@ -35,7 +35,7 @@ class CountCurves:
     -------
     >>> curves = CountCurves(num_classes=1, num_kinds=1)
     >>> label, score = np.array([0, 0]), np.array([0.2, 0.7])
-    >>> curves.add(np.array([0, 0]), label, score, np.array([[-1.0], [1.0]]))
+    >>> curves.add(np.array([0, 0]), label, score, np.array([[-1], [1]]))
     >>> curves.curve(0)
     Curve(score=array([inf, 0.7, 0.2]), counts=array([[0.],
            [1.],
@@ -45,13 +45,13 @@ class CountCurves:
     def __init__(self, num_classes: int, num_kinds: int) -> None:
         self.num_classes = num_classes
         self.num_kinds = num_kinds
-        self._points: list[list[tuple[NDArray, FloatArray]]] = [
+        self._points: list[list[tuple[NDArray, NDArray]]] = [
             [] for _ in range(num_classes)
         ]
         self._waiting = 0
 
     def add(
-        self, clip: IntArray, label: IntArray, score: NDArray, change: FloatArray
+        self, clip: IntArray, label: IntArray, score: NDArray, change: NDArray
     ) -> None:
         """Adds changes [n, kinds] that happen when the threshold falls below a score.
 
@@ -80,13 +80,13 @@ class CountCurves:
     def curve(self, label: int) -> Curve:
         """Returns the counts of a class at every threshold."""
         score, change = self._of_class(label)
-        counts = np.cumsum(change[::-1], axis=0)
+        counts = np.cumsum(change[::-1], axis=0, dtype=np.float64)
         return Curve(
             np.concatenate(([np.inf], score[::-1])),
             np.concatenate((np.zeros((1, self.num_kinds)), counts)),
         )
 
-    def _of_class(self, label: int) -> tuple[NDArray, FloatArray]:
+    def _of_class(self, label: int) -> tuple[NDArray, NDArray]:
         if not self._points[label]:
             return np.zeros(0), np.zeros((0, self.num_kinds))
         scores, changes = zip(*self._points[label], strict=True)
@@ -101,8 +101,8 @@ class CountCurves:
 
 
 def _summed(
-    key: IntArray, score: NDArray, change: FloatArray
-) -> tuple[IntArray, NDArray, FloatArray]:
+    key: IntArray, score: NDArray, change: NDArray
+) -> tuple[IntArray, NDArray, NDArray]:
     """Sums the changes of equal keys and scores; sorts by key, then by score."""
     order = np.lexsort((score, key))
     key, score, change = key[order], score[order], change[order]
@@ -111,4 +111,4 @@ def _summed(
     begins = np.flatnonzero(new)
     if not len(begins):
         return key, score, change
-    return key[begins], score[begins], np.add.reduceat(change, begins, axis=0)
+    return key[begins], score[begins], np.add.reduceat(change, begins, 0, change.dtype)

@@ -7,9 +7,9 @@ one range of thresholds: from the smallest score in it down to the larger one of
 neighbours. What they count for, summed from the highest score down, are the counts at
 every threshold.
 
-Source: J. Ebbers, R. Serizel, R. Haeb-Umbach, "Threshold Independent Evaluation of Sound
-Event Detection Scores", ICASSP 2022. Here the detections are found from the nearest
-lower scores, for all classes at once.
+Source: J. Ebbers, R. Serizel, R. Haeb-Umbach, "Threshold Independent Evaluation of
+Sound Event Detection Scores", ICASSP 2022. Here the detections are found from the
+nearest lower scores, for all classes at once.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from efficientat_plugin.evaluation.event_truth import (
     clip_by_clip,
 )
 
-FRAMES_AT_ONCE = 500_000  # of one class each: about 100 MB
+FRAMES_AT_ONCE = 250_000  # of one class each: at most about 150 MB
 
 
 class Detections(NamedTuple):

@@ -117,7 +117,12 @@ def _sorted_truth(names: list[str], durations: Durations, rows: FloatArray) -> T
 
 def _check_clips(events: Events, durations: Durations, scores: Scores) -> None:
     pairs = [
-        (durations, scores, "a duration and no scores", "score them, or leave them out"),
+        (
+            durations,
+            scores,
+            "a duration and no scores",
+            "score them, or leave them out",
+        ),
         (scores, durations, "scores and no duration", "give their length in seconds"),
         (events, durations, "events and no duration", "give their length in seconds"),
     ]

@@ -202,12 +202,13 @@ def _count(
     """Adds what changes as detections appear and disappear."""
     relevant, found_events = _covered(found, truth, criteria)
     false = found.only(~relevant)
-    change = np.zeros((len(false.clip), curves.num_kinds))
+    dtype = np.int32 if curves.num_kinds == 2 else np.float64  # rates are no integers
+    change = np.zeros((len(false.clip), curves.num_kinds), dtype)
     change[:, FALSE] = 1
     if criteria.cttc is not None and criteria.alpha_ct:
         change[:, CROSSING] = _crossing_rate(false, truth, criteria.cttc)
     clip, label, score, sign = found_events
-    change_of_found = np.zeros((len(clip), curves.num_kinds))
+    change_of_found = np.zeros((len(clip), curves.num_kinds), dtype)
     change_of_found[:, FOUND] = sign
     curves.add(
         np.concatenate((false.clip, false.clip, clip)),
@@ -217,7 +218,7 @@ def _count(
     )
 
 
-_Changes = tuple[IntArray, IntArray, NDArray, FloatArray]  # clip, label, score, sign
+_Changes = tuple[IntArray, IntArray, NDArray, NDArray]  # clip, label, score, sign
 
 
 def _covered(
@@ -266,7 +267,7 @@ def _found_events(
     is_found = np.round(total, DECIMALS) >= np.round(gtc * length, DECIMALS)
     was_found = np.zeros(len(event), dtype=bool)
     was_found[1:] = is_found[:-1] & (np.diff(event) == 0)
-    sign = is_found.astype(np.float64) - was_found
+    sign = is_found.astype(np.int32) - was_found
     here = np.flatnonzero(sign)
     clip, label = np.divmod(
         truth.group_key[truth.group[event[here]]], len(truth.classes)
