@@ -163,7 +163,7 @@ def _count(
 def _changes_of_correct(
     found: Detections, truth: Truth, which: IntArray, event: IntArray
 ) -> tuple[IntArray, NDArray, NDArray]:
-    """Groups of events, the scores where their correct detections change, by how many."""
+    """Groups of events, scores where their correct detections change, by how many."""
     hits: dict[int, list[_Hit]] = {}
     columns = (truth.group[event], found.high[which], found.low[which], which, event)
     for group, *hit in zip(*(each.tolist() for each in columns), strict=True):

@@ -136,7 +136,8 @@ def _check_clips(events: Events, durations: Durations, scores: Scores) -> None:
     for clip_id, seconds in durations.items():
         if not (math.isfinite(seconds) and seconds > 0):
             raise ValueError(
-                f"clip {shown(clip_id)} has a duration of {seconds}; give seconds above 0"
+                f"clip {shown(clip_id)} has a duration of {seconds}; give seconds, "
+                f"more than 0"
             )
 
 

@@ -4,8 +4,8 @@ The polyphonic sound detection score is the area under a curve: how many of the 
 are found, over how many false detections there are in an hour. It is exact, over all
 thresholds, and equals that of ``sed_scores_eval``.
 
-`evaluation.event_scores` has the F-scores of events, `evaluation.segment_scores` what is
-computed over segments of one second.
+`evaluation.event_scores` has the F-scores of events, `evaluation.segment_scores` what
+is computed over segments of one second.
 """
 
 from collections.abc import Sequence
