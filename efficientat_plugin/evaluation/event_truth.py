@@ -116,22 +116,18 @@ def _sorted_truth(names: list[str], durations: Durations, rows: FloatArray) -> T
 
 
 def _check_clips(events: Events, durations: Durations, scores: Scores) -> None:
-    pairs = [
-        (
-            durations,
-            scores,
-            "a duration and no scores",
-            "score them, or leave them out",
-        ),
-        (scores, durations, "scores and no duration", "give their length in seconds"),
-        (events, durations, "events and no duration", "give their length in seconds"),
-    ]
-    for some, others, what, advice in pairs:
-        missing = [name for name in some if name not in others]
+    # Sets: asking whether an id is in a mapping may load its scores.
+    evaluated, scored = set(durations), set(scores)
+    every = evaluated | scored | set(events)
+    for what, given, advice in (
+        ("duration", evaluated, "give their lengths in seconds, or leave them out"),
+        ("scores", scored, "score them, or leave them out of the durations"),
+    ):
+        missing = sorted(every - given, key=str)
         if missing:
-            plural = "clips have" if len(missing) > 1 else "clip has"
             raise ValueError(
-                f"{len(missing)} {plural} {what}: {some_of(missing)}; {advice}"
+                f"{len(missing)} of the {len(every)} clips came without {what} "
+                f"({some_of(missing, 3)}); {advice}"
             )
     for clip_id, seconds in durations.items():
         if not (math.isfinite(seconds) and seconds > 0):

@@ -194,6 +194,7 @@ def _curve(segments: _Segments, label: int) -> Curve:
 
 def _above(curve: Curve, floor: float) -> Curve:
     above = curve.score > floor
+    above[0] = True
     return Curve(curve.score[above], curve.counts[above])
 
 
