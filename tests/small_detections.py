@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.events import FRAME_SECONDS
+from efficientat_plugin.data.frame_events import FRAME_SECONDS
 
 Event = tuple[float, float, str]
 

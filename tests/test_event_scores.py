@@ -9,9 +9,13 @@ from golden_vectors import GOLDEN
 from sklearn.metrics import roc_curve
 from small_detections import Case, random_case
 
+from efficientat_plugin.data.frame_events import (
+    events_above,
+    frame_times,
+    median_filter,
+)
 from efficientat_plugin.evaluation.event_scores import event_scores, most_pairs
 from efficientat_plugin.evaluation.segment_scores import segment_auroc, segment_scores
-from efficientat_plugin.events import events_above, frame_times, median_filter
 
 SEEDS = range(12)
 

@@ -10,9 +10,9 @@ from every_threshold import psds_by_definition
 from golden_vectors import GOLDEN
 from small_detections import Case, random_case, random_criteria
 
+from efficientat_plugin.data.frame_events import frame_times, merge_events
 from efficientat_plugin.evaluation import count_curves, detections
 from efficientat_plugin.evaluation.events import PSDS1, PSDS2, psds
-from efficientat_plugin.events import frame_times, merge_events
 
 CASES = range(30)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.data.frame_events import FRAME_SECONDS
 from efficientat_plugin.evaluation.count_curves import CountCurves
 from efficientat_plugin.evaluation.detections import (
     Detections,
@@ -28,7 +29,6 @@ from efficientat_plugin.evaluation.f_scores import (
     f_scores,
     floor_of,
 )
-from efficientat_plugin.events import FRAME_SECONDS
 
 DECIMALS = 6  # of seconds: differences that equal the collar but for rounding errors
 
@@ -89,7 +89,8 @@ def event_scores(
     >>> events = {"a": [(0.04, 0.12, "dog")]}
     >>> event_scores(scores, events, {"a": 0.16}, ["dog"], threshold=0.5).macro
     1.0
-    >>> best = event_scores(scores, events, {"a": 0.16}, ["dog"], collar_seconds=0.01)
+    >>> times = {"collar_seconds": 0.01, "length_share": 0.0}
+    >>> best = event_scores(scores, events, {"a": 0.16}, ["dog"], **times)
     >>> best.per_class, best.thresholds
     ({'dog': 1.0}, {'dog': 0.55})
     """

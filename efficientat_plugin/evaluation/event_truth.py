@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.events import Event, frame_times, merge_events
+from efficientat_plugin.data.frame_events import Event, frame_times, merge_events
 from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)

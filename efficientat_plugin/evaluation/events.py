@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.data.frame_events import FRAME_SECONDS
 from efficientat_plugin.evaluation.count_curves import CountCurves, Curve
 from efficientat_plugin.evaluation.detections import (
     Detections,
@@ -31,7 +32,6 @@ from efficientat_plugin.evaluation.event_truth import (
     clip_by_clip,
     read_truth,
 )
-from efficientat_plugin.events import FRAME_SECONDS
 
 # DCASE's two scenarios: times have to be right, and classes must not be mistaken
 PSDS1: dict[str, Any] = {"dtc": 0.7, "gtc": 0.7, "alpha_st": 1.0}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.data.frame_events import FRAME_SECONDS
 from efficientat_plugin.evaluation.count_curves import Curve
 from efficientat_plugin.evaluation.event_truth import (
     ClipScores,
@@ -25,7 +26,6 @@ from efficientat_plugin.evaluation.f_scores import (
     f_scores,
     floor_of,
 )
-from efficientat_plugin.events import FRAME_SECONDS
 
 DECIMALS = 6  # of seconds: a frame that ends with a segment is not in the next one
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_detections import random_case
 
-from efficientat_plugin.events import (
+from efficientat_plugin.data.frame_events import (
     events_above,
     frame_times,
     median_filter,
