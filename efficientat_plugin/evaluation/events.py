@@ -337,4 +337,5 @@ def _effective(rocs: list[_Roc], alpha_st: float) -> _Roc:
 
 
 def _area(roc: _Roc, max_efpr: float) -> float:
-    return float(roc.found @ np.diff(roc.rate, append=max_efpr) / max_efpr)
+    area = roc.found @ np.diff(roc.rate, append=max_efpr) / max_efpr
+    return min(float(area), 1.0)  # rounding may end above
