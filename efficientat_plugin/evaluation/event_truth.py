@@ -50,7 +50,8 @@ class Truth(NamedTuple):
     def seconds(self) -> FloatArray:
         """[K], how long the events of each class are together."""
         length = self.end - self.start
-        return np.bincount(self.label, weights=length, minlength=len(self.classes))
+        sums = np.bincount(self.label, weights=length, minlength=len(self.classes))
+        return sums.astype(np.float64)
 
     def group_of(self, clip: IntArray, label: IntArray) -> IntArray:
         """Returns the groups of pairs of clip and class, -1 if they have no event."""

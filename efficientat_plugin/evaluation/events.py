@@ -146,8 +146,8 @@ def psds(
     curves = CountCurves(len(truth.classes), 3 if alpha_ct else 2)
     for found in all_detections(scores, truth, floor, frame_seconds):
         _count(curves, found, truth, criteria)
-    present = np.flatnonzero(truth.counts)
-    rocs = [_roc(curves.curve(k), truth, int(k), criteria) for k in present]
+    present = np.flatnonzero(truth.counts).tolist()
+    rocs = [_roc(curves.curve(k), truth, k, criteria) for k in present]
     per_class = dict.fromkeys(truth.classes, float("nan"))
     for k, roc in zip(present, rocs, strict=True):
         per_class[truth.classes[k]] = _area(roc, max_efpr)
@@ -293,7 +293,8 @@ def _crossing_rate(false: Detections, truth: Truth, cttc: float) -> FloatArray:
     least = np.round(cttc * false.seconds[which], DECIMALS)
     crosses = np.round(covered, DECIMALS) >= least
     rate = crosses / truth.seconds[other] / num_others
-    return np.bincount(which, weights=rate, minlength=len(false.clip))
+    sums = np.bincount(which, weights=rate, minlength=len(false.clip))
+    return sums.astype(np.float64)
 
 
 class _Roc(NamedTuple):
