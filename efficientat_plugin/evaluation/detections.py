@@ -53,6 +53,12 @@ class Detections(NamedTuple):
         return Detections(*(each[which] for each in self))
 
 
+def highest_scores(scores: Scores, truth: Truth, frame_seconds: float) -> NDArray:
+    """Returns the highest score of each clip and class, [N, K]."""
+    clips = clip_by_clip(scores, truth, frame_seconds)
+    return np.stack([clip.scores.max(axis=0, initial=-np.inf) for clip in clips])
+
+
 class _Frames(NamedTuple):
     """The frames of a clip whose scores exceed the floor of their class, [n] each."""
 

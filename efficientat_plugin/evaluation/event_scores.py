@@ -1,15 +1,16 @@
 """F-scores of events: a detection is correct if its times are right within a collar."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.data.frame_events import FRAME_SECONDS
-from efficientat_plugin.evaluation.count_curves import CountCurves
+from efficientat_plugin.evaluation.count_curves import CountCurves, Curve
 from efficientat_plugin.evaluation.detections import (
     Detections,
     all_detections,
+    highest_scores,
     pairs_of,
 )
 from efficientat_plugin.evaluation.event_truth import (
@@ -26,6 +27,7 @@ from efficientat_plugin.evaluation.f_scores import (
     TRUE,
     FScores,
     Threshold,
+    f_score,
     f_scores,
     floor_of,
 )
@@ -99,14 +101,65 @@ def event_scores(
     if not 0 <= length_share <= 1:
         raise ValueError(f"length_share={length_share}; give a share from 0 to 1")
     truth = read_truth(events, durations, classes, scores)
-    floor = floor_of(threshold, truth.classes)
-    curves = CountCurves(len(truth.classes), 2)
-    for found in all_detections(scores, truth, floor, frame_seconds):
-        which, event = _hits(found, truth, collar_seconds, length_share, onsets_only)
-        _count(curves, found, truth, which, event)
-    every = [curves.curve(k) for k in range(len(truth.classes))]
-    given = None if threshold is None else floor
-    return f_scores(every, truth.counts, truth.classes, given)
+
+    def curves_above(floor: NDArray) -> list[Curve]:
+        curves = CountCurves(len(truth.classes), 2)
+        for found in all_detections(scores, truth, floor, frame_seconds):
+            hits = _hits(found, truth, collar_seconds, length_share, onsets_only)
+            _count(curves, found, truth, *hits)
+        return [curves.curve(k) for k in range(len(truth.classes))]
+
+    if threshold is None:
+        highest = highest_scores(scores, truth, frame_seconds)
+        floor, every = _down_to_the_best(curves_above, highest, truth.counts)
+    else:
+        floor = floor_of(threshold, truth.classes)
+        every = curves_above(floor)
+    return f_scores(every, truth.counts, truth.classes, floor, threshold is None)
+
+
+ENOUGH = 4  # detections of a class for each of its events: more give an F below 0.4
+
+
+def _down_to_the_best(
+    curves_above: Callable[[NDArray], list[Curve]],
+    highest: NDArray,
+    annotated: IntArray,
+) -> tuple[NDArray, list[Curve]]:
+    """Computes curves down to floors [K] below which no F-score is the best.
+
+    Every clip whose highest score exceeds the threshold has a detection, and D
+    detections of E events have an F-score of at most 2 E / (D + E). Floors are first
+    set for an F-score that most detectors reach, then, where it is not, for what was.
+    """
+    floor = _exceeded_in(highest, ENOUGH * annotated)
+    floor[annotated == 0] = np.inf
+    curves = curves_above(floor)
+    reached = [
+        f_score(curve.counts, max(count, 1)).max()
+        for curve, count in zip(curves, annotated, strict=True)
+    ]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = annotated * (2 / np.array(reached) - 1)
+    lower = _exceeded_in(highest, np.where(np.isnan(needed), 0, needed))
+    deeper = lower < floor
+    deeper[annotated == 0] = False
+    if not deeper.any():
+        return floor, curves
+    others = curves_above(np.where(deeper, lower, np.inf))
+    pairs = zip(curves, others, deeper, strict=True)
+    return (
+        np.where(deeper, lower, floor),
+        [other if again else curve for curve, other, again in pairs],
+    )
+
+
+def _exceeded_in(highest: NDArray, counts: FloatArray | IntArray) -> NDArray:
+    """[K], the highest floors below which more than ``counts`` clips have a score."""
+    falling = -np.sort(-highest, axis=0)
+    falling = np.concatenate([falling, np.full_like(falling[:1], -np.inf)])
+    rows = np.minimum(np.floor(counts), len(highest)).astype(np.int64)
+    return np.take_along_axis(falling, rows[None], axis=0)[0]
 
 
 def _hits(

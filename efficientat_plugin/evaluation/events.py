@@ -19,6 +19,7 @@ from efficientat_plugin.evaluation.count_curves import CountCurves, Curve
 from efficientat_plugin.evaluation.detections import (
     Detections,
     all_detections,
+    highest_scores,
     overlap,
     pairs_of,
 )
@@ -29,7 +30,6 @@ from efficientat_plugin.evaluation.event_truth import (
     IntArray,
     Scores,
     Truth,
-    clip_by_clip,
     read_truth,
 )
 
@@ -189,8 +189,7 @@ def _floor(
     allowed = int(max_efpr * truth.durations.sum() / 3600 * (1 + 1e-9))
     if allowed >= len(truth.clips):
         return np.where(absent, np.inf, -np.inf)
-    clips = clip_by_clip(scores, truth, frame_seconds)
-    highest = np.stack([clip.scores.max(axis=0, initial=-np.inf) for clip in clips])
+    highest = highest_scores(scores, truth, frame_seconds)
     highest[np.divmod(truth.group_key, len(truth.classes))] = -np.inf
     highest.partition(len(highest) - 1 - allowed, axis=0)
     return np.where(absent, np.inf, highest[len(highest) - 1 - allowed])

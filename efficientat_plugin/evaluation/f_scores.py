@@ -52,7 +52,8 @@ def f_scores(
     curves: Sequence[Curve],
     annotated: IntArray,
     classes: Sequence[str],
-    given: FloatArray | None,
+    floor: FloatArray,
+    find_best: bool,
 ) -> FScores:
     """Computes F-scores from the counts of correct and false detections.
 
@@ -64,39 +65,41 @@ def f_scores(
         [K], how many there are to detect.
     classes : sequence of str
         K names.
-    given : array or None
-        [K] thresholds, below which curves do not go; None: the best of each class.
+    floor : array
+        [K] thresholds, below which curves do not go.
+    find_best : bool
+        Whether to look for the best thresholds; else those of ``floor`` hold.
     """
     counts = np.zeros((len(classes), 2))
     thresholds = np.zeros(len(classes))
     for k, curve in enumerate(curves):
-        if given is None:
-            row, thresholds[k] = _best(curve, int(annotated[k]))
+        if find_best:
+            row, thresholds[k] = best_of(curve, int(annotated[k]), floor[k])
         else:
-            row, thresholds[k] = len(curve.score) - 1, given[k]
+            row, thresholds[k] = len(curve.score) - 1, floor[k]
         counts[k] = curve.counts[row]
     each = np.full(len(classes), np.nan)
     present = annotated > 0
-    each[present] = _f_score(counts[present], annotated[present])
+    each[present] = f_score(counts[present], annotated[present])
     return FScores(
         macro=float(each[present].mean()),
-        micro=float(_f_score(counts.sum(axis=0), annotated.sum())),
+        micro=float(f_score(counts.sum(axis=0), annotated.sum())),
         per_class=dict(zip(classes, each.tolist(), strict=True)),
         thresholds=dict(zip(classes, thresholds.tolist(), strict=True)),
     )
 
 
-def _best(curve: Curve, annotated: int) -> tuple[int, float]:
-    """The row of the highest F-score, and a threshold amid those that give it.
+def best_of(curve: Curve, annotated: int, floor: float) -> tuple[int, float]:
+    """Finds the row with the highest F-score, and a threshold amid those that give it.
 
-    Of equal ones, the highest threshold. The lowest has no end: -inf.
+    Of equal ones, it is the highest. The counts change again at the ``floor``.
     """
-    row = int(np.argmax(_f_score(curve.counts, max(annotated, 1))))
-    if row == len(curve.score) - 1:
-        return row, -np.inf if row else np.inf
-    return row, float((curve.score[row] + curve.score[row + 1]) / 2)
+    row = int(np.argmax(f_score(curve.counts, max(annotated, 1))))
+    below = curve.score[row + 1] if row + 1 < len(curve.score) else floor
+    return row, float((curve.score[row] + below) / 2) if row else np.inf
 
 
-def _f_score(counts: FloatArray, annotated: IntArray | int) -> FloatArray:
+def f_score(counts: FloatArray, annotated: IntArray | int) -> FloatArray:
+    """Computes F-scores from counts [..., 2] of correct and false detections."""
     correct = counts[..., TRUE]
     return 2 * correct / (counts.sum(axis=-1) + annotated)

@@ -85,8 +85,8 @@ def segment_scores(
     curves = [_curve(segments, k) for k in range(len(truth.classes))]
     annotated = [int(curve.counts[-1, TRUE]) for curve in curves]
     above = [_above(curve, one) for curve, one in zip(curves, floor, strict=True)]
-    given = None if threshold is None else floor
-    return f_scores(above, np.array(annotated), truth.classes, given)
+    find_best = threshold is None
+    return f_scores(above, np.array(annotated), truth.classes, floor, find_best)
 
 
 def segment_auroc(
