@@ -14,6 +14,7 @@ from efficientat_plugin.data.frame_events import (
     frame_times,
     median_filter,
 )
+from efficientat_plugin.evaluation import event_scores as evaluation
 from efficientat_plugin.evaluation.event_scores import event_scores, most_pairs
 from efficientat_plugin.evaluation.segment_scores import segment_auroc, segment_scores
 
@@ -119,6 +120,18 @@ def test_the_best_thresholds_give_the_best_scores(seed):
         assert (found.macro, found.micro) == (best.macro, best.micro)
         for threshold in (-1.0, 0.0, 1.0):
             assert evaluate(*case, threshold=threshold).macro <= best.macro + 1e-12
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("enough", [0, 1])
+def test_thresholds_that_cannot_be_the_best_do_not_matter(seed, enough, monkeypatch):
+    case = random_case(seed, most_clips=30)
+    monkeypatch.setattr(evaluation, "ENOUGH", 1000)
+    every = evaluation.event_scores(*case)
+    monkeypatch.setattr(evaluation, "ENOUGH", enough)
+    found = evaluation.event_scores(*case)
+    assert (found.macro, found.micro) == (every.macro, every.micro)
+    assert found.thresholds == every.thresholds
 
 
 def segments_by_definition(case, label, threshold):
