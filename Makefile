@@ -9,7 +9,8 @@ WITH_EMPTY_HOME := rm -rf $(HOME_FOLDER) && mkdir $(HOME_FOLDER) && env \
 	HOME=$(HOME_FOLDER) TORCH_HOME=$(HOME_FOLDER)/torch HF_HOME=$(HOME_FOLDER)/huggingface \
 	XDG_CACHE_HOME=$(HOME_FOLDER)/cache XDG_CONFIG_HOME=$(HOME_FOLDER)/config
 
-.PHONY: demo test campaign lint install tools format bench litert stock docs dist clean
+.PHONY: demo test campaign lint install tools format bench litert oracle stock docs dist \
+	clean
 
 demo: install  ## distil students on the embedded sample, in about seven minutes
 	$(WITH_EMPTY_HOME) $(BIN)/python recipes/audioset_kd.py hparams/quickstart.yaml
@@ -46,6 +47,13 @@ litert:  ## the export to LiteRT, in an environment of its own
 	$(VENV)/litert/bin/pip install --quiet --constraint $(VENV)/litert/constraints.txt \
 		--editable ".[litert]" pytest
 	$(WITH_EMPTY_HOME) $(VENV)/litert/bin/python -m pytest -W ignore tests/test_litert.py
+
+oracle:  ## evaluation of events beside sed_scores_eval and sed_eval, which need an old pandas
+	$(PYTHON) -m venv $(VENV)/oracle
+	$(VENV)/oracle/bin/pip install --quiet pytest pandas==2.3.3 sed_scores_eval==0.0.4 \
+		sed_eval==0.2.1 dcase_util==0.2.20
+	$(WITH_EMPTY_HOME) $(VENV)/oracle/bin/python -m pytest --noconftest -W ignore \
+		tests/test_event_oracle.py
 
 stock: tools  ## SpeechBrain's own scripts, unchanged, with our encoder: SPEECHBRAIN=/a/checkout
 	$(BIN)/python tests/stock/run_stock.py $(SPEECHBRAIN)

@@ -20,7 +20,8 @@ A folder is a stage or a slot. This is the path of the signal through the packag
                     writes them as shards, ``data.sample`` is the embedded sample
 ``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them
 ``cost``            parameters, MACs, memory, receptive field
-``evaluation``      metrics, agreement with a teacher, tables and figures
+``evaluation``      metrics, PSDS and F-scores of events, agreement with a teacher,
+                    tables and figures
 ``pretrained``      published names, downloads, strict import, the model folder
 ``teachers``        any of these networks, an AST or a function; ``teachers.store``
                     keeps logits that were computed beforehand
@@ -86,6 +87,7 @@ _HOME = {
     "WaveformAugment": "data.mixing",
     "WaveformMix": "data.mixing",
     "audioset_labels": "data.labels",
+    "event_scores": "evaluation.event_scores",
     "inference_form": "students.inference_form",
     "label_encoder": "interfaces.classifiers",
     "list_students": "pretrained.published",
@@ -96,8 +98,11 @@ _HOME = {
     "load_student": "pretrained.weights",
     "load_teacher": "teachers.load",
     "prepare_for_short_run": "training.short_runs",
+    "psds": "evaluation.events",
     "read_table": "data.tables",
     "sample_teacher": "data.sample.sample_set",
+    "segment_auroc": "evaluation.segment_scores",
+    "segment_scores": "evaluation.segment_scores",
     "write_sample": "data.sample.sample_set",
 }
 
