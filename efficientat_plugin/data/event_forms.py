@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,8 @@ class Annotations(NamedTuple):
     """Holds the rows of tables of events, as somebody wrote them.
 
     A row with times is an event; one with a label and no times says that a clip holds
-    a class somewhere; one with neither says that a clip holds no event.
+    a class somewhere; one with neither, in a table with columns of times, says that a
+    clip holds no event.
     """
 
     clips: list[str | None]  # names of sounds
@@ -59,15 +60,12 @@ class Annotations(NamedTuple):
     ends: list[float | None]  # s
     scores: list[float | None]
     is_soft: bool = False  # whether a score is the share of annotators who agree
-
-    def joined(self, other: "Annotations") -> "Annotations":
-        """Returns the rows of both."""
-        columns = zip(self[:5], other[:5], strict=True)
-        both: list[Any] = [[*mine, *others] for mine, others in columns]
-        return Annotations(*both, is_soft=self.is_soft or other.is_soft)
+    is_weak: bool = False  # whether there are no columns of times
 
 
-NOTHING = Annotations([], [], [], [], [])
+def found_nothing(sound: str) -> Annotations:
+    """Says that somebody looked for events in a sound and found none."""
+    return Annotations([sound], [[]], [None], [None], [None])
 
 
 class Reading(NamedTuple):
@@ -97,14 +95,18 @@ def read_annotations(path: Path, reading: Reading, sound: str | None) -> Annotat
     ValueError
         If it is no table of events, or a time is no number.
     """
-    form = reading.form if reading.form != "auto" else _form_of(path)
+    form = reading.form
+    if form in ("auto", "raven"):
+        form = _form_of(path, form)
     if form in ("track", "audacity", "maestro"):
         return _read_track(path, form, reading, sound or sound_of(path.name))
+    if form == "no selections":
+        return found_nothing(sound or sound_of(path.name))
     facts = Facts(audio_column=reading.audio_column, label_column=reading.label_column)
     columns = _with_names(read_table_file(path, path.parent, facts).columns)
     if not columns:
         raise ValueError(f"{path} holds nothing but sound, so it has no events")
-    if form == "raven" or {"selection", "begin_time"} <= {*map(plain_name, columns)}:
+    if form == "raven" or (reading.form == "auto" and _is_raven(columns)):
         return _read_raven(path, columns, reading, sound or sound_of(path.name))
     return _read_columns(path, columns, reading._replace(form=form), sound)
 
@@ -122,21 +124,28 @@ def sound_of(name: str) -> str:
     return re.sub(raven, "", stem, flags=re.I)
 
 
-def _form_of(path: Path) -> str:
-    """Tells a label track, which has no header, from a table."""
+def _form_of(path: Path, form: str) -> str:
+    """Tells a label track, which has no header, and Raven's table from others."""
     if path.suffix.lower() in (".parquet", ".json", ".jsonl", ".ndjson"):
-        return "table"
+        return form if form != "auto" else "table"
     with open_file(path) as file:
         head = file.read(SNIFFED_BYTES).decode("utf-8-sig", errors="replace")
-    first = next((line for line in head.splitlines() if line.strip()), "")
-    if not first:
+    lines = [line for line in head.splitlines() if line.strip()]
+    if not lines:
         raise ValueError(
             f"{path} is empty; if somebody looked for events in its sound and found "
             "none, pass form='audacity'"
         )
-    times = first.split("\t")[:2]
-    is_track = len(times) == 2 and all(_number(field) is not None for field in times)
-    return "track" if is_track else "table"
+    fields = lines[0].split("\t")
+    if _is_raven(fields):
+        return "raven" if len(lines) > 1 else "no selections"
+    times = [_number(field) for field in fields[:2]]
+    is_track = len(times) == 2 and None not in times
+    return form if form != "auto" else "track" if is_track else "table"
+
+
+def _is_raven(columns: Iterable[str]) -> bool:
+    return {"selection", "begin_time"} <= {plain_name(name) for name in columns}
 
 
 def _number(text: str) -> float | None:
@@ -176,7 +185,7 @@ def _read_track(path: Path, form: str, reading: Reading, sound: str) -> Annotati
             "which form='maestro' needs"
         )
     if not rows:  # somebody found nothing in the sound
-        return Annotations([sound], [[]], [None], [None], [None])
+        return found_nothing(sound)
     is_soft = is_soft and form != "audacity"
     if not is_soft:
         rows = [(*row[:2], _whole(row[2:]), None) for row in rows]
@@ -296,9 +305,8 @@ def _read_columns(
             source,
         )
     starts, ends = _times(columns, times, source, reading.unit, len(clips))
-    return Annotations(
-        clips, _labels(columns[label], label), starts, ends, _scores(columns, source)
-    )
+    labels, scores = _labels(columns[label], label), _scores(columns, source)
+    return Annotations(clips, labels, starts, ends, scores, is_weak=times is None)
 
 
 def _read_raven(

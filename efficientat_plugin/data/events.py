@@ -1,18 +1,18 @@
 """Reads events, the labels that sound event detection learns: classes with times."""
 
 import logging
+import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.clip_ids import ids_of_files, without_suffix, youtube_id
 from efficientat_plugin.data.event_forms import (
     FORMS,
-    NOTHING,
     UNITS,
     Annotations,
     Reading,
@@ -33,31 +33,32 @@ NAMED = 5  # rows that a report names
 FAR = 10  # times the length of a clip: no rounding, and no sound cut short
 
 # Why a row is left out
-NO_CLIP = "name no sound"
-ABSENT = "are of sounds that are not there"
-NO_LABEL = "have no class"
-NO_START = "have no start"
-NO_END = "have no end"
-NEGATIVE = "start before their sound"
-NO_LENGTH = "have no length"
-BACKWARDS = "end before they start"
-OUTSIDE = "start after the end of their sound"
-UNKNOWN = "are of other classes than those given"
-LOW = "have a score that is too low"
-NOT_EMPTY = "say that a sound has no event, but others give it one"
-NO_LABELS = "are files of another kind"
+NO_CLIP = "rows without a sound"
+ABSENT = "rows of sounds that are not there"
+UNLABELLED = "sounds without a class"
+NO_LABEL = "events without a class"
+NO_START = "events without a start"
+NO_END = "events without an end"
+NEGATIVE = "events that start before their sound"
+NO_LENGTH = "events of no length"
+BACKWARDS = "events that end before they start"
+OUTSIDE = "events that start after the end of their sound"
+UNKNOWN = "rows of other classes"
+LOW = "events whose score is too low"
+NOT_EMPTY = "rows without events, of sounds that have some"
+NO_LABELS = "files that are no label tracks"
 
 
 class LeftOut(NamedTuple):
-    """The rows that are left out for one reason."""
+    """What is left out for one reason."""
 
     reason: str
     count: int
-    names: tuple[str, ...]  # of the first rows: clip, class and times
+    names: tuple[str, ...]  # of the first: sound, class and times
 
     def __str__(self) -> str:
         more = self.count - len(self.names)
-        text = f"{self.count} {self.reason}: {', '.join(self.names)}"
+        text = f"{self.reason} ({self.count}): {', '.join(self.names)}"
         return f"{text} and {more} more" if more else text
 
 
@@ -94,7 +95,7 @@ class EventTable(NamedTuple):
         if self.only_weak:
             parts.append(f"{len(self.only_weak)} clips with weak labels only")
         parts.append(f"{len(self.classes)} classes")
-        return ", ".join(parts) + "".join(f"; {each}" for each in self.left_out)
+        return ", ".join(parts) + "".join(f"; left out {e}" for e in self.left_out)
 
 
 def read_events(
@@ -164,8 +165,8 @@ def read_events(
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "strong.tsv"
     >>> _ = path.write_text(
-    ...     "filename\\tonset\\toffset\\tevent_label\\n"
-    ...     "a.wav\\t0.5\\t1.5\\tSpeech\\na.wav\\t1.0\\t2.0\\tSpeech\\nb.wav\\t\\t\\t\\n"
+    ...     "filename\\tonset\\toffset\\tevent_label\\na.wav\\t0.5\\t1.5\\tSpeech\\n"
+    ...     "a.wav\\t1.0\\t2.0\\tSpeech\\nb.wav\\t\\t\\t\\n"
     ... )
     >>> table = read_events(path)
     >>> table.events["a"]
@@ -193,11 +194,11 @@ def read_events(
     for row, clip in enumerate(ids):
         sorter.add(clip, found, row)
     for name in others:
-        sorter.leave_out(NO_LABELS, shown(name))
+        sorter.leave_out(NO_LABELS, name)
     result = sorter.result(merge)
     _refuse_other_classes(sorter, table, path.name)
     for each in result.left_out:
-        logger.warning("%s: left out, because they %s", path.name, _in_words(each))
+        logger.warning("%s: left out %s", path.name, each)
     return result
 
 
@@ -206,12 +207,6 @@ def _check_options(form: str, unit: str | None) -> None:
         raise ValueError(f"form={form!r} must be one of {', '.join(FORMS)}")
     if unit not in (None, *UNITS):
         raise ValueError(f"unit={unit!r} must be s or ms, or None")
-
-
-def _in_words(left_out: LeftOut) -> str:
-    more = left_out.count - len(left_out.names)
-    text = f"{left_out.reason} ({left_out.count}): {', '.join(left_out.names)}"
-    return f"{text} and {more} more" if more else text
 
 
 def _read_folder(folder: Path, reading: Reading) -> tuple[Annotations, list[str]]:
@@ -252,10 +247,13 @@ def _read_folder(folder: Path, reading: Reading) -> tuple[Annotations, list[str]
 
 def _joined(parts: Iterable[Annotations]) -> Annotations:
     parts = list(parts)
-    columns = [[each for part in parts for each in part[k]] for k in range(5)]
-    return NOTHING._replace(
-        **dict(zip(Annotations._fields, columns, strict=False)),
+    columns: list[Any] = [
+        [each for part in parts for each in part[k]] for k in range(5)
+    ]
+    return Annotations(
+        *columns,
         is_soft=any(part.is_soft for part in parts),
+        is_weak=all(part.is_weak for part in parts),
     )
 
 
@@ -322,7 +320,8 @@ def match_clips(names: Mapping[str, str], clip_ids: Collection[str]) -> dict[str
     for name, path in others.items():
         tails = [tail for tail in _tails(path) if tail in exact]
         clips = {exact[tails[0]]} if tails else set[str]()
-        clips |= by_tail.get(path, set()) | by_tail.get(youtube_id(path), set())
+        video = youtube_id(os.path.basename(path))
+        clips |= by_tail.get(path, set()) | by_tail.get(video, set())
         if len(clips) == 1:
             meant[name] = min(clips)
     counts = Counter([*meant.values(), *found.values()])
@@ -377,7 +376,8 @@ class _Sorter:
         durations: Mapping[str, float],
         min_score: float | None,
     ) -> None:
-        self._table, self._durations, self._min_score = table, durations, min_score
+        self._table, self._durations = table, durations
+        self._min_score = -math.inf if min_score is None else min_score
         self._events: dict[str, list[Event]] = {}
         self._weak: dict[str, dict[str, None]] = {}
         self._silent: dict[str, None] = {}
@@ -390,43 +390,45 @@ class _Sorter:
     def add(self, clip: str | None, found: Annotations, row: int) -> None:
         """Adds a row; ``clip`` is "" if it is not there."""
         labels, start, end = found.labels[row], found.starts[row], found.ends[row]
-        what = _name_of(found, row)
         if not clip:
-            return self.leave_out(NO_CLIP if clip is None else ABSENT, what)
-        known = self._known(labels, what)
+            self.leave_out(NO_CLIP if clip is None else ABSENT, found, row)
+            return
+        known = self._known(labels, found, row)
         if start is None and end is None:
             if known:
                 self._weak.setdefault(clip, {}).update(dict.fromkeys(known))
+            elif not labels and found.is_weak:
+                self.leave_out(UNLABELLED, found, row)
             elif not labels:
                 self._silent[clip] = None
-            return None
-        reason = None if labels else NO_LABEL
-        reason = reason or self._problem(clip, start, end)
+            return
+        reason = self._problem(clip, start, end) if labels else NO_LABEL
         if reason is not None or start is None or end is None:
             self._unusable.add(clip)
-            return self.leave_out(reason or NO_END, what)
-        score = found.scores[row]
-        events = self._events.setdefault(clip, [])
-        if score is not None and self._min_score is not None and score < self._min_score:
-            return self.leave_out(LOW, what)
+            self.leave_out(reason or NO_END, found, row)
+            return
+        events, score = self._events.setdefault(clip, []), found.scores[row]
+        if score is not None and score < self._min_score:
+            self.leave_out(LOW, found, row)
+            return
         end = min(end, self._durations.get(clip, end))
         events += [Event(label, start, end, score) for label in known]
-        return None
 
-    def leave_out(self, reason: str, what: str) -> None:
-        """Counts a row that is not used."""
+    def leave_out(self, reason: str, found: Annotations | str, row: int = 0) -> None:
+        """Counts a row or a file that is not used."""
         self._count[reason] += 1
         if self._count[reason] <= NAMED:
-            self._names[reason].append(what)
+            name = found if isinstance(found, str) else _name_of(found, row)
+            self._names[reason].append(some_of([name]))
 
-    def _known(self, labels: list[str], what: str) -> list[str]:
+    def _known(self, labels: list[str], found: Annotations, row: int) -> list[str]:
         if self._table is None:
             return labels
         places, unknown = self._table.indices(labels)
         self.num_known += len(places)
         self.unknown.update(unknown)
-        for _ in unknown:
-            self.leave_out(UNKNOWN, what)
+        if unknown:
+            self.leave_out(UNKNOWN, found, row)
         return [self._table.names[place] for place in places]
 
     def _problem(self, clip: str, start: float | None, end: float | None) -> str | None:
@@ -447,8 +449,8 @@ class _Sorter:
     def result(self, merge: bool) -> EventTable:
         """Returns what was added."""
         for clip in self._silent:
-            if self._events.get(clip) or clip in self._weak or clip in self._unusable:
-                self.leave_out(NOT_EMPTY, shown(clip))
+            if clip in self._events or clip in self._weak or clip in self._unusable:
+                self.leave_out(NOT_EMPTY, clip)
             else:
                 self._events[clip] = []
         order = merge_events if merge else in_time
@@ -466,7 +468,9 @@ class _Sorter:
 
 def _name_of(found: Annotations, row: int) -> str:
     """Names a row by its clip, classes and times."""
-    times = ["?" if t is None else f"{t:g}" for t in (found.starts[row], found.ends[row])]
+    times = [
+        "?" if t is None else f"{t:g}" for t in (found.starts[row], found.ends[row])
+    ]
     parts = [found.clips[row] or "?", ", ".join(found.labels[row])]
     parts += ["-".join(times)] if times != ["?", "?"] else []
-    return some_of([" ".join(filter(None, parts))])
+    return " ".join(filter(None, parts))
