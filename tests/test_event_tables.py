@@ -79,7 +79,7 @@ def write(folder, text, name="events.tsv"):
 
 
 def reasons(table):
-    return {each.reason: each.count for each in table.left_out}
+    return {each.reason: each.num_rows for each in table.left_out}
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -135,6 +135,15 @@ def test_selection_tables_without_files_are_named_after_their_sounds(tmp_path):
 def test_each_view_of_a_selection_counts_once(tmp_path):
     path = write(tmp_path, TEXTS["raven.txt"], "raven.txt")
     assert read_events(path, merge=False).events == EVENTS
+
+
+def test_tables_of_bird_detectors_are_selection_tables(tmp_path):
+    text = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\t"
+    text += "High Freq (Hz)\tCommon Name\tSpecies Code\tConfidence\tBegin Path\t"
+    text += "File Offset (s)\n1\tSpectrogram 1\t1\t63.0\t66.0\t0\t15000\tMallard\t"
+    text += "mallar3\t0.9\tC:\\birds\\b.wav\t3.0\n"
+    table = read_events(write(tmp_path, text, "all.txt"), clip_ids=["birds/b"])
+    assert table.events == {"birds/b": [Event("Mallard", 3.0, 6.0, 0.9)]}
 
 
 def test_files_opened_together_without_offsets_are_reported(tmp_path, caplog):
@@ -227,7 +236,7 @@ def test_what_is_no_event_is_counted_and_named(row, tmp_path, caplog):
     (left_out,) = table.left_out
     assert left_out.reason == LEFT_OUT[row]
     is_stated = left_out.reason.startswith("rows without events")
-    assert left_out.count == (1 if is_stated else 7)
+    assert left_out.num_rows == (1 if is_stated else 7)
     assert str(left_out) in caplog.text
     if left_out.reason == "rows of other classes":
         assert left_out.names == ("Siren (7)",)
@@ -283,8 +292,9 @@ def test_names_that_could_mean_several_clips_mean_none(tmp_path):
 
 def test_accents_mean_the_same_in_either_unicode_form(tmp_path):
     path = write(tmp_path, HEADER + "cafe\u0301.wav\t0\t1\tSie\u0300cle\n")
-    events = read_events(path, clip_ids=["caf\u00e9"], classes=["si\u00e8cle"]).events
-    assert events == {"caf\u00e9": [Event("si\u00e8cle", 0.0, 1.0)]}
+    for clip in ("caf\u00e9", "cafe\u0301", "x/cafe\u0301"):
+        events = read_events(path, clip_ids=[clip], classes=["si\u00e8cle"]).events
+        assert events == {clip: [Event("si\u00e8cle", 0.0, 1.0)]}
 
 
 def test_commas_read_as_points_are_reported(tmp_path, caplog):

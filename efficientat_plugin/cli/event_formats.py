@@ -95,14 +95,9 @@ class JsonEventWriter:
 
     def write(self, sound: object, events: Iterable[Event]) -> None:
         """Writes the events of a sound."""
-        every: list[Event | None] = [*events]
-        for event in every or [None]:
-            content: dict[str, object] = {"sound": str(sound)}
-            for name in CsvEventWriter.HEADER[1:]:
-                value = None if event is None else getattr(event, name)
-                is_number = isinstance(value, float | int)
-                content[name] = round(float(value), DECIMALS) if is_number else value
-            self._file.write(self._before + json.dumps(content))
+        nothing = dict.fromkeys(CsvEventWriter.HEADER[1:])
+        for content in [_content(event) for event in events] or [nothing]:
+            self._file.write(self._before + json.dumps({"sound": str(sound)} | content))
             self._before = ",\n"
 
     def finish(self) -> None:
@@ -195,6 +190,15 @@ class SrtWriter:
 
     def finish(self) -> None:
         """Subtitles have no end of their own."""
+
+
+def _content(event: Event) -> dict[str, object]:
+    return {
+        "start_seconds": round(float(event.start_seconds), DECIMALS),
+        "end_seconds": round(float(event.end_seconds), DECIMALS),
+        "label": event.label,
+        "score": None if event.score is None else round(float(event.score), DECIMALS),
+    }
 
 
 def _decimal(number: float | None) -> str:

@@ -68,8 +68,8 @@ def match_clips(names: Mapping[str, str], clip_ids: Collection[str]) -> dict[str
         else:
             found[name] = clip
     by_tail: defaultdict[str, set[str]] = defaultdict(set)
-    for clip in exact.values():
-        for tail in _tails(clip):
+    for plain, clip in exact.items():
+        for tail in _tails(plain):
             by_tail[tail].add(clip)
     meant = {}
     for name, path in others.items():

@@ -33,14 +33,14 @@ class LeftOut(NamedTuple):
     """What is left out for one reason."""
 
     reason: str
-    count: int
+    num_rows: int  # or files
     names: tuple[str, ...]  # of the first: sound, class and times; or of classes
 
     def __str__(self) -> str:
-        more = self.count - len(self.names)
+        more = self.num_rows - len(self.names)
         if self.reason == UNKNOWN:  # these are named by their classes
             more = 0
-        text = f"{self.reason} ({self.count}): {', '.join(self.names)}"
+        text = f"{self.reason} ({self.num_rows}): {', '.join(self.names)}"
         return f"{text} and {more} more" if more else text
 
 

@@ -1,12 +1,11 @@
 """Reads events, the labels that sound event detection learns: classes with times."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from efficientat_plugin.data.event_clips import ids_of_clips
-from efficientat_plugin.data.event_columns import UNITS, Annotations
+from efficientat_plugin.data.event_columns import UNITS, Annotations, found_nothing
 from efficientat_plugin.data.event_forms import (
     FORMS,
     Reading,
@@ -169,18 +168,17 @@ def _read_folder(folder: Path, reading: Reading) -> tuple[Annotations, list[str]
             raise ValueError(f"{folder} has more than {MAX_ROWS} labels; split it")
     if not parts and not empty:
         raise next(iter(others.values()))
-    nothing = [None] * len(empty)
-    parts.append(Annotations([*empty], [[]] * len(empty), nothing, nothing, nothing))
+    parts += map(found_nothing, empty)
     return _joined(parts), [*others]
 
 
-def _joined(parts: Iterable[Annotations]) -> Annotations:
-    parts = list(parts)
-    columns: list[Any] = [
-        [each for part in parts for each in part[k]] for k in range(5)
-    ]
+def _joined(parts: Sequence[Annotations]) -> Annotations:
     return Annotations(
-        *columns,
+        [clip for part in parts for clip in part.clips],
+        [labels for part in parts for labels in part.labels],
+        [start for part in parts for start in part.starts],
+        [end for part in parts for end in part.ends],
+        [score for part in parts for score in part.scores],
         is_soft=any(part.is_soft for part in parts),
         is_weak=all(part.is_weak for part in parts),
     )
