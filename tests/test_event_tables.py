@@ -121,6 +121,11 @@ def test_a_single_track_keeps_quotes_and_spaces_of_labels(tmp_path):
     assert reasons(table) == {"events without a class": 1}
 
 
+def test_a_track_may_have_spaces_for_tabs(tmp_path):
+    path = write(tmp_path, "0.5  1.5 Dog bark\n", "a.txt")
+    assert read_events(path).events == {"a": [Event("Dog bark", 0.5, 1.5)]}
+
+
 def test_selection_tables_without_files_are_named_after_their_sounds(tmp_path):
     header = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
     row = "1\tSpectrogram 1\t1\t0.5\t1.5\tDog\n"
@@ -288,6 +293,16 @@ def test_names_that_could_mean_several_clips_mean_none(tmp_path):
     rows = HEADER + "x/a.wav\t0\t1\tDog\ny/a.wav\t0\t1\tDog\nb.wav\t0\t1\tDog\n"
     table = read_events(write(tmp_path, rows), clip_ids=["a", "b"])
     assert [*table.events] == ["b"]
+    rows = HEADER + "dog/recording01.wav\t0\t1\tDog\nb.wav\t0\t1\tDog\n"
+    table = read_events(write(tmp_path, rows), clip_ids=["cat/recording01", "b"])
+    assert [*table.events] == ["b"]
+
+
+def test_the_start_of_a_segment_tells_clips_of_one_name_apart(tmp_path):
+    rows = HEADER + "x/recording01_1.wav\t0\t1\tDog\n"
+    clips = ["recording01_1", "recording01_2"]
+    events = read_events(write(tmp_path, rows), clip_ids=clips).events
+    assert [*events] == ["recording01_1"]
 
 
 def test_accents_mean_the_same_in_either_unicode_form(tmp_path):
@@ -305,7 +320,7 @@ def test_commas_read_as_points_are_reported(tmp_path, caplog):
 def test_the_summary_counts_everything(tmp_path):
     rows = "a\t0\t1\tDog\nb\t\t\t\nc\t\t\tCat\nd\t1\t\tDog\n"
     assert str(read_events(write(tmp_path, HEADER + rows))) == (
-        "1 events in 2 clips, 1 of them without events, 1 clips with weak labels only, "
+        "1 event in 2 clips, 1 of them without events, 1 clip with weak labels only, "
         "2 classes; left out events without an end (1): d Dog 1-?"
     )
 

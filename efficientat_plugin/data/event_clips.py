@@ -1,7 +1,6 @@
 """Finds the clips that the names of sounds in a table of events mean."""
 
 import logging
-import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -40,8 +39,8 @@ def _plain_path(name: str) -> str:
 def match_clips(names: Mapping[str, str], clip_ids: Collection[str]) -> dict[str, str]:
     """Finds the clip that each name of a sound means.
 
-    A name is a clip's id, with or without a suffix; or, if no two names mean one clip
-    and no two clips are meant, their paths end alike, or their YouTube ids are equal.
+    A name is a clip's id, with or without a suffix; or one of the two paths ends as the
+    other, perhaps but for what stands around a YouTube id, and no other path does.
 
     Arguments
     ---------
@@ -60,34 +59,50 @@ def match_clips(names: Mapping[str, str], clip_ids: Collection[str]) -> dict[str
     {'x': 'dog/a'}
     """
     exact = {unicodedata.normalize("NFC", str(clip)): str(clip) for clip in clip_ids}
-    found, others = {}, {}
+    found = {}
     for name, path in names.items():
-        clip = exact.get(path) or exact.get(without_suffix(path))
-        if clip is None:
-            others[name] = without_suffix(path)
-        else:
+        clip = exact.get(path, exact.get(without_suffix(path)))
+        if clip is not None:
             found[name] = clip
+    for plain in (without_suffix, _video):
+        others = {name: plain(names[name]) for name in names if name not in found}
+        free = {clip: plain(path) for path, clip in exact.items()}
+        for clip in found.values():
+            free.pop(clip, None)
+        found |= _with_like_ends(others, free)
+    return found
+
+
+def _video(path: str) -> str:
+    """Returns a path with the YouTube id in the place of the name."""
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + youtube_id(name)
+
+
+def _with_like_ends(
+    names: Mapping[str, str], clips: Mapping[str, str]
+) -> dict[str, str]:
+    """Finds pairs of paths of which one ends as the other, and as no other does."""
+    by_path: defaultdict[str, set[str]] = defaultdict(set)
     by_tail: defaultdict[str, set[str]] = defaultdict(set)
-    for plain, clip in exact.items():
-        for tail in _tails(plain):
+    for clip, path in clips.items():
+        by_path[path].add(clip)
+        for tail in _tails(path):
             by_tail[tail].add(clip)
-    meant = {}
-    for name, path in others.items():
-        tails = [tail for tail in _tails(path) if tail in exact]
-        clips = {exact[tails[0]]} if tails else set[str]()
-        video = youtube_id(os.path.basename(path))
-        clips |= by_tail.get(path, set()) | by_tail.get(video, set())
-        if len(clips) == 1:
-            meant[name] = min(clips)
-    counts = Counter([*meant.values(), *found.values()])
-    return found | {name: clip for name, clip in meant.items() if counts[clip] == 1}
+    found = {}
+    for name, path in names.items():
+        longest = next((tail for tail in _tails(path) if tail in by_path), "")
+        meant = by_path.get(longest, set()) | by_tail.get(path, set())
+        if len(meant) == 1:
+            found[name] = min(meant)
+    counts = Counter(found.values())
+    return {name: clip for name, clip in found.items() if counts[clip] == 1}
 
 
 def _tails(path: str) -> list[str]:
-    """Returns the ends of a path, the longest first, and a YouTube id in its name."""
+    """Returns the ends of a path, the longest first."""
     parts = path.strip("/").split("/")
-    tails = ["/".join(parts[place:]) for place in range(len(parts))]
-    return [*tails, youtube_id(os.path.basename(path))]
+    return ["/".join(parts[place:]) for place in range(len(parts))]
 
 
 def videos_of(clips: Sequence[str | None], source: str) -> list[str | None]:

@@ -115,8 +115,7 @@ def _form_of(path: Path, form: str) -> str:
     fields = lines[0].split("\t")
     if _is_raven(fields):
         return "raven" if len(lines) > 1 else "no selections"
-    times = [number_in(field) for field in fields[:2]]
-    is_track = len(times) == 2 and None not in times
+    is_track = None not in map(number_in, _parts(lines[0])[:2])
     return form if form != "auto" else "track" if is_track else "table"
 
 
@@ -125,32 +124,19 @@ def _is_raven(columns: Iterable[str]) -> bool:
 
 
 def _read_track(path: Path, form: str, reading: Reading, sound: str) -> Annotations:
-    """Reads lines of start, end, class and perhaps confidence, separated by tabs.
+    """Reads the label track of a sound, with confidences if every line has one.
 
-    In an Audacity label track, a line that begins with a backslash gives the
-    frequencies of the label before. A label is all that follows the times.
+    An Audacity label track has none: a label is all that follows the times.
     """
-    lines = text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    refuse_too_large(path, len(lines), 5)
-    rows: list[tuple[str, str, str, str | None]] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith("\\"):
-            continue
-        start, end, label = (line.split("\t", 2) + ["", ""])[:3]
-        if number_in(start) is None or number_in(end) is None:
-            raise ValueError(
-                f"line {number} of {path} is no label: {shown(line)[:80]!r}; a label "
-                "track has a start and an end in seconds and a class, separated by tabs"
-            )
-        rows.append((start, end, *_with_confidence(label)))
-    is_soft = bool(rows) and all(row[3] is not None for row in rows)
-    if form == "maestro" and rows and not is_soft:
+    rows = _track_rows(path)
+    if not rows:
+        return found_nothing(sound)
+    is_soft = all(row[3] is not None for row in rows)
+    if form == "maestro" and not is_soft:
         raise ValueError(
             f"{path} has lines without a confidence from 0 to 1 in a fourth column, "
             "which form='maestro' needs"
         )
-    if not rows:  # somebody found nothing in the sound
-        return found_nothing(sound)
     is_soft = is_soft and form != "audacity"
     if not is_soft:
         rows = [(*row[:2], _whole(row[2:]), None) for row in rows]
@@ -164,6 +150,33 @@ def _read_track(path: Path, form: str, reading: Reading, sound: str) -> Annotati
         [None if score is None else number_in(score) for score in scores],
         is_soft,
     )
+
+
+def _track_rows(path: Path) -> list[tuple[str, str, str, str | None]]:
+    """Reads lines of start, end, class and perhaps a confidence.
+
+    A line that begins with a backslash gives the frequencies of the label before.
+    """
+    lines = text_of(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    refuse_too_large(path, len(lines), 4)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.startswith("\\"):
+            continue
+        start, end, label = _parts(line)
+        if number_in(start) is None or number_in(end) is None:
+            raise ValueError(
+                f"line {number} of {path} is no label: {shown(line)[:80]!r}; a label "
+                "track has a start and an end in seconds and a class, separated by tabs"
+            )
+        rows.append((start, end, *_with_confidence(label)))
+    return rows
+
+
+def _parts(line: str) -> list[str]:
+    """Splits a line at tabs, or without any at spaces: start, end and the rest."""
+    fields = line.split("\t", 2) if "\t" in line else line.split(None, 2)
+    return [*fields, "", "", ""][:3]
 
 
 def _with_confidence(label: str) -> tuple[str, str | None]:

@@ -70,14 +70,18 @@ class EventTable(NamedTuple):
         return sorted(found.union(*self.weak.values()))
 
     def __str__(self) -> str:
-        count = sum(map(len, self.events.values()))
-        parts = [f"{count} events in {len(self.events)} clips"]
+        num_events = sum(map(len, self.events.values()))
+        parts = [f"{_count(num_events, 'event')} in {_count(len(self.events), 'clip')}"]
         if self.empty:
             parts.append(f"{len(self.empty)} of them without events")
         if self.only_weak:
-            parts.append(f"{len(self.only_weak)} clips with weak labels only")
-        parts.append(f"{len(self.classes)} classes")
+            parts.append(f"{_count(len(self.only_weak), 'clip')} with weak labels only")
+        parts.append(_count(len(self.classes), "class", "es"))
         return ", ".join(parts) + "".join(f"; left out {e}" for e in self.left_out)
+
+
+def _count(number: int, what: str, plural: str = "s") -> str:
+    return f"{number} {what}{plural * (number != 1)}"
 
 
 class EventSorter:

@@ -104,6 +104,7 @@ def read_events(
     """
     _check_options(form, unit)
     reading, path = Reading(form, unit, audio_column, label_column), Path(path)
+    source = path.name or str(path)
     others: list[str] = []
     if path.is_dir():
         found, others = _read_folder(path, reading)
@@ -112,9 +113,9 @@ def read_events(
         found = read_annotations(path, reading, None)
     if clip_ids is None and durations is not None:
         clip_ids = durations.keys()
-    ids = ids_of_clips(found.clips, clip_ids, path.name)
+    ids = ids_of_clips(found.clips, clip_ids, source)
     if unit is None:
-        _refuse_milliseconds(ids, found, durations or {}, path.name)
+        _refuse_milliseconds(ids, found, durations or {}, source)
     if min_score is None and found.is_soft and merge:
         min_score = SOFT_THRESHOLD
     table = None if classes is None else class_table(classes)
@@ -124,9 +125,9 @@ def read_events(
     for name in others:
         sorter.leave_out(NO_LABELS, name)
     result = sorter.result(merge)
-    _refuse_other_classes(sorter, table, path.name)
+    _refuse_other_classes(sorter, table, source)
     for each in result.left_out:
-        logger.warning("%s: left out %s", path.name, each)
+        logger.warning("%s: left out %s", source, each)
     return result
 
 
@@ -195,13 +196,17 @@ def _refuse_milliseconds(
         for clip, end in zip(ids, found.ends, strict=True)
         if clip and clip in durations and end is not None
     ]
-    far = [(end, seconds) for end, seconds in known if end > FAR * seconds]
-    fitting = [end for end, seconds in far if end / UNITS["ms"] <= seconds + 1]
-    if known and 2 * len(fitting) > len(known):
+    fitting = [
+        (end, seconds)
+        for end, seconds in known
+        if FAR * seconds < end <= (seconds + 1) * UNITS["ms"]
+    ]
+    if 2 * len(fitting) > len(known):
         raise ValueError(
             f"{len(fitting)} of {len(known)} events of {source} end far behind their "
-            f"sounds, such as at {fitting[0]:g} s in a sound of {far[0][1]:g} s, and "
-            "would fit in milliseconds; pass unit='ms', or unit='s' if they are seconds"
+            f"sounds, such as at {fitting[0][0]:g} s in one of {fitting[0][1]:g} s, "
+            "and would fit in milliseconds; pass unit='ms', or unit='s' if they are "
+            "seconds"
         )
 
 
