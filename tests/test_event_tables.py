@@ -252,6 +252,20 @@ def test_what_is_no_event_is_counted_and_named(row, tmp_path, caplog):
     assert ("a" in table.events) == (left_out.reason == "rows of other classes")
 
 
+def test_what_is_wrong_with_other_classes_does_not_matter(tmp_path):
+    path = write(tmp_path, HEADER + "a\t3\t\tSiren\nb\t0\t1\tDog\n")
+    table = read_events(path, classes=["Dog"])
+    assert table.empty == ["a"]
+    assert reasons(table) == {"rows of other classes": 1}
+
+
+def test_labels_become_names_or_ids_if_names_repeat(tmp_path):
+    path = write(tmp_path, HEADER + "a\t0\t1\t/m/2\n")
+    for names, label in ((["Dog", "Bat"], "Bat"), (["Bat", "Bat"], "/m/2")):
+        classes = LabelTable(["/m/1", "/m/2"], names)
+        assert read_events(path, classes=classes).classes == [label]
+
+
 def test_events_are_cut_at_the_end_of_their_sound(tmp_path):
     path = write(tmp_path, HEADER + "a.wav\t9\t10.02\tDog\n")
     assert read_events(path, durations={"a": 10.0}).events["a"][0].end_seconds == 10.0

@@ -85,7 +85,17 @@ def _count(number: int, what: str, plural: str = "s") -> str:
 
 
 class EventSorter:
-    """Sorts rows into events, weak labels, clips without events, and what is left."""
+    """Sorts rows into events, weak labels, clips without events, and what is left.
+
+    Arguments
+    ---------
+    table : LabelTable or None
+        Classes to keep; labels become their names, or ids if names repeat. None: any.
+    durations : mapping
+        Lengths of clips by id, s, where they are known.
+    min_score : float or None
+        Events with a lower score are left out.
+    """
 
     def __init__(
         self,
@@ -94,6 +104,10 @@ class EventSorter:
         min_score: float | None,
     ) -> None:
         self._table, self._durations = table, durations
+        self._class_names: tuple[str, ...] = ()
+        if table is not None:
+            is_unique = len({*table.names}) == len(table)
+            self._class_names = table.names if is_unique else table.mids
         self._min_score = -math.inf if min_score is None else min_score
         self._events: dict[str, list[Event]] = {}
         self._weak: dict[str, dict[str, None]] = {}
@@ -118,6 +132,9 @@ class EventSorter:
                 self.leave_out(UNLABELLED, found, row)
             elif not labels:
                 self._silent[clip] = None
+            return
+        if labels and not known:
+            self._events.setdefault(clip, [])
             return
         reason = self._problem(clip, start, end) if labels else NO_LABEL
         if reason is not None or start is None or end is None:
@@ -146,7 +163,7 @@ class EventSorter:
         self.unknown.update(unknown)
         if unknown:
             self.leave_out(UNKNOWN, found, row)
-        return [self._table.names[place] for place in places]
+        return [self._class_names[place] for place in places]
 
     def _problem(self, clip: str, start: float | None, end: float | None) -> str | None:
         """Returns why an event with these times is not usable."""
