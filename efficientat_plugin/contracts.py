@@ -165,3 +165,12 @@ class ScanWindow(NamedTuple):
     start_seconds: float
     end_seconds: float
     probabilities: NDArray[np.float32]  # [K]
+
+
+class Event(NamedTuple):
+    """A class from a start to an end in a sound: a strong label, or a detection."""
+
+    label: str
+    start_seconds: float  # from the start of the sound
+    end_seconds: float
+    score: float | None = None  # None: somebody annotated it

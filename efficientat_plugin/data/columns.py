@@ -86,8 +86,9 @@ def numbers_in(
     source: str,
     what: str,
     most: float = sys.float_info.max,
+    least: float = 0.0,
 ) -> list[float | None]:
-    """Reads a column of numbers from 0 to ``most``; None where a value is missing.
+    """Reads numbers from ``least`` to ``most``; None where a value is missing.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def numbers_in(
             number = None if text is None else float(text)
         except ValueError:
             number = {"True": 1.0, "False": 0.0}.get(str(text), math.nan)
-        if number is not None and not 0 <= number <= most:
+        if number is not None and not least <= number <= most:
             raise ValueError(
                 f"row {row} of {source} has {shown(str(value))[:40]!r} in column "
                 f"{column}, which {what}"

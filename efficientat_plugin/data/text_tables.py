@@ -84,7 +84,7 @@ def text_of(path: Path) -> str:
         ) from error
 
 
-def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
+def refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
     """Refuses a table that would take far more memory than disk space."""
     if (
         num_rows > MAX_ROWS
@@ -101,7 +101,7 @@ def _refuse_too_large(path: Path, num_rows: int, num_columns: int = 1) -> None:
 def _read_fields(path: Path, text: str, numbered: bool) -> dict[str, list[Any]]:
     header = text.partition("\n")[0]
     delimiter = max("\t;,", key=header.count)
-    _refuse_too_large(path, text.count("\n"), 1 + header.count(delimiter))
+    refuse_too_large(path, text.count("\n"), 1 + header.count(delimiter))
     # Quoted fields may contain line ends, so the reader must split the lines.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
@@ -220,11 +220,11 @@ def _read_json_lines(path: Path, text: str) -> dict[str, list[Any]]:
             )
         rows.append(row)
         names |= dict.fromkeys(row)
-        _refuse_too_large(path, len(rows), len(names))
+        refuse_too_large(path, len(rows), len(names))
     return _columns_of_rows(path, rows)
 
 
 def _columns_of_rows(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for row in rows for name in row)
-    _refuse_too_large(path, len(rows), len(names))
+    refuse_too_large(path, len(rows), len(names))
     return {name: [row.get(name) for row in rows] for name in names}
