@@ -18,7 +18,8 @@ A folder is a stage or a slot. This is the path of the signal through the packag
 ``features``        `LogMel`, and `SpecMask` for training
 ``data``            folders, tables and hub data sets become batches; ``data.prepare``
                     writes them as shards, ``data.sample`` is the embedded sample
-``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them
+``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them;
+                    `FrameMN` scores every frame, with a model of ``sequence``
 ``cost``            parameters, MACs, memory, receptive field
 ``evaluation``      metrics, agreement with a teacher, tables and figures
 ``pretrained``      published names, downloads, strict import, the model folder
@@ -93,6 +94,7 @@ _HOME = {
     "label_encoder": "interfaces.classifiers",
     "list_students": "pretrained.published",
     "list_teachers": "pretrained.published_passt",
+    "load_backbone": "pretrained.backbone",
     "load_encoder": "interfaces.encoders",
     "load_published_state": "pretrained.weights",
     "load_rows": "data.rows",

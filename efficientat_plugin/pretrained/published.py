@@ -1,18 +1,26 @@
 """The published students: names, files, options and front ends.
 
-Source: the README and the code of github.com/fschmid56/EfficientAT.
+Source: the README and the code of github.com/fschmid56/EfficientAT and, for `FrameMN`,
+of github.com/theMoro/EfficientSED and github.com/fschmid56/PretrainedSED.
 """
 
 import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+BASE_URL = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
+FRAME_URL = "https://github.com/theMoro/EfficientSED/releases/download/v0.0.1/"
+TEACHERS_OF_EVENTS = (
+    "https://github.com/fschmid56/PretrainedSED/releases/download/v0.0.1/"
+)
 
 
 class PublishedStudent(NamedTuple):
     """A published checkpoint, with its options and its front end."""
 
     name: str
-    family: str  # "mn" or "dymn"
+    family: str  # "mn", "dymn" or "fmn"
     file: str
     width: float
     mean_ap: float | None = None  # percent, AudioSet evaluation, as published
@@ -29,18 +37,27 @@ class PublishedStudent(NamedTuple):
     num_bytes: int | None = None  # of the file
     licence: str = "MIT"
     other_files: tuple[str, ...] = ()  # alternative names on the server
+    base_url: str = BASE_URL  # of the file
+    sequence_model: str = "none"  # of FrameMN
+    sequence_dim: int = 256  # of FrameMN
+    psds1: float | None = None  # percent, AudioSet strong, mean of runs, as published
+    log_mel: Mapping[str, Any] = {}  # further arguments of `LogMel`
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of the student."""
-        names = ["num_classes", "width", "head", "strides"]
+        names = ["num_classes", "width", "head"]
+        if self.family != "fmn":
+            names += ["strides"]
         if self.family == "dymn":
             names += ["dynamic_blocks", "temperature"]
+        if self.family == "fmn":
+            names += ["sequence_model", "sequence_dim"]
         return {name: getattr(self, name) for name in names}
 
     def front_end(self) -> dict[str, Any]:
         """Returns the arguments of the `LogMel` that the student was trained with."""
         names = ("sample_rate", "n_mels", "hop_length")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | dict(self.log_mel)
 
 
 def _mn(
@@ -75,6 +92,71 @@ def _image(name: str, width: float) -> PublishedStudent:
         temperature=temperature,
         trained_on="ImageNet",
     )
+
+
+# Source: EfficientSED's code. The window is symmetric, as in `LogMel` by default.
+FRAME_LOG_MEL = {
+    "win_length": 400,  # samples
+    "n_fft": 512,  # samples
+    "f_max": 7000.0,  # Hz
+    "log_floor": 1e-7,
+    "log_floor_mode": "clamp",
+}
+# Widths of FrameMN by their names, channels of their sequence models, and PSDS1 without
+# a sequence model and with each
+_FRAME_WIDTHS = {"04": 0.4, "06": 0.6, "10": 1.0, "20": 2.0, "30": 3.0}
+_FRAME_PSDS1 = {"04": 39.52, "06": 40.75, "10": 42.28, "20": 43.86, "30": 44.24}
+_SEQUENCE_PSDS1 = {
+    ("04", 104): {"tf": 40.10, "gru": 40.81, "hybrid": 41.37},
+    ("06", 160): {"tf": 41.78, "gru": 40.37, "hybrid": 42.54},
+    ("10", 128): {"tf": 42.75, "gru": 43.13, "hybrid": 43.45},
+    ("10", 256): {"tf": 43.86, "gru": 43.53, "hybrid": 44.05},
+    ("10", 512): {"tf": 44.11, "gru": 43.96, "hybrid": 44.32},
+    ("10", 1024): {"tf": 44.55, "gru": 44.50, "hybrid": 44.48},
+    ("20", 512): {"tf": 45.13, "gru": 44.94, "hybrid": 45.44},
+    ("30", 768): {"tf": 45.64, "gru": 45.77, "hybrid": 45.67},
+}
+
+
+def _frame(
+    file: str, width: str, name: str | None = None, **options: Any
+) -> PublishedStudent:
+    """Makes the entry of a FrameMN; by default its name is its file's, with "_"."""
+    facts = {
+        "num_classes": 447,
+        "head": "linear",
+        "sample_rate": 16000,
+        "hop_length": 160,
+        "trained_on": "AudioSet strong",
+        "base_url": FRAME_URL,
+        "log_mel": FRAME_LOG_MEL,
+    }
+    name = name or file.replace("+", "_").replace("-", "_")
+    return PublishedStudent(
+        name, "fmn", f"{file}.pt", _FRAME_WIDTHS[width], **facts | options
+    )
+
+
+def _frame_entries() -> Iterator[PublishedStudent]:
+    """Yields the published FrameMNs."""
+    for width, psds1 in _FRAME_PSDS1.items():
+        yield _frame(f"fmn{width}_weak", width, trained_on="AudioSet")
+        yield _frame(f"fmn{width}_strong", width, psds1=psds1)
+    for (width, dim), models in _SEQUENCE_PSDS1.items():
+        for model, psds1 in models.items():
+            file = f"fmn{width}+{model}-{dim}_strong"
+            sequence = {"sequence_model": model, "sequence_dim": dim}
+            yield _frame(file, width, psds1=psds1, **sequence)
+    advanced = "fmn10+tf-256_advanced-kd-weak-strong"
+    yield _frame(advanced, "10", sequence_model="tf", psds1=45.25)
+    for width in ("06", "10"):  # of the paper about the teachers
+        yield _frame(
+            f"frame_mn{width}_strong_1",
+            width,
+            name=f"frame_mn{width}",
+            base_url=TEACHERS_OF_EVENTS,
+            other_files=(f"frame_mn{width}.pt",),  # the name in its README
+        )
 
 
 _FC = "fully_convolutional"
@@ -138,6 +220,8 @@ _ENTRIES = (
     _image("dymn04_im", 0.4),
     _image("dymn10_im", 1.0),
     _image("dymn20_im", 2.0),
+    # FrameMN, for sound events
+    *_frame_entries(),
 )
 PUBLISHED: dict[str, PublishedStudent] = {entry.name: entry for entry in _ENTRIES}
 

@@ -31,6 +31,7 @@ from efficientat_plugin.support.yaml_text import (
 PARTS = frozenset(
     {
         "DyMN",
+        "FrameMN",
         "KeepFeatures",
         "LabelTable",
         "LogMel",

@@ -17,13 +17,19 @@ import torch
 from torch import Tensor
 
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.pretrained.architecture import head_options, infer_options
+from efficientat_plugin.pretrained.architecture import head_options
 from efficientat_plugin.pretrained.description import (
     FRONT_END,
     Described,
     describe,
     locate,
     not_found,
+)
+from efficientat_plugin.pretrained.frame_architecture import (
+    HEADS,
+    class_counts,
+    frame_names,
+    infer_student,
 )
 from efficientat_plugin.pretrained.passt_architecture import (
     CLASS_TOKEN,
@@ -34,6 +40,7 @@ from efficientat_plugin.pretrained.published import PublishedStudent, list_stude
 from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.frame_mn import FrameMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
@@ -44,7 +51,8 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
+FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}  # of taggers
+NETWORKS: dict[str, type[MN | DyMN | FrameMN]] = {**FAMILIES, "fmn": FrameMN}
 PASST_CLASSES = "head.1."  # its class layer
 PASST_UNREAD = "head_dist."  # an unused layer of published checkpoints
 
@@ -64,10 +72,10 @@ def _described(state: Mapping[str, Tensor]) -> str:
     if CLASS_TOKEN in state:
         return "of PaSST"
     try:
-        family, options = infer_options(state, {})
+        family, options = infer_student(state, {})
     except ValueError:
         return "not of a known student"
-    return f"of {FAMILIES[family].__name__} of width {options['width']:g}"
+    return f"of {NETWORKS[family].__name__} of width {options['width']:g}"
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -97,6 +105,8 @@ def _fill(
     may_change_classes: bool = True,
 ) -> list[str]:
     """Loads a whole state dict into a student; returns the entries it left alone."""
+    if isinstance(student, FrameMN):
+        return _fill_frame_student(student, frame_names(state), origin)
     own = student.state_dict()
     given, wanted = head_options(state), head_options(own).get("head")
     if f"{PASST_CLASSES}bias" in state:
@@ -126,6 +136,32 @@ def _fill(
             given["num_classes"],
             here,
             f", with a {wanted} head instead of {given['head']}" if other_head else "",
+            ", ".join(kept),
+        )
+    return kept
+
+
+def _fill_frame_student(
+    student: FrameMN, state: Mapping[str, Tensor], origin: str
+) -> list[str]:
+    """Does the same for a FrameMN, whose two heads may differ or be missing."""
+    own = student.state_dict()
+    kept = [
+        name
+        for name, value in own.items()
+        if name.startswith(HEADS)
+        and (name not in state or len(state[name]) != len(value))
+    ]
+    merged = {**state, **{name: own[name] for name in kept}}
+    _refuse_differences(student, own, merged, state, origin)
+    _load(student, merged)
+    if kept:
+        logger.warning(
+            "%s has other classes than the student, %d for frames and %d for clips: %s "
+            "stay at their initialisation",
+            origin,
+            student.num_classes,
+            student.num_weak_classes,
             ", ".join(kept),
         )
     return kept
@@ -164,6 +200,11 @@ def _refuse_differences(
         raise ValueError(
             f"{origin} is {theirs}, and the student {ours}; give {families[1]} "
             f"weights, or build that {families[0]}"
+        )
+    if families == ["MN", "FrameMN"]:
+        raise ValueError(
+            f"{origin} is {theirs}, and the student a {ours}; load_backbone starts a "
+            "FrameMN from an MN"
         )
     if differences := _differences(own, merged):
         if isinstance(student, PaSST):
@@ -250,8 +291,9 @@ def load_student(
         ``n_mels`` and ``hop_length``. Family, width, head and the like are inferred
         from names and shapes.
     num_classes : int or None
-        K; None: as many as the weights have, 527 for the published ones. With another
-        number the class layer keeps its initialisation, which is logged as a warning.
+        K; None: as many as the weights have, 527 for the published taggers and 447 for
+        the published `FrameMN`. With another number the class layer keeps its
+        initialisation, which is logged as a warning.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
@@ -263,8 +305,8 @@ def load_student(
     Returns
     -------
     Student
-        An `MN` or `DyMN` in evaluation mode. Its ``front_end`` holds the arguments of
-        its `LogMel`, its ``options`` those it was built with.
+        An `MN`, `DyMN` or `FrameMN` in evaluation mode. Its ``front_end`` holds the
+        arguments of its `LogMel`, its ``options`` those it was built with.
 
     Raises
     ------
@@ -365,12 +407,12 @@ def _network_of(
 ) -> Student:
     entry, options = known.entry, {}
     stated = {**known.options, **overrides}
-    kind: type[MN | DyMN | PaSST] = PaSST
+    kind: type[MN | DyMN | FrameMN | PaSST] = PaSST
     if isinstance(entry, PublishedStudent):
-        kind, options = FAMILIES[entry.family], entry.options()
+        kind, options = NETWORKS[entry.family], entry.options()
     elif CLASS_TOKEN not in state:
-        family, options = infer_options(state, {**(known.front_end or {}), **stated})
-        kind = FAMILIES[family]
+        family, options = infer_student(state, {**(known.front_end or {}), **stated})
+        kind = NETWORKS[family]
     is_passt = kind is PaSST
     arguments = inspect.signature(kind).parameters
     legal = [*arguments, *FRONT_END]
@@ -385,9 +427,13 @@ def _network_of(
         hints = {"clip_seconds": known.clip_seconds, **stated}
         hints = strides_of_name(known.path) | hints
         options = infer_passt_options(state, hints, front_end)
+    if kind is FrameMN:
+        options |= class_counts(frame_names(state))
     options |= {k: v for k, v in (front_end | stated).items() if k in arguments}
     if num_classes is not None:
         options["num_classes"] = num_classes
+        if "num_weak_classes" not in stated:
+            options.pop("num_weak_classes", None)  # as many
     network = _built(kind, options)
     kept = _fill(
         network,
@@ -408,7 +454,9 @@ def _network_of(
     return network.eval()
 
 
-def _built(kind: type[MN | DyMN | PaSST], options: Mapping[str, Any]) -> Student:
+def _built(
+    kind: type[MN | DyMN | FrameMN | PaSST], options: Mapping[str, Any]
+) -> Student:
     """Builds a network of bounded size; a PaSST without memory, which takes seconds."""
     with torch.device("meta"):
         network = kind(**options)

@@ -129,8 +129,9 @@ def attention_over_frames(scores: HeadLayers) -> Tensor:
     Example
     -------
     >>> alike = torch.full((1, 5, 3), 2.0)
-    >>> attention_over_frames(HeadLayers(alike, torch.randn(1, 5, 3)))
-    tensor([[2.0000, 2.0000, 2.0000]])
+    >>> scored = attention_over_frames(HeadLayers(alike, torch.randn(1, 5, 3)))
+    >>> torch.allclose(scored, alike[:, 0])
+    True
     """
     weights = functional.log_softmax(scores.weak, 2).clamp(min=math.log(FLOOR))
     on = functional.logsigmoid(scores.strong) + weights

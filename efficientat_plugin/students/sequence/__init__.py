@@ -1,9 +1,9 @@
 """Sequence models, which let the frames of a clip know of each other.
 
-A slot of `FrameMN` between backbone and heads: a module [B, T', C] -> [B, T', D] for any
-number of frames. A new one is a function of ``(in_channels, SequenceOptions)`` that
-returns its layers, is added to `SEQUENCE_MODELS` with its D, and is then tested with the
-others. The layers have the names that they have in the published checkpoints.
+A slot of `FrameMN` between backbone and heads: a module [B, T', C] -> [B, T', D] for
+any number of frames. A new one is a function of ``(in_channels, SequenceOptions)`` that
+returns its layers, and is added to `SEQUENCE_MODELS`, over all of which the tests run.
+The layers have the names that they have in the published checkpoints.
 
 Source: Morocutti et al., "Exploring Performance-Complexity Trade-Offs in Sound Event
 Detection", 2025, and its code (EfficientSED).
@@ -77,9 +77,7 @@ def build_sequence_model(
         )
     if name not in SEQUENCE_MODELS:
         legal = ", ".join(map(repr, SEQUENCE_MODELS))
-        raise ValueError(
-            f"sequence_model={name!r} is not known; choose one of {legal}"
-        )
+        raise ValueError(f"sequence_model={name!r} is not known; choose one of {legal}")
     kind = SEQUENCE_MODELS[name]
     layers = kind.build(in_channels, options)
     channels = kind.widening * options.dim if layers else in_channels

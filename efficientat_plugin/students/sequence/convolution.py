@@ -1,4 +1,4 @@
-"""A temporal convolutional network ("tcn"): dilated convolutions that look back only."""
+"""A temporal convolutional network ("tcn"): dilated convolutions that look back."""
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,9 @@ class TemporalConvNet(nn.Module):
         return self.network(frames.transpose(1, 2)).transpose(1, 2)
 
 
-def temporal_convolutions(in_channels: int, options: SequenceOptions) -> list[nn.Module]:
+def temporal_convolutions(
+    in_channels: int, options: SequenceOptions
+) -> list[nn.Module]:
     """Returns the layers of "tcn"."""
     stack = ResidualStack(
         TemporalConvNet(options.dim, options.dropout) for _ in range(options.layers)

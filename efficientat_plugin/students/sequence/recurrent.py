@@ -1,4 +1,4 @@
-"""Recurrent models: a bidirectional GRU ("gru"), and minGRU beside attention ("hybrid").
+"""Recurrent models: a GRU ("gru"), and minGRU beside attention ("hybrid").
 
 minGRU's gates depend on the current frame alone, so that all frames can be computed at
 once, by a scan over sums of logarithms.
@@ -20,8 +20,8 @@ from efficientat_plugin.students.sequence.layers import (
 )
 
 HEADS = 8
-# Frames that are scanned at once. The sums of logarithms grow with it, and with them the
-# rounding of single precision, which would spoil clips of minutes.
+# Frames that are scanned at once. The sums of logarithms grow with it, and with them
+# the rounding of single precision, which would spoil clips of minutes.
 SCANNED = 64
 
 
