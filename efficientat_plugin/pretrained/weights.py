@@ -106,7 +106,7 @@ def _fill(
 ) -> list[str]:
     """Loads a whole state dict into a student; returns the entries it left alone."""
     if isinstance(student, FrameMN):
-        return _fill_frame_student(student, frame_names(state), origin)
+        return _fill_frame_student(student, state, origin)
     own = student.state_dict()
     given, wanted = head_options(state), head_options(own).get("head")
     if f"{PASST_CLASSES}bias" in state:
@@ -145,14 +145,14 @@ def _fill_frame_student(
     student: FrameMN, state: Mapping[str, Tensor], origin: str
 ) -> list[str]:
     """Does the same for a FrameMN, whose two heads may differ or be missing."""
-    own = student.state_dict()
+    own, named = student.state_dict(), frame_names(state)
     kept = [
         name
         for name, value in own.items()
         if name.startswith(HEADS)
-        and (name not in state or len(state[name]) != len(value))
+        and (name not in named or len(named[name]) != len(value))
     ]
-    merged = {**state, **{name: own[name] for name in kept}}
+    merged = named | {name: own[name] for name in kept}
     _refuse_differences(student, own, merged, state, origin)
     _load(student, merged)
     if kept:
@@ -201,12 +201,12 @@ def _refuse_differences(
             f"{origin} is {theirs}, and the student {ours}; give {families[1]} "
             f"weights, or build that {families[0]}"
         )
-    if families == ["MN", "FrameMN"]:
-        raise ValueError(
-            f"{origin} is {theirs}, and the student a {ours}; load_backbone starts a "
-            "FrameMN from an MN"
-        )
     if differences := _differences(own, merged):
+        if families == ["MN", "FrameMN"]:
+            raise ValueError(
+                f"{origin} is {theirs}, and the student a {ours}; load_backbone starts "
+                "a FrameMN from an MN"
+            )
         if isinstance(student, PaSST):
             ours = f"{ours} with num_frames={student.num_frames}"
         raise ValueError(

@@ -5,7 +5,6 @@ once, by a scan over sums of logarithms.
 """
 
 import torch
-from speechbrain.utils.autocast import fwd_default_precision
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,9 +46,8 @@ def gru(in_channels: int, options: SequenceOptions) -> list[nn.Module]:
     return [BidirectionalGRU(in_channels, options)]
 
 
-@fwd_default_precision(cast_inputs=torch.float32)
 def scan(candidates: Tensor, gates: Tensor) -> Tensor:
-    """Runs a minGRU over frames, from a state of zeros; in float32 under autocast.
+    """Runs a minGRU over frames, from a state of zeros; at least in float32.
 
     The state is ``h[t] = (1 - z[t]) * h[t-1] + z[t] * g(candidates[t])`` with
     ``z = sigmoid(gates)``, and g(x) is x + 0.5 where x is positive, else sigmoid(x).
@@ -71,6 +69,8 @@ def scan(candidates: Tensor, gates: Tensor) -> Tensor:
     >>> scan(torch.tensor([[[0.5], [1.5]]]), torch.zeros(1, 2, 1)).flatten()
     tensor([0.5000, 1.2500])
     """
+    if candidates.element_size() < 4:  # under autocast
+        candidates, gates = candidates.float(), gates.float()
     log_kept = -functional.softplus(gates)
     positive = (functional.relu(candidates) + 0.5).log()
     log_values = torch.where(
