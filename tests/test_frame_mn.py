@@ -15,8 +15,10 @@ from speechbrain.utils.checkpoints import Checkpointer
 from torch.nn import functional
 
 from efficientat_plugin import FrameMN, FrameOutput
+from efficientat_plugin.cost.complexity import count_macs
 from efficientat_plugin.students.frame_mn import (
     FRAME_HEADS,
+    FrameBackbone,
     HeadLayers,
     attention_over_frames,
 )
@@ -116,6 +118,16 @@ def test_parameters_are_as_published(width, model, dim, millions):
         student = FrameMN(width=width, sequence_model=model, sequence_dim=dim or 256)
     counted = sum(p.numel() for p in student.parameters()) / 1e6
     assert counted == pytest.approx(millions, rel=5e-4)
+
+
+@pytest.mark.parametrize(
+    "width, billions",
+    [(0.4, 0.181), (0.6, 0.376), (1.0, 0.947), (2.0, 3.624), (3.0, 8.031)],
+)
+def test_backbone_costs_what_was_calculated_for_the_published_one(width, billions):
+    with torch.device("meta"):
+        backbone = FrameBackbone(width)
+    assert count_macs(backbone) / 1e9 == pytest.approx(billions, abs=1e-3)
 
 
 # ---------------------------------------------------------------- laws of all members

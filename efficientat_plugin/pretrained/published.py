@@ -122,7 +122,7 @@ def _frame(
     file: str, width: str, name: str | None = None, **options: Any
 ) -> PublishedStudent:
     """Makes the entry of a FrameMN; by default its name is its file's, with "_"."""
-    facts = {
+    facts: dict[str, Any] = {
         "num_classes": 447,
         "head": "linear",
         "sample_rate": 16000,
@@ -145,8 +145,9 @@ def _frame_entries() -> Iterator[PublishedStudent]:
     for (width, dim), models in _SEQUENCE_PSDS1.items():
         for model, psds1 in models.items():
             file = f"fmn{width}+{model}-{dim}_strong"
-            sequence = {"sequence_model": model, "sequence_dim": dim}
-            yield _frame(file, width, psds1=psds1, **sequence)
+            yield _frame(
+                file, width, psds1=psds1, sequence_model=model, sequence_dim=dim
+            )
     advanced = "fmn10+tf-256_advanced-kd-weak-strong"
     yield _frame(advanced, "10", sequence_model="tf", psds1=45.25)
     for width in ("06", "10"):  # of the paper about the teachers

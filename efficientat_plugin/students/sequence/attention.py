@@ -1,6 +1,6 @@
 """Attention with rotary positions, alone ("attn") and in a transformer ("tf")."""
 
-from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -172,8 +172,11 @@ class Transformer(nn.Module):
         self.norm = RMSNorm(dim)
 
     def forward(self, frames: Tensor) -> Tensor:
-        for layer in chain.from_iterable(self.layers):  # type: ignore[arg-type]
-            frames = frames + layer(frames)
+        layer: Any
+        for layer in self.layers:
+            attend, feed = layer
+            frames = frames + attend(frames)
+            frames = frames + feed(frames)
         return self.norm(frames)
 
 

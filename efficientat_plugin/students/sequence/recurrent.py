@@ -4,6 +4,8 @@ minGRU's gates depend on the current frame alone, so that all frames can be comp
 once, by a scan over sums of logarithms.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -211,10 +213,11 @@ class Hybrid(nn.Module):
         self.norm = RMSNorm(options.dim)
 
     def forward(self, frames: Tensor) -> Tensor:
+        layer: Any
         for layer in self.layers:
-            first_norm, mixed, second_norm, each = layer  # type: ignore[misc]
-            frames = frames + mixed(first_norm(frames))
-            frames = frames + each(second_norm(frames))
+            first_norm, mix, second_norm, feed = layer
+            frames = frames + mix(first_norm(frames))
+            frames = frames + feed(second_norm(frames))
         return self.norm(frames)
 
 
