@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from efficientat_plugin import FrameMN, FrameOutput
 from efficientat_plugin.cost.complexity import count_macs
-from efficientat_plugin.students.frame_mn import (
+from efficientat_plugin.students.frame_mn import FrameBackbone
+from efficientat_plugin.students.frame_student import (
     FRAME_HEADS,
-    FrameBackbone,
     HeadLayers,
     attention_over_frames,
 )

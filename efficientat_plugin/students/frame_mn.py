@@ -1,14 +1,8 @@
 """FrameMN: an MN that keeps a frame every 40 ms, for sound event detection."""
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from efficientat_plugin.contracts import FrameOutput
 from efficientat_plugin.students.blocks import (
     LAST_EXPANSION,
     BlockSpec,
@@ -18,21 +12,16 @@ from efficientat_plugin.students.blocks import (
     block_specs,
     initialise_,
 )
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.sequence import build_sequence_model
 from efficientat_plugin.students.sequence.layers import SequenceOptions
-from efficientat_plugin.students.student import (
-    Student,
-    check_choice,
-    check_integer,
-    check_positive,
-)
+from efficientat_plugin.students.student import check_integer, check_positive
 
 # Strides of the fifteen blocks. With that of the stem, 128 bands become one, and two
 # halvings leave a frame for each four of the log-mel.
 BAND_STRIDES = (1, 2, 2, 1, 1, 2, 1, 2, 1, 1, 2, 1, 1, 1, 2)
 FRAME_STRIDES = (1, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
 SE_RATIO = 4
-FLOOR = 1e-7  # every frame has some weight in attention
 
 
 def frame_block_specs(width: float) -> list[BlockSpec]:
@@ -105,47 +94,7 @@ class FrameBackbone(nn.Module):
         return maps.mean(2).transpose(1, 2)
 
 
-class HeadLayers(NamedTuple):
-    """The results of the two class layers for the frames."""
-
-    strong: Tensor  # [B, T', K]
-    weak: Tensor  # [B, T', K']
-
-
-def mean_of_frames(scores: HeadLayers) -> Tensor:
-    """Averages the weak layer over frames: -> [B, K']"""
-    return scores.weak.mean(1)
-
-
-def attention_over_frames(scores: HeadLayers) -> Tensor:
-    """Averages the strong probabilities, weighted by the weak layer: -> [B, K]
-
-    The weights are the softmax of the weak layer over classes. The logit of the average
-    is computed from logarithms, so it stays finite where probabilities round to 1.
-
-    Source: the attention pooling of DCASE's baselines for sound event detection, as in
-    PretrainedSED's code, which returns probabilities.
-
-    Example
-    -------
-    >>> alike = torch.full((1, 5, 3), 2.0)
-    >>> scored = attention_over_frames(HeadLayers(alike, torch.randn(1, 5, 3)))
-    >>> torch.allclose(scored, alike[:, 0])
-    True
-    """
-    weights = functional.log_softmax(scores.weak, 2).clamp(min=math.log(FLOOR))
-    on = functional.logsigmoid(scores.strong) + weights
-    off = functional.logsigmoid(-scores.strong) + weights
-    return on.logsumexp(1) - off.logsumexp(1)
-
-
-FRAME_HEADS: dict[str, Callable[[HeadLayers], Tensor]] = {
-    "linear": mean_of_frames,
-    "attention": attention_over_frames,
-}
-
-
-class FrameMN(Student):
+class FrameMN(FrameStudent):
     """A frame-wise MobileNet for sound event detection: scores for every 40 ms.
 
     It is `MN` with strides that leave one band and a quarter of the frames, an optional
@@ -213,26 +162,15 @@ class FrameMN(Student):
         head: str = "linear",
         dropout: float = 0.2,
     ) -> None:
-        super().__init__(num_classes)
-        if num_weak_classes is None:
-            num_weak_classes = num_classes
-        check_integer("num_weak_classes", num_weak_classes)
+        super().__init__(num_classes, num_weak_classes, head)
         check_positive("width", width)
         check_integer("sequence_dim", sequence_dim)
         check_integer("sequence_layers", sequence_layers)
-        check_choice("head", head, FRAME_HEADS)
         if not 0 <= dropout < 1:
             raise ValueError(
                 f"dropout={dropout!r} is illegal; give a probability in [0, 1)"
             )
-        if head == "attention" and num_weak_classes != num_classes:
-            raise ValueError(
-                f"head='attention' scores clips by the {num_classes} classes of the "
-                f"frames, so num_weak_classes={num_weak_classes} is illegal; leave it "
-                "out, or use head='linear'"
-            )
-        self.num_weak_classes, self.width = num_weak_classes, width
-        self.sequence_model, self.head = sequence_model, head
+        self.width, self.sequence_model = width, sequence_model
 
         backbone = FrameBackbone(width)
         sequence_options = SequenceOptions(sequence_dim, sequence_layers, dropout)
@@ -242,8 +180,7 @@ class FrameMN(Student):
         self.seq_model, channels = build_sequence_model(
             sequence_model, backbone.channels, sequence_options
         )
-        self.strong_head = nn.Linear(channels, num_classes)
-        self.weak_head = nn.Linear(channels, num_weak_classes)
+        self.add_heads(channels)
 
     @property
     def backbone(self) -> nn.Module:
@@ -255,10 +192,6 @@ class FrameMN(Student):
         sequence = "no" if self.sequence_model == "none" else self.sequence_model
         return f"FrameMN of width {self.width:g} with {sequence} sequence model"
 
-    def forward(self, log_mel: Tensor) -> FrameOutput:  # type: ignore[override]
-        """Computes logits of frames and clip, and what they are computed from."""
-        self.check_input(log_mel)
-        frames = self.seq_model(self.backbone(log_mel))  # [B, T', D]
-        scores = HeadLayers(self.strong_head(frames), self.weak_head(frames))
-        weak = FRAME_HEADS[self.head](scores)
-        return FrameOutput(scores.strong.transpose(1, 2), weak, frames)
+    def frames(self, log_mel: Tensor) -> Tensor:
+        """Computes the input of the heads: [B, 1, F, T] -> [B, T', D]."""
+        return self.seq_model(self.backbone(log_mel))
