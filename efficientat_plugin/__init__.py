@@ -19,7 +19,8 @@ A folder is a stage or a slot. This is the path of the signal through the packag
 ``data``            folders, tables and hub data sets become batches; ``data.prepare``
                     writes them as shards, ``data.sample`` is the embedded sample
 ``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them;
-                    `FrameMN` scores every frame, with a model of ``sequence``
+                    `FrameMN`, `FramePaSST` score every frame; ``sequence`` has
+                    models over frames
 ``cost``            parameters, MACs, memory, receptive field
 ``evaluation``      metrics, agreement with a teacher, tables and figures
 ``pretrained``      published names, downloads, strict import, the model folder
@@ -60,6 +61,7 @@ _HOME = {
     "Facts": "data.dataset_facts",
     "FineTuningBrain": "training.finetuning",
     "FrameMN": "students.frame_mn",
+    "FramePaSST": "students.frame_passt",
     "FrameOutput": "contracts",
     "History": "training.brain",
     "KeepFeatures": "interfaces.encoders",

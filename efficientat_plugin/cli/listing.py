@@ -56,7 +56,7 @@ def _cells(entry: PublishedStudent) -> tuple[str, ...]:
     hop_ms = 1000 * entry.hop_length / entry.sample_rate
     return (
         entry.name,
-        f"{entry.width:.1f}",
+        "-" if entry.width is None else f"{entry.width:.1f}",
         "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
         "-" if entry.psds1 is None else f"{entry.psds1:.1f}",
         f"{entry.sample_rate} Hz, {entry.n_mels} mel bands, hop {hop_ms:g} ms",

@@ -1,4 +1,4 @@
-"""Reads state dicts of FrameMN: published names of entries, and its arguments."""
+"""Reads state dicts of frame-wise students: names of entries, and arguments."""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +7,19 @@ from typing import Any
 from torch import Tensor
 
 from efficientat_plugin.pretrained.architecture import infer_options, width_options
+from efficientat_plugin.pretrained.passt_architecture import num_heads_of
+from efficientat_plugin.students.frame_passt import SHRUNK
 
 BACKBONE = "model.fmn."
+TRANSFORMER = "model.fpasst."
+CONVOLUTION = "conv_in_1.weight"  # of a FramePaSST alone
 HEADS = ("strong_head.", "weak_head.")
 # The wrappers in which the published checkpoints were saved: `net.model.features.` and
 # `model.frame_mn.features.`, of EfficientSED and of PretrainedSED
 OF_BACKBONE = re.compile(r"(net\.)?(model\.)?((fmn|frame_mn)\.)?(?=features\.)")
+OF_TRANSFORMER = re.compile(
+    r"(net\.)?(model\.)?(fpasst\.)?(?!(net\.)?(strong_head|weak_head)\.)"
+)
 OF_OTHERS = re.compile(r"net\.(?=seq_model\.|strong_head\.|weak_head\.)")
 LAYERS = re.compile(r"seq_model\.1\.layers\.(\d+)\.")
 GRU_LAYERS = re.compile(r"seq_model\.0\.gru\.weight_hh_l(\d+)")
@@ -27,7 +34,7 @@ MARKS = {
 
 
 def frame_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames the entries of a published checkpoint to those of a FrameMN.
+    """Renames the entries of a published checkpoint to those of the student.
 
     Arguments
     ---------
@@ -44,15 +51,18 @@ def frame_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     ['model.fmn.features.0.0.weight', 'weak_head.bias']
     """
     renamed = {}
+    wrapper, prefix = OF_BACKBONE, BACKBONE
+    if is_transformer_state(state):
+        wrapper, prefix = OF_TRANSFORMER, TRANSFORMER
     for name, value in state.items():
-        if OF_BACKBONE.match(name):
-            name = OF_BACKBONE.sub(BACKBONE, name, count=1)
+        if wrapper.match(name):
+            name = wrapper.sub(prefix, name, count=1)
         renamed[OF_OTHERS.sub("", name)] = value
     return renamed
 
 
 def is_frame_state(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is a FrameMN's: it has its backbone, or one of its heads.
+    """Whether a state dict is of a student that scores every frame.
 
     Example
     -------
@@ -61,11 +71,17 @@ def is_frame_state(state: Mapping[str, Tensor]) -> bool:
     """
     wrapped = ("net.model.", "model.fmn.", "model.frame_mn.", "model.features.")
     heads = tuple(f"{before}{head}" for before in ("", "net.") for head in HEADS)
-    return any(name.startswith(wrapped + heads) for name in state)
+    has_names = any(name.startswith(wrapped + heads) for name in state)
+    return has_names or is_transformer_state(state)
+
+
+def is_transformer_state(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is a FramePaSST's."""
+    return any(name.endswith(CONVOLUTION) for name in state)
 
 
 def class_counts(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Returns the numbers of classes of the heads that a FrameMN's state dict has."""
+    """Returns the numbers of classes of the heads that a state dict has."""
     biases = {
         "num_classes": state.get("strong_head.bias"),
         "num_weak_classes": state.get("weak_head.bias"),
@@ -129,10 +145,27 @@ def _sequence_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {"sequence_model": "none"}
 
 
+def _transformer_options(
+    state: Mapping[str, Tensor], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Infers the arguments of a FramePaSST, except for how clips are scored."""
+    embed_dim = state[f"{TRANSFORMER}cls_token"].shape[-1]
+    block = re.compile(re.escape(TRANSFORMER) + r"blocks\.\d+\.norm1\.weight")
+    return class_counts(state) | {
+        "n_mels": state[f"{TRANSFORMER}patch_embed.proj.weight"].shape[2],
+        "num_frames": SHRUNK * state[f"{TRANSFORMER}time_new_pos_embed"].shape[3],
+        "embed_dim": embed_dim,
+        "depth": sum(1 for name in state if block.fullmatch(name)),
+        "num_heads": known.get("num_heads") or num_heads_of(embed_dim),
+    }
+
+
 def infer_student(
     state: Mapping[str, Tensor], overrides: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """Infers family and arguments, as `infer_options` does, also of a FrameMN."""
+    """Infers family and arguments, as `infer_options` does, also of frame students."""
+    if is_transformer_state(state):
+        return "fpasst", _transformer_options(frame_names(state), overrides)
     if is_frame_state(state):
         return "fmn", infer_frame_options(frame_names(state))
     return infer_options(state, overrides)

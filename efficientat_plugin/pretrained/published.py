@@ -1,6 +1,6 @@
 """The published students: names, files, options and front ends.
 
-Source: the README and the code of github.com/fschmid56/EfficientAT and, for `FrameMN`,
+Source: the README and the code of github.com/fschmid56/EfficientAT and, for frames,
 of github.com/theMoro/EfficientSED and github.com/fschmid56/PretrainedSED.
 """
 
@@ -20,9 +20,9 @@ class PublishedStudent(NamedTuple):
     """A published checkpoint, with its options and its front end."""
 
     name: str
-    family: str  # "mn", "dymn" or "fmn"
+    family: str  # "mn", "dymn", "fmn" or "fpasst"
     file: str
-    width: float
+    width: float | None  # None: a transformer
     mean_ap: float | None = None  # percent, AudioSet evaluation, as published
     head: str = "mlp"
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
@@ -45,6 +45,8 @@ class PublishedStudent(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of the student."""
+        if self.family == "fpasst":
+            return {"num_classes": self.num_classes}
         names = ["num_classes", "width", "head"]
         if self.family != "fmn":
             names += ["strides"]
@@ -119,9 +121,12 @@ _SEQUENCE_PSDS1 = {
 
 
 def _frame(
-    file: str, width: str, name: str | None = None, **options: Any
+    file: str, width: str | None, name: str | None = None, **options: Any
 ) -> PublishedStudent:
-    """Makes the entry of a FrameMN; by default its name is its file's, with "_"."""
+    """Makes the entry of a FrameMN or, without width, a FramePaSST.
+
+    By default its name is its file's, with "_".
+    """
     facts: dict[str, Any] = {
         "num_classes": 447,
         "head": "linear",
@@ -132,13 +137,13 @@ def _frame(
         "log_mel": FRAME_LOG_MEL,
     }
     name = name or file.replace("+", "_").replace("-", "_")
-    return PublishedStudent(
-        name, "fmn", f"{file}.pt", _FRAME_WIDTHS[width], **facts | options
-    )
+    family = "fpasst" if width is None else "fmn"
+    factor = None if width is None else _FRAME_WIDTHS[width]
+    return PublishedStudent(name, family, f"{file}.pt", factor, **facts | options)
 
 
 def _frame_entries() -> Iterator[PublishedStudent]:
-    """Yields the published FrameMNs."""
+    """Yields the published students of sound events, and a teacher."""
     for width, psds1 in _FRAME_PSDS1.items():
         yield _frame(f"fmn{width}_weak", width, trained_on="AudioSet")
         yield _frame(f"fmn{width}_strong", width, psds1=psds1)
@@ -158,6 +163,14 @@ def _frame_entries() -> Iterator[PublishedStudent]:
             base_url=TEACHERS_OF_EVENTS,
             other_files=(f"frame_mn{width}.pt",),  # the name in its README
         )
+    of_teacher: dict[str, Any] = {
+        "base_url": TEACHERS_OF_EVENTS,
+        "log_mel": FRAME_LOG_MEL | {"periodic_window": True},
+    }
+    yield _frame("fpasst_weak", None, trained_on="AudioSet", **of_teacher)
+    yield _frame(
+        "fpasst_strong_1", None, name="fpasst_strong", psds1=45.4, **of_teacher
+    )
 
 
 _FC = "fully_convolutional"
@@ -221,7 +234,7 @@ _ENTRIES = (
     _image("dymn04_im", 0.4),
     _image("dymn10_im", 1.0),
     _image("dymn20_im", 2.0),
-    # FrameMN, for sound events
+    # FrameMN and FramePaSST, for sound events
     *_frame_entries(),
 )
 PUBLISHED: dict[str, PublishedStudent] = {entry.name: entry for entry in _ENTRIES}

@@ -32,6 +32,7 @@ PARTS = frozenset(
     {
         "DyMN",
         "FrameMN",
+        "FramePaSST",
         "KeepFeatures",
         "LabelTable",
         "LogMel",

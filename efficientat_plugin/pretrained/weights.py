@@ -30,6 +30,7 @@ from efficientat_plugin.pretrained.frame_architecture import (
     class_counts,
     frame_names,
     infer_student,
+    is_frame_state,
 )
 from efficientat_plugin.pretrained.passt_architecture import (
     CLASS_TOKEN,
@@ -41,6 +42,8 @@ from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTea
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.frame_mn import FrameMN
+from efficientat_plugin.students.frame_passt import FramePaSST
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
@@ -52,7 +55,10 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 logger = logging.getLogger(__name__)
 
 FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}  # of taggers
-NETWORKS: dict[str, type[MN | DyMN | FrameMN]] = {**FAMILIES, "fmn": FrameMN}
+FRAME_FAMILIES: dict[str, type[FrameMN | FramePaSST]] = {
+    "fmn": FrameMN,
+    "fpasst": FramePaSST,
+}
 PASST_CLASSES = "head.1."  # its class layer
 PASST_UNREAD = "head_dist."  # an unused layer of published checkpoints
 
@@ -69,13 +75,19 @@ def front_end_of(log_mel: LogMel) -> dict[str, Any]:
 
 def _described(state: Mapping[str, Tensor]) -> str:
     """Describes a state dict in a few words, for messages."""
-    if CLASS_TOKEN in state:
+    if CLASS_TOKEN in state and not is_frame_state(state):
         return "of PaSST"
     try:
         family, options = infer_student(state, {})
     except ValueError:
         return "not of a known student"
-    return f"of {NETWORKS[family].__name__} of width {options['width']:g}"
+    of_width = f" of width {options['width']:g}" if "width" in options else ""
+    return f"of {_network_kind(family).__name__}{of_width}"
+
+
+def _network_kind(family: str) -> type[Student]:
+    """Returns the class of a family of students."""
+    return FAMILIES[family] if family in FAMILIES else FRAME_FAMILIES[family]
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -105,7 +117,7 @@ def _fill(
     may_change_classes: bool = True,
 ) -> list[str]:
     """Loads a whole state dict into a student; returns the entries it left alone."""
-    if isinstance(student, FrameMN):
+    if isinstance(student, FrameStudent):
         return _fill_frame_student(student, state, origin)
     own = student.state_dict()
     given, wanted = head_options(state), head_options(own).get("head")
@@ -142,9 +154,9 @@ def _fill(
 
 
 def _fill_frame_student(
-    student: FrameMN, state: Mapping[str, Tensor], origin: str
+    student: FrameStudent, state: Mapping[str, Tensor], origin: str
 ) -> list[str]:
-    """Does the same for a FrameMN, whose two heads may differ or be missing."""
+    """Does the same for two heads, each of which may differ or be missing."""
     own, named = student.state_dict(), frame_names(state)
     kept = [
         name
@@ -305,7 +317,7 @@ def load_student(
     Returns
     -------
     Student
-        An `MN`, `DyMN` or `FrameMN` in evaluation mode. Its ``front_end`` holds the
+        An `MN`, `DyMN` or frame student in evaluation mode. Its ``front_end`` holds the
         arguments of its `LogMel`, its ``options`` those it was built with.
 
     Raises
@@ -378,7 +390,7 @@ def student_of(
     Without ``needs_front_end``, a student of unknown front end is returned without one,
     for users who compute their own features.
     """
-    if CLASS_TOKEN in state:
+    if CLASS_TOKEN in state and not is_frame_state(state):
         raise ValueError(
             f"{known.source} is a PaSST, and an MN or a DyMN is needed here; load it "
             "with load_teacher"
@@ -407,12 +419,12 @@ def _network_of(
 ) -> Student:
     entry, options = known.entry, {}
     stated = {**known.options, **overrides}
-    kind: type[MN | DyMN | FrameMN | PaSST] = PaSST
+    kind: type[Student] = PaSST
     if isinstance(entry, PublishedStudent):
-        kind, options = NETWORKS[entry.family], entry.options()
-    elif CLASS_TOKEN not in state:
+        kind, options = _network_kind(entry.family), entry.options()
+    elif CLASS_TOKEN not in state or is_frame_state(state):
         family, options = infer_student(state, {**(known.front_end or {}), **stated})
-        kind = NETWORKS[family]
+        kind = _network_kind(family)
     is_passt = kind is PaSST
     arguments = inspect.signature(kind).parameters
     legal = [*arguments, *FRONT_END]
@@ -427,7 +439,7 @@ def _network_of(
         hints = {"clip_seconds": known.clip_seconds, **stated}
         hints = strides_of_name(known.path) | hints
         options = infer_passt_options(state, hints, front_end)
-    if kind is FrameMN:
+    if issubclass(kind, FrameStudent):
         options |= class_counts(frame_names(state))
     options |= {k: v for k, v in (front_end | stated).items() if k in arguments}
     if num_classes is not None:
@@ -454,9 +466,7 @@ def _network_of(
     return network.eval()
 
 
-def _built(
-    kind: type[MN | DyMN | FrameMN | PaSST], options: Mapping[str, Any]
-) -> Student:
+def _built(kind: type[Student], options: Mapping[str, Any]) -> Student:
     """Builds a network of bounded size; a PaSST without memory, which takes seconds."""
     with torch.device("meta"):
         network = kind(**options)

@@ -1,5 +1,7 @@
 """FramePaSST: a transformer of one token per frame, a teacher of sound events."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -171,7 +173,7 @@ class FramePaSST(FrameStudent):
 
     def describe(self) -> str:
         """Describes the student in a few words."""
-        transformer = self.model["fpasst"]
+        transformer: Any = self.model["fpasst"]
         width = transformer.cls_token.shape[-1]
         return f"FramePaSST of {len(transformer.blocks)} blocks of {width}"
 
