@@ -292,6 +292,7 @@ def test_weak_scores_are_the_mean_of_those_of_frames():
         by_frame = student.weak_head(output.embedding)
     torch.testing.assert_close(output.weak, by_frame.mean(1))
     assert output.logits is output.weak
+    assert student.class_layer() is student.weak_head
 
 
 def test_attention_averages_probabilities():

@@ -101,6 +101,10 @@ class FrameStudent(Student):
         self.strong_head = nn.Linear(channels, self.num_classes)
         self.weak_head = nn.Linear(channels, self.num_weak_classes)
 
+    def class_layer(self) -> nn.Linear:
+        """Returns the linear layer that clips are scored by."""
+        return self.weak_head
+
     def frames(self, log_mel: Tensor) -> Tensor:
         """Computes the input of the heads: [B, 1, F, T] -> [B, T', D]."""
         raise NotImplementedError
