@@ -157,7 +157,7 @@ def test_published_name_loads_with_front_end_and_labels(
     assert scores_alike(loaded, student)
     known = describe(tiny_entry.name, savedir=tmp_path / "cache")
     assert known.labels.mids == audioset_strong_labels().mids
-    assert known.clip_seconds == 10.0
+    assert known.clip_seconds == 10.0 and known.short_clips == "zero_pad"
     by_file = load_student(tmp_path / "cache" / tiny_entry.file)
     assert by_file.front_end == FRONT_END and scores_alike(by_file, student)
 

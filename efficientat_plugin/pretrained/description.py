@@ -369,7 +369,7 @@ def _as_published(known: Described) -> Described:
         labels=None if table is None else table(),
         target="multilabel",
         clip_seconds=float(round(seconds)),
-        short_clips="repeat",
+        short_clips=getattr(entry, "short_clips", "repeat"),
     )
 
 

@@ -42,6 +42,7 @@ class PublishedStudent(NamedTuple):
     sequence_dim: int = 256  # of FrameMN
     psds1: float | None = None  # percent, AudioSet strong, mean of runs, as published
     log_mel: Mapping[str, Any] = {}  # further arguments of `LogMel`
+    short_clips: str = "repeat"  # how shorter sound is lengthened
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of the student."""
@@ -135,6 +136,7 @@ def _frame(
         "trained_on": "AudioSet strong",
         "base_url": FRAME_URL,
         "log_mel": FRAME_LOG_MEL,
+        "short_clips": "zero_pad",
     }
     name = name or file.replace("+", "_").replace("-", "_")
     family = "fpasst" if width is None else "fmn"
