@@ -36,6 +36,7 @@ def attention_over_frames(scores: HeadLayers) -> Tensor:
 
     Example
     -------
+    >>> import torch
     >>> alike = torch.full((1, 5, 3), 2.0)
     >>> scored = attention_over_frames(HeadLayers(alike, torch.randn(1, 5, 3)))
     >>> torch.allclose(scored, alike[:, 0])

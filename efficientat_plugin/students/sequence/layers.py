@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
     Example
     -------
     >>> normed = RMSNorm(2)(torch.tensor([[6.0, 8.0]]))
-    >>> round(float(normed.square().mean()), 3)
+    >>> round(normed.square().mean().item(), 3)
     1.0
     """
 
