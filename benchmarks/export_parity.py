@@ -105,6 +105,8 @@ def published_architectures(checkpoints: Path | None) -> Iterator[Architecture]:
     """One for those that are built alike, with the names of all."""
     alike: dict[str, list[PublishedStudent]] = {}
     for entry in PUBLISHED.values():
+        if entry.family not in FAMILIES:  # only taggers are exported
+            continue
         kind = repr((entry.family, entry.options(), entry.front_end()))
         alike.setdefault(kind, []).append(entry)
     for entries in alike.values():

@@ -18,7 +18,9 @@ A folder is a stage or a slot. This is the path of the signal through the packag
 ``features``        `LogMel`, and `SpecMask` for training
 ``data``            folders, tables and hub data sets become batches; ``data.prepare``
                     writes them as shards, ``data.sample`` is the embedded sample
-``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them
+``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them;
+                    `FrameMN`, `FramePaSST` score every frame; ``sequence`` has
+                    models over frames
 ``cost``            parameters, MACs, memory, receptive field
 ``evaluation``      metrics, PSDS and F-scores of events, agreement with a teacher,
                     tables and figures
@@ -60,6 +62,9 @@ _HOME = {
     "Event": "contracts",
     "Facts": "data.dataset_facts",
     "FineTuningBrain": "training.finetuning",
+    "FrameMN": "students.frame_mn",
+    "FrameOutput": "contracts",
+    "FramePaSST": "students.frame_passt",
     "History": "training.brain",
     "KeepFeatures": "interfaces.encoders",
     "LabelTable": "data.labels",
@@ -88,12 +93,14 @@ _HOME = {
     "WaveformAugment": "data.mixing",
     "WaveformMix": "data.mixing",
     "audioset_labels": "data.labels",
+    "audioset_strong_labels": "data.labels",
     "event_scores": "evaluation.event_scores",
     "frame_targets": "data.event_targets",
     "inference_form": "students.inference_form",
     "label_encoder": "interfaces.classifiers",
     "list_students": "pretrained.published",
     "list_teachers": "pretrained.published_passt",
+    "load_backbone": "pretrained.backbone",
     "load_encoder": "interfaces.encoders",
     "load_published_state": "pretrained.weights",
     "load_rows": "data.rows",

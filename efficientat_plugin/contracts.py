@@ -1,8 +1,8 @@
 """The named tuples that stages pass to each other.
 
 The names of axes are defined here and mean the same everywhere: **B** batch,
-**N** samples, **F** mel bins, **T** mel frames, **C** channels, **K** classes,
-**D** embedding.
+**N** samples, **F** mel bins, **T** mel frames, **T'** student frames, **C** channels,
+**K** classes, **D** embedding.
 """
 
 from __future__ import annotations
@@ -123,6 +123,22 @@ class StudentOutput(NamedTuple):
 
     logits: Tensor  # [B, K], before sigmoid or softmax
     embedding: Tensor  # [B, D], the average of the last maps over F and T
+
+
+class FrameOutput(NamedTuple):
+    """The output of students that score every frame, for sound event detection.
+
+    T' counts the student's frames; all scores are before the sigmoid.
+    """
+
+    strong: Tensor  # [B, K, T'], logits of the frames
+    weak: Tensor  # [B, K'], logits of the whole clip
+    embedding: Tensor  # [B, T', D], what both are computed from
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits of the clip, under the name that they have in `StudentOutput`."""
+        return self.weak
 
 
 class SoftTarget(NamedTuple):

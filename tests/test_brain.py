@@ -19,6 +19,7 @@ from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.evaluation.metrics import TaggingStats
 from efficientat_plugin.features import LogMel, SpecMask
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.frame_mn import FrameMN
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.teachers.stored import StoredTeacher
@@ -119,7 +120,7 @@ def _fit(brain, epochs, tones=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("teacher", [_stored(), None], ids=["teacher", "labels"])
-@pytest.mark.parametrize("family", [MN, DyMN])
+@pytest.mark.parametrize("family", [MN, DyMN, FrameMN])
 def test_it_fits_a_handful_of_clips(family, teacher):
     student = family(CLASSES, width=0.1, dropout=0.0)
     prepare_for_short_run(student, prior=0.25, batch_norm_momentum=0.5)

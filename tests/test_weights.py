@@ -49,7 +49,7 @@ def save(student, path):
 
 def test_every_published_name_is_listed_once():
     names = list_students()
-    assert len(names) == len(set(names)) == len(PUBLISHED) == 47
+    assert len(names) == len(set(names)) == len(PUBLISHED) == 86
     assert len({entry.file for entry in PUBLISHED.values()}) == len(names)
     for name in ("mn40_as(3)", "mn06_im", "mn10_im_pytorch", "dymn20_as(1)"):
         assert published(name).name == name

@@ -7,7 +7,7 @@ from typing import Any
 from efficientat_plugin.cli.arguments import Commands
 from efficientat_plugin.pretrained.published import PUBLISHED, PublishedStudent
 
-COLUMNS = ("name", "width", "mAP", "front end", "trained on")
+COLUMNS = ("name", "width", "mAP", "PSDS1", "front end", "trained on")
 
 
 def add_parser(commands: Commands, common: argparse.ArgumentParser) -> None:
@@ -45,6 +45,7 @@ def described(entry: PublishedStudent) -> dict[str, Any]:
         "family": entry.family,
         "width": entry.width,
         "mAP": entry.mean_ap,
+        "PSDS1": entry.psds1,
         "classes": entry.num_classes,
         "front_end": entry.front_end(),
         "trained_on": entry.trained_on,
@@ -55,8 +56,9 @@ def _cells(entry: PublishedStudent) -> tuple[str, ...]:
     hop_ms = 1000 * entry.hop_length / entry.sample_rate
     return (
         entry.name,
-        f"{entry.width:.1f}",
+        "-" if entry.width is None else f"{entry.width:.1f}",
         "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
+        "-" if entry.psds1 is None else f"{entry.psds1:.1f}",
         f"{entry.sample_rate} Hz, {entry.n_mels} mel bands, hop {hop_ms:g} ms",
         entry.trained_on,
     )

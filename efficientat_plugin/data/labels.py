@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 # The official table: http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/
 # class_labels_indices.csv
 AUDIOSET_LABELS = Path(__file__).with_name("audioset_labels.csv")
+# The classes of AudioSet's strong labels that the published models of sound events were
+# trained on: of the 456 in mid_to_display_name.tsv, those with an event in the training
+# clips, sorted by name. Source: github.com/fschmid56/PretrainedSED (MIT), its list of
+# training classes; Hershey et al., "The Benefit of Temporally-Strong Labels in Audio
+# Event Classification", ICASSP 2021 (labels: CC BY 4.0)
+AUDIOSET_STRONG_LABELS = Path(__file__).with_name("audioset_strong_labels.csv")
 
 
 Labels: TypeAlias = Iterable[str | int] | str | int | None  # of a clip
@@ -232,6 +238,22 @@ def _folded(name: str) -> str:
 def audioset_labels() -> LabelTable:
     """Returns the 527 classes of AudioSet in their official order."""
     return LabelTable.from_csv(AUDIOSET_LABELS)
+
+
+@lru_cache
+def audioset_strong_labels() -> LabelTable:
+    """Returns the 447 classes of AudioSet's strong labels, in the published order.
+
+    They are the classes of the published `FrameMN` models. 71 of them
+    are not among the 527 of ``audioset_labels``, and the order is another.
+
+    Example
+    -------
+    >>> labels = audioset_strong_labels()
+    >>> len(labels), labels.names[0], labels.names[-1]
+    (447, 'Accelerating, revving, vroom', 'Zipper (clothing)')
+    """
+    return LabelTable.from_csv(AUDIOSET_STRONG_LABELS)
 
 
 @lru_cache

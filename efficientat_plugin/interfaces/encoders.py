@@ -361,6 +361,11 @@ def load_encoder(
                 f"{pretrained} is of {type(student).__name__}, not of "
                 f"family={family!r}; give its own family, or none"
             )
+        if not isinstance(student, tuple(FAMILIES.values())):
+            raise ValueError(
+                f"{pretrained} is a {student.describe()}, which embeds frames instead "
+                "of clips; give an MN or a DyMN"
+            )
         if log_mel is not None:
             check_front_end(pretrained, student, log_mel)
     if log_mel is None:

@@ -63,7 +63,7 @@ def _widths_near(estimate: float) -> Iterator[float]:
         yield round(estimate + thousandths / 1000, 3)
 
 
-def _width_options(
+def width_options(
     state: Mapping[str, Tensor], blocks: list[str], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Finds the roundest width, and the tail, that match all channels and contexts."""
@@ -188,13 +188,13 @@ def infer_options(
     """
     if "features.0.0.weight" in state:
         blocks = [f"features.{number}." for number in range(1, 16)]
-        options = head_options(state) | _width_options(state, blocks, overrides)
+        options = head_options(state) | width_options(state, blocks, overrides)
         strides = overrides.get("strides", STRIDES)
         specs = block_specs(options["width"], strides, False, options["reduced_tail"])
         return "mn", options | _squeeze_excite_options(state, specs, overrides)
     if "in_c.0.weight" in state:
         blocks = [f"layers.{index}." for index in range(15)]
-        options = head_options(state) | _width_options(state, blocks, overrides)
+        options = head_options(state) | width_options(state, blocks, overrides)
         return "dymn", options | _dynamic_options(state)
     raise ValueError(
         f"the state dict is not a student's: it begins with {list(state)[:3]}, whereas "

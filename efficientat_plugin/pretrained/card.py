@@ -17,6 +17,7 @@ from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.evaluation.metrics import Scores
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.published import find_published
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
@@ -106,6 +107,11 @@ def _use(student: Student) -> str:
     """Says which of SpeechBrain's interfaces load it, and for what."""
     if isinstance(student, PaSST):
         return "It is a transformer, which SpeechBrain's own interfaces do not support."
+    if isinstance(student, FrameStudent):
+        return (
+            "It scores every frame, too, which SpeechBrain's own interfaces do not "
+            "support."
+        )
     use = "embeds and classifies a sound"
     if not classifies_embeddings(student):
         use = "embeds a sound (it cannot classify, since the head needs frames)"

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
-from efficientat_plugin.data.labels import LabelTable, audioset_labels
+from efficientat_plugin.data.labels import (
+    LabelTable,
+    audioset_labels,
+    audioset_strong_labels,
+)
 from efficientat_plugin.pretrained.download import fetch
 from efficientat_plugin.pretrained.published import (
     PUBLISHED,
@@ -355,15 +359,17 @@ def _builds_a_model(yaml: Path) -> bool:
 
 def _as_published(known: Described) -> Described:
     entry: Any = known.entry
+    tables = {527: audioset_labels, 447: audioset_strong_labels}
+    table = tables.get(entry.num_classes)
     # A transformer has as many time positions as its clips need.
     frames = getattr(entry, "num_frames", None)
     seconds = 10.0 if frames is None else frames * entry.hop_length / entry.sample_rate
     return known._replace(
         front_end=entry.front_end(),
-        labels=audioset_labels() if entry.num_classes == 527 else None,
+        labels=None if table is None else table(),
         target="multilabel",
         clip_seconds=float(round(seconds)),
-        short_clips="repeat",
+        short_clips=getattr(entry, "short_clips", "repeat"),
     )
 
 

@@ -16,7 +16,11 @@ from huggingface_hub import constants as hub
 from huggingface_hub.utils import WeakFileLock
 from tqdm import tqdm
 
-from efficientat_plugin.pretrained.published import PublishedStudent, published
+from efficientat_plugin.pretrained.published import (
+    BASE_URL,
+    PublishedStudent,
+    published,
+)
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.support.files import (
     atomic_file,
@@ -27,7 +31,6 @@ from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
-BASE_URL = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 BASE_URL_VARIABLE = "EFFICIENTAT_BASE_URL"
 SCHEMES = ("http", "https", "file")
 MAX_BYTES = 2**30  # limit for a file of unknown size; the largest has 0.4 times this
@@ -269,4 +272,5 @@ def fetch(
     ValueError
         For an unknown name, or a file that is not the published one.
     """
-    return fetch_file(published(name), savedir, own_base_url(base_url) or BASE_URL)
+    entry = published(name)
+    return fetch_file(entry, savedir, own_base_url(base_url) or entry.base_url)

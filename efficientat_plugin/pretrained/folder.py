@@ -36,6 +36,7 @@ from efficientat_plugin.pretrained.description import (
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.pretrained.weights import network_of
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.heads import classifies_embeddings
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.support.files import atomic_folder
@@ -193,6 +194,12 @@ def trained_model(
             f"{known.source} has {student.num_classes} classes, but there are "
             f"{len(labels)} labels; give its own label table"
         )
+    if isinstance(student, FrameStudent) and student.num_weak_classes != len(labels):
+        raise ValueError(
+            f"{known.source} scores clips by {student.num_weak_classes} classes, and "
+            f"frames by the {len(labels)} of the labels; load it with load_student, or "
+            f"pass num_weak_classes={len(labels)} to start with a new head for clips"
+        )
     return TrainedModel(
         student,
         labels,
@@ -278,7 +285,7 @@ def hyperparams(model: TrainedModel) -> str:
     if isinstance(student, DyMN):  # training changes it
         options = options | {"temperature": float(student.temperature)}
     sample_rate = student.front_end.get("sample_rate", 32000)
-    slots = "" if isinstance(student, PaSST) else EMBEDDING_SLOTS
+    slots = "" if isinstance(student, PaSST | FrameStudent) else EMBEDDING_SLOTS
     if slots and classifies_embeddings(student):
         slots += CLASSIFIER_SLOT
     return f"""\

@@ -88,12 +88,12 @@ def infer_passt_options(
         "time_stride": time_stride,
         "embed_dim": embed_dim,
         "depth": sum(1 for name in state if block.fullmatch(name)),
-        "num_heads": known.get("num_heads") or _num_heads(embed_dim),
+        "num_heads": known.get("num_heads") or num_heads_of(embed_dim),
         "mlp_ratio": state["blocks.0.mlp.fc1.bias"].numel() / embed_dim,
     }
 
 
-def _num_heads(embed_dim: int) -> int:
+def num_heads_of(embed_dim: int) -> int:
     published = PublishedTeacher._field_defaults
     if embed_dim != published["embed_dim"]:
         raise Undetermined(

@@ -1,20 +1,28 @@
 """The published students: names, files, options and front ends.
 
-Source: the README and the code of github.com/fschmid56/EfficientAT.
+Source: the README and the code of github.com/fschmid56/EfficientAT and, for frames,
+of github.com/theMoro/EfficientSED and github.com/fschmid56/PretrainedSED.
 """
 
 import difflib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+BASE_URL = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
+FRAME_URL = "https://github.com/theMoro/EfficientSED/releases/download/v0.0.1/"
+TEACHERS_OF_EVENTS = (
+    "https://github.com/fschmid56/PretrainedSED/releases/download/v0.0.1/"
+)
 
 
 class PublishedStudent(NamedTuple):
     """A published checkpoint, with its options and its front end."""
 
     name: str
-    family: str  # "mn" or "dymn"
+    family: str  # "mn", "dymn", "fmn" or "fpasst"
     file: str
-    width: float
+    width: float | None  # None: a transformer
     mean_ap: float | None = None  # percent, AudioSet evaluation, as published
     head: str = "mlp"
     strides: tuple[int, int, int, int] = (2, 2, 2, 2)
@@ -29,18 +37,30 @@ class PublishedStudent(NamedTuple):
     num_bytes: int | None = None  # of the file
     licence: str = "MIT"
     other_files: tuple[str, ...] = ()  # alternative names on the server
+    base_url: str = BASE_URL  # of the file
+    sequence_model: str = "none"  # of FrameMN
+    sequence_dim: int = 256  # of FrameMN
+    psds1: float | None = None  # percent, AudioSet strong, mean of runs, as published
+    log_mel: Mapping[str, Any] = {}  # further arguments of `LogMel`
+    short_clips: str = "repeat"  # how shorter sound is lengthened
 
     def options(self) -> dict[str, Any]:
         """Returns the arguments of the student."""
-        names = ["num_classes", "width", "head", "strides"]
+        if self.family == "fpasst":
+            return {"num_classes": self.num_classes}
+        names = ["num_classes", "width", "head"]
+        if self.family != "fmn":
+            names += ["strides"]
         if self.family == "dymn":
             names += ["dynamic_blocks", "temperature"]
+        if self.family == "fmn":
+            names += ["sequence_model", "sequence_dim"]
         return {name: getattr(self, name) for name in names}
 
     def front_end(self) -> dict[str, Any]:
         """Returns the arguments of the `LogMel` that the student was trained with."""
         names = ("sample_rate", "n_mels", "hop_length")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | dict(self.log_mel)
 
 
 def _mn(
@@ -74,6 +94,84 @@ def _image(name: str, width: float) -> PublishedStudent:
         width,
         temperature=temperature,
         trained_on="ImageNet",
+    )
+
+
+# Source: EfficientSED's code. The window is symmetric, as in `LogMel` by default.
+FRAME_LOG_MEL = {
+    "win_length": 400,  # samples
+    "n_fft": 512,  # samples
+    "f_max": 7000.0,  # Hz
+    "log_floor": 1e-7,
+    "log_floor_mode": "clamp",
+}
+# Widths of FrameMN by their names, channels of their sequence models, and PSDS1 without
+# a sequence model and with each
+_FRAME_WIDTHS = {"04": 0.4, "06": 0.6, "10": 1.0, "20": 2.0, "30": 3.0}
+_FRAME_PSDS1 = {"04": 39.52, "06": 40.75, "10": 42.28, "20": 43.86, "30": 44.24}
+_SEQUENCE_PSDS1 = {
+    ("04", 104): {"tf": 40.10, "gru": 40.81, "hybrid": 41.37},
+    ("06", 160): {"tf": 41.78, "gru": 40.37, "hybrid": 42.54},
+    ("10", 128): {"tf": 42.75, "gru": 43.13, "hybrid": 43.45},
+    ("10", 256): {"tf": 43.86, "gru": 43.53, "hybrid": 44.05},
+    ("10", 512): {"tf": 44.11, "gru": 43.96, "hybrid": 44.32},
+    ("10", 1024): {"tf": 44.55, "gru": 44.50, "hybrid": 44.48},
+    ("20", 512): {"tf": 45.13, "gru": 44.94, "hybrid": 45.44},
+    ("30", 768): {"tf": 45.64, "gru": 45.77, "hybrid": 45.67},
+}
+
+
+def _frame(
+    file: str, width: str | None, name: str | None = None, **options: Any
+) -> PublishedStudent:
+    """Makes the entry of a FrameMN or, without width, a FramePaSST.
+
+    By default its name is its file's, with "_".
+    """
+    facts: dict[str, Any] = {
+        "num_classes": 447,
+        "head": "linear",
+        "sample_rate": 16000,
+        "hop_length": 160,
+        "trained_on": "AudioSet strong",
+        "base_url": FRAME_URL,
+        "log_mel": FRAME_LOG_MEL,
+        "short_clips": "zero_pad",
+    }
+    name = name or file.replace("+", "_").replace("-", "_")
+    family = "fpasst" if width is None else "fmn"
+    factor = None if width is None else _FRAME_WIDTHS[width]
+    return PublishedStudent(name, family, f"{file}.pt", factor, **facts | options)
+
+
+def _frame_entries() -> Iterator[PublishedStudent]:
+    """Yields the published students of sound events, and a teacher."""
+    for width, psds1 in _FRAME_PSDS1.items():
+        yield _frame(f"fmn{width}_weak", width, trained_on="AudioSet")
+        yield _frame(f"fmn{width}_strong", width, psds1=psds1)
+    for (width, dim), models in _SEQUENCE_PSDS1.items():
+        for model, psds1 in models.items():
+            file = f"fmn{width}+{model}-{dim}_strong"
+            yield _frame(
+                file, width, psds1=psds1, sequence_model=model, sequence_dim=dim
+            )
+    advanced = "fmn10+tf-256_advanced-kd-weak-strong"
+    yield _frame(advanced, "10", sequence_model="tf", psds1=45.25)
+    for width in ("06", "10"):  # of the paper about the teachers
+        yield _frame(
+            f"frame_mn{width}_strong_1",
+            width,
+            name=f"frame_mn{width}",
+            base_url=TEACHERS_OF_EVENTS,
+            other_files=(f"frame_mn{width}.pt",),  # the name in its README
+        )
+    of_teacher: dict[str, Any] = {
+        "base_url": TEACHERS_OF_EVENTS,
+        "log_mel": FRAME_LOG_MEL | {"periodic_window": True},
+    }
+    yield _frame("fpasst_weak", None, trained_on="AudioSet", **of_teacher)
+    yield _frame(
+        "fpasst_strong_1", None, name="fpasst_strong", psds1=45.4, **of_teacher
     )
 
 
@@ -138,6 +236,8 @@ _ENTRIES = (
     _image("dymn04_im", 0.4),
     _image("dymn10_im", 1.0),
     _image("dymn20_im", 2.0),
+    # FrameMN and FramePaSST, for sound events
+    *_frame_entries(),
 )
 PUBLISHED: dict[str, PublishedStudent] = {entry.name: entry for entry in _ENTRIES}
 

@@ -31,6 +31,8 @@ from efficientat_plugin.support.yaml_text import (
 PARTS = frozenset(
     {
         "DyMN",
+        "FrameMN",
+        "FramePaSST",
         "KeepFeatures",
         "LabelTable",
         "LogMel",

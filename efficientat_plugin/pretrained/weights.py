@@ -17,13 +17,20 @@ import torch
 from torch import Tensor
 
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.pretrained.architecture import head_options, infer_options
+from efficientat_plugin.pretrained.architecture import head_options
 from efficientat_plugin.pretrained.description import (
     FRONT_END,
     Described,
     describe,
     locate,
     not_found,
+)
+from efficientat_plugin.pretrained.frame_architecture import (
+    HEADS,
+    class_counts,
+    frame_names,
+    infer_student,
+    is_frame_state,
 )
 from efficientat_plugin.pretrained.passt_architecture import (
     CLASS_TOKEN,
@@ -34,6 +41,9 @@ from efficientat_plugin.pretrained.published import PublishedStudent, list_stude
 from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.frame_mn import FrameMN
+from efficientat_plugin.students.frame_passt import FramePaSST
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
@@ -44,7 +54,11 @@ __all__ = ["list_students", "load_published_state", "load_student"]
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}
+FAMILIES: dict[str, type[MN | DyMN]] = {"mn": MN, "dymn": DyMN}  # of taggers
+FRAME_FAMILIES: dict[str, type[FrameMN | FramePaSST]] = {
+    "fmn": FrameMN,
+    "fpasst": FramePaSST,
+}
 PASST_CLASSES = "head.1."  # its class layer
 PASST_UNREAD = "head_dist."  # an unused layer of published checkpoints
 
@@ -61,13 +75,19 @@ def front_end_of(log_mel: LogMel) -> dict[str, Any]:
 
 def _described(state: Mapping[str, Tensor]) -> str:
     """Describes a state dict in a few words, for messages."""
-    if CLASS_TOKEN in state:
+    if CLASS_TOKEN in state and not is_frame_state(state):
         return "of PaSST"
     try:
-        family, options = infer_options(state, {})
+        family, options = infer_student(state, {})
     except ValueError:
         return "not of a known student"
-    return f"of {FAMILIES[family].__name__} of width {options['width']:g}"
+    of_width = f" of width {options['width']:g}" if "width" in options else ""
+    return f"of {_network_kind(family).__name__}{of_width}"
+
+
+def _network_kind(family: str) -> type[Student]:
+    """Returns the class of a family of students."""
+    return FAMILIES[family] if family in FAMILIES else FRAME_FAMILIES[family]
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -97,6 +117,8 @@ def _fill(
     may_change_classes: bool = True,
 ) -> list[str]:
     """Loads a whole state dict into a student; returns the entries it left alone."""
+    if isinstance(student, FrameStudent):
+        return _fill_frame_student(student, state, origin)
     own = student.state_dict()
     given, wanted = head_options(state), head_options(own).get("head")
     if f"{PASST_CLASSES}bias" in state:
@@ -126,6 +148,32 @@ def _fill(
             given["num_classes"],
             here,
             f", with a {wanted} head instead of {given['head']}" if other_head else "",
+            ", ".join(kept),
+        )
+    return kept
+
+
+def _fill_frame_student(
+    student: FrameStudent, state: Mapping[str, Tensor], origin: str
+) -> list[str]:
+    """Does the same for two heads, each of which may differ or be missing."""
+    own, named = student.state_dict(), frame_names(state)
+    kept = [
+        name
+        for name, value in own.items()
+        if name.startswith(HEADS)
+        and (name not in named or len(named[name]) != len(value))
+    ]
+    merged = named | {name: own[name] for name in kept}
+    _refuse_differences(student, own, merged, state, origin)
+    _load(student, merged)
+    if kept:
+        logger.warning(
+            "%s has other classes than the student, %d for frames and %d for clips: %s "
+            "stay at their initialisation",
+            origin,
+            student.num_classes,
+            student.num_weak_classes,
             ", ".join(kept),
         )
     return kept
@@ -166,6 +214,11 @@ def _refuse_differences(
             f"weights, or build that {families[0]}"
         )
     if differences := _differences(own, merged):
+        if families == ["MN", "FrameMN"]:
+            raise ValueError(
+                f"{origin} is {theirs}, and the student a {ours}; load_backbone starts "
+                "a FrameMN from an MN"
+            )
         if isinstance(student, PaSST):
             ours = f"{ours} with num_frames={student.num_frames}"
         raise ValueError(
@@ -250,8 +303,9 @@ def load_student(
         ``n_mels`` and ``hop_length``. Family, width, head and the like are inferred
         from names and shapes.
     num_classes : int or None
-        K; None: as many as the weights have, 527 for the published ones. With another
-        number the class layer keeps its initialisation, which is logged as a warning.
+        K; None: as many as the weights have, 527 for the published taggers and 447 for
+        the published `FrameMN`. With another number the class layer keeps its
+        initialisation, which is logged as a warning.
     savedir : str or Path or None
         Folder of downloads; None: "efficientat_plugin" in torch.hub's folder.
     base_url : str or None
@@ -263,8 +317,8 @@ def load_student(
     Returns
     -------
     Student
-        An `MN` or `DyMN` in evaluation mode. Its ``front_end`` holds the arguments of
-        its `LogMel`, its ``options`` those it was built with.
+        An `MN`, `DyMN` or frame student in evaluation mode. Its ``front_end`` holds the
+        arguments of its `LogMel`, its ``options`` those it was built with.
 
     Raises
     ------
@@ -336,7 +390,7 @@ def student_of(
     Without ``needs_front_end``, a student of unknown front end is returned without one,
     for users who compute their own features.
     """
-    if CLASS_TOKEN in state:
+    if CLASS_TOKEN in state and not is_frame_state(state):
         raise ValueError(
             f"{known.source} is a PaSST, and an MN or a DyMN is needed here; load it "
             "with load_teacher"
@@ -365,12 +419,12 @@ def _network_of(
 ) -> Student:
     entry, options = known.entry, {}
     stated = {**known.options, **overrides}
-    kind: type[MN | DyMN | PaSST] = PaSST
+    kind: type[Student] = PaSST
     if isinstance(entry, PublishedStudent):
-        kind, options = FAMILIES[entry.family], entry.options()
-    elif CLASS_TOKEN not in state:
-        family, options = infer_options(state, {**(known.front_end or {}), **stated})
-        kind = FAMILIES[family]
+        kind, options = _network_kind(entry.family), entry.options()
+    elif CLASS_TOKEN not in state or is_frame_state(state):
+        family, options = infer_student(state, {**(known.front_end or {}), **stated})
+        kind = _network_kind(family)
     is_passt = kind is PaSST
     arguments = inspect.signature(kind).parameters
     legal = [*arguments, *FRONT_END]
@@ -385,9 +439,13 @@ def _network_of(
         hints = {"clip_seconds": known.clip_seconds, **stated}
         hints = strides_of_name(known.path) | hints
         options = infer_passt_options(state, hints, front_end)
+    if issubclass(kind, FrameStudent):
+        options |= class_counts(frame_names(state))
     options |= {k: v for k, v in (front_end | stated).items() if k in arguments}
     if num_classes is not None:
         options["num_classes"] = num_classes
+        if "num_weak_classes" not in stated:
+            options.pop("num_weak_classes", None)  # as many
     network = _built(kind, options)
     kept = _fill(
         network,
@@ -408,7 +466,7 @@ def _network_of(
     return network.eval()
 
 
-def _built(kind: type[MN | DyMN | PaSST], options: Mapping[str, Any]) -> Student:
+def _built(kind: type[Student], options: Mapping[str, Any]) -> Student:
     """Builds a network of bounded size; a PaSST without memory, which takes seconds."""
     with torch.device("meta"):
         network = kind(**options)

@@ -1,7 +1,8 @@
 """Students: small networks that share one interface.
 
-``forward([B, 1, F, T]) -> StudentOutput``. Building a student accesses neither disk
-nor network; ``pretrained`` loads weights into it.
+``forward([B, 1, F, T]) -> StudentOutput``; a `FrameStudent`, which also scores every
+frame, returns a ``FrameOutput``. ``sequence`` holds models over frames. Building a
+student accesses neither disk nor network; ``pretrained`` loads weights into it.
 """
 
 from typing import Any

@@ -81,11 +81,18 @@ class BlockSpec(NamedTuple):
     activation: type[nn.Module]
     nominal_stride: int
     dilation: int
+    frame_stride: int | None = None  # stride over frames; None: that over bands
 
     @property
     def stride(self) -> int:
         """Stride of the depthwise convolution; dilation replaces striding."""
         return 1 if self.dilation > 1 else self.nominal_stride
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Strides of the depthwise convolution over bands and over frames."""
+        over_frames = self.stride if self.frame_stride is None else self.frame_stride
+        return self.stride, over_frames
 
     @property
     def is_expanding(self) -> bool:
@@ -95,7 +102,8 @@ class BlockSpec(NamedTuple):
     @property
     def has_residual(self) -> bool:
         """Whether the input is added; as published, not in a dilated block 13."""
-        return self.nominal_stride == 1 and self.in_channels == self.out_channels
+        is_strided = self.nominal_stride > 1 or self.frame_stride not in (None, 1)
+        return not is_strided and self.in_channels == self.out_channels
 
 
 def block_specs(
@@ -176,7 +184,8 @@ class ConvNormActivation(nn.Sequential):
     out_channels : int
     kernel : int
         Odd; the padding keeps the size, apart from the stride.
-    stride : int
+    stride : int or tuple of int
+        Over bands and frames; one number is for both.
     dilation : int
     is_depthwise : bool
         Whether each channel is filtered separately; ``in_channels`` is not used.
@@ -198,7 +207,7 @@ class ConvNormActivation(nn.Sequential):
         in_channels: int,
         out_channels: int,
         kernel: int = 1,
-        stride: int = 1,
+        stride: int | tuple[int, int] = 1,
         dilation: int = 1,
         is_depthwise: bool = False,
         activation: type[nn.Module] | None = None,
@@ -347,7 +356,7 @@ class InvertedResidual(nn.Module):
                 spec.expanded,
                 spec.expanded,
                 spec.kernel,
-                stride=spec.stride,
+                stride=spec.strides,
                 dilation=spec.dilation,
                 is_depthwise=True,
                 activation=spec.activation,

@@ -50,8 +50,8 @@ class InferenceForm(nn.Module):
         if log_mel.device.type != "cpu" or len(log_mel) <= CLIPS_PER_CALL:
             return self.student(log_mel)
         parts = [self.student(clips) for clips in log_mel.split(CLIPS_PER_CALL)]
-        logits, embeddings = zip(*parts, strict=True)
-        return StudentOutput(torch.cat(logits), torch.cat(embeddings))
+        joined = (torch.cat(part) for part in zip(*parts, strict=True))
+        return type(parts[0])(*joined)  # a FrameOutput, if the student gives one
 
 
 def folded_student(student: Student) -> Student:

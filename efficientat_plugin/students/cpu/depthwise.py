@@ -162,7 +162,8 @@ class DepthwiseConv2d(nn.Conv2d):
     channels : int
     kernel : int
         Odd; the padding keeps the size, apart from the stride.
-    stride : int
+    stride : int or tuple of int
+        Over bands and frames; one number is for both.
     dilation : int
 
     Shape
@@ -177,7 +178,11 @@ class DepthwiseConv2d(nn.Conv2d):
     """
 
     def __init__(
-        self, channels: int, kernel: int, stride: int = 1, dilation: int = 1
+        self,
+        channels: int,
+        kernel: int,
+        stride: int | tuple[int, int] = 1,
+        dilation: int = 1,
     ) -> None:
         super().__init__(
             channels,
@@ -193,6 +198,11 @@ class DepthwiseConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Filters maps: [B, C, F, T] -> [B, C, F', T']."""
         stride, dilation = self.stride[0], self.dilation[0]
-        if self.training and learns_faster(input, self.weight, stride, dilation):
+        is_square = self.stride[1] == stride
+        if (
+            self.training
+            and is_square
+            and learns_faster(input, self.weight, stride, dilation)
+        ):
             return DepthwiseConvolution.apply(input, self.weight, stride)
         return super().forward(input)
