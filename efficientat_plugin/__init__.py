@@ -27,7 +27,7 @@ A folder is a stage or a slot. This is the path of the signal through the packag
 ``pretrained``      published names, downloads, strict import, the model folder
 ``teachers``        any of these networks, an AST or a function; ``teachers.store``
                     keeps logits that were computed beforehand
-``tagging``         sound in, tags out: files, long recordings and streams
+``tagging``         sound in, tags and events out: files, long recordings and streams
 ``training``        losses, schedules, the probe and the Brains
 ``interfaces``      what other people's pipelines plug in
 ``runtime``         runs exported models without torch
@@ -60,6 +60,8 @@ _HOME = {
     "DistillationLoss": "training.losses",
     "DyMN": "students.dymn",
     "Event": "contracts",
+    "EventDetector": "tagging.event_detector",
+    "EventOptions": "tagging.event_finder",
     "Facts": "data.dataset_facts",
     "FineTuningBrain": "training.finetuning",
     "FrameMN": "students.frame_mn",

@@ -51,8 +51,9 @@ def random_weights(student, hop_length=320):
             module.momentum = None  # the mean over all batches
             torch.nn.init.normal_(module.weight, 1.0, 0.2)
             torch.nn.init.normal_(module.bias, 0.0, 0.2)
-    for module in student.classifier.modules():
-        if isinstance(module, torch.nn.Linear):
+    heads = ("classifier", "strong_head", "weak_head")  # of taggers, and of FrameMN
+    for name, module in student.named_modules():
+        if name.startswith(heads) and isinstance(module, torch.nn.Linear):
             torch.nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
     student.train()
     with torch.no_grad():

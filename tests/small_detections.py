@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.event_targets import merge_events
 from efficientat_plugin.data.frame_events import FRAME_SECONDS
 
-Event = tuple[float, float, str]
+TimedLabel = tuple[float, float, str]
 
 
 class Case(NamedTuple):
     """What an evaluation takes."""
 
     scores: dict[str, NDArray]
-    events: dict[str, list[Event]]
+    events: dict[str, list[TimedLabel]]
     durations: dict[str, float]
     classes: list[str]
 
@@ -53,7 +55,7 @@ def random_case(seed: int, most_clips: int = 6, most_classes: int = 4) -> Case:
 
 def _events(
     rng: np.random.Generator, seconds: float, classes: list[str]
-) -> list[Event]:
+) -> list[TimedLabel]:
     events = []
     for label in classes:
         for _ in range(rng.integers(0, 4)):
@@ -76,3 +78,9 @@ def random_criteria(seed: int) -> dict[str, float]:
         criteria["alpha_ct"] = float(rng.choice([0.3, 1.0]))
         criteria["cttc"] = float(rng.choice([0.1, 0.3, 0.8]))
     return criteria
+
+
+def merged(events):
+    """Tuples of start, end and class with those that overlap or touch made one."""
+    every = merge_events(Event(label, start, end) for start, end, label in events)
+    return [(start, end, label) for label, start, end, _ in every]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from small_detections import random_case, random_criteria
+from small_detections import merged, random_case, random_criteria
 
 pytest.importorskip("sed_scores_eval", reason="make oracle has an environment for it")
 
@@ -14,7 +14,6 @@ from sed_scores_eval import collar_based, intersection_based, segment_based
 from efficientat_plugin.data.frame_events import (
     events_above,
     frame_times,
-    merge_events,
 )
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.events import PSDS1, PSDS2, psds
@@ -44,7 +43,7 @@ def frames_of(case):
 
 
 def truth_of(case):
-    return {clip: merge_events(events) for clip, events in case.events.items()}
+    return {clip: merged(events) for clip, events in case.events.items()}
 
 
 def assert_f_scores(found, published):

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from small_detections import random_case
+from small_detections import merged, random_case
 
 from efficientat_plugin.data.frame_events import (
     events_above,
     frame_times,
     median_filter,
-    merge_events,
 )
 
 
@@ -67,8 +66,8 @@ def test_frames_end_with_their_clip():
     ],
 )
 def test_events_that_overlap_or_touch_are_merged(events, expected):
-    assert merge_events(events) == expected
-    assert merge_events(merge_events(events[::-1])) == expected
+    assert merged(events) == expected
+    assert merged(merged(events[::-1])) == expected
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -77,8 +76,8 @@ def test_merged_events_cover_what_the_events_cover(seed):
     for events in case.events.values():
         for time in np.linspace(0, 3, 301):
             before = {label for start, end, label in events if start <= time <= end}
-            merged = merge_events(events)
-            after = [label for start, end, label in merged if start <= time <= end]
+            joined = merged(events)
+            after = [label for start, end, label in joined if start <= time <= end]
             assert sorted(before) == sorted(after)
 
 
@@ -88,7 +87,7 @@ def test_events_above_a_threshold_are_the_frames_above_it(seed):
     for clip, scores in case.scores.items():
         times = frame_times(len(scores), case.durations[clip])
         events = events_above(scores, 0.5, case.classes, times)
-        assert events == merge_events(events)
+        assert events == merged(events)
         middle = (times[1:] + times[:-1]) / 2
         active = np.zeros(scores.shape, dtype=bool)
         for start, end, label in events:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from every_threshold import psds_by_definition
 from golden_vectors import GOLDEN
-from small_detections import Case, random_case, random_criteria
+from small_detections import Case, merged, random_case, random_criteria
 
-from efficientat_plugin.data.frame_events import frame_times, merge_events
+from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.frame_events import frame_times
 from efficientat_plugin.evaluation import count_curves, detections
 from efficientat_plugin.evaluation.events import PSDS1, PSDS2, psds
 
@@ -151,9 +152,9 @@ def test_the_order_of_classes_does_not_matter(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_merging_events_that_overlap_or_touch_changes_nothing(seed):
     case, criteria = random_case(seed), random_criteria(seed)
-    merged = {clip: merge_events(events) for clip, events in case.events.items()}
+    joined = {clip: merged(events) for clip, events in case.events.items()}
     assert_same(
-        psds(*case._replace(events=merged), **criteria), psds(*case, **criteria)
+        psds(*case._replace(events=joined), **criteria), psds(*case, **criteria)
     )
 
 
@@ -295,3 +296,13 @@ LONE = GOOD.scores["a"]
 def test_what_cannot_be_evaluated_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         psds(**(GOOD._asdict() | changes))
+
+
+def test_events_may_be_detected_ones():
+    """`Event`, as detectors and readers return it, or (start, end, label)."""
+    case = random_case(0)
+    events = {
+        clip: [Event(label, start, end) for start, end, label in every]
+        for clip, every in case.events.items()
+    }
+    assert_same(psds(*case._replace(events=events)), psds(*case))

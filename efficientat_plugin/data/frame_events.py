@@ -4,12 +4,12 @@ What labels, evaluation and detection have to do alike stands here, in numpy alo
 event is ``(start, end, label)`` with times in seconds from the start of its clip.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Event = tuple[float, float, str]
+TimedLabel = tuple[float, float, str]  # start, end, class
 
 FRAME_SECONDS = 0.04  # between the frames of scores that sound event detectors return
 
@@ -88,39 +88,12 @@ def frame_times(
     return np.minimum(times, clip_seconds)
 
 
-def merge_events(events: Iterable[Event]) -> list[Event]:
-    """Makes one event of those of one class that overlap or touch.
-
-    Returns
-    -------
-    list[Event]
-        Sorted by start, then by end and label.
-
-    Source
-    ------
-    PretrainedSED: an event begins only where the one before has ended (offset < onset).
-
-    Example
-    -------
-    >>> merge_events([(1.0, 2.0, "dog"), (0.0, 1.0, "dog"), (0.5, 3.0, "car")])
-    [(0.0, 2.0, 'dog'), (0.5, 3.0, 'car')]
-    """
-    merged: dict[str, list[Event]] = {}
-    for start, end, label in sorted(events):
-        same = merged.setdefault(label, [])
-        if same and start <= same[-1][1]:
-            start, last, _ = same.pop()
-            end = max(end, last)
-        same.append((start, end, label))
-    return sorted(event for same in merged.values() for event in same)
-
-
 def events_above(
     scores: NDArray,
     threshold: ArrayLike,
     classes: Sequence[str],
     times: NDArray[np.float64],
-) -> list[Event]:
+) -> list[TimedLabel]:
     """Returns the events of a clip: where the scores of a class exceed a threshold.
 
     Arguments
@@ -136,7 +109,7 @@ def events_above(
 
     Returns
     -------
-    list[Event]
+    list[TimedLabel]
         Sorted by start, then by end and label.
 
     Example

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.data.frame_events import Event, frame_times, merge_events
+from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.event_targets import merge_events
+from efficientat_plugin.data.frame_events import TimedLabel, frame_times
 from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)
@@ -16,7 +18,7 @@ logger = logging.getLogger(__name__)
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Scores = Mapping[str, NDArray]  # [T', K] by clip id; asked clip by clip
-Events = Mapping[str, Iterable[Event]]
+Events = Mapping[str, Iterable[TimedLabel | Event]]
 Durations = Mapping[str, float]  # seconds
 
 
@@ -147,18 +149,20 @@ def _check_classes(names: list[str]) -> None:
         )
 
 
-def _within(clip_id: str, events: Iterable[Event], seconds: float) -> list[Event]:
+def _within(
+    clip_id: str, events: Iterable[TimedLabel | Event], seconds: float
+) -> list[TimedLabel]:
     """The merged events of a clip, as far as they lie in it."""
-    every = [(float(start), float(end), label) for start, end, label in events]
-    for start, end, label in every:
+    every = [_as_event(event) for event in events]
+    for label, start, end, _ in every:
         if not (math.isfinite(start) and math.isfinite(end) and start < end):
             raise ValueError(
                 f"clip {shown(clip_id)} has an event of {shown(label)} from {start} to "
                 f"{end} s; an event must end after it starts"
             )
     inside = [
-        (max(start, 0.0), min(end, seconds), label)
-        for start, end, label in every
+        Event(label, max(start, 0.0), min(end, seconds))
+        for label, start, end, _ in every
         if start < seconds and end > 0
     ]
     if len(inside) < len(every):
@@ -169,7 +173,14 @@ def _within(clip_id: str, events: Iterable[Event], seconds: float) -> list[Event
             shown(clip_id),
             seconds,
         )
-    return merge_events(inside)
+    return [(start, end, label) for label, start, end, _ in merge_events(inside)]
+
+
+def _as_event(event: TimedLabel | Event) -> Event:
+    if isinstance(event, Event):
+        return event
+    start, end, label = event
+    return Event(label, float(start), float(end))
 
 
 class ClipScores(NamedTuple):

@@ -55,6 +55,12 @@ class WaveformStudent(nn.Module):
         frames = 1 + (self.student.min_frames - 1) * self.log_mel.hop_length
         return max(self.log_mel.min_samples, frames)
 
+    @property
+    def frame_samples(self) -> int | None:
+        """Samples to each frame that is scored; None: only clips are scored."""
+        stride = self.student.frame_stride
+        return None if stride is None else stride * self.log_mel.hop_length
+
     def forward(self, waveform: Tensor) -> StudentOutput:
         """Computes logits and embeddings: [B, N] -> [B, K], [B, D]."""
         return self.student(self.log_mel(waveform).unsqueeze(1))
@@ -112,6 +118,8 @@ class Ensemble(nn.Module):
         self.num_classes: int = found["num_classes"][0]
         self.sample_rate: int = found["sample_rate"][0]
         self.min_samples: int = max(getattr(m, "min_samples", 1) for m in members)
+        frames = {getattr(member, "frame_samples", None) for member in members}
+        self.frame_samples = frames.pop() if len(frames) == 1 else None
         self.weights = None if weights is None else _shares(weights, len(members))
 
     def forward(self, waveform: Tensor) -> StudentOutput:
@@ -123,10 +131,10 @@ class Ensemble(nn.Module):
         )
 
     def average(self, logits: Tensor) -> Tensor:
-        """Averages the members' logits with their weights: [M, B, K] -> [B, K]."""
+        """Averages the members' logits with their weights: [M, ..., K] -> [..., K]."""
         if self.weights is None:
             return logits.mean(dim=0)
-        return torch.einsum("mbk,m->bk", logits, logits.new_tensor(self.weights))
+        return torch.einsum("m...,m->...", logits, logits.new_tensor(self.weights))
 
     def sha256(self) -> str:
         """Returns a digest of all weights and their names."""

@@ -74,6 +74,8 @@ class Student(nn.Module):
 
     classifier: nn.Module
     min_frames = 1  # T of the shortest legal clip
+    # Log-mel frames to each frame that is scored; None: only the clip is scored
+    frame_stride: int | None = None
     front_end: dict[str, Any]  # arguments of LogMel, set if they are known
     options: dict[str, Any]  # the arguments that the student was built with
 

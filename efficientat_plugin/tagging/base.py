@@ -15,6 +15,7 @@ from efficientat_plugin.data.decoding import Resampler
 from efficientat_plugin.data.labels import LabelTable, likeliest
 from efficientat_plugin.data.short_clips import lengthened
 from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
+from efficientat_plugin.tagging.detection import DetectsEvents, finite
 from efficientat_plugin.tagging.overlap import unfolded
 from efficientat_plugin.tagging.streams import (
     Sound,
@@ -32,15 +33,16 @@ if TYPE_CHECKING:
 Model = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-class SoundTagger:
+class SoundTagger(DetectsEvents):
     """Tags sound of any length, rate and number of channels.
 
     A sound longer than ``clip_seconds`` is scored in half-overlapping windows of that
     length, and their probabilities are averaged; ``short_clips`` sets how shorter
-    sounds are lengthened.
+    sounds are lengthened. ``events`` and ``frames`` score over time.
 
     A subclass sets these attributes and implements ``score``, ``fingerprint``,
-    ``_log_mels`` and ``_embeddings``; ``_score_overlapping`` where it can be faster:
+    ``_log_mels`` and ``_embeddings``; ``_score_overlapping`` where it can be faster,
+    and ``frame_samples`` with ``_score_frames`` if the model scores frames:
 
     - ``labels``: a ``LabelTable``;
     - ``sample_rate``: of the student's input, Hz;
@@ -317,7 +319,7 @@ class SoundTagger:
                 rows += list(self._score_overlapping(sound, length, hop))
         rate = self.sample_rate
         return [
-            ScanWindow(start / rate, (start + len(samples)) / rate, _finite(row))
+            ScanWindow(start / rate, (start + len(samples)) / rate, finite(row))
             for (start, samples), row in zip(windows, rows, strict=True)
         ]
 
@@ -340,7 +342,7 @@ class SoundTagger:
         rows: dict[int, NDArray[np.float32]] = {}
         for numbers in by_length.values():
             stacked = np.stack([waveforms[number] for number in numbers])
-            rows |= zip(numbers, _finite(model(stacked)), strict=True)
+            rows |= zip(numbers, finite(model(stacked)), strict=True)
         return [rows[number] for number in range(len(waveforms))]
 
     def _windows(
@@ -385,13 +387,3 @@ class SoundTagger:
         # "as_is" can leave it too short for one frame.
         samples = lengthened(samples, self.min_samples, "zero_pad")
         return window._replace(samples=samples)
-
-
-def _finite(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Raises a ``ValueError`` for NaN and infinity, which would sort arbitrarily."""
-    if not np.isfinite(rows).all():
-        raise ValueError(
-            "the model computes numbers that are not finite, so its weights are "
-            "corrupt; export, download or train it again"
-        )
-    return rows

@@ -5,7 +5,7 @@ Scoring is left to the tagger, which passes its function in.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOO_SHORT = "it is shorter than a sample at the student's rate"
+Piece = TypeVar("Piece", covariant=True)
 Sound: TypeAlias = (
     "str | Path | bytes | bytearray | BinaryIO | dict[str, Any] | NDArray | Tensor"
 )
@@ -119,10 +120,24 @@ def clips_of(waveforms: "NDArray | Tensor") -> NDArray[np.float32]:
     return np.ascontiguousarray(clips, np.float32)
 
 
+class Cutter(Protocol[Piece]):
+    """Cuts sound into pieces, or computes them, as it arrives."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that have arrived."""
+
+    def feed(self, samples: NDArray[np.float32]) -> Iterable[Piece]:
+        """Adds samples; returns the pieces that are complete."""
+
+    def finish(self) -> Iterable[Piece]:
+        """Ends the sound; returns the pieces that are left."""
+
+
 def cut(
-    blocks: Iterable[NDArray[np.float32]], cutter: WindowCutter, sound: Sound
-) -> Iterator[Window]:
-    """Cuts blocks from ``blocks_of`` into windows.
+    blocks: Iterable[NDArray[np.float32]], cutter: Cutter[Piece], sound: Sound
+) -> Iterator[Piece]:
+    """Cuts blocks from ``blocks_of`` into windows, or what else ``cutter`` returns.
 
     Raises ``UnreadableClip`` if there are no samples; if ``sound``, the source of the
     blocks, is a file, the error includes its name.

@@ -78,6 +78,14 @@ class FastEnsemble:
             lambda log_mel: window_log_mels(log_mel, sound, window, hop)
         )
 
+    def frames(self, waveform: Tensor) -> Tensor:
+        """Computes the logits of frames, if all members have them: -> [B, T', K]."""
+        logits = [
+            student(log_mel(waveform).unsqueeze(1)).strong.transpose(1, 2)
+            for log_mel, student in self.members
+        ]
+        return self.average(torch.stack(logits))
+
     def _logits(self, log_mels: Callable[[LogMel], Tensor]) -> Tensor:
         """Averages the logits of the members, given the log-mel [B, F, T] of each."""
         logits = [
@@ -154,6 +162,7 @@ class AudioTagger(SoundTagger, Pretrained):
         self.target: str = self.hparams.target
         self._check_fit()
         self.min_samples: int = self.ensemble.min_samples
+        self.frame_samples = self.ensemble.frame_samples
         self._fast = FastEnsemble(self.ensemble)
 
     def _check_fit(self) -> None:
@@ -360,6 +369,11 @@ class AudioTagger(SoundTagger, Pretrained):
             return self._probable(self._fast.windows(sound, window, hop))
 
         return self._computed(probabilities, sound)
+
+    def _score_frames(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._computed(
+            lambda waveform: self._probable(self._fast.frames(waveform)), waveforms
+        )
 
     def _log_mels(self, waveforms: NDArray[np.float32]) -> NDArray[np.float32]:
         log_mel: Any = self.ensemble.members[0].log_mel

@@ -68,9 +68,11 @@ class WindowCutter:
         if self._next_start == 0:
             return [Window(0, self._held)] if self.num_samples else []
         covered = self._next_start - self.hop + self.window
-        if covered < self.num_samples:
-            return [self._cut(self.num_samples - self.window)]
-        return []
+        return [self._cut(self._last_start())] if covered < self.num_samples else []
+
+    def _last_start(self) -> int:
+        """Returns where the window that ends with the sound starts."""
+        return self.num_samples - self.window
 
     def _append(self, samples: NDArray[np.float32]) -> None:
         used = self._used + len(samples)
