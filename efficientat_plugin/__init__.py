@@ -110,7 +110,7 @@ _HOME = {
     "load_teacher": "teachers.load",
     "prepare_for_short_run": "training.short_runs",
     "psds": "evaluation.events",
-    "read_events": "data.events",
+    "read_events": "data.event_tables",
     "read_table": "data.tables",
     "sample_teacher": "data.sample.sample_set",
     "segment_auroc": "evaluation.segment_scores",

@@ -213,5 +213,5 @@ def test_what_cannot_be_detected_is_refused(detector, sound, options, message):
 
 
 def test_an_unknown_option_is_named(detector, sound):
-    with pytest.raises(TypeError, match="no option treshold; its options are"):
-        detector.events(sound, RATE, treshold=0.1)
+    with pytest.raises(TypeError, match="no option edge; its options are"):
+        detector.events(sound, RATE, edge=0.1)

@@ -151,8 +151,6 @@ class FrameMN(FrameStudent):
     (torch.Size([2, 10, 250]), torch.Size([2, 10]), torch.Size([2, 250, 96]))
     """
 
-    frame_stride = 2 * math.prod(FRAME_STRIDES)  # 4
-
     def __init__(
         self,
         num_classes: int = 447,

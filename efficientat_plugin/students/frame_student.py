@@ -81,6 +81,8 @@ class FrameStudent(Student):
         For illegal options or inputs.
     """
 
+    frame_stride = 4
+
     def __init__(
         self, num_classes: int, num_weak_classes: int | None, head: str
     ) -> None:

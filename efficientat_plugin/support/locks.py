@@ -58,7 +58,7 @@ def lock_folder(folder: str | os.PathLike, advice: str) -> BaseFileLock:
         if error.errno not in HAS_NO_LOCKS:
             raise
     else:
-        delete_unfinished(folder)
+        delete_unfinished(os.fspath(folder))
     return lock
 
 

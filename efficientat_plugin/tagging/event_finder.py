@@ -213,9 +213,9 @@ class EventFinder:
         is_open[[*self._open]] = True
         active = np.concatenate([is_open[None], scores > self._thresholds.off])
         changes = np.diff(active.astype(np.int8), axis=0)
-        for place in np.flatnonzero(active.any(axis=0)):
+        for place in np.flatnonzero(active.any(axis=0)).tolist():
             begun = 0
-            for frame in np.flatnonzero(changes[:, place]):
+            for frame in np.flatnonzero(changes[:, place]).tolist():
                 if changes[frame, place] > 0:
                     begun = frame
                     self._open[place] = (first + frame, -math.inf)
@@ -257,7 +257,7 @@ class EventFinder:
 
     def _event(self, place: int, stretch: "_Stretch") -> Event:
         start, end = (
-            max(0.0, round(self._start_seconds + int(frame) * self._frame_seconds, 9))
+            max(0.0, round(self._start_seconds + frame * self._frame_seconds, 9))
             for frame in (stretch.begin, stretch.end)
         )
         return Event(self._thresholds.names[place], start, end, stretch.score)
