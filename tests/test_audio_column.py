@@ -2,6 +2,8 @@
 
 import unicodedata
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_tables import (
     CLASSES,
@@ -167,6 +169,22 @@ def test_every_reader_gives_a_file_the_same_id(tmp_path):
     }
     for form, rows in found.items():
         assert sorted(rows["video_id"]) == names, form
+
+
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_a_table_without_labels_is_read_where_none_are_needed(tmp_path, is_embedded):
+    write_sound(tmp_path / "a.wav")
+    write_sound(tmp_path / "b.wav")
+    path = tmp_path / "clips.csv"
+    write_csv(path, ["file"], [["a.wav"], ["b.wav"]])
+    if is_embedded:
+        path = tmp_path / "clips.parquet"
+        content = {"bytes": (tmp_path / "a.wav").read_bytes(), "path": "a.wav"}
+        pq.write_table(pa.table({"audio": [content, content]}), path)
+    rows = read_table(path, form="sounds")
+    assert rows["labels"][:] == [[], []]
+    with pytest.raises(ValueError, match="label_column"):
+        read_table(path)
 
 
 def test_ids_of_audioset_are_those_of_youtube(tmp_path):

@@ -13,6 +13,7 @@ from efficientat_plugin.data.audio_column import embedded_column, rows_with_soun
 from efficientat_plugin.data.columns import (
     LABEL_NAMES,
     choose_column,
+    find_column,
     in_order,
     read_labels,
 )
@@ -109,17 +110,23 @@ def read_table(dataset: str | Path, **given: Any) -> datasets.Dataset:
     """
     facts = Facts(**given)
     source = _find_source(str(dataset), facts)
-    labels = choose_column(
-        source.columns, facts.label_column, LABEL_NAMES, "label_column", source.name
-    )
+    labels = facts.label_column or find_column(source.columns, LABEL_NAMES)
     table: dict[str, list[Any]] = {}
-    table["labels"] = read_labels(
-        source.columns[labels],
-        labels,
-        facts.separator,
-        facts.class_names,
-        facts.min_probability,
-    )
+    if labels is None and facts.form == "sounds":  # needs none
+        columns = source.columns.values() if source.rows is None else [source.rows]
+        num_rows = len(next(iter(columns)))
+        table["labels"] = [[] for _ in range(num_rows)]
+    else:
+        labels = choose_column(
+            source.columns, labels, LABEL_NAMES, "label_column", source.name
+        )
+        table["labels"] = read_labels(
+            source.columns[labels],
+            labels,
+            facts.separator,
+            facts.class_names,
+            facts.min_probability,
+        )
     if (judged := _read_judged(source, facts)) is not None:
         table["judged"] = judged
     roles, origins = read_roles(source, facts)
@@ -190,7 +197,7 @@ def _find_source(dataset: str, facts: Facts) -> Source:
         refuse_special(path)
     if form == "auto":
         form = next((MARKS[name] for name in MARKS if (path / name).exists()), form)
-    if form == "sounds" and _is_parquet(path):
+    if form == "sounds" and (path.is_file() or _is_parquet(path)):
         form = "auto"
     if form in NAMED_FOLDERS:
         if not path.is_dir():
