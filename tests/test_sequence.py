@@ -139,3 +139,14 @@ def test_scan_is_in_single_precision_under_autocast():
     half = torch.randn(1, 9, 3).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert scan(half, half).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "heads"),
+    [("tf", 64, 4), ("tf", 112, 4), ("tf", 128, 8), ("attn", 64, 8), ("attn", 128, 8)],
+)
+def test_heads_are_as_published(name, dim, heads):
+    """The published code takes fewer heads in a narrow transformer alone."""
+    model, _ = build_sequence_model(name, 32, SequenceOptions(dim, 1, 0.0))
+    gates = [part for key, part in model.state_dict().items() if "to_gates.bias" in key]
+    assert [len(gate) for gate in gates] == [heads]

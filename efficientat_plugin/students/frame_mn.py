@@ -121,7 +121,7 @@ class FrameMN(FrameStudent):
         convolutions) or "hybrid" (minGRU beside attention).
     sequence_dim : int
         Channels of the sequence model, for "gru" in each direction: a multiple of 8 for
-        "hybrid"; for "tf" and "attn" of 16, and of 8 below 128.
+        "hybrid"; of 16 for "tf" and "attn", and of 8 for a "tf" below 128.
     sequence_layers : int
         Layers of the sequence model, at least 1; for "tcn" stacks of five.
     head : str

@@ -71,7 +71,7 @@ class GatedAttention(nn.Module):
     name : str
         The sequence model's, for messages.
     dim : int
-        D; 8 heads share it from 128 on, 4 below.
+        D; eight heads share it, as published, but four in a "tf" of less than 128.
     dropout : float
         Of attention weights and result.
 
@@ -93,7 +93,8 @@ class GatedAttention(nn.Module):
 
     def __init__(self, name: str, dim: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = HEADS if dim >= ENOUGH_CHANNELS else FEW_HEADS
+        has_few = name == "tf" and dim < ENOUGH_CHANNELS
+        self.heads = FEW_HEADS if has_few else HEADS
         if heads_dim(name, dim, self.heads) % 2:
             raise ValueError(
                 f"sequence_dim={dim} gives each of the {self.heads} heads of "
