@@ -147,7 +147,7 @@ TRAINED = (
 COMMANDS = [
     Command("distil", "audioset_kd", _distil, TRAINED, ("save/UNFINISHED*",)),
     Command("finetune", "finetune", _finetune, TRAINED, ("save/UNFINISHED*",)),
-    Command("dump", "dump_teacher_logits", _dump, ("**/*",), ("**/*.partial",)),
+    Command("dump", "dump_teacher_logits", _dump, ("**/*",), ("**/*.part",)),
     Command(
         "prepare",
         "prepare_data",
