@@ -190,7 +190,8 @@ def test_the_sentence_is_the_last_that_is_printed(capsys):
             print("a bar", file=sys.stderr)
 
     def interrupted(_arguments):
-        for _ in counted():
+        numbers = counted()
+        for _ in numbers:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(SystemExit):
