@@ -256,3 +256,15 @@ def test_an_mp3_of_endless_tags_ends():
     with pytest.raises(UnreadableClip, match="not decodable"):
         joined(tag * 100_000)
     assert sound_files.MAX_TAGS < 100
+
+
+@pytest.mark.parametrize("name", ["MP3", "FLAC", "OGG", "WAV"])
+def test_a_file_cut_within_its_header_is_a_sound_or_unreadable(name):
+    """The count of an MP3 is four bytes or none at all."""
+    content = written(name)
+    for length in [*range(0, 200), *range(200, 600, 7)]:
+        try:
+            with open_sound(content[:length]) as sound:
+                sound.count_frames()
+        except UnreadableClip:
+            continue

@@ -445,10 +445,16 @@ def _begins_mp3(head: bytes) -> bool:
 def _counts_of(head: bytes) -> tuple[int, int]:
     """Returns the frames and bytes of an MP3 as its first frame gives them; 0: none."""
     if found := re.search(rb"Xing|Info", head[:44]):
-        flags, *counts = np.frombuffer(head[found.end() :][:12], ">u4").tolist()
+        flags, *counts = _numbers(head[found.end() :], 3)
         frames = counts.pop(0) if flags & 1 else 0
         return frames, counts.pop(0) if flags & 2 else 0
     if head[36:40] == b"VBRI":
-        length, frames = np.frombuffer(head[46:54], ">u4").tolist()
+        length, frames = _numbers(head[46:], 2)
         return frames, length
     return 0, 0
+
+
+def _numbers(content: bytes, count: int) -> list[int]:
+    """Reads big-endian numbers of 32 bits; those that are cut off are 0."""
+    cut = content[: 4 * count].ljust(4 * count, b"\0")
+    return [int.from_bytes(cut[at : at + 4], "big") for at in range(0, len(cut), 4)]
