@@ -17,7 +17,8 @@ A folder is a stage or a slot. This is the path of the signal through the packag
                     that knows nothing about sound
 ``features``        `LogMel`, and `SpecMask` for training
 ``data``            folders, tables and hub data sets become batches; ``data.prepare``
-                    writes them as shards, ``data.sample`` is the embedded sample
+                    writes them as shards, ``data.sample`` is the embedded sample,
+                    ``data.soundscapes`` mixes events at known times
 ``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them;
                     `FrameMN`, `FramePaSST` score every frame; ``sequence`` has
                     models over frames

@@ -74,10 +74,11 @@ class WaveformAugment:
         """Draws how to change a clip."""
         decibels = shift = 0
         if self.gain_db:
-            decibels = rng.integers(-self.gain_db, self.gain_db, endpoint=True)
+            decibels = int(rng.integers(-self.gain_db, self.gain_db, endpoint=True))
         if self.roll_samples:
-            shift = rng.integers(-self.roll_samples, self.roll_samples, endpoint=True)
-        return AugmentDraw(int(decibels), int(shift))
+            longest = self.roll_samples
+            shift = int(rng.integers(-longest, longest, endpoint=True))
+        return AugmentDraw(decibels, shift)
 
     def changed(self, waveform: Waveform, draw: AugmentDraw) -> Waveform:
         """Changes a waveform as drawn: [N] -> [N]."""

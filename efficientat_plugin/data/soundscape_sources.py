@@ -1,9 +1,11 @@
 """Sounds to make soundscapes of: recordings, or synthetic ones that need no data."""
 
 from collections import defaultdict
+from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 
 from efficientat_plugin.data.decoding import decode_blocks, sound_of
 from efficientat_plugin.data.sample.sample_set import MIN_SAMPLE_RATE
@@ -159,9 +161,10 @@ class RecordedBackgrounds(Recordings):
         """Draws a background of ``num_samples``."""
         for _ in range(MAX_TRIES):
             recording = self.read(side, label, rng)
-            waveform = lengthened(recording.waveform, num_samples, "repeat")
+            waveform: NDArray[Any] = recording.waveform
+            waveform = lengthened(waveform, num_samples, "repeat")
             first = int(rng.integers(len(waveform) - num_samples + 1))
-            part = waveform[first : first + num_samples]
+            part = np.asarray(waveform[first : first + num_samples], np.float64)
             if np.max(np.abs(part)) > SILENCE:
                 return Sound(part, recording.source)
         raise UnreadableClip(

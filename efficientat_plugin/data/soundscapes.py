@@ -2,8 +2,8 @@
 
 Strong labels are rare and dear. A soundscape has them by its making: recordings of
 single events, or synthetic ones, are mixed at drawn times, levels and overlaps. The
-library ``scaper`` does alike, but runs sox and ffmpeg, two programs that pip does not
-install, and keeps no recording on one side of a split.
+library ``scaper`` (last release in 2021) does alike, but needs ffmpeg, a program that
+pip does not install, and bindings of SoX, and does not split by recording.
 """
 
 import csv
@@ -145,21 +145,12 @@ def make_soundscapes(
             f"seed={seed} 0 or more"
         )
     counts = _counts(number, valid_share, test_share)
+    splitting = (valid_share, test_share, seed)
     made: dict[str, Any] = {"version": SOUNDSCAPE_VERSION, "number": number}
     made |= {"valid_share": valid_share, "test_share": test_share, "seed": seed}
     made |= {"file_format": file_format} | asdict(settings)
-    events: Sounds = SyntheticEvents(settings)
-    behind: Sounds = SyntheticBackgrounds(settings)
-    if sounds is not None:
-        rows = read_table(sounds) if isinstance(sounds, str | Path) else sounds
-        split = _split(rows, valid_share, test_share, seed)
-        events = RecordedEvents(rows, split, settings)
-        made["sounds"] = split_digest(rows, split)
-    if backgrounds is not None:
-        rows = _without_labels(backgrounds)
-        split = _split(rows, valid_share, test_share, seed)
-        behind = RecordedBackgrounds(rows, split, settings)
-        made["backgrounds"] = split_digest(rows, split)
+    events, made["sounds"] = _opened(sounds, settings, *splitting)
+    behind, made["backgrounds"] = _opened(backgrounds, settings, *splitting, True)
     _refuse_empty_sides(counts, events, behind)
     made = json.loads(json.dumps(made))  # as it is read again
     if (found := _made_before(Path(folder), made)) is not None:
@@ -208,6 +199,35 @@ def _refuse_empty_sides(
             )
 
 
+def _opened(
+    given: datasets.Dataset | str | Path | None,
+    settings: SoundscapeOptions,
+    valid_share: float,
+    test_share: float,
+    seed: int,
+    is_background: bool = False,
+) -> tuple[Sounds, dict[str, str] | None]:
+    """Returns what draws sounds, and a digest of the recordings of each side."""
+    if given is None:
+        if is_background:
+            return SyntheticBackgrounds(settings), None
+        return SyntheticEvents(settings), None
+    rows = given
+    if isinstance(rows, str | Path):
+        rows = read_table(rows, form="sounds" if is_background else "auto")
+    if is_background:
+        rows = _unlabelled(rows)
+    try:
+        split = _split(rows, valid_share, test_share, seed)
+    except ValueError as error:
+        what = "backgrounds" if is_background else "sounds"
+        raise ValueError(f"the {what} cannot be split: {error}") from error
+    digest = split_digest(rows, split)
+    if is_background:
+        return RecordedBackgrounds(rows, split, settings), digest
+    return RecordedEvents(rows, split, settings), digest
+
+
 def _split(
     rows: datasets.Dataset, valid_share: float, test_share: float, seed: int
 ) -> Split:
@@ -219,6 +239,11 @@ def _split(
     if len({name for names in rows["labels"] for name in names or ()}) < 2:
         # There are no classes to keep in proportion.
         rows = _unlabelled(rows)
+    groups = rows["group"][:] if "group" in rows.column_names else [None] * len(rows)
+    num_units = groups.count(None) + len({*groups} - {None})
+    if num_units >= len(Split._fields):  # a few long backgrounds give each side one
+        valid_share = max(valid_share, 1 / num_units) if valid_share else 0.0
+        test_share = max(test_share, 1 / num_units) if test_share else 0.0
     return split_rows(rows, valid_share, test_share, seed)
 
 
@@ -235,12 +260,6 @@ def _refuse_divided(rows: datasets.Dataset, split: Split) -> None:
             f"the column of splits puts recordings of one group on several sides: "
             f"{some_of(divided)}; leave it out to have them split by group"
         )
-
-
-def _without_labels(given: datasets.Dataset | str | Path) -> datasets.Dataset:
-    if isinstance(given, str | Path):
-        given = read_table(given, form="sounds")
-    return _unlabelled(given)
 
 
 def _unlabelled(rows: datasets.Dataset) -> datasets.Dataset:
@@ -341,7 +360,8 @@ class _Writer:
     def _left_out(self, unusable: Mapping[str, str]) -> list[str]:
         texts = []
         if self._no_place:
-            texts.append(f"{self._no_place} events, for which there was no place")
+            count = f"{self._no_place} event{'s' if self._no_place > 1 else ''}"
+            texts.append(f"{count}, for which there was no place")
         by_reason: defaultdict[str, list[str]] = defaultdict(list)
         for name, reason in unusable.items():
             by_reason[reason].append(name)
