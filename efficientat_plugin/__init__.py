@@ -17,7 +17,8 @@ A folder is a stage or a slot. This is the path of the signal through the packag
                     that knows nothing about sound
 ``features``        `LogMel`, and `SpecMask` for training
 ``data``            folders, tables and hub data sets become batches; ``data.prepare``
-                    writes them as shards, ``data.sample`` is the embedded sample
+                    writes them as shards, ``data.sample`` is the embedded sample,
+                    ``data.soundscapes`` mixes events at known times
 ``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them;
                     `FrameMN`, `FramePaSST` score every frame; ``sequence`` has
                     models over frames
@@ -64,9 +65,13 @@ _HOME = {
     "EventOptions": "tagging.event_finder",
     "Facts": "data.dataset_facts",
     "FineTuningBrain": "training.finetuning",
+    "FilterAugment": "data.log_mel_augmentation",
     "FrameMN": "students.frame_mn",
     "FrameOutput": "contracts",
     "FramePaSST": "students.frame_passt",
+    "FrameShift": "data.frame_mixing",
+    "FreqMixStyle": "data.log_mel_augmentation",
+    "FrequencyWarp": "data.log_mel_augmentation",
     "History": "training.brain",
     "KeepFeatures": "interfaces.encoders",
     "LabelTable": "data.labels",
@@ -83,6 +88,7 @@ _HOME = {
     "PaSST": "students.passt",
     "PlainTrainLogger": "training.train_log",
     "SoxrNormalizer": "interfaces.classifiers",
+    "SoundscapeOptions": "data.soundscape_mixing",
     "SpecMask": "features",
     "StudentClassifier": "interfaces.classifiers",
     "StudentEncoder": "interfaces.encoders",
@@ -108,6 +114,7 @@ _HOME = {
     "load_rows": "data.rows",
     "load_student": "pretrained.weights",
     "load_teacher": "teachers.load",
+    "make_soundscapes": "data.soundscapes",
     "prepare_for_short_run": "training.short_runs",
     "psds": "evaluation.events",
     "read_events": "data.event_tables",

@@ -75,7 +75,7 @@ class Clip(NamedTuple):
 
     clip_id: str  # stable, since stored logits are looked up by it
     waveform: Tensor  # [N]
-    labels: Tensor  # [K], from 0 to 1; zeros if unlabelled
+    labels: Tensor  # [K], or [K, T'] of frames, from 0 to 1; zeros if unlabelled
     labelled: Tensor  # share of the labels that is known, from 0 to 1: [] or [K]
     partner_id: str = ""  # the clip mixed into the waveform, if any
     partner_share: float = 0.0  # its weight, at most 0.5
@@ -87,7 +87,7 @@ class ClipBatch(NamedTuple):
 
     clip_id: list[str]
     waveform: Tensor  # [B, N]
-    labels: Tensor  # [B, K]
+    labels: Tensor  # [B, K], or [B, K, T']
     labelled: Tensor  # [B], or [B, K] if each class was annotated separately
     partner_id: list[str]
     partner_share: Tensor  # [B]
@@ -97,8 +97,14 @@ class ClipBatch(NamedTuple):
 class Mix(NamedTuple):
     """How a batch was mixed: ``y = weight * x + (1 - weight) * x[partner]``."""
 
-    weight: Tensor  # [B], in [0.5, 1]
+    weight: Tensor  # [B], in [0.5, 1]; from 0 on where ``Mixup`` was asked to
     partner: Tensor  # [B], int64, an index into the batch
+
+
+class Shift(NamedTuple):
+    """How far each log-mel of a batch was moved in time, circularly."""
+
+    mel_frames: Tensor  # [B], int64; above 0: later
 
 
 class TeacherInput(NamedTuple):
@@ -142,21 +148,21 @@ class FrameOutput(NamedTuple):
 
 
 class SoftTarget(NamedTuple):
-    """The target of each clip, and how much of it is known.
+    """The target of each clip, or of its frames, and how much of it is known.
 
     ``scores`` are already multiplied by ``weight``: a clip without a target has a
     row of zeros and weight 0, and clips are mixed by mixing both fields.
     """
 
-    scores: Tensor  # [B, K]
-    weight: Tensor  # [B], or [B, K] if it differs between classes; from 0 to 1
+    scores: Tensor  # [B, K], or [B, K, T']
+    weight: Tensor  # [B], or as ``scores`` where it differs within a clip; from 0 to 1
 
     def mixed(self, partner: SoftTarget, share: Tensor) -> SoftTarget:
         """Mixes a ``share`` [B] of this target with the rest of ``partner``."""
-        scores = share[:, None] * self.scores + (1 - share)[:, None] * partner.scores
-        if self.weight.ndim == 2:
-            share = share[:, None]
-        return SoftTarget(scores, share * self.weight + (1 - share) * partner.weight)
+        return SoftTarget(
+            _blended(self.scores, partner.scores, share),
+            _blended(self.weight, partner.weight, share),
+        )
 
     def followed(self, mix: Mix | None) -> SoftTarget:
         """Returns the target of a mixed batch; with None, of the batch as it is."""
@@ -165,6 +171,11 @@ class SoftTarget(NamedTuple):
         # The losses are linear in the target, so mixing targets mixes the losses.
         partner = SoftTarget(self.scores[mix.partner], self.weight[mix.partner])
         return self.mixed(partner, mix.weight)
+
+
+def _blended(own: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    share = share.view(-1, *[1] * (own.ndim - 1))  # [B], then [B, 1, ...]
+    return share * own + (1 - share) * partner
 
 
 class Tag(NamedTuple):

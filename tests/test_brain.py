@@ -7,6 +7,7 @@ import pytest
 import torch
 from speechbrain.utils.epoch_loop import EpochCounter
 
+from efficientat_plugin import FilterAugment, FrameShift, FreqMixStyle, FrequencyWarp
 from efficientat_plugin.contracts import (
     Clip,
     StudentOutput,
@@ -285,7 +286,10 @@ def test_a_resume_within_an_epoch_changes_nothing(tmp_path, interrupted_after):
         pass
 
     def run(folder, interrupt):
-        brain, epochs = _brain(folder, mixup=Mixup(0.3))
+        brain, epochs = _brain(folder, mixup=Mixup(0.3, probability=0.7))
+        kinds = (FilterAugment, FrequencyWarp, FreqMixStyle)
+        chain = (FrameShift(5.0), *(kind(probability=0.5) for kind in kinds))
+        brain.modules.spec_mask = torch.nn.Sequential(SpecMask(4, 4), *chain)
         brain.grad_accumulation_factor = 2
         brain.ckpt_interval_steps, brain.ckpt_interval_minutes = 1, 0
         tones, batches = Tones(32), []

@@ -123,6 +123,10 @@ RUNS = {
         "make_transfer_set",
         [{"dataset": "data", "dataset_cache": "cache", "num_clips": 2}],
     ),
+    "soundscapes": (
+        "make_soundscapes",
+        [{"sounds": "sounds", "facts": "facts.yaml", "number": 4, "folder": "scapes"}],
+    ),
     "prepare_data": (
         "prepare_data",
         [

@@ -1,15 +1,20 @@
 """Writes events as tables of many sounds, or as label tracks of one sound each."""
 
-import csv
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from efficientat_plugin.cli.outputs import DECIMALS
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.clip_ids import ids_of_files
+from efficientat_plugin.data.event_rows import (
+    DECIMALS,
+    CsvEventWriter,
+    DcaseWriter,
+    EventRows,
+    decimal,
+)
 from efficientat_plugin.support.files import atomic_file
 from efficientat_plugin.support.plain_text import cell, path_cell, shown, some_of
 
@@ -25,59 +30,6 @@ class EventWriter(Protocol):
 
     def finish(self) -> None:
         """Writes what comes at the end."""
-
-
-class _Rows:
-    """Writes a row for each event, none of whose cells becomes a formula.
-
-    Arguments
-    ---------
-    file : TextIO
-    header : sequence of str
-    delimiter : str
-    """
-
-    def __init__(self, file: TextIO, header: Iterable[str], delimiter: str) -> None:
-        self._rows = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-        self._rows.writerow(header)
-
-    def finish(self) -> None:
-        """A table has no end of its own."""
-
-
-class CsvEventWriter(_Rows):
-    """Writes CSV. A sound without events has a row without times.
-
-    Example
-    -------
-    >>> import sys
-    >>> CsvEventWriter(sys.stdout).write("a.wav", [Event("Dog", 0.5, 1.0, 0.9)])
-    sound,start_seconds,end_seconds,label,score
-    a.wav,0.500000,1.000000,Dog,0.900000
-    """
-
-    HEADER = ("sound", "start_seconds", "end_seconds", "label", "score")
-    DELIMITER = ","
-
-    def __init__(self, file: TextIO) -> None:
-        super().__init__(file, self.HEADER, self.DELIMITER)
-
-    def write(self, sound: object, events: Iterable[Event]) -> None:
-        """Writes the events of a sound."""
-        name, is_empty = path_cell(sound), True
-        for label, start, end, score in events:
-            times = (_decimal(start), _decimal(end))
-            self._rows.writerow([name, *times, cell(label), _decimal(score)])
-            is_empty = False
-        if is_empty:
-            self._rows.writerow([name, "", "", "", ""])
-
-
-class DcaseWriter(CsvEventWriter):
-    """Writes the tab-separated tables of DCASE, with a confidence."""
-
-    HEADER = ("filename", "onset", "offset", "event_label", "confidence")
-    DELIMITER = "\t"
 
 
 class JsonEventWriter:
@@ -105,7 +57,7 @@ class JsonEventWriter:
         self._file.write("\n]\n" if self._before == ",\n" else "[]\n")
 
 
-class RavenWriter(_Rows):
+class RavenWriter(EventRows):
     """Writes a selection table of Raven, whose boxes span all frequencies.
 
     Begin times count from the start of each file. Raven itself counts from the start of
@@ -131,10 +83,10 @@ class RavenWriter(_Rows):
         """Writes the events of a sound; one without any has no row."""
         for label, start, end, score in events:
             self._number += 1
-            times = (_decimal(start), _decimal(end))
+            times = (decimal(start), decimal(end))
             box = ("Spectrogram 1", 1, *times, "0.0", f"{HIGH_HZ:.1f}")
             where = (path_cell(sound), times[0])
-            content = (cell(label), _decimal(score))
+            content = (cell(label), decimal(score))
             self._rows.writerow([self._number, *box, *where, *content])
 
 
@@ -199,10 +151,6 @@ def _content(event: Event) -> dict[str, object]:
         "label": event.label,
         "score": None if event.score is None else round(float(event.score), DECIMALS),
     }
-
-
-def _decimal(number: float | None) -> str:
-    return "" if number is None else f"{number:.{DECIMALS}f}"
 
 
 def _clock(milliseconds: int) -> str:

@@ -107,15 +107,14 @@ class Clips(torch.utils.data.Dataset):
             return clip._replace(skipped=skipped)
         if self.augment is not None:
             partner = _augmented(partner, self.augment, rng)
-        share = 1 - draw.weight
         waveform = mix.mix(clip.waveform.numpy(), partner.waveform.numpy(), draw.weight)
         return Clip(
             clip_id=clip.clip_id,
             waveform=torch.from_numpy(waveform),
-            labels=draw.weight * clip.labels + share * partner.labels,
-            labelled=draw.weight * clip.labelled + share * partner.labelled,
+            labels=mix.mix_labels(clip.labels, partner.labels, draw.weight),
+            labelled=mix.mix_labels(clip.labelled, partner.labelled, draw.weight),
             partner_id=partner.clip_id,
-            partner_share=share,
+            partner_share=1 - draw.weight,
             skipped=skipped,
         )
 
@@ -230,8 +229,10 @@ class ClipStream(torch.utils.data.IterableDataset):
 
 
 def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -> Clip:
-    waveform = augment(clip.waveform.numpy(), rng)
-    return clip._replace(waveform=torch.from_numpy(waveform))
+    draw = augment.draw(rng)
+    waveform = augment.changed(clip.waveform.numpy(), draw)
+    labels = draw.labels(clip.labels, len(waveform))
+    return clip._replace(waveform=torch.from_numpy(waveform), labels=labels)
 
 
 def _empty_place(skipped: Sequence[Skipped]) -> Clip:

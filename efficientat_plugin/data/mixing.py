@@ -13,8 +13,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from efficientat_plugin.contracts import Mix
+from efficientat_plugin.data.log_mel_augmentation import check_probability, happens
 
 Waveform = NDArray[np.float32]
+
+
+class AugmentDraw(NamedTuple):
+    """The gain and the shift of a clip."""
+
+    decibels: int
+    shift_samples: int  # above 0: later
+
+    def labels(self, labels: Tensor, num_samples: int) -> Tensor:
+        """Shifts labels of frames with the waveform; those of clips stay.
+
+        Arguments
+        ---------
+        labels : Tensor
+            [K], or [K, T'], which is shifted by a whole number of frames, the nearest.
+        num_samples : int
+            N, length of the waveform.
+
+        Example
+        -------
+        >>> AugmentDraw(0, 700).labels(torch.tensor([[1, 0, 0, 0]]), num_samples=1600)
+        tensor([[0, 0, 1, 0]])
+        """
+        if labels.ndim < 2 or not self.shift_samples:
+            return labels
+        num_frames = labels.shape[-1]
+        return labels.roll(round(self.shift_samples * num_frames / num_samples), -1)
 
 
 class WaveformAugment:
@@ -42,15 +70,27 @@ class WaveformAugment:
         self.gain_db = gain_db
         self.roll_samples = roll_samples
 
+    def draw(self, rng: np.random.Generator) -> AugmentDraw:
+        """Draws how to change a clip."""
+        decibels = shift = 0
+        if self.gain_db:
+            decibels = int(rng.integers(-self.gain_db, self.gain_db, endpoint=True))
+        if self.roll_samples:
+            longest = self.roll_samples
+            shift = int(rng.integers(-longest, longest, endpoint=True))
+        return AugmentDraw(decibels, shift)
+
+    def changed(self, waveform: Waveform, draw: AugmentDraw) -> Waveform:
+        """Changes a waveform as drawn: [N] -> [N]."""
+        if self.gain_db:
+            waveform = waveform * np.float32(10 ** (draw.decibels / 20))
+        if self.roll_samples:
+            waveform = np.roll(waveform, draw.shift_samples)
+        return waveform
+
     def __call__(self, waveform: Waveform, rng: np.random.Generator) -> Waveform:
         """[N] -> [N]"""
-        if self.gain_db:
-            decibels = rng.integers(-self.gain_db, self.gain_db, endpoint=True)
-            waveform = waveform * np.float32(10 ** (decibels / 20))
-        if self.roll_samples:
-            shift = rng.integers(-self.roll_samples, self.roll_samples, endpoint=True)
-            waveform = np.roll(waveform, shift)
-        return waveform
+        return self.changed(waveform, self.draw(rng))
 
 
 class MixDraw(NamedTuple):
@@ -62,6 +102,8 @@ class MixDraw(NamedTuple):
 
 class WaveformMix:
     """Mixes the waveforms of two clips, and their labels with the same weights.
+
+    Labels of frames are mixed frame by frame, as those of clips are.
 
     Source: Koutini et al., "Efficient Training of Audio Transformers with Patchout",
     Interspeech 2022, where the stored teacher knew only the first clip of such a mix;
@@ -104,17 +146,30 @@ class WaveformMix:
         mixed += (1 - weight) * (partner - partner.mean())
         return (mixed - mixed.mean()).astype(np.float32)
 
+    def mix_labels(self, labels: Tensor, partner: Tensor, weight: float) -> Tensor:
+        """Mixes labels of two clips, or how well they are known: any one shape."""
+        return weight * labels + (1 - weight) * partner
+
 
 class Mixup:
     """Mixes each log-mel of a batch with another; ``Mix`` makes the targets follow.
 
+    Targets of frames follow as those of clips do: a mix moves nothing in time.
+
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018, with
-    one weight per clip, never below 0.5 for the clip itself.
+    one weight per clip. As published for tagging, it is never below 0.5 for the clip
+    itself; as published for event detection (EfficientSED), it is whatever was drawn
+    (``keep_larger=False``, ``alpha=0.2``), and a batch is mixed as a whole or not
+    (``probability=0.3``).
 
     Arguments
     ---------
     alpha : float
         Weights are drawn from Beta(alpha, alpha).
+    probability : float
+        Probability that a batch is mixed, from 0 to 1.
+    keep_larger : bool
+        Whether the clip itself has the larger of both weights.
 
     Example
     -------
@@ -123,17 +178,26 @@ class Mixup:
     (torch.Size([4, 128, 100]), torch.Size([4]))
     """
 
-    def __init__(self, alpha: float = 0.3) -> None:
+    def __init__(
+        self, alpha: float = 0.3, probability: float = 1.0, keep_larger: bool = True
+    ) -> None:
         if alpha <= 0:
             raise ValueError(f"alpha={alpha} must be above 0; null switches mixup off")
+        check_probability(probability)
         self.alpha = alpha
+        self.probability = probability
+        self.keep_larger = keep_larger
 
-    def __call__(self, log_mel: Tensor) -> tuple[Tensor, Mix]:
-        """[B, F, T] -> [B, F, T], and how the clips were mixed."""
+    def __call__(self, log_mel: Tensor) -> tuple[Tensor, Mix | None]:
+        """[B, F, T] -> [B, F, T], and how the clips were mixed; None: not at all."""
+        if not happens(self.probability):
+            return log_mel, None
         # Drawn on the CPU, so that a run draws the same mixes on every device.
         size = (len(log_mel),)
         weight = torch.distributions.Beta(self.alpha, self.alpha).sample(size)
-        weight = torch.maximum(weight, 1 - weight).to(log_mel.device)
+        if self.keep_larger:
+            weight = torch.maximum(weight, 1 - weight)
+        weight = weight.to(log_mel.device)
         partner = torch.randperm(len(log_mel)).to(log_mel.device)
         share = weight[:, None, None]
         mixed = share * log_mel + (1 - share) * log_mel[partner]
