@@ -26,6 +26,10 @@ Scores = NDArray[np.float32]
 OVERLAP = 0.2  # of a chunk, with the next one
 # Of models of clips, s. Shorter windows tell times better and classes worse.
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.25
+SCORES_CLIPS = (
+    "%s scores clips, not frames, so the times of events come from overlapping windows "
+    "and are less exact; a FrameMN, such as fmn10_tf_256_strong, scores frames"
+)
 
 
 class FrameScorer(Protocol):
