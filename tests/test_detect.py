@@ -343,6 +343,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(
     detect, folder, sounds, threshold, tmp_path
 ):
