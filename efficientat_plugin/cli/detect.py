@@ -107,8 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         logger.warning(SCORES_CLIPS, shown(arguments.model))
     if files:
-        found = _found_and_kept(tagger, paths, failures, options, arguments)
-        _write(found, files, arguments)
+        found = _write(tagger, files, failures, options, arguments)
     else:
         found = _print(tagger, paths, failures, options, arguments)
     if arguments.figure is not None and found:
@@ -197,26 +196,13 @@ def _print(
 
 
 def _write(
-    found: "Found", files: dict[Path, list[Path]], arguments: argparse.Namespace
-) -> None:
-    """Writes the files of which a sound was read."""
-    for file, paths in files.items():
-        if events := {str(path): found[path] for path in paths if path in found}:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_events(events, file, arguments.format)
-
-
-# --- Events of sounds ---------------------------------------------------------------
-
-
-def _found_and_kept(
     tagger: "SoundTagger",
-    paths: Sequence[Path],
+    files: dict[Path, list[Path]],
     failures: Failures,
     options: dict[str, Any],
     arguments: argparse.Namespace,
 ) -> "Found":
-    """Detects the events of sounds, and keeps them until all are written."""
+    """Writes files at the end, and keeps results until then; as ``_print``."""
     from efficientat_plugin.cli.resumed_output import (
         kept_beside,
         settings_of,
@@ -229,17 +215,26 @@ def _found_and_kept(
         output = arguments.output_folder / KEPT
     settings = settings_of(tagger, target=tagger.target, **options)
     with kept_beside(output, settings, EXACT) as kept:
-        files, found = sound_files(paths, failures), {}
-        done = {path: file for path, file in files.items() if file in kept.done}
+        paths = [path for together in files.values() for path in together]
+        sounds, found = sound_files(paths, failures), {}
+        done = {path: sound for path, sound in sounds.items() if sound in kept.done}
         for path, row in zip(done, kept.rows(done.values()), strict=True):
             found[path] = _from_row(row, tagger.labels)
-        left = [path for path in files if path not in done]
+        left = [path for path in sounds if path not in done]
         each = _detected(tagger, left, failures, options, arguments, len(done))
         for path, events in each:
             found[path] = events
             if path not in failures:
-                kept.add([files[path]], [_row_of(events, tagger.labels)])
-    return {path: found[path] for path in files if path in found}
+                kept.add([sounds[path]], [_row_of(events, tagger.labels)])
+        for file, together in files.items():
+            read = {str(path): found[path] for path in together if path in found}
+            if read:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_events(read, file, arguments.format)
+    return found
+
+
+# --- Events of sounds ---------------------------------------------------------------
 
 
 def _row_of(events: "Iterable[Event]", labels: "LabelTable") -> "NDArray":
