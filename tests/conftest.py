@@ -14,6 +14,13 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 import pytest
 import torch
 from command_line import five, mixed_folder, model, run, tagger  # noqa: F401
+from detect_runs import (  # noqa: F401
+    detect,
+    frame_detector,
+    frame_folder,
+    middle_thresholds,
+    three_sounds,
+)
 from exported_models import (  # noqa: F401
     any_int8,
     calibration_sounds,

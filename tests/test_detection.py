@@ -198,6 +198,12 @@ def test_a_model_of_clips_says_that_it_uses_windows(caplog):
     assert not caplog.text
 
 
+def test_a_model_that_takes_only_clips_scores_windows_of_that_length(sound):
+    detector = detector_of(MN(3, width=0.1, se_dims="t", n_mels=64, n_frames=150), 1.5)
+    expected = detector.frames(sound, RATE, window_seconds=1.5, hop_seconds=0.25)
+    assert np.array_equal(detector.frames(sound, RATE).scores, expected.scores)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,4 +1,4 @@
-"""The command line: ``efficientat list|tag|scan|embed|evaluate|info|export``.
+"""The command line: ``efficientat list|tag|scan|detect|embed|evaluate|info|export``.
 
 Each command has a module that defines its options (``add_parser``) and runs it
 (``run``). They share ``arguments`` (legal values), ``inputs`` (finding and decoding
@@ -20,7 +20,16 @@ import traceback
 from collections.abc import Sequence
 
 from efficientat_plugin import __version__
-from efficientat_plugin.cli import embed, evaluate, export, info, listing, scan, tag
+from efficientat_plugin.cli import (
+    detect,
+    embed,
+    evaluate,
+    export,
+    info,
+    listing,
+    scan,
+    tag,
+)
 from efficientat_plugin.support.console import (
     escape_what_stdout_lacks,
     logging_to_console,
@@ -80,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="efficientat",
-        description="Tags, scans and embeds sound with small CNNs, and scores them.",
+        description="Tags, scans and embeds sound with small CNNs, detects events "
+        "in it, and scores the CNNs.",
         epilog="Exit codes: 0 success; 1 some inputs could not be read; "
         "2 wrong usage, or nothing could be read; 130 interrupted.",
     )
@@ -97,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
             help="show where in the code an error comes from",
         )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (listing, tag, scan, embed, evaluate, info, export):
+    for module in (listing, tag, scan, detect, embed, evaluate, info, export):
         module.add_parser(commands, common)
     return parser
 

@@ -4,7 +4,10 @@ import argparse
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from efficientat_plugin.data.labels import LabelTable
 
 Commands = argparse._SubParsersAction  # it has no public name
 
@@ -41,6 +44,20 @@ def probability(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is given; give one from 0 to 1")
+    return value
+
+
+def duration(text: str) -> float:
+    """Parses a duration of 0 seconds or more.
+
+    Example
+    -------
+    >>> duration("0")
+    0.0
+    """
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is given; give seconds, 0 or more")
     return value
 
 
@@ -183,16 +200,62 @@ def add_tags(
         metavar="P",
         help="minimum probability of a class (default: %(default)s)",
     )
+    add_classes(parser)
+
+
+def add_classes(parser: argparse.ArgumentParser) -> None:
+    """Adds the classes to which the results are limited."""
+    parser.add_argument(
+        "--classes",
+        action="append",
+        metavar="NAME,...",
+        help="only these classes, by name or id, joined by commas; may be repeated "
+        "(default: all of the model)",
+    )
+
+
+def places_of_classes(
+    arguments: argparse.Namespace, labels: "LabelTable"
+) -> list[int] | None:
+    """Returns the indices of the classes given; None: all.
+
+    Raises
+    ------
+    ValueError
+        If the model lacks some; names similar ones.
+    """
+    if arguments.classes is None:
+        return None
+
+    from efficientat_plugin.data.labels import places_of
+
+    if not (places := places_of(map(parts_of, arguments.classes), labels)):
+        raise ValueError("--classes is empty; give names of classes, or leave it out")
+    return places
+
+
+def parts_of(text: str) -> list[str]:
+    """Splits names joined by commas; a name with commas is split, too.
+
+    Example
+    -------
+    >>> parts_of("Dog, Child speech, kid speaking,")
+    ['Dog', 'Child speech', 'kid speaking']
+    """
+    return [part for part in map(str.strip, text.split(",")) if part]
 
 
 def add_output(
-    parser: argparse.ArgumentParser, formats: Iterable[str], format_help: str
+    parser: argparse.ArgumentParser,
+    formats: Iterable[str],
+    format_help: str,
+    default: str = "table",
 ) -> None:
     """Adds the format and the file of the results."""
     parser.add_argument(
         "--format",
         choices=list(formats),
-        default="table",
+        default=default,
         help=f"{format_help} (default: %(default)s)",
     )
     parser.add_argument(

@@ -54,12 +54,14 @@ def settings_of(tagger: "SoundTagger", **options: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def kept_beside(output: Path, settings: dict[str, Any]) -> "Iterator[KeptResults]":
+def kept_beside(
+    output: Path, settings: dict[str, Any], dtype: str = "<f4"
+) -> "Iterator[KeptResults]":
     """Opens what is kept for ``output``; deletes it if the block, which writes that,
     succeeds.
     """
     path = output.with_name(output.name + ".parts")
-    with closing(KeptResults(path, settings)) as kept:
+    with closing(KeptResults(path, settings, dtype)) as kept:
         yield kept
         path.unlink()
 
@@ -73,6 +75,8 @@ class KeptResults:
         Created if missing, else resumed from.
     settings : dict
         See ``settings_of``: stored, and compared when a run resumes.
+    dtype : str
+        Type of the numbers, the same whenever a run resumes.
 
     Raises
     ------
@@ -81,8 +85,10 @@ class KeptResults:
         such a file.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, settings: dict[str, Any], dtype: str = "<f4"
+    ) -> None:
+        self._path, self._dtype = path, dtype
         self.done: dict[SoundFile, int] = {}  # where in the file its line begins
         if path.is_symlink() or (path.exists() and not path.is_file()):
             raise ValueError(f"{shown(path)} is not a file; give another --output")
@@ -101,23 +107,23 @@ class KeptResults:
             self.close()
             raise
 
-    def add(self, sounds: Sequence[SoundFile], rows: NDArray[np.float32]) -> None:
-        """Appends rows [sounds, D]."""
+    def add(self, sounds: Sequence[SoundFile], rows: Iterable[NDArray]) -> None:
+        """Appends rows [sounds, D], whose D may differ."""
         lines = []
         where = self._path.stat().st_size
         for sound, row in zip(sounds, rows, strict=True):
-            values = base64.b64encode(row.astype("<f4").tobytes()).decode()
+            values = base64.b64encode(row.astype(self._dtype).tobytes()).decode()
             lines.append(json.dumps([*sound, values]).encode() + b"\n")
             self.done[sound] = where
             where += len(lines[-1])
         self._append(b"".join(lines))
 
-    def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray[np.float32]]:
+    def rows(self, sounds: Iterable[SoundFile]) -> Iterator[NDArray]:
         """Yields the row [D] of each sound, in order; all of them must be done."""
         with open(self._path, "rb") as file:
             for sound in sounds:
                 file.seek(self.done[sound])
-                yield _parsed(file.readline())[1]
+                yield _parsed(file.readline(), self._dtype)[1]
 
     def close(self) -> None:
         """Releases the file, so that another run may resume from it."""
@@ -134,7 +140,7 @@ class KeptResults:
                 if not line.endswith(b"\n"):
                     break
                 try:
-                    self.done |= {_parsed(line)[0]: where} if where else {}
+                    self.done |= {_parsed(line, self._dtype)[0]: where} if where else {}
                 except (ValueError, TypeError, RecursionError):
                     pass  # the line is corrupt; its sound is scored again
                 where += len(line)
@@ -164,7 +170,7 @@ class KeptResults:
             file.write(content)
 
 
-def _parsed(line: bytes) -> tuple[SoundFile, NDArray[np.float32]]:
+def _parsed(line: bytes, dtype: str) -> tuple[SoundFile, NDArray]:
     name, size, modified_ns, values = json.loads(line)
-    row = np.frombuffer(base64.b64decode(values, validate=True), "<f4")
+    row = np.frombuffer(base64.b64decode(values, validate=True), dtype)
     return SoundFile(name, size, modified_ns), row

@@ -11,6 +11,7 @@ from efficientat_plugin.cli.arguments import (
     add_output,
     add_sounds,
     add_tags,
+    places_of_classes,
     seconds,
     whole_number,
 )
@@ -101,18 +102,23 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.data.labels import likeliest
 
     tagger = tagger_of(arguments)
+    places = places_of_classes(arguments, tagger.labels)
     num_read = 0
     with text_output(arguments.output) as file:
         writer = WINDOW_FORMATS[arguments.format](file, has_windows=True)
         # Else classes that are more probable would split the labels of a track.
         top = None if isinstance(writer, AudacityWriter) else arguments.top
         for path in paths:
-            figure = _new_figure(path, tagger) if arguments.figure else None
+            figure = _new_figure(path, tagger, places) if arguments.figure else None
             num_windows = 0
             for window in _windows(tagger, path, failures, arguments):
                 num_windows += 1
                 tags = likeliest(
-                    tagger.labels, window.probabilities, top, arguments.threshold
+                    tagger.labels,
+                    window.probabilities,
+                    top,
+                    arguments.threshold,
+                    places,
                 )
                 where = (window.start_seconds, window.end_seconds)
                 writer.write(Finding(path, tags, where))
@@ -127,10 +133,12 @@ def run(arguments: argparse.Namespace) -> int:
         return failures.conclude(num_read)
 
 
-def _new_figure(path: Path, tagger: "SoundTagger") -> "ScanFigure":
+def _new_figure(
+    path: Path, tagger: "SoundTagger", places: list[int] | None
+) -> "ScanFigure":
     from efficientat_plugin.cli.figure import ScanFigure
 
-    return ScanFigure(path, tagger)
+    return ScanFigure(path, tagger, places)
 
 
 def _windows(

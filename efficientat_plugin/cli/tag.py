@@ -13,6 +13,7 @@ from efficientat_plugin.cli.arguments import (
     add_output,
     add_sounds,
     add_tags,
+    places_of_classes,
     whole_number,
 )
 from efficientat_plugin.cli.inputs import (
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.load_model import tagger_of
 
     tagger = tagger_of(arguments)
+    arguments.places = places_of_classes(arguments, tagger.labels)
     write = _print if arguments.output is None else _write
     return failures.conclude(write(tagger, paths, failures, arguments))
 
@@ -142,8 +144,8 @@ def _finding(
 ) -> Finding:
     from efficientat_plugin.data.labels import likeliest
 
-    top, threshold = arguments.top, arguments.threshold
-    return Finding(path, likeliest(tagger.labels, probabilities, top, threshold))
+    chosen = (arguments.top, arguments.threshold, arguments.places)
+    return Finding(path, likeliest(tagger.labels, probabilities, *chosen))
 
 
 def decoded_groups(

@@ -1,11 +1,13 @@
 """Maps labels to classes: label tables, AudioSet's classes, multi-hot targets."""
 
 import csv
+import difflib
 import hashlib
 import io
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
@@ -402,11 +404,66 @@ def _is_number(labels: Labels) -> bool:
     return any(text.isdecimal() for text in listed(labels)[:1])
 
 
+def places_of(classes: Iterable[Labels], table: LabelTable) -> list[int]:
+    """Finds classes by their names, in any case, or their ids.
+
+    Arguments
+    ---------
+    classes : iterable
+        Names or ids; or lists, in which a name with commas may be split at them.
+    table : LabelTable
+        The classes of a model.
+
+    Returns
+    -------
+    list of int
+        Their indices in the given order, each once.
+
+    Raises
+    ------
+    ValueError
+        If the model lacks some of them; names similar ones.
+
+    Example
+    -------
+    >>> table = LabelTable(["/m/a", "/m/b"], ["Dog", "Child speech, kid speaking"])
+    >>> places_of(["dog", "/m/b", "Dog"], table)
+    [0, 1]
+    >>> places_of(["Dogs"], table)
+    Traceback (most recent call last):
+    ValueError: the model has no class Dogs; similar to it is Dog
+    """
+    named = table.with_names()
+    found = [named.indices(labels) for labels in classes]
+    if unknown := [label for _, missing in found for label in missing]:
+        raise ValueError(
+            f"the model has no class {some_of(unknown)}; {_similar(unknown, table)}"
+        )
+    return list(dict.fromkeys(index for indices, _ in found for index in indices))
+
+
+def _similar(unknown: Sequence[str], table: LabelTable) -> str:
+    """Names classes whose names resemble those that a model lacks."""
+    names = {_folded(name): name for name in table.names}
+    near: dict[str, None] = {}
+    for text in map(_folded, unknown[:3]):
+        word = re.compile(rf"\b{re.escape(text)}" if text else "$^")
+        alike = difflib.get_close_matches(text, names, n=2)
+        alike += [name for name in names if word.search(name)][:3]
+        near |= dict.fromkeys(names[name] for name in alike)
+    if near:
+        verb = "is" if len(near) == 1 else "are"
+        it = "it" if len(unknown) == 1 else "them"
+        return f"similar to {it} {verb} {some_of(near)}"
+    return f"its {len(table)} classes are {some_of(table.names)}"
+
+
 def likeliest(
     labels: LabelTable,
     probabilities: NDArray[np.float32],
     top_k: int | None,
     threshold: float,
+    places: Sequence[int] | None = None,
 ) -> list[Tag]:
     """Returns the classes of [K] probabilities as tags, the most probable first.
 
@@ -420,6 +477,8 @@ def likeliest(
         Number of tags, at most; None: all.
     threshold : float
         Lowest probability of a tag.
+    places : sequence of int or None
+        Classes that may be returned; None: all.
 
     Returns
     -------
@@ -431,9 +490,11 @@ def likeliest(
     >>> [tag.name for tag in likeliest(labels, np.array([0.25, 0.5]), 2, 0.0)]
     ['B', 'A']
     """
-    order = np.argsort(-probabilities, kind="stable")[:top_k]
+    order = np.argsort(-probabilities, kind="stable")
+    if places is not None:
+        order = order[np.isin(order, places)]
     return [
         Tag(labels.names[k], labels.mids[k], float(probabilities[k]))
-        for k in order
+        for k in order[:top_k]
         if probabilities[k] >= threshold
     ]

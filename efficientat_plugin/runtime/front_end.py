@@ -1,6 +1,6 @@
 """Computes the log-mel of ``features.LogMel`` in evaluation mode, in numpy."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +34,23 @@ class FrontEndSettings(NamedTuple):
         return Framing(self.n_fft, self.win_length, self.hop_length)
 
 
+def mel_of(hertz: Any) -> Any:
+    """Converts frequencies to mel, on Kaldi's scale.
+
+    Example
+    -------
+    >>> round(float(mel_of(1000.0)))
+    1000
+    """
+    return 1127.0 * np.log(1.0 + hertz / 700.0)
+
+
 def mel_bank(settings: FrontEndSettings) -> Array:
     """Computes Kaldi's triangular mel filters: [F, n_fft / 2 + 1].
 
     Each step is in float32, as in torchaudio.
     """
-    low, high = (
-        1127.0 * np.log(1.0 + hertz / 700.0)
-        for hertz in (settings.f_min, settings.f_max)
-    )
+    low, high = mel_of(settings.f_min), mel_of(settings.f_max)
     step = (high - low) / (settings.n_mels + 1)
     band = np.arange(settings.n_mels, dtype=np.float32)[:, None]
     left, centre, right = (

@@ -79,6 +79,7 @@ class Tagger(SoundTagger):
         self.clip_seconds = self.facts.clip_seconds
         self.short_clips = self.facts.short_clips
         self.target = self.facts.target
+        self.takes_only_clips = self.facts.num_frames is not None
         self.min_samples = self.facts.front_end.framing.min_samples
         self._log_mel = LogMel(self.facts.front_end)
 

@@ -1,5 +1,6 @@
 """Detects sound events in files, arrays and streams, independent of the backend."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,6 +27,10 @@ Scores = NDArray[np.float32]
 OVERLAP = 0.2  # of a chunk, with the next one
 # Of models of clips, s. Shorter windows tell times better and classes worse.
 WINDOW_SECONDS, HOP_SECONDS = 2.0, 0.25
+SCORES_CLIPS = (
+    "%s scores clips, not frames, so the times of events come from overlapping windows "
+    "and are less exact; a FrameMN, such as fmn10_tf_256_strong, scores frames"
+)
 
 
 class FrameScorer(Protocol):
@@ -230,6 +235,7 @@ class DetectsEvents:
     min_samples: int
     # Samples from one frame to the next, if the model scores frames; None: clips only
     frame_samples: int | None = None
+    takes_only_clips: bool = False  # and no windows of another length
 
     def frames(
         self,
@@ -253,7 +259,8 @@ class DetectsEvents:
             Sample rate of an array, Hz.
         window_seconds : float or None
             Length of a chunk or window; None: of chunks, that of the clips that the
-            student was trained on; of windows, 2 s or that, if it is shorter.
+            student was trained on; of windows, 2 s or that, if it is shorter or the
+            student takes no other.
         hop_seconds : float or None
             From one chunk or window to the next; None: 0.8 of a chunk; 0.25 s, or at
             most a window.
@@ -371,7 +378,8 @@ class DetectsEvents:
     ) -> FrameScorer:
         if self.frame_samples is None:
             if window_seconds is None:
-                window_seconds = min(WINDOW_SECONDS, self.clip_seconds)
+                longest = math.inf if self.takes_only_clips else WINDOW_SECONDS
+                window_seconds = min(longest, self.clip_seconds)
             if hop_seconds is None:
                 hop_seconds = min(HOP_SECONDS, window_seconds)
             windows = self._cutter(window_seconds, hop_seconds)

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from efficientat_plugin.tagging.detection import SCORES_CLIPS
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,4 @@ class EventDetector(AudioTagger):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.frame_samples is None:
-            logger.warning(
-                "%s scores clips, not frames, so the times of events come from "
-                "overlapping windows and are less exact; a FrameMN, such as "
-                "fmn10_tf_256_strong, scores frames",
-                self.ensemble.members[0].student.describe(),
-            )
+            logger.warning(SCORES_CLIPS, self.ensemble.members[0].student.describe())

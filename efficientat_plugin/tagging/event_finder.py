@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.frame_events import median_filter
-from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.support.plain_text import some_of
+from efficientat_plugin.data.labels import LabelTable, places_of
 
 # One threshold for all classes, or one for each class that is named
 Threshold = float | Mapping[str, float]
@@ -87,7 +86,7 @@ def class_thresholds(options: EventOptions, labels: LabelTable) -> ClassThreshol
     off = on
     if options.off_threshold is not None:
         off = _by_place(options.off_threshold, labels, "off_threshold")
-    places = [*on] if options.classes is None else _places(options.classes, labels)
+    places = [*on] if options.classes is None else places_of(options.classes, labels)
     places = [place for place in places if place in on]
     for place in places:
         if off.setdefault(place, on[place]) > on[place]:
@@ -105,8 +104,11 @@ def class_thresholds(options: EventOptions, labels: LabelTable) -> ClassThreshol
 
 def _by_place(threshold: Threshold, labels: LabelTable, name: str) -> dict[int, float]:
     if isinstance(threshold, Mapping):
-        places = _places([*threshold], labels)
-        found = dict(zip(places, threshold.values(), strict=True))
+        found = {
+            place: value
+            for name_of_class, value in threshold.items()
+            for place in places_of([name_of_class], labels)
+        }
     else:
         found = dict.fromkeys(range(len(labels)), threshold)
     for place, value in found.items():
@@ -116,18 +118,6 @@ def _by_place(threshold: Threshold, labels: LabelTable, name: str) -> dict[int, 
                 "from 0 to 1"
             )
     return found
-
-
-def _places(names: Sequence[str], labels: LabelTable) -> list[int]:
-    table = labels.with_names()
-    found = [table.indices([name]) for name in names]
-    unknown = [name for _, names_left in found for name in names_left]
-    if unknown:
-        raise ValueError(
-            f"the model has no class {some_of(unknown)}; its {len(labels)} classes are "
-            f"{some_of(labels.names)}"
-        )
-    return [place for places, _ in found for place in places]
 
 
 class EventFinder:

@@ -163,6 +163,10 @@ class AudioTagger(SoundTagger, Pretrained):
         self._check_fit()
         self.min_samples: int = self.ensemble.min_samples
         self.frame_samples = self.ensemble.frame_samples
+        self.takes_only_clips = any(
+            "t" in getattr(member.student, "se_dims", "")
+            for member in self.ensemble.members
+        )
         self._fast = FastEnsemble(self.ensemble)
 
     def _check_fit(self) -> None:

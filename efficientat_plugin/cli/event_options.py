@@ -1,0 +1,147 @@
+"""The options that say how scores over time become events."""
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from efficientat_plugin.cli.arguments import (
+    add_classes,
+    duration,
+    places_of_classes,
+    probability,
+    seconds,
+)
+
+if TYPE_CHECKING:
+    from efficientat_plugin.data.labels import LabelTable
+
+NamedThreshold = tuple[str | None, float]  # None: of all classes without a name
+
+
+def add_event_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the fields of `EventOptions`, and the windows that are scored."""
+    group = parser.add_argument_group("what is an event")
+    add_classes(group)
+    for option, text in (
+        (
+            "--threshold",
+            "minimum probability that an event reaches, of all classes or of one: "
+            "either may be given, or both; repeat it for more classes. Without a "
+            "number for all, classes that are not named have no events (default: 0.5)",
+        ),
+        (
+            "--off-threshold",
+            "probability down to which an event lasts on both sides, at most the "
+            "threshold (default: the threshold)",
+        ),
+    ):
+        group.add_argument(
+            option,
+            action="append",
+            type=named_threshold,
+            metavar="P|NAME=P",
+            help=text,
+        )
+    for option, default, text in (
+        ("--median-seconds", 0.36, "length of the median filter over the scores"),
+        ("--min-seconds", 0.0, "leave out shorter events"),
+        ("--max-gap-seconds", 0.0, "merge events of a class across gaps up to this"),
+        ("--max-seconds", None, "do not merge events into a longer one than this"),
+    ):
+        shown_default = "any length" if default is None else f"{default:g} s"
+        group.add_argument(
+            option,
+            type=duration,
+            default=default,
+            metavar="S",
+            help=f"{text} (default: {shown_default})",
+        )
+    group = parser.add_argument_group("what is scored at a time")
+    group.add_argument(
+        "--window-seconds",
+        type=seconds,
+        metavar="S",
+        help="length of the pieces of a sound (default: that of the clips the model "
+        "was trained on; of a model that scores clips and not frames, 2 s)",
+    )
+    group.add_argument(
+        "--hop-seconds",
+        type=seconds,
+        metavar="S",
+        help="time between the starts of pieces, at most their length (default: 0.8 "
+        "of it; of a model that scores clips, 0.25 s, to which it tells times)",
+    )
+
+
+def named_threshold(text: str) -> NamedThreshold:
+    """Parses a probability, or that of a class.
+
+    Example
+    -------
+    >>> named_threshold("0.3"), named_threshold("Dog=0.2")
+    ((None, 0.3), ('Dog', 0.2))
+    """
+    name, sign, number = text.rpartition("=")
+    if sign and not name.strip():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given; give NAME=PROBABILITY or a probability"
+        )
+    return name.strip() or None, probability(number)
+
+
+def event_options_of(
+    arguments: argparse.Namespace, labels: "LabelTable"
+) -> dict[str, Any]:
+    """Returns the options as arguments of ``SoundTagger.event_stream``.
+
+    They are JSON; classes are given by their ids.
+
+    Raises
+    ------
+    ValueError
+        For classes that the model lacks, or that have no threshold.
+    """
+    places = places_of_classes(arguments, labels)
+    threshold = _by_id(arguments.threshold or [(None, 0.5)], labels)
+    off_threshold = _by_id(arguments.off_threshold or [], labels)
+    if places is not None and isinstance(threshold, dict):
+        for place in places:
+            if labels.mids[place] not in threshold:
+                name = labels.names[place]
+                raise ValueError(
+                    f"the class {name} has no threshold; give --threshold '{name}=P', "
+                    "or --threshold P for all classes that have none of their own"
+                )
+    options = {
+        name: getattr(arguments, name)
+        for name in (
+            *("median_seconds", "min_seconds", "max_gap_seconds", "max_seconds"),
+            *("window_seconds", "hop_seconds"),
+        )
+        if getattr(arguments, name) is not None
+    }
+    if places is not None:
+        options["classes"] = [labels.mids[place] for place in sorted(places)]
+    if off_threshold is not None:
+        options["off_threshold"] = off_threshold
+    return options | {"threshold": threshold}
+
+
+def _by_id(
+    given: Iterable[NamedThreshold], labels: "LabelTable"
+) -> float | dict[str, float] | None:
+    """Returns one threshold, or those by class id; None if none is given."""
+    from efficientat_plugin.data.labels import places_of
+
+    of_all, by_place = None, {}
+    for name, value in given:
+        if name is None:
+            of_all = value
+        else:
+            # Commas belong to the name, as there is one number
+            by_place |= dict.fromkeys(places_of([name], labels), value)
+    if not by_place:
+        return of_all
+    if of_all is not None:
+        by_place = dict.fromkeys(range(len(labels)), of_all) | by_place
+    return {labels.mids[place]: by_place[place] for place in sorted(by_place)}
