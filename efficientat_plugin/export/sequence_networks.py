@@ -265,8 +265,10 @@ def _causal(graph: Graph, value: str, conv: CausalConvolution, name: str) -> str
 
 @add_layer.register
 def _gru(layer: BidirectionalGRU, graph: Graph, frames: str, name: str) -> str:
+    """Adds GRUs in float32: ONNX Runtime 1.31 crashes on those in float16."""
     hidden = layer.gru.hidden_size
-    value = graph.op("Transpose", frames, perm=[1, 0, 2])  # [T', B, C]
+    value = graph.in_float32(frames)
+    value = graph.op("Transpose", value, perm=[1, 0, 2])  # [T', B, C]
     for number in range(layer.gru.num_layers):
 
         def both(kind: str, number: int = number) -> Array:
@@ -278,11 +280,11 @@ def _gru(layer: BidirectionalGRU, graph: Graph, frames: str, name: str) -> str:
                 found.append(np.concatenate([update, reset, new]))
             return np.stack(found)
 
-        def weight(kind: str, number: int = number, value: Array | None = None) -> str:
+        def weight(kind: str, number: int = number) -> str:
             found = both(kind, number)
             rows = found.reshape(-1, found.shape[2])
             stored = graph.weight(rows, f"{name}.gru.{kind}_l{number}")
-            return graph.reshape(stored, *found.shape)
+            return graph.reshape(graph.in_float32(stored), *found.shape)
 
         bias = np.concatenate([both("bias_ih"), both("bias_hh")], axis=1)
         value = graph.op(
@@ -290,7 +292,7 @@ def _gru(layer: BidirectionalGRU, graph: Graph, frames: str, name: str) -> str:
             value,
             weight("weight_ih"),
             weight("weight_hh"),
-            graph.numbers(bias),
+            graph.in_float32(graph.numbers(bias)),
             name=f"{name}.gru.{number}",
             hidden_size=hidden,
             direction="bidirectional",
@@ -298,7 +300,7 @@ def _gru(layer: BidirectionalGRU, graph: Graph, frames: str, name: str) -> str:
         )  # [T', 2, B, D / 2]
         value = graph.op("Transpose", value, perm=[0, 2, 1, 3])
         value = graph.reshape(value, 0, 0, 2 * hidden)
-    return graph.op("Transpose", value, perm=[1, 0, 2])
+    return graph.in_precision(graph.op("Transpose", value, perm=[1, 0, 2]))
 
 
 @add_layer.register
