@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,7 +174,7 @@ def worst_of(parities: Sequence[Parity]) -> Parity:
     >>> worst_of([one, one._replace(logits_decibels=float("nan"))]).logits_decibels
     nan
     """
-    worst = {}
+    worst: dict[str, Any] = {}
     for name in MEASURES:
         values = [getattr(each, name) for each in parities]
         if values[0] is not None:
