@@ -50,6 +50,8 @@ def _exported_lines(tagger: "Tagger") -> list[str]:
     front_end, frames = facts.front_end, "any number of"
     if facts.num_frames is not None:
         frames = f"only {facts.num_frames}"
+    elif facts.max_frames is not None:
+        frames = f"at most {facts.max_frames}"
     begins = "the waveform" if facts.has_front_end else "the log-mel"
     found = {
         "student": facts.student,
@@ -59,6 +61,9 @@ def _exported_lines(tagger: "Tagger") -> list[str]:
         "front end": front_end_text(front_end),
         "clip": f"{facts.clip_seconds:g} s; it takes {frames} mel frames",
     }
+    if facts.frame_samples is not None:
+        milliseconds = 1000 * facts.frame_samples / front_end.sample_rate
+        found["events"] = f"scored every {milliseconds:g} ms"
     return _aligned({name: shown(text) for name, text in found.items()})
 
 

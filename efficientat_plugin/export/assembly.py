@@ -3,18 +3,22 @@
 import numpy as np
 import onnx
 
+from efficientat_plugin.export.frame_networks import add_frame_student
 from efficientat_plugin.export.graph import Graph, Levels
 from efficientat_plugin.export.log_mel import add_log_mel, front_end_settings
 from efficientat_plugin.export.networks import add_student
 from efficientat_plugin.export.source import Source
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
+    FRAME_LOGITS,
     LOG_MEL,
     LOGITS,
     PROBABILITIES,
     WAVEFORM,
     ModelFacts,
 )
+from efficientat_plugin.students.frame_student import FrameStudent
+from efficientat_plugin.students.student import Student
 
 OLDEST_OPSET = 18  # from then on, ReduceMean takes its axes as an input
 
@@ -44,9 +48,8 @@ def build_model(
     Graph, onnx.ModelProto
     """
     student, log_mel = source.model.student, source.log_mel
-    is_half = precision == "fp16"
     graph = Graph(
-        np.float16 if is_half else np.float32,
+        np.float16 if precision == "fp16" else np.float32,
         stores_int8=precision.startswith("int8"),
         levels=levels,
     )
@@ -57,18 +60,7 @@ def build_model(
     else:
         inputs = {LOG_MEL: ["batch", log_mel.n_mels, frames]}
         value = LOG_MEL
-    if is_half:
-        value = graph.op("Cast", value, to=onnx.TensorProto.FLOAT16)
-    logits, embedding = add_student(graph, value, student, log_mel.n_mels)
-    if is_half:
-        logits = graph.op("Cast", logits, to=onnx.TensorProto.FLOAT)
-        embedding = graph.op("Cast", embedding, to=onnx.TensorProto.FLOAT)
-    graph.rename(logits, LOGITS)
-    graph.rename(embedding, EMBEDDING)
-    outputs: dict[str, list[str | int]] = {
-        LOGITS: ["batch", student.num_classes],
-        EMBEDDING: ["batch", student.stages()[-1][1].num_features],  # type: ignore[index]
-    }
+    outputs = _add_network(graph, graph.in_precision(value), student, log_mel.n_mels)
     if front_end == "in":
         if source.model.target == "multilabel":
             probabilities = graph.op("Sigmoid", LOGITS)
@@ -78,6 +70,31 @@ def build_model(
         outputs = {PROBABILITIES: outputs[LOGITS], **outputs}
     texts = facts_of(source, precision, front_end).as_texts()
     return graph, graph.model(inputs, outputs, texts, opset)
+
+
+def _add_network(
+    graph: Graph, log_mel: str, student: Student, n_mels: int
+) -> dict[str, list[str | int]]:
+    """Adds the student; returns the shapes of the outputs by name."""
+    outputs: dict[str, list[str | int]]
+    values: tuple[str, ...]
+    if isinstance(student, FrameStudent):
+        values = add_frame_student(graph, log_mel, student)
+        channels = student.class_layer().in_features
+        outputs = {
+            LOGITS: ["batch", student.num_weak_classes],
+            EMBEDDING: ["batch", "student_frames", channels],
+            FRAME_LOGITS: ["batch", "student_frames", student.num_classes],
+        }
+    else:
+        values = add_student(graph, log_mel, student, n_mels)
+        outputs = {
+            LOGITS: ["batch", student.num_classes],
+            EMBEDDING: ["batch", student.stages()[-1][1].num_features],  # type: ignore[index]
+        }
+    for value, name in zip(values, outputs, strict=True):
+        graph.rename(graph.in_float32(value), name)
+    return outputs
 
 
 def facts_of(source: Source, precision: str, front_end: str) -> ModelFacts:
@@ -95,4 +112,6 @@ def facts_of(source: Source, precision: str, front_end: str) -> ModelFacts:
         has_front_end=front_end == "in",
         num_frames=source.num_frames,
         precision=precision,
+        frame_samples=source.frame_samples,
+        max_frames=source.max_frames,
     )

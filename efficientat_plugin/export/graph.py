@@ -175,6 +175,29 @@ class Graph:
             name=name,
         )
 
+    def linear(
+        self, value: str, weight: NDArray, bias: NDArray | None, name: str
+    ) -> str:
+        """Adds a linear layer over the last of any axes: [..., inputs] -> outputs."""
+        rows = self.weight(weight, f"{name}.weight")
+        columns = self.op("Transpose", rows, perm=[1, 0])
+        product = self.op("MatMul", value, columns, name=name)
+        if bias is None:
+            return product
+        return self.op("Add", product, self.numbers(bias, f"{name}.bias"))
+
+    def in_float32(self, value: str, is_integer: bool = False) -> str:
+        """Converts a value of the network, or an integer, to float32."""
+        if self.dtype is np.float32 and not is_integer:
+            return value
+        return self.op("Cast", value, to=TensorProto.FLOAT)
+
+    def in_precision(self, value: str) -> str:
+        """Converts a float32 value to the network's precision."""
+        if self.dtype is np.float32:
+            return value
+        return self.op("Cast", value, to=TensorProto.FLOAT16)
+
     def conv(
         self,
         value: str,

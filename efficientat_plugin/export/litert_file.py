@@ -81,6 +81,10 @@ def export_litert(
     path = Path(path)
     check_path(path, ".tflite")
     found = find_source(source, labels, savedir, **stated)
+    if found.frame_samples is not None:
+        raise ValueError(
+            f"{source} scores frames, which LiteRT files do not; export it to ONNX"
+        )
     converted = _converted(found)
     parity = _checked(converted, found)
     with written_together(path) as folder:

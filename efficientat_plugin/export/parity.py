@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,13 @@ from efficientat_plugin.export.comparison_clips import read_clips, spread, synth
 from efficientat_plugin.export.source import Source
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
+    FRAME_LOGITS,
     LOGITS,
+    OUTPUTS,
     PROBABILITIES,
 )
 from efficientat_plugin.runtime.sessions import installed_backends
-from efficientat_plugin.runtime.tagger import Tagger
+from efficientat_plugin.runtime.tagger import Tagger, as_probabilities
 
 Array = NDArray[np.float32]
 
@@ -27,7 +29,13 @@ LIMITS = {
     "int8_weights": (1.0, 15.0),
     "int8": (1.0, 10.0),
 }
+# A frame's probability is no average over the clip, so it varies more.
+FRAME_LIMITS = {"fp32": 1e-4, "fp16": 5e-2, "int8_weights": 1.0, "int8": 1.0}
 MAX_SOUNDS, BATCH_SIZE = 32, 8
+# What is measured: the worst of an error is the largest, of the others the smallest
+ERRORS = ("probability_error", "frame_error")
+DECIBELS = ("logits_decibels", "embedding_decibels", "frame_decibels")
+MEASURES = (*ERRORS, *DECIBELS, "same_top_class")
 
 
 class Parity(NamedTuple):
@@ -39,13 +47,21 @@ class Parity(NamedTuple):
     same_top_class: float  # share of the sounds
     num_sounds: int
     backends: tuple[str, ...]
+    # Of models that score frames: the same of their probabilities and logits
+    frame_error: float | None = None
+    frame_decibels: float | None = None
 
     def __str__(self) -> str:
+        of_frames = ""
+        if self.frame_error is not None:
+            of_frames = (
+                f"of frames {self.frame_error:.1e} and {self.frame_decibels:.0f} dB, "
+            )
         return (
             f"maximum error of a probability {self.probability_error:.1e}, "
             f"signal-to-error ratio {self.logits_decibels:.0f} dB (logits) and "
-            f"{self.embedding_decibels:.0f} dB (embedding), same top class in "
-            f"{self.same_top_class:.0%} of {self.num_sounds} sounds, in "
+            f"{self.embedding_decibels:.0f} dB (embedding), {of_frames}same top class "
+            f"in {self.same_top_class:.0%} of {self.num_sounds} sounds, in "
             f"{' and '.join(self.backends)}"
         )
 
@@ -83,14 +99,14 @@ def check_parity(
     for backend in backends:
         tagger = Tagger(content, backend)
         outputs = [tagger.outputs(waveforms) for waveforms in batches]
-        found.append(compared(expected, outputs))
+        found.append(compared(expected, outputs, source.model.target))
     worst = worst_of(found)._replace(backends=tuple(backends))
     judge(worst, precision, source.name)
     return worst
 
 
 def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
-    """Yields clips of the training length, alone and batched; and a shorter one."""
+    """Yields clips of the training length, alone and batched; and other lengths."""
     rate, num_samples = source.log_mel.sample_rate, source.clip_samples
     if sounds:
         clips = read_clips(source, spread(sounds, MAX_SOUNDS))
@@ -101,22 +117,42 @@ def _batches(source: Source, sounds: Sequence[str | Path]) -> Iterator[Array]:
         yield np.stack(clips[start : start + BATCH_SIZE])
     if source.num_frames is None:  # not a whole number of hops
         yield clips[0][None, : max(num_samples // 3 + 1, source.min_samples)]
+    longer = np.concatenate([*clips[:2], clips[0][: num_samples // 3 + 1]])
+    if source.frame_samples is not None and fits(source, len(longer)):
+        yield longer[None]
+
+
+def fits(source: Source, num_samples: int) -> bool:
+    """Whether the student takes a sound of so many samples."""
+    most = source.max_frames
+    return most is None or source.log_mel.num_frames(num_samples) <= most
 
 
 def compared(
-    expected: Sequence[dict[str, Array]], found: Sequence[dict[str, Array]]
+    expected: Sequence[dict[str, Array]],
+    found: Sequence[dict[str, Array]],
+    target: str = "multilabel",
 ) -> Parity:
     """Compares two lists of results, over all batches."""
+    names = [name for name in OUTPUTS if name in expected[0]]
 
     def joined(batches: Sequence[dict[str, Array]], name: str) -> Array:
-        return np.concatenate([batch[name] for batch in batches]).astype(np.float64)
+        # Frames of all clips one after another, as their numbers differ
+        rows = [batch[name].reshape(-1, batch[name].shape[-1]) for batch in batches]
+        return np.concatenate(rows).astype(np.float64)
 
     wanted, given = (
-        {name: joined(batches, name) for name in (LOGITS, EMBEDDING, PROBABILITIES)}
-        for batches in (expected, found)
+        {name: joined(batches, name) for name in names} for batches in (expected, found)
     )
     error = {name: given[name] - wanted[name] for name in wanted}
     tops = wanted[LOGITS].argmax(axis=1) == given[LOGITS].argmax(axis=1)
+    frame_error = frame_decibels = None
+    if FRAME_LOGITS in names:
+        scores = [
+            as_probabilities(each[FRAME_LOGITS], target) for each in (wanted, given)
+        ]
+        frame_error = float(np.abs(scores[1] - scores[0]).max())
+        frame_decibels = _decibels(wanted[FRAME_LOGITS], error[FRAME_LOGITS])
     return Parity(
         float(np.abs(error[PROBABILITIES]).max()),
         _decibels(wanted[LOGITS], error[LOGITS]),
@@ -124,6 +160,8 @@ def compared(
         float(tops.mean()),
         len(tops),
         (),
+        frame_error,
+        frame_decibels,
     )
 
 
@@ -136,15 +174,13 @@ def worst_of(parities: Sequence[Parity]) -> Parity:
     >>> worst_of([one, one._replace(logits_decibels=float("nan"))]).logits_decibels
     nan
     """
-    # Unlike Python's own min and max, NumPy's always return a NaN.
-    return parities[0]._replace(
-        probability_error=float(np.max([each.probability_error for each in parities])),
-        logits_decibels=float(np.min([each.logits_decibels for each in parities])),
-        embedding_decibels=float(
-            np.min([each.embedding_decibels for each in parities])
-        ),
-        same_top_class=float(np.min([each.same_top_class for each in parities])),
-    )
+    worst: dict[str, Any] = {}
+    for name in MEASURES:
+        values = [getattr(each, name) for each in parities]
+        if values[0] is not None:
+            # Unlike Python's own min and max, NumPy's always return a NaN.
+            worst[name] = float((np.max if name in ERRORS else np.min)(values))
+    return parities[0]._replace(**worst)
 
 
 def _decibels(signal: NDArray, error: NDArray) -> float:
@@ -155,8 +191,12 @@ def _decibels(signal: NDArray, error: NDArray) -> float:
 def judge(parity: Parity, precision: str, name: str) -> None:
     """Raises a ``ValueError`` if the difference exceeds the limits."""
     most, least = LIMITS[precision]
-    decibels = min(parity.logits_decibels, parity.embedding_decibels)
-    if not (parity.probability_error <= most and decibels >= least):  # nor NaN
+    decibels = [getattr(parity, name) for name in DECIBELS]
+    is_close = [parity.probability_error <= most]  # not NaN either
+    is_close += [each >= least for each in decibels if each is not None]
+    if parity.frame_error is not None:
+        is_close.append(parity.frame_error <= FRAME_LIMITS[precision])
+    if not all(is_close):
         raise ValueError(
             f"{name} in {precision} differs from PyTorch ({parity}; the limits are "
             f"{most:g} and {least:g} dB), so nothing was written; "

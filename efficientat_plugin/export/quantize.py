@@ -9,7 +9,8 @@ All experiments are in docs/results.md. This is what worked:
   al., "Data-Free Quantization", ICCV 2019, section 4.2);
 - the stem and the first two blocks stay in float32: their few channels carry all the
   information, and they have few weights;
-- so do squeeze-excite, heads and activations, which have few operations.
+- so do squeeze-excite, heads and activations, which have few operations, and sequence
+  models.
 """
 
 import re
@@ -27,6 +28,7 @@ from efficientat_plugin.export.comparison_clips import read_clips, spread
 from efficientat_plugin.export.graph import Levels, Range, Site
 from efficientat_plugin.export.source import Source
 from efficientat_plugin.runtime.model_file import LOG_MEL
+from efficientat_plugin.students.frame_passt import FramePaSST
 
 MAX_CLIPS = 128
 VALUES_OF_A_CLIP = 4096  # drawn at each place in the graph
@@ -126,6 +128,11 @@ def observe(source: Source, sounds: Sequence[str | Path]) -> Observations:
     import onnxruntime
 
     clips = read_clips(source, spread(sounds, MAX_CLIPS))
+    if isinstance(source.model.student, FramePaSST):
+        raise ValueError(
+            f"{source.name} is a transformer, which int8 does not compute here; choose "
+            "int8_weights or fp16"
+        )
     graph, model = build_model(source, "fp32", "out", OLDEST_OPSET)
     places = sorted({place for site in graph.sites for place in site[1:3]})
     for place in places:

@@ -9,19 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS
+from efficientat_plugin.contracts import SHORT_CLIPS, TARGETS, FrameOutput
 from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.export.frame_networks import most_frames
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.card import TrainedModel
 from efficientat_plugin.pretrained.description import describe
 from efficientat_plugin.pretrained.folder import load_trained_model
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
+    FRAME_LOGITS,
     LOG_MEL,
     LOGITS,
     PROBABILITIES,
 )
 from efficientat_plugin.students.dymn import DyMN
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.mn import MN
 
 
@@ -42,6 +45,19 @@ class Source(NamedTuple):
         return None
 
     @property
+    def max_frames(self) -> int | None:
+        """T of the longest log-mel that the student takes, if it is limited."""
+        return most_frames(self.model.student)
+
+    @property
+    def frame_samples(self) -> int | None:
+        """Samples from one frame of scores to the next, if the student has them."""
+        student = self.model.student
+        if not isinstance(student, FrameStudent):
+            return None
+        return student.frame_stride * self.log_mel.hop_length
+
+    @property
     def min_samples(self) -> int:
         """The shortest sound, in samples, that the front end takes."""
         return self.log_mel.n_fft // 2 + 2
@@ -52,10 +68,14 @@ class Source(NamedTuple):
         return round(self.model.clip_seconds * self.log_mel.sample_rate)
 
     def outputs(self, waveforms: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """Computes log-mel, logits, embedding, probabilities of [B, N] in PyTorch."""
+        """Computes what files compute of [B, N], and the log-mel, in PyTorch."""
+        frames = {}
         with torch.inference_mode():
             log_mel = self.log_mel(torch.from_numpy(waveforms))
-            logits, embedding = self.model.student(log_mel.unsqueeze(1))
+            found = self.model.student(log_mel.unsqueeze(1))
+        logits, embedding = found.logits, found.embedding
+        if isinstance(found, FrameOutput):
+            frames = {FRAME_LOGITS: found.strong.transpose(1, 2).numpy()}
         is_multilabel = self.model.target == "multilabel"
         probabilities = logits.sigmoid() if is_multilabel else logits.softmax(dim=1)
         return {
@@ -63,6 +83,7 @@ class Source(NamedTuple):
             LOGITS: logits.numpy(),
             EMBEDDING: embedding.numpy(),
             PROBABILITIES: probabilities.numpy(),
+            **frames,
         }
 
 
@@ -103,10 +124,10 @@ def find_source(
     if known.yaml is not None and labels is not None:
         raise ValueError(f"{source} has its labels; leave out labels")
     model = load_trained_model(source, labels, savedir, **stated)
-    if not isinstance(model.student, MN | DyMN):
+    if not isinstance(model.student, MN | DyMN | FrameStudent):
         raise ValueError(
             f"{source} is a {model.student.describe()}, but only an MN or a DyMN can "
-            "be exported"
+            "be exported, and for events a FrameMN or a FramePaSST"
         )
     log_mel = LogMel(**model.student.front_end).eval()
     sha256 = hashlib.sha256(known.path.read_bytes()).hexdigest()
@@ -116,6 +137,11 @@ def find_source(
     if found.num_frames not in (None, frames):
         raise ValueError(
             f"{source} takes {found.num_frames} frames only, but its clips of "
+            f"{model.clip_seconds:g} s have {frames}; correct its clip_seconds"
+        )
+    if found.max_frames is not None and frames > found.max_frames:
+        raise ValueError(
+            f"{source} takes at most {found.max_frames} frames, but its clips of "
             f"{model.clip_seconds:g} s have {frames}; correct its clip_seconds"
         )
     return found

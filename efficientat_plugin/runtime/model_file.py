@@ -16,7 +16,9 @@ MAX_SIZE = 1 << 16  # of mel bands, and samples per frame
 # Inputs and outputs of the graphs
 WAVEFORM, LOG_MEL = "waveform", "log_mel"
 PROBABILITIES, LOGITS, EMBEDDING = "probabilities", "logits", "embedding"
-INPUTS, OUTPUTS = (WAVEFORM, LOG_MEL), (PROBABILITIES, LOGITS, EMBEDDING)
+FRAME_LOGITS = "frame_logits"  # of models that score frames
+INPUTS = WAVEFORM, LOG_MEL
+OUTPUTS = PROBABILITIES, LOGITS, EMBEDDING, FRAME_LOGITS
 
 
 class ModelFacts(NamedTuple):
@@ -33,6 +35,9 @@ class ModelFacts(NamedTuple):
     has_front_end: bool  # waveform to probabilities; else log-mel to logits
     num_frames: int | None  # T, if the student takes only this number
     precision: str
+    # Samples from one frame of scores to the next; None: the student scores clips only
+    frame_samples: int | None = None
+    max_frames: int | None = None  # T, if the student takes no more
 
     def as_texts(self) -> dict[str, str]:
         """Converts the facts to file metadata: a JSON text by name."""
@@ -79,7 +84,9 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
         )
     try:
         content = {
-            name: json.loads(texts[name]) for name in (*ModelFacts._fields, "mids")
+            name: json.loads(texts[name])
+            for name in (*ModelFacts._fields, "mids")
+            if name in texts or name not in ModelFacts._field_defaults  # older files
         }
         content["labels"] = LabelTable(content.pop("mids"), content["labels"])
         content["front_end"] = FrontEndSettings(**content["front_end"])
@@ -95,8 +102,10 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
                 f"clip_seconds={facts.clip_seconds!r} must be from {shortest:.3g} to "
                 f"{MAX_WINDOW_SECONDS}"
             )
-        if facts.num_frames is not None and not facts.num_frames > 0:
-            raise ValueError(f"num_frames={facts.num_frames!r}")
+        for name in ("num_frames", "frame_samples", "max_frames"):
+            number = getattr(facts, name)
+            if number is not None and not (type(number) is int and number > 0):
+                raise ValueError(f"{name}={number!r}")
         return facts
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from efficientat_plugin.runtime.front_end import LogMel
 from efficientat_plugin.runtime.model_file import (
     EMBEDDING,
+    FRAME_LOGITS,
     INPUTS,
     LOGITS,
     OUTPUTS,
@@ -18,7 +19,7 @@ from efficientat_plugin.runtime.model_file import (
     ModelFacts,
     read_facts,
 )
-from efficientat_plugin.runtime.sessions import Session, open_session
+from efficientat_plugin.runtime.sessions import OpenVinoSession, Session, open_session
 from efficientat_plugin.support.files import sha256_of
 from efficientat_plugin.tagging.base import Model, SoundTagger
 from efficientat_plugin.tagging.overlap import window_log_mels
@@ -81,14 +82,24 @@ class Tagger(SoundTagger):
         self.target = self.facts.target
         self.takes_only_clips = self.facts.num_frames is not None
         self.min_samples = self.facts.front_end.framing.min_samples
+        self.frame_samples = self.facts.frame_samples
         self._log_mel = LogMel(self.facts.front_end)
+        if self.frame_samples and isinstance(self._session, OpenVinoSession):
+            # OpenVINO 2026.4 compiles attention at its first use. If it is of a single
+            # frame then, all later results are wrong.
+            frames = max(2 * self.frame_samples, self.min_samples)
+            self.outputs(np.zeros((1, frames), np.float32))
 
     def score(self, waveforms: "NDArray | Tensor") -> Array:
         """Computes the probabilities of clips of one length: [B, N] -> [B, K]."""
         return self.outputs(waveforms)[PROBABILITIES]
 
     def outputs(self, waveforms: "NDArray | Tensor") -> dict[str, Array]:
-        """Computes "probabilities", "logits" and "embedding" of waveforms [B, N]."""
+        """Computes all outputs of waveforms [B, N], by name.
+
+        They are "probabilities" and "logits" [B, K] and "embedding" [B, D]; of a model
+        that scores frames "embedding" [B, T', D] and "frame_logits" [B, T', K].
+        """
         waveforms = clips_of(waveforms)
         self._check_length(waveforms.shape[1])
         if self.facts.has_front_end:
@@ -117,8 +128,22 @@ class Tagger(SoundTagger):
     def _log_mels(self, waveforms: Array) -> Array:
         return self._log_mel(waveforms)
 
+    def _score_frames(self, waveforms: Array) -> Array:
+        logits = self.outputs(waveforms)[FRAME_LOGITS]
+        assert self.frame_samples is not None
+        expected = -(-waveforms.shape[1] // self.frame_samples)
+        if logits.shape[1] != expected:
+            raise ValueError(
+                f"the model computes {logits.shape[1]} frames of "
+                f"{waveforms.shape[1]} samples, but its metadata say {expected}; "
+                "export it again"
+            )
+        return as_probabilities(logits, self.target)
+
     def _embeddings(self) -> Model:  # type: ignore[override]
-        return lambda waveforms: self.outputs(waveforms)[EMBEDDING]
+        if self.frame_samples is None:
+            return lambda waveforms: self.outputs(waveforms)[EMBEDDING]
+        return lambda waveforms: self.outputs(waveforms)[EMBEDDING].mean(axis=1)
 
     def _score_overlapping(self, sound: Array, window: int, hop: int) -> Array:
         if self.facts.has_front_end:
@@ -144,7 +169,8 @@ class Tagger(SoundTagger):
         session, labels = self._session, self.facts.labels
         place = 0 if self.facts.has_front_end else 1
         found = described(session.inputs, session.outputs, session.num_classes)
-        stated = described(INPUTS[place : place + 1], OUTPUTS[place:], len(labels))
+        outputs = OUTPUTS[place:] if self.facts.frame_samples else OUTPUTS[place:-1]
+        stated = described(INPUTS[place : place + 1], outputs, len(labels))
         if found != stated:
             raise ValueError(
                 f"{origin} has a graph from {found}, but its metadata say {stated}; "
@@ -165,10 +191,17 @@ class Tagger(SoundTagger):
                 f"{needed} frames of {hop} samples, {needed * hop / self.sample_rate:g}"
                 " s; leave window_seconds out"
             )
+        most = self.facts.max_frames
+        if most and self.facts.front_end.framing.num_frames(num_samples) > most:
+            raise ValueError(
+                f"{num_samples} samples were given, but this model takes at most "
+                f"{most} frames of {hop} samples, {most * hop / self.sample_rate:g} s; "
+                "give shorter windows"
+            )
 
 
 def as_probabilities(logits: Array, target: str) -> Array:
-    """Converts logits [B, K] by sigmoid if "multilabel", else by softmax.
+    """Converts logits [..., K] by sigmoid if "multilabel", else by softmax.
 
     Example
     -------
@@ -178,5 +211,5 @@ def as_probabilities(logits: Array, target: str) -> Array:
     if target == "multilabel":
         odds: Array = np.exp(-np.clip(logits, -80, None))
         return np.reciprocal(1 + odds)
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

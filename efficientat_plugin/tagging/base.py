@@ -150,7 +150,8 @@ class SoundTagger(DetectsEvents):
         """Computes the embedding [D] of a sound, for search and probes.
 
         With torch, the embeddings of an ensemble's members are concatenated. An
-        exported model has one embedding: the average over the maps before the head.
+        exported model has one embedding: the average over the maps before the head,
+        or over the frames.
 
         Arguments
         ---------
