@@ -9,14 +9,25 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from efficientat_plugin import (
+    FrameMN,
+    FrameShift,
+    LogMel,
+    Mixup,
     SoundscapeOptions,
+    frame_targets,
     make_soundscapes,
+    prepare_for_short_run,
     read_events,
     read_table,
+    segment_scores,
 )
+from efficientat_plugin.contracts import SoftTarget
 from efficientat_plugin.data import soundscapes
+from efficientat_plugin.data.decoding import decode
+from efficientat_plugin.data.frame_mixing import shift_frames, shifted
 from efficientat_plugin.data.sound_files import UnreadableClip
 from efficientat_plugin.data.soundscape_mixing import mix_soundscape
 from efficientat_plugin.data.soundscape_sources import (
@@ -407,3 +418,46 @@ def test_a_side_without_recordings_is_refused(recordings, tmp_path):
         ValueError, match="the sounds have no usable recordings for test"
     ):
         make_soundscapes(tmp_path / "scapes", 20, given, **SHORT)
+
+
+# -------------------------------------------------------------------------- learning
+@pytest.mark.slow
+@pytest.mark.parametrize("labels_follow", [True, False])
+def test_a_student_learns_events_if_labels_follow_the_shifts(
+    labels_follow, recordings, tmp_path
+):
+    """It fits a handful of soundscapes, from the files to F-scores."""
+    options = {"clip_seconds": 2.0, "sample_rate": RATE, "event_seconds": (0.3, 0.6)}
+    options |= {"snr_db": (20.0, 30.0), "events_per_clip": (1, 2)}
+    folder = tmp_path / "scapes"
+    make_soundscapes(folder, 12, recordings, valid_share=0, test_share=0, **options)
+    classes = sorted(PITCHES)
+    events = read_events(folder / "events" / "train.tsv").events
+    waveforms = [decode(folder / f"{clip}.flac", RATE, 2 * RATE) for clip in events]
+    targets = [frame_targets(each, classes, 50) for each in events.values()]
+    targets = torch.from_numpy(np.stack(targets))
+    log_mel = LogMel(RATE, 64, 400, 160, 512, f_max=7000.0).eval()
+    log_mels = log_mel(torch.from_numpy(np.stack(waveforms)))
+    torch.manual_seed(0)
+    student = FrameMN(len(classes), width=0.1, dropout=0.0)
+    prepare_for_short_run(student, prior=0.1, batch_norm_momentum=0.5)
+    optimizer = torch.optim.Adam(student.parameters(), lr=0.005)
+    frame_shift, mixup = FrameShift(80), Mixup(0.2, probability=0.3, keep_larger=False)
+    for _ in range(100):
+        shift = frame_shift.draw(len(log_mels))
+        labels = shift_frames(targets, shift) if labels_follow else targets
+        mixed, mix = mixup(shifted(log_mels, shift))
+        labels = SoftTarget(labels, torch.ones(len(labels))).followed(mix).scores
+        strong = student(mixed[:, None]).strong
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(strong, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        strong = student.eval()(log_mels[:, None]).strong.sigmoid()
+    scores = dict(zip(events, strong.transpose(1, 2).numpy(), strict=True))
+    durations = dict.fromkeys(events, 2.0)
+    found = segment_scores(
+        scores, events, durations, classes, threshold=0.5, segment_seconds=0.2
+    )
+    assert found.micro > 0.8 if labels_follow else found.micro < 0.5
