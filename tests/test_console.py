@@ -63,6 +63,9 @@ def _options(recipe, place, output):
         return folder | {"folder": output, "num_proc": 1, "codec": "int16"}
     if recipe == "make_transfer_set":
         return audioset | {"split": "clips", "folder": output, "num_clips": 2}
+    if recipe == "make_soundscapes":
+        sounds = {"sounds": "sounds", "form": "class_folders"}
+        return sounds | {"folder": output, "number": 4}
     assert recipe == "dump_teacher_logits"
     more = {"split": "clips", "teachers": "small.pt", "store": output}
     more |= {"teacher_options": "{n_mels: 128, hop_length: 320}", "num_workers": 0}
@@ -75,6 +78,7 @@ EXPECTED = {
     "quickstart": ("audioset_kd", ABSENT),
     "prepare_data": ("prepare_data", OUTSIDE),
     "make_transfer_set": ("make_transfer_set", ABSENT),
+    "soundscapes": ("make_soundscapes", OUTSIDE),
     "dump_teacher_logits": ("dump_teacher_logits", ABSENT),
 }
 

@@ -82,6 +82,7 @@ def test_what_is_no_yaml_is_refused_in_a_sentence(content, message, tmp_path):
         ("prepare_data", "finetune"),
         ("dump_teacher_logits", "finetune"),
         ("make_transfer_set", "finetune"),
+        ("make_soundscapes", "finetune"),
         ("finetune", "flat"),
     ],
 )
@@ -117,7 +118,7 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, str(DISTIL)])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(REPOSITORY / "recipes" / f"{name}.py"), run_name="__main__")
-    again = {"make_transfer_set", "import_teacher_logits"}
+    again = {"make_soundscapes", "make_transfer_set", "import_teacher_logits"}
     outcome = "start over" if name in again else "resume"
     assert stop.value.code == 130
     printed = capsys.readouterr().err
