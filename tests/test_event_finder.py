@@ -163,3 +163,14 @@ def test_a_lower_threshold_for_some_classes_leaves_the_others():
 def test_no_frames_have_no_events():
     finder = EventFinder(LABELS, STEP, EventOptions())
     assert finder.finish(0.0) == []
+
+
+def test_names_are_looked_up_once_however_many_thresholds(monkeypatch):
+    """Else each sound of a folder took a second with 527 thresholds."""
+    calls, with_names = [], LabelTable.with_names
+    monkeypatch.setattr(
+        LabelTable, "with_names", lambda table: calls.append(1) or with_names(table)
+    )
+    options = EventOptions(threshold=dict.fromkeys(LABELS.mids, 0.5), classes=["dog"])
+    assert class_thresholds(options, LABELS).names == ["Dog"]
+    assert len(calls) == 2

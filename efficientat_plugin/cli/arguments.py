@@ -203,7 +203,7 @@ def add_tags(
     add_classes(parser)
 
 
-def add_classes(parser: argparse.ArgumentParser) -> None:
+def add_classes(parser: argparse._ActionsContainer) -> None:
     """Adds the classes to which the results are limited."""
     parser.add_argument(
         "--classes",

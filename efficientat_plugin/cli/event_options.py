@@ -133,7 +133,8 @@ def _by_id(
     """Returns one threshold, or those by class id; None if none is given."""
     from efficientat_plugin.data.labels import places_of
 
-    of_all, by_place = None, {}
+    of_all: float | None = None
+    by_place: dict[int, float] = {}
     for name, value in given:
         if name is None:
             of_all = value

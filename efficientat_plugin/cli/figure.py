@@ -127,7 +127,7 @@ class SoundFigure:
         settings = self._tagger.fingerprint()["front_ends"][0]
         ends = settings["f_min"], settings["f_max"]
         ticks = [hertz for hertz in TICKS_HZ if ends[0] <= hertz <= ends[1]]
-        axes.set_yticks(bands_of(ticks, *ends, num_bands), ticks)
+        axes.set_yticks(bands_of(ticks, *ends, num_bands), map(str, ticks))
         axes.set(ylabel="frequency (Hz)", ylim=(0, num_bands))
         return seconds
 

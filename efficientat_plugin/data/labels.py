@@ -433,7 +433,7 @@ def places_of(classes: Iterable[Labels], table: LabelTable) -> list[int]:
     Traceback (most recent call last):
     ValueError: the model has no class Dogs; similar to it is Dog
     """
-    named = table.with_names()
+    named = table if table.index_of_name else table.with_names()
     found = [named.indices(labels) for labels in classes]
     if unknown := [label for _, missing in found for label in missing]:
         raise ValueError(

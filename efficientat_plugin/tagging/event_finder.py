@@ -104,10 +104,11 @@ def class_thresholds(options: EventOptions, labels: LabelTable) -> ClassThreshol
 
 def _by_place(threshold: Threshold, labels: LabelTable, name: str) -> dict[int, float]:
     if isinstance(threshold, Mapping):
+        named = labels.with_names()
         found = {
             place: value
             for name_of_class, value in threshold.items()
-            for place in places_of([name_of_class], labels)
+            for place in places_of([name_of_class], named)
         }
     else:
         found = dict.fromkeys(range(len(labels)), threshold)
