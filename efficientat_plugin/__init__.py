@@ -61,7 +61,9 @@ _HOME = {
     "DistillationLoss": "training.losses",
     "DyMN": "students.dymn",
     "Event": "contracts",
+    "EventBrain": "training.events",
     "EventDetector": "tagging.event_detector",
+    "EventLoss": "training.events",
     "EventOptions": "tagging.event_finder",
     "Facts": "data.dataset_facts",
     "FineTuningBrain": "training.finetuning",
@@ -70,6 +72,7 @@ _HOME = {
     "FrameOutput": "contracts",
     "FramePaSST": "students.frame_passt",
     "FrameShift": "data.frame_mixing",
+    "FrameTeacher": "teachers.online_frames",
     "FreqMixStyle": "data.log_mel_augmentation",
     "FrequencyWarp": "data.log_mel_augmentation",
     "History": "training.brain",
@@ -122,6 +125,7 @@ _HOME = {
     "sample_teacher": "data.sample.sample_set",
     "segment_auroc": "evaluation.segment_scores",
     "segment_scores": "evaluation.segment_scores",
+    "write_event_sample": "data.sample.event_sample",
     "write_sample": "data.sample.sample_set",
 }
 

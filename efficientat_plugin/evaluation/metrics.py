@@ -8,12 +8,15 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from efficientat_plugin.evaluation.detection_scores import DetectionScores
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -112,7 +115,10 @@ class ClassificationScores(NamedTuple):
         return ranked | _decided(hits, predicted, self.positives)
 
 
-Scores = TaggingScores | ClassificationScores
+if TYPE_CHECKING:
+    Scores = TaggingScores | ClassificationScores | DetectionScores
+else:  # where it is imported from imports this module
+    Scores = TaggingScores | ClassificationScores
 
 
 def _decided(
