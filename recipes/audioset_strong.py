@@ -56,7 +56,7 @@ from efficientat_plugin.support.launch import (
 from efficientat_plugin.tagging.event_detector import EventDetector
 from efficientat_plugin.tagging.whole_clips import whole_clip_frames
 from efficientat_plugin.teachers.online_frames import FrameTeacher
-from efficientat_plugin.training.events import EventBrain
+from efficientat_plugin.training.event_brain import EventBrain
 from efficientat_plugin.training.recipe_parts import (
     checkpointer_of,
     modules_of,
@@ -127,10 +127,11 @@ def prepare(hparams: dict[str, Any]) -> Run:
             "FramePaSST"
         )
     begin = hparams["start_from"]
+    folder, momentum = begin["pretrained_folder"], begin["batch_norm_momentum"]
     if begin["backbone"] is not None:
-        load_backbone(student, begin["backbone"], begin["pretrained_folder"])
+        load_backbone(student, begin["backbone"], folder)
     if begin["prior"] is not None:
-        prepare_for_short_run(student, begin["prior"], begin["batch_norm_momentum"])
+        prepare_for_short_run(student, begin["prior"], momentum)
     frame_seconds = student.frame_stride * log_mel.hop_length / log_mel.sample_rate
     num_samples = round(hparams["clip"]["clip_seconds"] * log_mel.sample_rate)
     num_frames = math.ceil(log_mel.num_frames(num_samples) / student.frame_stride)
@@ -142,7 +143,9 @@ def prepare(hparams: dict[str, Any]) -> Run:
         )
     teacher = open_teacher(hparams, clips, split, log_mel)
     parts = build_parts(hparams, clips, split, student, teacher, frame_seconds)
-    return Run(clips, split, hparams, reader, parts)
+    run = Run(clips, split, hparams, reader, parts)
+    draws(run)  # refuses too few clips before anything is written
+    return run
 
 
 def open_clips(hparams: dict[str, Any]) -> EventClips:
@@ -152,12 +155,14 @@ def open_clips(hparams: dict[str, Any]) -> EventClips:
         events = str(Path(hparams["dataset"]).parent / "events.tsv")
     if isinstance(events, str) and not Path(events).exists():
         events = [each.strip() for each in events.split(",")]
+    names = {"dataset_config": "config", "dataset_cache": "cache_dir"}
+    table = {names.get(name, name): v for name, v in hparams["table"].items()}
     clips = open_event_clips(
         hparams["dataset"],
         events,
         table_of_classes(hparams["classes"]),
         hparams["event_table"],
-        **{k: v for k, v in hparams["table"].items() if v is not None},
+        **{name: value for name, value in table.items() if value is not None},
     )
     if if_main_process():
         print(f"{hparams['dataset']}: {clips}")

@@ -13,6 +13,7 @@ from test_cmkd import PATCHOUT, SMALL
 from test_distil import TEACHER
 
 from efficientat_plugin.data.labels import audioset_labels
+from efficientat_plugin.data.sample.event_sample import write_event_sample
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.support.options import read_yaml
 from efficientat_plugin.teachers.store.writer import StoreWriter
@@ -88,6 +89,7 @@ TUNE |= {
 }
 TUNE |= {"log_mel": FRONT_END, "dataset_cache": "cache", "target": "multiclass"}
 TUNE["classes"] = "low,middle,high"  # in the teacher's order
+SAMPLED_EVENTS = ("num_train", "num_valid", "num_test")
 TRANSFORMER = SMALL | PATCHOUT
 
 
@@ -136,6 +138,15 @@ RUNS = {
         ],
     ),
 }
+EVENTS = RUN | {"dataset": "event_sample/data", "events": "event_sample/events.tsv"}
+EVENTS |= {"classes": None, "teacher": None, "warmup_steps": 0, "width": 0.1}
+EVENTS |= {"sequence_dim": 16, "clip_seconds": 3.0, "clips_per_epoch": 4}
+EVENTS |= {"grad_accumulation_factor": 1, "fold": None}
+RUNS["fmn10_tf256"] = ("audioset_strong", [EVENTS | {"backbone": "7.pt"}])
+RUNS["events_quickstart"] = (
+    "audioset_strong",
+    [EVENTS | {"folder": "sample"} | dict.fromkeys(SAMPLED_EVENTS, 1)],
+)
 for _name in ("finetune", "esc50", "fsd50k", "openmic", "tau2020"):
     RUNS[_name] = ("finetune", [TUNE])
 
@@ -147,6 +158,8 @@ def place(tmp_path_factory):
     (place / "recording.py").write_text(RECORDING)
     (place / "ear.py").write_text(TEACHER)
     (place / "facts.yaml").write_text("form: class_folders\n")
+    events = write_event_sample(place, 8, 4, 4, clip_seconds=3.0)
+    (place / "event_sample").symlink_to(events.parent)
     torch.manual_seed(0)
     for num_classes in (7, 527):
         state = MN(num_classes, width=0.1).state_dict()

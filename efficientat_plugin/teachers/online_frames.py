@@ -37,7 +37,7 @@ class FrameTeacher(OnlineTeacher):
     Example
     -------
     >>> from efficientat_plugin import FrameMN, LogMel
-    >>> log_mel = LogMel(sample_rate=16000, hop_length=160)
+    >>> log_mel = LogMel(sample_rate=16000, hop_length=160, f_max=7000.0)
     >>> model = WaveformStudent(log_mel, FrameMN(num_classes=3, width=0.1))
     >>> teacher = FrameTeacher(model, log_mel)
     >>> teacher.check_frames(frame_seconds=0.04)

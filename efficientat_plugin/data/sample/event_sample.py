@@ -80,16 +80,26 @@ def write_event_sample(
     final = Path(folder) / f"events-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if (final / "events.tsv").is_file():
         return final / "data"
-    with atomic_folder(final) as partial, tqdm(desc="sample", unit="clip") as bar:
-        table: list[_Row] = []
-        for split, count in counts.items():
-            path = partial / "data" / split / "00.parquet"
-            write_rows(path, _rows(split, count, clip_seconds, seed, table, bar))
-        with open(partial / "events.tsv", "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-            writer.writerow(["filename", "onset", "offset", "event_label"])
-            writer.writerows(table)
+    try:
+        with atomic_folder(final) as partial:
+            _write(partial, counts, clip_seconds, seed)
+    except OSError:
+        # Another process may have written the same clips first.
+        if not (final / "events.tsv").is_file():
+            raise
     return final / "data"
+
+
+def _write(folder: Path, counts: dict[str, int], seconds: float, seed: int) -> None:
+    table: list[_Row] = []
+    with tqdm(total=sum(counts.values()), desc="sample", unit="clip") as bar:
+        for split, count in counts.items():
+            path = folder / "data" / split / "00.parquet"
+            write_rows(path, _rows(split, count, seconds, seed, table, bar))
+    with open(folder / "events.tsv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["filename", "onset", "offset", "event_label"])
+        writer.writerows(table)
 
 
 def _rows(

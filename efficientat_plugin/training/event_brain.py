@@ -152,8 +152,8 @@ class EventBrain(DistillationBrain):
     - ``loss``: an `EventLoss`;
     - ``teacher``: a `FrameTeacher`, or None;
     - ``make_stats``: returns a new ``DetectionStats``;
-    - ``lr_schedule``: a function of the epochs done, which is called at every step with
-      a fraction of epochs, as the published warm-up counts steps;
+    - ``lr_schedule``: a function of the epochs done, which is called for the middle
+      of every step, a fraction of epochs, as the published warm-up counts steps;
     - ``frame_shift``: None, or a ``FrameShift``, which is one of the ``modules``, too;
     - ``layer_decay`` and ``head_scale``: see `event_groups`.
 
@@ -208,9 +208,22 @@ class EventBrain(DistillationBrain):
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Like ``DistillationBrain``; also sets the learning rate of this step."""
         super().on_fit_batch_start(batch, should_step)
+        middle = self.place.clips_drawn(self.step) - self.place.clips_per_step / 2
+        self._set_rate_at(middle)
+
+    def on_stage_end(
+        self, stage: sb.Stage, stage_loss: float, epoch: int | None = None
+    ) -> None:
+        """Like ``DistillationBrain``; logs the rate that an epoch ends with."""
+        if stage == TRAIN and self.place.draws is not None:
+            self._set_rate_at(self.place.draws.clips_per_epoch)
+        super().on_stage_end(stage, stage_loss, epoch)
+
+    def _set_rate_at(self, clips: float) -> None:
+        """Sets the learning rate for a place in the epoch, counted in clips."""
         draws = self.place.draws
         if self.hparams.lr_schedule is None or draws is None:
             return
-        done = self.place.clips_drawn(self.step) / draws.clips_per_epoch
+        done = clips / draws.clips_per_epoch
         # `WarmupCosine` takes the middle of an epoch.
         self._set_rate(self.hparams.lr_schedule(self.epoch - 1 + done - 0.5))
