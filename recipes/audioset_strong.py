@@ -30,10 +30,8 @@ from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
 from efficientat_plugin.data.splits import Split, split_digest, write_split
-from efficientat_plugin.evaluation.detection_scores import (
-    DetectionScores,
-    DetectionStats,
-)
+from efficientat_plugin.evaluation.detection_scores import DetectionScores
+from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.evaluation.report import RunResult, plot_curves, write_scores
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.backbone import load_backbone

@@ -18,7 +18,7 @@ from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
 from efficientat_plugin.data.sample.event_sample import write_event_sample
 from efficientat_plugin.data.sampling import Draws
-from efficientat_plugin.evaluation.detection_scores import DetectionStats
+from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.features import LogMel, SpecMask
 from efficientat_plugin.students.frame_mn import FrameMN
 from efficientat_plugin.students.mn import MN

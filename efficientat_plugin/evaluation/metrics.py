@@ -8,15 +8,14 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from efficientat_plugin.evaluation.detection_scores import DetectionScores
+from efficientat_plugin.evaluation.detection_scores import DetectionScores
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -115,10 +114,7 @@ class ClassificationScores(NamedTuple):
         return ranked | _decided(hits, predicted, self.positives)
 
 
-if TYPE_CHECKING:
-    Scores = TaggingScores | ClassificationScores | DetectionScores
-else:  # where it is imported from imports this module
-    Scores = TaggingScores | ClassificationScores
+Scores = TaggingScores | ClassificationScores | DetectionScores
 
 
 def _decided(

@@ -134,7 +134,8 @@ def event_groups(
     stages: list[torch.nn.Module] = []
     if layer_decay < 1 or head_scale != 1:
         stages = student.stages()
-    groups, in_stages = [], set()
+    groups: list[dict[str, Any]] = []
+    in_stages: set[int] = set()
     for depth, stage in enumerate(reversed(stages)):
         parameters = [*stage.parameters()]
         in_stages.update(map(id, parameters))

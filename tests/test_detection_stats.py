@@ -7,7 +7,7 @@ import torch
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.event_targets import frame_targets
 from efficientat_plugin.data.frame_events import median_filter
-from efficientat_plugin.evaluation.detection_scores import DetectionStats
+from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.evaluation.events import PSDS1, psds
 
 CLASSES = ["dog", "cat", "rain"]
