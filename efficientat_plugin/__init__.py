@@ -125,7 +125,6 @@ _HOME = {
     "sample_teacher": "data.sample.sample_set",
     "segment_auroc": "evaluation.segment_scores",
     "segment_scores": "evaluation.segment_scores",
-    "write_event_sample": "data.sample.event_sample",
     "write_sample": "data.sample.sample_set",
 }
 

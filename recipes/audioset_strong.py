@@ -140,19 +140,18 @@ def prepare(hparams: dict[str, Any]) -> Run:
             f"{log_mel.sample_rate} Hz of log_mel; set both to one rate"
         )
     teacher = open_teacher(hparams, clips, split, log_mel)
+    draws(clips, split, hparams)  # refuses too few clips before anything is written
     parts = build_parts(hparams, clips, split, student, teacher, frame_seconds)
-    run = Run(clips, split, hparams, reader, parts)
-    draws(run)  # refuses too few clips before anything is written
-    return run
+    return Run(clips, split, hparams, reader, parts)
 
 
 def open_clips(hparams: dict[str, Any]) -> EventClips:
     """Opens the sounds and events that the YAML names, and prints a summary."""
     events = hparams["events"]
-    if events == "auto":  # of the quickstart
-        events = str(Path(hparams["dataset"]).parent / "events.tsv")
     if isinstance(events, str) and not Path(events).exists():
         events = [each.strip() for each in events.split(",")]
+    elif events is not None and (tables := sorted(Path(events).glob("*.tsv"))):
+        events = tables  # not a folder of label tracks
     names = {"dataset_config": "config", "dataset_cache": "cache_dir"}
     table = {names.get(name, name): v for name, v in hparams["table"].items()}
     clips = open_event_clips(
@@ -319,31 +318,32 @@ def train_and_test(run: Run, run_opts: Any) -> None:
         hparams["seed"],
         replace_unreadable=True,
     )
+    sampler = draws(run.clips, split, hparams)
     brain.fit(
         run.parts.epoch_counter,
         train_set,
         run.on(split.valid) if split.valid else None,
-        train_loader_kwargs=hparams["train_loader"] | {"sampler": draws(run)},
+        train_loader_kwargs=hparams["train_loader"] | {"sampler": sampler},
         valid_loader_kwargs=dict(hparams["eval_loader"]),
     )
     brain.on_evaluate_start(max_key="PSDS1" if split.valid else None)
     run_on_main(finish, args=(brain, run))
 
 
-def draws(run: Run) -> Draws:
+def draws(clips: EventClips, split: Split, hparams: dict[str, Any]) -> Draws:
     """Draws the clips of an epoch; rare classes more often if the YAML says so."""
-    weights, sampling = None, run.hparams["sampling"]
-    rows = run.clips.rows.select(run.split.train)
+    weights, sampling = None, hparams["sampling"]
+    rows = clips.rows.select(split.train)
     if sampling["class_balanced"]:
-        indices = summarize_rows(rows, run.clips.labels).indices
-        weights = class_balanced_weights(indices, len(run.clips.labels))
-    found = Draws(len(rows), sampling["clips_per_epoch"], weights, run.hparams["seed"])
-    batch_size = run.hparams["train_loader"]["batch_size"]
-    per_step = batch_size * run.hparams["grad_accumulation_factor"]
+        indices = summarize_rows(rows, clips.labels).indices
+        weights = class_balanced_weights(indices, len(clips.labels))
+    found = Draws(len(rows), sampling["clips_per_epoch"], weights, hparams["seed"])
+    batch_size = hparams["train_loader"]["batch_size"]
+    per_step = batch_size * hparams["grad_accumulation_factor"]
     if len(found) // world_size() < per_step:
         raise ValueError(
             f"batch_size={batch_size} and grad_accumulation_factor="
-            f"{run.hparams['grad_accumulation_factor']} need {per_step} clips a step "
+            f"{hparams['grad_accumulation_factor']} need {per_step} clips a step "
             f"and process, but an epoch has {len(found) // world_size()}; lower them, "
             "or raise clips_per_epoch"
         )

@@ -2,25 +2,26 @@
 
 from recipe_runs import REPOSITORY, arguments_of
 
-from efficientat_plugin.data.sample.event_sample import write_event_sample
+from efficientat_plugin.data.soundscapes import make_soundscapes
 
 RECIPE = REPOSITORY / "recipes" / "audioset_strong.py"
+SIDES = ("train", "valid", "test")
+LENGTHS = {"clip_seconds": 3.0, "event_seconds": (0.5, 1.5)}
 
 
-def write_events(folder, **counts):
-    """A few clips with events: their folder, beside ``events.tsv``."""
-    counts = {"num_train": 12, "num_valid": 4, "num_test": 4} | counts
-    return write_event_sample(folder, clip_seconds=3.0, **counts)
+def write_events(folder, number=20):
+    """A few soundscapes, of which a fifth is to validate and to test on."""
+    make_soundscapes(folder, number, valid_share=0.2, test_share=0.2, **LENGTHS)
+    return folder
 
 
 def event_command(data, output, **more):
     """The recipe on small data, with a small student."""
     options = {
         "dataset": data,
-        "num_train": 1,
-        "num_valid": 1,
-        "num_test": 1,
+        "events": ",".join(str(data / "events" / f"{side}.tsv") for side in SIDES),
         "folder": output.parent / "sample",
+        "number": 3,
         "number_of_epochs": 2,
         "warmup_steps": 1,
         "batch_size": 4,

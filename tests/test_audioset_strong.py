@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return write_events(tmp_path_factory.mktemp("events"))
+    return write_events(tmp_path_factory.mktemp("data") / "events")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_the_folder_scores_what_the_run_reported(left_alone, data, load):
         assert found.frame_seconds == 0.04
         scores[row["video_id"]] = median_filter(found.scores, 9)
         seconds[row["video_id"]] = 3.0
-    table = read_events(data.parent / "events.tsv", durations=seconds)
+    table = read_events(data / "events" / "test.tsv", durations=seconds)
     expected = psds(scores, table.events, seconds, detector.labels.names, **PSDS1)
     reported = json.loads((left_alone / "scores.json").read_text())
     assert reported["PSDS1"] == pytest.approx(expected.macro, abs=1e-9)
@@ -137,7 +137,7 @@ def place(left_alone, tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("place")
     (place / "model").symlink_to(left_alone / "model")
     (place / "labels.csv").symlink_to(left_alone / "model" / "labels.csv")
-    torch.save(MN(6, width=0.1).state_dict(), place / "mn.pt")
+    torch.save(MN(9, width=0.1).state_dict(), place / "mn.pt")
     (place / "s").mkdir()
     for number in range(20):
         soundfile.write(place / "s" / f"{number}.wav", np.zeros(16000), 16000)

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from event_runs import LENGTHS
 from torch.nn import functional
 
 from efficientat_plugin.contracts import (
@@ -16,8 +17,8 @@ from efficientat_plugin.contracts import (
 )
 from efficientat_plugin.data.clips import Clips
 from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
-from efficientat_plugin.data.sample.event_sample import write_event_sample
 from efficientat_plugin.data.sampling import Draws
+from efficientat_plugin.data.soundscapes import make_soundscapes
 from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.features import LogMel, SpecMask
 from efficientat_plugin.students.frame_mn import FrameMN
@@ -123,8 +124,10 @@ class _Trained:
     """A small detector, trained on a few clips without a recipe."""
 
     def __init__(self, folder, number_of_epochs, num_clips=12, lr=0.01):
-        data = write_event_sample(folder, num_clips, 1, 1, clip_seconds=3.0)
-        self.opened = open_event_clips(data / "train", data.parent / "events.tsv")
+        data = folder / "sounds"
+        shares = {"valid_share": 0.0, "test_share": 0.0}
+        make_soundscapes(data, num_clips, **shares, **LENGTHS)
+        self.opened = open_event_clips(data, data / "events" / "train.tsv")
         log_mel = LogMel(16000, 64, 400, 160, 512, f_max=7000.0, f_max_jitter=1)
         self.student = FrameMN(len(self.opened.labels), width=0.2)
         prepare_for_short_run(self.student, prior=0.1, batch_norm_momentum=0.1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from event_runs import write_events
 from recipe_runs import REPOSITORY, arguments_of, run_to_end
 from small_rows import EVAL_IDS, TRAIN_IDS, rows_of, write_parquet
 from speechbrain.utils.run_opts import RunOptions
@@ -13,7 +14,6 @@ from test_cmkd import PATCHOUT, SMALL
 from test_distil import TEACHER
 
 from efficientat_plugin.data.labels import audioset_labels
-from efficientat_plugin.data.sample.event_sample import write_event_sample
 from efficientat_plugin.students.mn import MN
 from efficientat_plugin.support.options import read_yaml
 from efficientat_plugin.teachers.store.writer import StoreWriter
@@ -89,7 +89,6 @@ TUNE |= {
 }
 TUNE |= {"log_mel": FRONT_END, "dataset_cache": "cache", "target": "multiclass"}
 TUNE["classes"] = "low,middle,high"  # in the teacher's order
-SAMPLED_EVENTS = ("num_train", "num_valid", "num_test")
 TRANSFORMER = SMALL | PATCHOUT
 
 
@@ -138,14 +137,16 @@ RUNS = {
         ],
     ),
 }
-EVENTS = RUN | {"dataset": "event_sample/data", "events": "event_sample/events.tsv"}
+EVENTS = RUN | {"dataset": "event_sample", "events": "event_sample/events/train.tsv"}
+EVENTS["events"] += ",event_sample/events/valid.tsv,event_sample/events/test.tsv"
 EVENTS |= {"classes": None, "teacher": None, "warmup_steps": 0, "width": 0.1}
 EVENTS |= {"sequence_dim": 16, "clip_seconds": 3.0, "clips_per_epoch": 4}
 EVENTS |= {"grad_accumulation_factor": 1, "fold": None}
 RUNS["fmn10_tf256"] = ("audioset_strong", [EVENTS | {"backbone": "7.pt"}])
+SAMPLED = EVENTS | {"folder": "sample", "number": 3}
 RUNS["events_quickstart"] = (
     "audioset_strong",
-    [EVENTS | {"folder": "sample"} | dict.fromkeys(SAMPLED_EVENTS, 1)],
+    [SAMPLED],
 )
 for _name in ("finetune", "esc50", "fsd50k", "openmic", "tau2020"):
     RUNS[_name] = ("finetune", [TUNE])
@@ -158,8 +159,7 @@ def place(tmp_path_factory):
     (place / "recording.py").write_text(RECORDING)
     (place / "ear.py").write_text(TEACHER)
     (place / "facts.yaml").write_text("form: class_folders\n")
-    events = write_event_sample(place, 8, 4, 4, clip_seconds=3.0)
-    (place / "event_sample").symlink_to(events.parent)
+    write_events(place / "event_sample", 12)
     torch.manual_seed(0)
     for num_classes in (7, 527):
         state = MN(num_classes, width=0.1).state_dict()

@@ -126,9 +126,7 @@ def open_event_clips(
 
 
 def _lies_in(path: str | Path, folder: str | Path) -> bool:
-    return Path(folder).is_dir() and Path(path).resolve().is_relative_to(
-        Path(folder).resolve()
-    )
+    return Path(path).resolve().parent == Path(folder).resolve()
 
 
 def _joined(

@@ -106,7 +106,7 @@ class DetectionStats(ClipStats):
             for clip_id in ids
         }
         given: Any = (scores, events, seconds, self.classes)
-        step = {"frame_seconds": self.frame_seconds}
+        step: dict[str, Any] = {"frame_seconds": self.frame_seconds}
         above = np.log(self.threshold / (1 - self.threshold))
         threshold = float(above) if self.logits else self.threshold
         found = psds(*given, **PSDS1, **step)
