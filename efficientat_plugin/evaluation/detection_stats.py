@@ -1,8 +1,6 @@
 """Collects the scores of frames that a run evaluates a sound event detector by."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
 from torch import Tensor
 
@@ -105,13 +103,16 @@ class DetectionStats(ClipStats):
             ]
             for clip_id in ids
         }
-        given: Any = (scores, events, seconds, self.classes)
-        step: dict[str, Any] = {"frame_seconds": self.frame_seconds}
-        above = np.log(self.threshold / (1 - self.threshold))
-        threshold = float(above) if self.logits else self.threshold
-        found = psds(*given, **PSDS1, **step)
-        of_events = event_scores(*given, threshold=threshold, **step)
-        of_segments = segment_scores(*given, threshold=threshold, **step)
+        above = float(np.log(self.threshold / (1 - self.threshold)))
+        threshold, step = above if self.logits else self.threshold, self.frame_seconds
+        names = self.classes
+        found = psds(scores, events, seconds, names, **PSDS1, frame_seconds=step)
+        of_events = event_scores(
+            scores, events, seconds, names, threshold, frame_seconds=step
+        )
+        of_segments = segment_scores(
+            scores, events, seconds, names, threshold, frame_seconds=step
+        )
         present = [{each.label for each in some} for some in events.values()]
         positives = [sum(name in some for some in present) for name in self.classes]
         return DetectionScores(
