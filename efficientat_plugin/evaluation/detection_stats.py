@@ -1,6 +1,7 @@
 """Collects the scores of frames that a run evaluates a sound event detector by."""
 
 from collections.abc import Mapping, Sequence
+
 import numpy as np
 from torch import Tensor
 
