@@ -80,6 +80,9 @@ class Clip(NamedTuple):
     partner_id: str = ""  # the clip mixed into the waveform, if any
     partner_share: float = 0.0  # its weight, at most 0.5
     skipped: tuple[Skipped, ...] = ()  # unreadable clips that this one replaces
+    # For sound event detection; None for tagging, which knows no times
+    strong: Tensor | None = None  # [K, T'], labels of frames, 0 to 1; zeros if unknown
+    strong_known: float = 0.0  # share of the strong labels that is known, 0 to 1
 
 
 class ClipBatch(NamedTuple):
@@ -92,6 +95,8 @@ class ClipBatch(NamedTuple):
     partner_id: list[str]
     partner_share: Tensor  # [B]
     skipped: list[Skipped]
+    strong: Tensor | None = None  # [B, K, T'], of event detection, as in `Clip`
+    strong_known: Tensor | None = None  # [B]
 
 
 class Mix(NamedTuple):
@@ -113,12 +118,14 @@ class TeacherInput(NamedTuple):
     batch: ClipBatch
     log_mel: Tensor  # [B, F, T], masked and mixed in training
     mix: Mix | None  # how log-mels were mixed
+    shift: Shift | None = None  # how log-mels were moved before, as were strong labels
 
 
 class TeacherTarget(NamedTuple):
     """A teacher's logits for a batch of clips, as far as it has any."""
 
-    logits: Tensor  # [B, K], before any temperature; 0 where not known
+    # [B, K], or [B, K, T'] of frames, before any temperature; 0 where not known
+    logits: Tensor
     known: Tensor  # [B], bool; False where the teacher has no logits of the clip
     partner: TeacherTarget | None = None  # of the clips mixed into the waveforms
     is_mixed: bool = False  # whether the logits were computed on the mixed batch
@@ -156,6 +163,12 @@ class SoftTarget(NamedTuple):
 
     scores: Tensor  # [B, K], or [B, K, T']
     weight: Tensor  # [B], or as ``scores`` where it differs within a clip; from 0 to 1
+
+    @property
+    def full_weight(self) -> Tensor:
+        """The weight with as many axes as the scores have."""
+        missing = self.scores.ndim - self.weight.ndim
+        return self.weight.reshape(*self.weight.shape, *[1] * missing)
 
     def mixed(self, partner: SoftTarget, share: Tensor) -> SoftTarget:
         """Mixes a ``share`` [B] of this target with the rest of ``partner``."""

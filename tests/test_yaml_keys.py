@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from event_runs import write_events
 from recipe_runs import REPOSITORY, arguments_of, run_to_end
 from small_rows import EVAL_IDS, TRAIN_IDS, rows_of, write_parquet
 from speechbrain.utils.run_opts import RunOptions
@@ -136,6 +137,17 @@ RUNS = {
         ],
     ),
 }
+EVENTS = RUN | {"dataset": "event_sample", "events": "event_sample/events/train.tsv"}
+EVENTS["events"] += ",event_sample/events/valid.tsv,event_sample/events/test.tsv"
+EVENTS |= {"classes": None, "teacher": None, "warmup_steps": 0, "width": 0.1}
+EVENTS |= {"sequence_dim": 16, "clip_seconds": 3.0, "clips_per_epoch": 4}
+EVENTS |= {"grad_accumulation_factor": 1, "fold": None}
+RUNS["fmn10_tf256"] = ("audioset_strong", [EVENTS | {"backbone": "7.pt"}])
+SAMPLED = EVENTS | {"folder": "sample", "number": 3}
+RUNS["events_quickstart"] = (
+    "audioset_strong",
+    [SAMPLED],
+)
 for _name in ("finetune", "esc50", "fsd50k", "openmic", "tau2020"):
     RUNS[_name] = ("finetune", [TUNE])
 
@@ -147,6 +159,7 @@ def place(tmp_path_factory):
     (place / "recording.py").write_text(RECORDING)
     (place / "ear.py").write_text(TEACHER)
     (place / "facts.yaml").write_text("form: class_folders\n")
+    write_events(place / "event_sample", 12)
     torch.manual_seed(0)
     for num_classes in (7, 527):
         state = MN(num_classes, width=0.1).state_dict()

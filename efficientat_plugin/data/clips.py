@@ -108,14 +108,19 @@ class Clips(torch.utils.data.Dataset):
         if self.augment is not None:
             partner = _augmented(partner, self.augment, rng)
         waveform = mix.mix(clip.waveform.numpy(), partner.waveform.numpy(), draw.weight)
+        share, strong = 1 - draw.weight, clip.strong
+        if strong is not None and partner.strong is not None:
+            strong = mix.mix_labels(strong, partner.strong, draw.weight)
         return Clip(
             clip_id=clip.clip_id,
             waveform=torch.from_numpy(waveform),
             labels=mix.mix_labels(clip.labels, partner.labels, draw.weight),
             labelled=mix.mix_labels(clip.labelled, partner.labelled, draw.weight),
             partner_id=partner.clip_id,
-            partner_share=1 - draw.weight,
+            partner_share=share,
             skipped=skipped,
+            strong=strong,
+            strong_known=draw.weight * clip.strong_known + share * partner.strong_known,
         )
 
 
@@ -232,7 +237,10 @@ def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -
     draw = augment.draw(rng)
     waveform = augment.changed(clip.waveform.numpy(), draw)
     labels = draw.labels(clip.labels, len(waveform))
-    return clip._replace(waveform=torch.from_numpy(waveform), labels=labels)
+    clip = clip._replace(waveform=torch.from_numpy(waveform), labels=labels)
+    if clip.strong is None:
+        return clip
+    return clip._replace(strong=draw.labels(clip.strong, len(waveform)))
 
 
 def _empty_place(skipped: Sequence[Skipped]) -> Clip:
@@ -244,6 +252,8 @@ def _empty_place(skipped: Sequence[Skipped]) -> Clip:
 def collate(clips: Sequence[Clip]) -> ClipBatch:
     """Stacks clips into a batch; placeholders only add to the skipped clips."""
     present = [clip for clip in clips if clip.clip_id]
+    strong = [clip.strong for clip in present if clip.strong is not None]
+    known = [clip.strong_known for clip in present]
     return ClipBatch(
         clip_id=[clip.clip_id for clip in present],
         waveform=_stack([clip.waveform for clip in present]),
@@ -252,6 +262,8 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
         partner_id=[clip.partner_id for clip in present],
         partner_share=torch.tensor([clip.partner_share for clip in present]),
         skipped=[skipped for clip in clips for skipped in clip.skipped],
+        strong=_stack(strong) if strong else None,
+        strong_known=torch.tensor(known) if strong else None,
     )
 
 

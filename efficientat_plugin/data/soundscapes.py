@@ -155,16 +155,22 @@ def make_soundscapes(
     made = json.loads(json.dumps(made))  # as it is read again
     if (found := _made_before(Path(folder), made)) is not None:
         return found
-    with explain_write_errors(folder), atomic_folder(folder) as partial:
-        writer = _Writer(partial, file_format, settings.sample_rate)
-        for side, place in _places(counts):
-            rng = _generator(seed, side, place)
-            scape = mix_soundscape(side, events, behind, settings, rng)
-            writer.write(side, f"soundscape-{seed}-{place:06d}", scape)
-        result = writer.finish(Path(folder), {**events.unusable, **behind.unusable})
-        content = {"made_of": made} | result._asdict()
-        del content["folder"]
-        (partial / MADE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    try:
+        with explain_write_errors(folder), atomic_folder(folder) as partial:
+            writer = _Writer(partial, file_format, settings.sample_rate)
+            for side, place in _places(counts):
+                rng = _generator(seed, side, place)
+                scape = mix_soundscape(side, events, behind, settings, rng)
+                writer.write(side, f"soundscape-{seed}-{place:06d}", scape)
+            result = writer.finish(Path(folder), {**events.unusable, **behind.unusable})
+            content = {"made_of": made} | result._asdict()
+            del content["folder"]
+            (partial / MADE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    except OSError:
+        # Another process of the run may have made the same ones first.
+        if (found := _made_before(Path(folder), made)) is None:
+            raise
+        return found
     for each in result.left_out:
         logger.warning("%s: left out %s", folder, each)
     return result

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from efficientat_plugin.evaluation.detection_scores import DetectionScores
+
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
@@ -112,7 +114,7 @@ class ClassificationScores(NamedTuple):
         return ranked | _decided(hits, predicted, self.positives)
 
 
-Scores = TaggingScores | ClassificationScores
+Scores = TaggingScores | ClassificationScores | DetectionScores
 
 
 def _decided(

@@ -187,6 +187,10 @@ class FrameMN(FrameStudent):
         """The convolutions, [B, 1, F, T] -> [B, T', C]."""
         return self.model["fmn"]
 
+    def stages(self) -> list[nn.Module]:
+        """Returns stem (0), blocks (1 to 15) and last convolution (16)."""
+        return [*self.backbone.get_submodule("features").children()]
+
     def describe(self) -> str:
         """Describes the student in a few words."""
         sequence = "no" if self.sequence_model == "none" else self.sequence_model

@@ -42,7 +42,9 @@ __all__ = [
 WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
 WHOLE |= {"teacher_sample_rate"}
 REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
+REAL |= {"head_lr", "prior"}
 OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
+OBJECTS |= {"frame_shift", "mixup"}
 TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object
 
 # Legal ranges of numbers that would otherwise fail late, or inside another library

@@ -121,6 +121,42 @@ def _scored_batch(
             yield from _scored_batch(tagger, [row], skipped)
 
 
+def whole_clip_frames(
+    tagger: SoundTagger, rows: datasets.Dataset, skipped: SkippedClips
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Scores the frames of clips from beginning to end, as `frames` of a detector.
+
+    Arguments
+    ---------
+    tagger : SoundTagger
+        An ``EventDetector``, or another tagger that scores frames.
+    rows : datasets.Dataset
+        From ``read_table``.
+    skipped : SkippedClips
+        Receives the clips that cannot be read.
+
+    Yields
+    ------
+    str, NDArray
+        Clip id and probabilities, [T', K].
+
+    Raises
+    ------
+    TooManyUnreadable
+        If too many clips cannot be read.
+    """
+    for row in tqdm(rows, desc="whole clips", unit="clip", disable=None):
+        clip_id = str(row["video_id"])
+        try:
+            found = tagger.frames(sound_of(row))
+        except UnreadableClip as error:
+            skipped.add([Skipped(clip_id, str(error))], [])
+            continue
+        skipped.add((), [clip_id])
+        yield clip_id, found.scores
+    skipped.finish_pass()
+
+
 # --- Which clips ----------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from efficientat_plugin.pretrained.published_passt import TEACHERS
 from efficientat_plugin.pretrained.state_dicts import read_state
 from efficientat_plugin.pretrained.weights import check_overrides, network_of
 from efficientat_plugin.students.ensemble import Ensemble, WaveformStudent
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.support.hub import NAME
 from efficientat_plugin.teachers.ast_hub import ASTTeacher, load_ast
 from efficientat_plugin.teachers.bring_your_own import is_dotted, load_own, resampled
@@ -125,7 +126,7 @@ def load_teacher(
     known = describe(found or source, savedir, base_url)
     student = network_of(known, read_state(known.path), overrides)
     teacher = WaveformStudent(LogMel(**student.front_end), student).eval()
-    if known.yaml is not None:
+    if known.yaml is not None or isinstance(student, FrameStudent):
         teacher.labels, teacher.target = known.labels, known.target
     return teacher
 

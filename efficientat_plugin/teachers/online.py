@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.contracts import TeacherInput, TeacherTarget
+from efficientat_plugin.contracts import Shift, TeacherInput, TeacherTarget
 from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.frame_mixing import shifted
 from efficientat_plugin.data.labels import LabelSummary, LabelTable
 from efficientat_plugin.data.loading import read_batches
 from efficientat_plugin.evaluation.metrics import Scores, TaggingStats
@@ -125,16 +126,20 @@ class OnlineTeacher:
         waveform = inputs.batch.waveform.to(inputs.log_mel.device)
         for member, shares in self._members:
             if shares:
-                yield _logits_of(member.student(inputs.log_mel.unsqueeze(1)))
+                yield self.logits_of(member.student(inputs.log_mel.unsqueeze(1)))
                 continue
             own, sound = member, waveform
             if isinstance(member, Resampled):
                 own, sound = member.member, member.resample(waveform)
             if isinstance(own, WaveformStudent):
                 features = _mixed(own.log_mel(sound), inputs)
-                yield _logits_of(own.student(features.unsqueeze(1)))
+                yield self.logits_of(own.student(features.unsqueeze(1)))
             else:
-                yield _logits_of(own(_mixed(sound, inputs)))
+                yield self.logits_of(own(_mixed(sound, inputs)))
+
+    def logits_of(self, output: Any) -> Tensor:
+        """Returns the logits of what a member computes: [B, K]."""
+        return (output if isinstance(output, Tensor) else output.logits).float()
 
     def check(
         self,
@@ -187,7 +192,7 @@ class OnlineTeacher:
             return None
         stats = TaggingStats(logits=True)
         for batch in read_batches(clips, "teacher", **loader_options):
-            logits = _logits_of(self.model(batch.waveform))
+            logits = self.logits_of(self.model(batch.waveform))
             known = (batch.labelled.reshape(len(logits), -1) > 0).any(dim=1)
             ids = [name for name, on in zip(batch.clip_id, known, strict=True) if on]
             stats.append(ids, logits[known], batch.labels[known])
@@ -203,18 +208,19 @@ def _front_end(member: nn.Module) -> dict[str, Any] | None:
 
 
 def _mixed(values: Tensor, inputs: TeacherInput) -> Tensor:
+    """Moves and mixes waveforms or log-mels, as the student's log-mels were."""
+    if inputs.shift is not None:
+        times = values.shape[-1] / inputs.log_mel.shape[-1]  # samples in a frame, or 1
+        moved = (inputs.shift.mel_frames * times).round().long()
+        values = shifted(values, Shift(moved))
     if inputs.mix is None:
         return values
     share = inputs.mix.weight.reshape(-1, *[1] * (values.ndim - 1))
     return share * values + (1 - share) * values[inputs.mix.partner]
 
 
-def _logits_of(output: Any) -> Tensor:
-    return (output if isinstance(output, Tensor) else output.logits).float()
-
-
 def _known(logits: Tensor, clip_ids: list[str]) -> Tensor:
-    finite = logits.isfinite().all(dim=1)
+    finite = logits.isfinite().flatten(1).all(dim=1)
     if not bool(finite.all()):
         bad = [name for name, on in zip(clip_ids, finite, strict=True) if not on]
         raise ValueError(

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from efficientat_plugin.contracts import (
     ClipBatch,
+    Shift,
     SoftTarget,
     StudentOutput,
     TeacherInput,
@@ -128,6 +129,8 @@ class DistillationBrain(sb.Brain):
         self.loaded_epoch = 0  # the epoch whose weights ``evaluate`` scores
         self.train_losses = RunningLoss()  # of the epoch so far, in this process
         self.stage_losses = self.train_losses
+        # Groups of parameters with rates of their own, set by subclasses
+        self._groups: list[dict[str, Any]] | None = None
         # (sum, clips) of each process, set while a checkpoint within an epoch is saved
         self.saved_losses: list[list[float]] = []
 
@@ -145,13 +148,23 @@ class DistillationBrain(sb.Brain):
     ) -> tuple[StudentOutput, TeacherInput]:
         """Computes the student's output, and returns it with the log-mels."""
         log_mel = self.modules.log_mel(batch.waveform.to(self.device))  # [B, F, T]
-        mix = None
+        mix = shift = None
         if stage == TRAIN:
+            log_mel, batch, shift = self._moved(log_mel, batch)
             log_mel = self.modules.spec_mask(log_mel)
             if self.hparams.mixup is not None:
                 log_mel, mix = self.hparams.mixup(log_mel)
         output = self._on_device(self.modules.student, stage)(log_mel.unsqueeze(1))
-        return output, TeacherInput(batch, log_mel, mix)
+        return output, TeacherInput(batch, log_mel, mix, shift)
+
+    def _moved(
+        self, log_mel: Tensor, batch: ClipBatch
+    ) -> tuple[Tensor, ClipBatch, Shift | None]:
+        """Moves log-mels in time, with what belongs to their frames; here, it does not.
+
+        A shift of whole clips can stand in the place of ``spec_mask``.
+        """
+        return log_mel, batch, None
 
     def compute_objectives(
         self,
@@ -216,6 +229,16 @@ class DistillationBrain(sb.Brain):
         del loss, avg_loss
         return self.stage_losses.mean
 
+    def init_optimizers(self) -> None:
+        """Makes an optimizer, whose groups may have learning rates of their own."""
+        if self._groups is None:
+            super().init_optimizers()
+            return
+        self.optimizer = self.opt_class(self._groups)
+        self.optimizers_dict = {"opt_class": self.optimizer}
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
     # --- Epochs -----------------------------------------------------------------
 
     def on_stage_start(self, stage: sb.Stage, epoch: int | None = None) -> None:
@@ -235,13 +258,16 @@ class DistillationBrain(sb.Brain):
         rate = self.optimizer.defaults["lr"]
         if self.hparams.lr_schedule is not None:
             rate = self.hparams.lr_schedule(epoch - 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)
+        self._set_rate(rate)
         if self.hparams.temperature_schedule is not None:
             temperature = self.hparams.temperature_schedule(epoch - 1)
             self.hparams.student.set_temperature(temperature)
         if self.train_stream is not None:
             self.train_stream.set_epoch(epoch)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def on_stage_end(
         self, stage: sb.Stage, stage_loss: float, epoch: int | None = None

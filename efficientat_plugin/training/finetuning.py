@@ -327,13 +327,6 @@ class FineTuningBrain(DistillationBrain):
             layer = self.hparams.student.class_layer()
             layer.load_state_dict(self.hparams.class_layer_start)
 
-    def init_optimizers(self) -> None:
-        """Makes an optimizer whose groups have their own learning rates."""
-        self.optimizer = self.opt_class(self._groups)
-        self.optimizers_dict = {"opt_class": self.optimizer}
-        if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("optimizer", self.optimizer)
-
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
         """Like ``DistillationBrain``; also keeps frozen parts in evaluation mode."""
         super().on_fit_batch_start(batch, should_step)

@@ -175,9 +175,9 @@ class DistillationLoss(torch.nn.Module):
         """Turns the teacher's logits into soft targets for each clip."""
         logits = teacher.logits.float() / self.kd_temperature
         multilabel = self.target == "multilabel"
-        scores = logits.sigmoid() if multilabel else logits.softmax(dim=-1)
+        scores = logits.sigmoid() if multilabel else logits.softmax(dim=1)
         weight = teacher.known.to(scores.dtype)
-        return SoftTarget(scores * weight[:, None], weight)
+        return SoftTarget(scores * SoftTarget(scores, weight).full_weight, weight)
 
     def _weighted(self, labels: SoftTarget) -> SoftTarget:
         """Multiplies the labels that are present by the weight of their class."""
@@ -193,5 +193,5 @@ class DistillationLoss(torch.nn.Module):
         logits = logits.float()
         if self.target == "multiclass":
             return -(target.scores * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
-        weight = target.weight if target.weight.ndim == 2 else target.weight[:, None]
-        return (weight * functional.softplus(logits) - target.scores * logits).mean()
+        on = target.full_weight * functional.softplus(logits)
+        return (on - target.scores * logits).mean()

@@ -106,7 +106,7 @@ class WarmupCosine:
         self.number_of_epochs = number_of_epochs
         self.warmup_share = warmup_share
 
-    def __call__(self, epoch: int) -> float:
+    def __call__(self, epoch: float) -> float:
         """Returns the learning rate at the middle of ``epoch``, counted from 0."""
         done = (epoch + 0.5) / self.number_of_epochs
         rise = min(1.0, done / self.warmup_share) if self.warmup_share else 1.0

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.student import Student
 
 
@@ -22,7 +23,8 @@ def prepare_for_short_run(
     Arguments
     ---------
     student : Student
-        With a linear class layer: an mlp or linear head, or a PaSST.
+        With a linear class layer: an mlp or linear head, or a PaSST; or one that
+        scores frames, of which both layers start so.
     prior : float
         Expected share of clips that have a class, between 0 and 1.
     batch_norm_momentum : float
@@ -47,8 +49,11 @@ def prepare_for_short_run(
             f"prior={prior} must be between 0 and 1, and batch_norm_momentum="
             f"{batch_norm_momentum} above 0 and at most 1"
         )
-    bias = student.class_layer().bias
-    torch.nn.init.constant_(bias, math.log(prior / (1 - prior)))
+    layers = [student.class_layer()]
+    if isinstance(student, FrameStudent):
+        layers.append(student.strong_head)
+    for layer in layers:
+        torch.nn.init.constant_(layer.bias, math.log(prior / (1 - prior)))
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = batch_norm_momentum

@@ -1,0 +1,220 @@
+"""Labelled sounds joined with a table of events, and the clips made of both."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+
+from efficientat_plugin.contracts import Clip, Event
+from efficientat_plugin.data.decoding import ClipReader
+from efficientat_plugin.data.event_sorting import EventTable
+from efficientat_plugin.data.event_tables import read_events
+from efficientat_plugin.data.event_targets import frame_targets
+from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.data.summary import seconds_of_clips
+from efficientat_plugin.data.tables import read_table
+from efficientat_plugin.support.plain_text import some_of
+
+logger = logging.getLogger(__name__)
+
+LABELS = datasets.List(datasets.Value("string"))
+
+
+class EventClips(NamedTuple):
+    """Rows, and what is known of the events in them."""
+
+    rows: datasets.Dataset  # their ``labels`` are those of the whole clip
+    labels: LabelTable  # K
+    events: dict[str, list[Event]]  # by clip id; of a clip without times, nothing
+    judged: set[str]  # clips whose weak labels are known, even if they have none
+    seconds: dict[str, float]  # length of each clip that can be opened
+
+    def __str__(self) -> str:
+        events = sum(map(len, self.events.values()))
+        weak = len(self.judged - self.events.keys())
+        return (
+            f"{len(self.rows)} clips of {len(self.labels)} classes: {events} events in "
+            f"{len(self.events)} clips, {weak} clips with weak labels only, "
+            f"{len(self.rows) - len(self.judged)} without labels"
+        )
+
+
+def open_event_clips(
+    dataset: str | Path,
+    events: str | Path | Sequence[str | Path] | None,
+    labels: LabelTable | None = None,
+    event_options: Mapping[str, Any] | None = None,
+    **table: Any,
+) -> EventClips:
+    """Reads sounds of any form, and joins them with their events by clip id.
+
+    What is known of a clip is, in this order: its events, and with them its weak labels
+    (a clip without events is known to hold none of the classes); weak labels in the
+    table of events; labels of the sounds' own table or folders; nothing.
+
+    Arguments
+    ---------
+    dataset : str or Path
+        Folder, file or hub id, as in `read_table`.
+    events : str, Path, sequence of them, or None
+        Tables of events, as in `read_events`; None: no clip has any.
+    labels : LabelTable or None
+        The classes; other events are left out and reported. None: those of the events
+        and weak labels.
+    event_options : mapping or None
+        Further arguments of `read_events`, such as ``{"unit": "ms"}``.
+    **table
+        Arguments of `read_table`. Where a table of events is in the folder of the
+        sounds, the form is "sounds" unless another is given.
+
+    Returns
+    -------
+    EventClips
+
+    Raises
+    ------
+    OSError, ValueError
+        As in `read_table` and `read_events`, such as for events of sounds that are not
+        there; and if two tables have events of one clip.
+
+    Example
+    -------
+    >>> import soundfile, tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> soundfile.write(folder / "a.wav", [0.0] * 16000, 16000)
+    >>> _ = (folder / "events.csv").write_text(
+    ...     "file,start,end,label\\na.wav,0,0.5,x\\n"
+    ... )
+    >>> clips = open_event_clips(folder, folder / "events.csv")
+    >>> print(clips)
+    1 clips of 1 classes: 1 events in 1 clips, 0 clips with weak labels only, 0 ...
+    """
+    paths = [events] if isinstance(events, str | Path) else [*(events or [])]
+    if "form" not in table and any(_lies_in(each, dataset) for each in paths):
+        table["form"] = "sounds"  # else, events would be read as the table of clips
+    rows = read_table(dataset, **table)
+    seconds = seconds_of_clips(rows)
+    names = [str(each) for each in rows["video_id"][:]]
+    known = EventTable({}, {}, [])
+    for path in paths:
+        found = read_events(
+            path,
+            classes=labels,
+            durations={name: seconds.get(name, float("inf")) for name in names},
+            **(event_options or {}),
+        )
+        twice = [*(known.events.keys() & found.events.keys())]
+        if twice:
+            raise ValueError(
+                f"{path} and another table have events of the same clips: "
+                f"{some_of(sorted(twice))}; name one table for each clip"
+            )
+        known.events.update(found.events)
+        known.weak.update(found.weak)
+    of_rows = dict(zip(names, rows["labels"][:], strict=True))
+    if labels is None:
+        found_names = set(known.classes)
+        if not found_names:
+            found_names = {name for each in of_rows.values() for name in each or ()}
+        ordered = sorted(found_names)
+        labels = LabelTable(ordered, ordered)
+    labels = labels.with_names()
+    return _joined(rows, labels, known, of_rows, seconds)
+
+
+def _lies_in(path: str | Path, folder: str | Path) -> bool:
+    return Path(path).resolve().parent == Path(folder).resolve()
+
+
+def _joined(
+    rows: datasets.Dataset,
+    labels: LabelTable,
+    known: EventTable,
+    of_rows: Mapping[str, Sequence[str] | None],
+    seconds: dict[str, float],
+) -> EventClips:
+    """Decides the weak labels of each clip, and puts them into the rows."""
+    weak, judged = [], set()
+    for name, own in of_rows.items():
+        indices, _ = labels.indices(own)
+        given = [labels.names[index] for index in indices]
+        if name in known.events:
+            given = [event.label for event in known.events[name]]
+            given += known.weak.get(name, [])
+        elif name in known.weak:
+            given = known.weak[name]
+        if given or name in known.events or name in known.weak:
+            judged.add(name)
+        weak.append(sorted(set(given)))
+    column = datasets.Dataset.from_dict(
+        {"labels": weak}, features=datasets.Features(labels=LABELS)
+    )
+    if "judged" in rows.column_names:
+        rows = rows.remove_columns(["judged"])
+    rows = datasets.concatenate_datasets(
+        [rows.remove_columns(["labels"]), column], axis=1
+    )
+    return EventClips(rows, labels, known.events, judged, seconds)
+
+
+class EventClipReader(ClipReader):
+    """A `ClipReader` whose clips have labels of frames.
+
+    Arguments
+    ---------
+    clips : EventClips
+    num_frames : int
+        T', the frames that the student scores in a clip.
+    frame_seconds : float
+        Distance of the frames.
+    **options
+        Arguments of `ClipReader`.
+
+    Raises
+    ------
+    ValueError
+        For illegal options.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"video_id": [], "labels": []})
+    >>> clips = EventClips(rows, LabelTable(["x"], ["x"]), {}, set(), {})
+    >>> EventClipReader(clips, num_frames=25, clip_seconds=1.0).num_samples
+    32000
+    """
+
+    def __init__(
+        self,
+        clips: EventClips,
+        num_frames: int,
+        frame_seconds: float = 0.04,
+        **options: Any,
+    ) -> None:
+        super().__init__(clips.labels, **options)
+        if self.short_clips != "zero_pad":
+            raise ValueError(
+                f"short_clips={self.short_clips!r} would repeat events whose labels are"
+                " not repeated; use zero_pad"
+            )
+        self.events, self.judged = clips.events, clips.judged
+        self.num_frames, self.frame_seconds = num_frames, frame_seconds
+
+    def read(self, row: dict[str, Any]) -> Clip:
+        """Decodes a row; raises ``UnreadableClip`` if that fails."""
+        clip = super().read(row)
+        events = self.events.get(clip.clip_id)
+        targets = frame_targets(
+            events or (), self.labels, self.num_frames, self.frame_seconds
+        )
+        labels, is_judged = clip.labels, clip.clip_id in self.judged
+        if events is not None:  # those before the end of the cut clip
+            labels = torch.from_numpy(targets.max(axis=1))
+        return clip._replace(
+            labels=labels,
+            labelled=torch.tensor(float(is_judged)),
+            strong=torch.from_numpy(targets),
+            strong_known=float(events is not None),
+        )

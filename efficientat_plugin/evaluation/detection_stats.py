@@ -1,0 +1,136 @@
+"""Collects the scores of frames that a run evaluates a sound event detector by."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.frame_events import FRAME_SECONDS, median_filter
+from efficientat_plugin.evaluation.detection_scores import DetectionScores
+from efficientat_plugin.evaluation.event_scores import event_scores
+from efficientat_plugin.evaluation.events import PSDS1, psds
+from efficientat_plugin.evaluation.metrics import ClipStats, FloatArray
+from efficientat_plugin.evaluation.segment_scores import segment_scores
+
+
+class DetectionStats(ClipStats):
+    """Collects the scores of frames of clips, and computes `DetectionScores`.
+
+    Call ``append`` for each batch and ``summarize`` at the end. Clips without a table
+    of events are left out. All scores are kept in memory, as 32-bit numbers: 447
+    classes of 10 s take 0.45 MB a clip.
+
+    Arguments
+    ---------
+    events : mapping
+        Events by clip id; a clip with none has an empty list.
+    seconds : mapping
+        Length of each clip.
+    classes : sequence of str
+        Names of the K classes.
+    frame_seconds : float
+        Distance of the frames.
+    median_seconds : float
+        Length of the median filter over scores, rounded down to an odd number of
+        frames; 0: none.
+    threshold : float
+        Probability that an event has to exceed, for the F-scores; PSDS1 has none.
+    logits : bool
+        Whether scores are logits; otherwise they are probabilities.
+
+    Example
+    -------
+    >>> import torch
+    >>> events = {"a": [Event("dog", 0.04, 0.12)]}
+    >>> stats = DetectionStats(events, {"a": 0.16}, ["dog"], median_seconds=0.0)
+    >>> stats.append(["a"], torch.tensor([[[0.1, 0.9, 0.8, 0.3]]]))
+    >>> stats.summarize().PSDS1
+    1.0
+    """
+
+    def __init__(
+        self,
+        events: Mapping[str, Sequence[Event]],
+        seconds: Mapping[str, float],
+        classes: Sequence[str],
+        frame_seconds: float = FRAME_SECONDS,
+        median_seconds: float = 0.36,
+        threshold: float = 0.5,
+        logits: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < threshold < 1 or not median_seconds >= 0:
+            raise ValueError(
+                f"threshold={threshold} must be a probability between 0 and 1, and "
+                f"median_seconds={median_seconds} 0 or more"
+            )
+        self.events, self.seconds, self.classes = events, seconds, list(classes)
+        self.frame_seconds, self.threshold = frame_seconds, threshold
+        self.median_frames = 2 * int(median_seconds / (2 * frame_seconds) + 1e-6) + 1
+        self.logits = logits
+
+    def append(self, ids: Sequence[str], scores: Tensor) -> None:
+        """Adds a batch of scores (or logits) of frames, [B, K, T']."""
+        arrays = scores.detach().float().cpu().numpy()
+        for clip_id, array in zip(ids, arrays, strict=True):
+            if clip_id in self.events and clip_id in self.seconds:
+                self.clips[clip_id] = (array.T.copy(),)
+
+    def summarize(self) -> DetectionScores:
+        """Computes the scores over all clips appended so far.
+
+        Raises
+        ------
+        ValueError
+            If there are none, or none has an event, or a score is not finite.
+        """
+        if not self.clips:
+            raise ValueError(
+                "no clip with a table of events was scored; evaluate on clips whose "
+                "events are known"
+            )
+        ids = sorted(self.clips)  # whatever process scored which
+        scores = {
+            clip_id: median_filter(self.clips[clip_id][0], self.median_frames)
+            for clip_id in ids
+        }
+        seconds = {clip_id: self.seconds[clip_id] for clip_id in ids}
+        events = {
+            clip_id: [
+                each
+                for each in self.events[clip_id]
+                if self._is_inside(each, seconds[clip_id])
+            ]
+            for clip_id in ids
+        }
+        above = float(np.log(self.threshold / (1 - self.threshold)))
+        threshold, step = above if self.logits else self.threshold, self.frame_seconds
+        names = self.classes
+        found = psds(scores, events, seconds, names, **PSDS1, frame_seconds=step)
+        of_events = event_scores(
+            scores, events, seconds, names, threshold, frame_seconds=step
+        )
+        of_segments = segment_scores(
+            scores, events, seconds, names, threshold, frame_seconds=step
+        )
+        present = [{each.label for each in some} for some in events.values()]
+        positives = [sum(name in some for some in present) for name in self.classes]
+        return DetectionScores(
+            PSDS1=found.macro,
+            event_F=of_events.macro,
+            segment_F=of_segments.macro,
+            num_clips=len(ids),
+            num_classes=sum(count > 0 for count in positives),
+            psds_of_classes=self._in_order(found.per_class),
+            event_F_of_classes=self._in_order(of_events.per_class),
+            segment_F_of_classes=self._in_order(of_segments.per_class),
+            positives=np.array(positives),
+        )
+
+    @staticmethod
+    def _is_inside(event: Event, seconds: float) -> bool:
+        return event.start_seconds < seconds  # of a clip that is cut
+
+    def _in_order(self, per_class: Mapping[str, float]) -> FloatArray:
+        return np.array([per_class[name] for name in self.classes])

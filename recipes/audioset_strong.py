@@ -1,0 +1,423 @@
+"""Trains a sound event detector on clips with events: AudioSet strong, or your own.
+
+> python recipes/audioset_strong.py hparams/events_quickstart.yaml    (needs no data)
+> python recipes/audioset_strong.py hparams/fmn10_tf256.yaml --dataset PATH --events TSV
+
+Rerun the same command to resume an interrupted run; `torchrun` runs it on several
+processes. The model folder is OUTPUT_FOLDER/model; ``EventDetector.from_hparams``
+loads it.
+"""
+
+import math
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process, run_on_main
+
+from efficientat_plugin.data.clips import Clips
+from efficientat_plugin.data.event_reader import (
+    EventClipReader,
+    EventClips,
+    open_event_clips,
+)
+from efficientat_plugin.data.labelled import runs_of, split_in_words
+from efficientat_plugin.data.labels import LabelTable, audioset_strong_labels
+from efficientat_plugin.data.rows import summarize_rows
+from efficientat_plugin.data.sampling import Draws, class_balanced_weights
+from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
+from efficientat_plugin.data.splits import Split, split_digest, write_split
+from efficientat_plugin.evaluation.detection_scores import DetectionScores
+from efficientat_plugin.evaluation.detection_stats import DetectionStats
+from efficientat_plugin.evaluation.report import RunResult, plot_curves, write_scores
+from efficientat_plugin.features import LogMel
+from efficientat_plugin.pretrained.backbone import load_backbone
+from efficientat_plugin.pretrained.card import name_of
+from efficientat_plugin.pretrained.description import identity_of_weights
+from efficientat_plugin.pretrained.folder import Provenance, write_model_folder
+from efficientat_plugin.students.frame_student import FrameStudent
+from efficientat_plugin.support.checkpoints import AtomicCheckpointer
+from efficientat_plugin.support.console import keep_log
+from efficientat_plugin.support.files import explain_write_errors
+from efficientat_plugin.support.launch import (
+    claim_folder,
+    load_hparams,
+    parse_and_join,
+    settings_of,
+    start,
+    world_size,
+    yaml_to_save,
+)
+from efficientat_plugin.tagging.event_detector import EventDetector
+from efficientat_plugin.tagging.whole_clips import whole_clip_frames
+from efficientat_plugin.teachers.online_frames import FrameTeacher
+from efficientat_plugin.training.event_brain import EventBrain
+from efficientat_plugin.training.recipe_parts import (
+    checkpointer_of,
+    modules_of,
+    trained_model,
+)
+from efficientat_plugin.training.short_runs import prepare_for_short_run
+
+
+class Run(NamedTuple):
+    """The data and the parts of a run, all checked."""
+
+    clips: EventClips
+    split: Split
+    hparams: dict[str, Any]
+    reader: EventClipReader
+    parts: "Parts"
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.hparams["output_folder"])
+
+    def on(self, places: list[int]) -> Clips:
+        """Returns clips to score, without augmentation."""
+        return Clips(self.clips.rows.select(places), self.reader)
+
+
+class Parts(NamedTuple):
+    """The objects that depend on the data; the YAML builds the others."""
+
+    student: FrameStudent
+    modules: dict[str, torch.nn.Module]
+    teacher: FrameTeacher | None
+    make_stats: partial[DetectionStats]
+    lr_schedule: Any
+    layer_decay: float
+    head_scale: float
+    epoch_counter: Any
+    checkpointer: AtomicCheckpointer
+    temperature_schedule: None = None  # no detector has dynamic convolutions
+
+
+def main(argv: list[str]) -> None:
+    """Reads, splits, trains, tests and writes as the YAML and the overrides say."""
+    hparams_file, run_opts, overrides = parse_and_join(argv)
+    if run_opts.test_only:
+        sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
+    hparams = load_hparams(hparams_file, overrides)
+    run = prepare(hparams)
+    settings = settings_of(hparams_file, overrides, run_opts)
+    with explain_write_errors(run.folder):
+        claim(run, settings)
+        sb.create_experiment_directory(
+            str(run.folder), **yaml_to_save(hparams_file, overrides)
+        )
+        keep_log()
+        train_and_test(run, run_opts)
+
+
+def prepare(hparams: dict[str, Any]) -> Run:
+    """Opens and splits the clips, and builds the student and its teacher."""
+    clips = open_clips(hparams)
+    split = split_clips(clips, hparams)
+    log_mel = hparams["log_mel"]
+    student = hparams["student"](num_classes=len(clips.labels))
+    if not isinstance(student, FrameStudent):
+        raise ValueError(
+            f"a {type(student).__name__} does not score frames; use a FrameMN or a "
+            "FramePaSST"
+        )
+    begin = hparams["start_from"]
+    folder, momentum = begin["pretrained_folder"], begin["batch_norm_momentum"]
+    if begin["backbone"] is not None:
+        load_backbone(student, begin["backbone"], folder)
+    if begin["prior"] is not None:
+        prepare_for_short_run(student, begin["prior"], momentum)
+    frame_seconds = student.frame_stride * log_mel.hop_length / log_mel.sample_rate
+    num_samples = round(hparams["clip"]["clip_seconds"] * log_mel.sample_rate)
+    num_frames = math.ceil(log_mel.num_frames(num_samples) / student.frame_stride)
+    reader = EventClipReader(clips, num_frames, frame_seconds, **hparams["clip"])
+    if reader.sample_rate != log_mel.sample_rate:
+        raise ValueError(
+            f"sample_rate={reader.sample_rate} Hz of the clips differs from "
+            f"{log_mel.sample_rate} Hz of log_mel; set both to one rate"
+        )
+    teacher = open_teacher(hparams, clips, split, log_mel)
+    draws(clips, split, hparams)  # refuses too few clips before anything is written
+    parts = build_parts(hparams, clips, split, student, teacher, frame_seconds)
+    return Run(clips, split, hparams, reader, parts)
+
+
+def open_clips(hparams: dict[str, Any]) -> EventClips:
+    """Opens the sounds and events that the YAML names, and prints a summary."""
+    events = hparams["events"]
+    if isinstance(events, str) and not Path(events).exists():
+        events = [each.strip() for each in events.split(",")]
+    elif events is not None and (tables := sorted(Path(events).glob("*.tsv"))):
+        events = tables  # not a folder of label tracks
+    names = {"dataset_config": "config", "dataset_cache": "cache_dir"}
+    table = {names.get(name, name): v for name, v in hparams["table"].items()}
+    clips = open_event_clips(
+        hparams["dataset"],
+        events,
+        table_of_classes(hparams["classes"]),
+        hparams["event_table"],
+        **{name: value for name, value in table.items() if value is not None},
+    )
+    if if_main_process():
+        print(f"{hparams['dataset']}: {clips}")
+    if not clips.judged and hparams["teacher"] is None:
+        raise ValueError(
+            "the clips have neither events nor weak labels, and there is no teacher, so"
+            " there is nothing to learn from; pass --events TABLE or --teacher NAME"
+        )
+    return clips
+
+
+def table_of_classes(classes: str | None) -> LabelTable | None:
+    """Reads the classes that the YAML names; None: those of the events."""
+    if classes in (None, "audioset"):
+        return None if classes is None else audioset_strong_labels()
+    if Path(classes).is_file():
+        return LabelTable.from_csv(classes)
+    names = [name.strip() for name in classes.split(",")]
+    return LabelTable(names, names)
+
+
+def split_clips(clips: EventClips, hparams: dict[str, Any]) -> Split:
+    """Splits the clips; those to validate and test on have known events."""
+    splitting = hparams["splitting"]
+    runs = runs_of(
+        clips.rows,
+        splitting["split"],
+        splitting["fold"],
+        splitting["valid_share"],
+        splitting["test_share"],
+        hparams["seed"],
+    )
+    if len(runs) > 1:
+        raise ValueError(
+            f"the data has {len(runs)} folds; pass --fold with the one to test on, and "
+            "one --output_folder for each"
+        )
+    if if_main_process():
+        print(f"split: {split_in_words(clips.rows, runs, hparams['seed'])}")
+    (split,) = runs.values()
+    names = clips.rows["video_id"][:]
+    sides = {}
+    for side in ("valid", "test"):
+        places = getattr(split, side)
+        sides[side] = [place for place in places if names[place] in clips.events]
+        if (left := len(places) - len(sides[side])) and if_main_process():
+            print(f"{left} of {len(places)} clips to {side} on have no known events")
+    split = split._replace(**sides)
+    if not split.train:
+        raise ValueError("there is no clip to train on; pass other shares or splits")
+    return split
+
+
+def open_teacher(
+    hparams: dict[str, Any], clips: EventClips, split: Split, log_mel: LogMel
+) -> FrameTeacher | None:
+    """Opens and checks the teacher, if there is one."""
+    if hparams["teacher"] is None:
+        return None
+    teacher = FrameTeacher(
+        hparams["teacher"],
+        log_mel,
+        savedir=hparams["start_from"]["pretrained_folder"],
+        options=hparams["teacher_options"],
+    )
+    summary = summarize_rows(clips.rows.select(split.train), clips.labels)
+    verdict = teacher.check(summary, clips.labels)
+    if if_main_process():
+        print(f"Teacher: {verdict}")
+    return teacher
+
+
+def build_parts(
+    hparams: dict[str, Any],
+    clips: EventClips,
+    split: Split,
+    student: FrameStudent,
+    teacher: FrameTeacher | None,
+    frame_seconds: float,
+) -> Parts:
+    """Builds the objects that depend on the data."""
+    counter = hparams["epoch_counter"]
+    model = trained_model(hparams, student, clips.labels, "multilabel")
+    modules = modules_of(hparams, student, hparams["log_mel"])
+    if hparams["frame_shift"] is not None:
+        modules["frame_shift"] = hparams["frame_shift"]
+    scoring = dict(hparams["scoring"])
+    cut = hparams["clip"]["clip_seconds"]
+    make_stats = partial(
+        DetectionStats,
+        clips.events,
+        {name: min(seconds, cut) for name, seconds in clips.seconds.items()},
+        clips.labels.names,
+        frame_seconds,
+        **scoring,
+    )
+    lr, rates = hparams["opt_class"].keywords["lr"], hparams["rates"]
+    head_lr = rates["head_lr"]
+    return Parts(
+        student=student,
+        modules=modules,
+        teacher=teacher,
+        make_stats=make_stats,
+        lr_schedule=schedule_of(hparams, len(split.train)),
+        layer_decay=rates["layer_decay"],
+        head_scale=1.0 if head_lr is None else head_lr / lr,
+        epoch_counter=counter,
+        checkpointer=checkpointer_of(hparams, model, counter),
+    )
+
+
+def schedule_of(hparams: dict[str, Any], num_clips: int) -> Any:
+    """Builds the schedule of the learning rate, whose warm-up counts steps."""
+    epochs = hparams["number_of_epochs"]
+    clips = hparams["sampling"]["clips_per_epoch"] or num_clips
+    per_step = hparams["train_loader"]["batch_size"] * world_size()
+    steps = epochs * clips / (per_step * hparams["grad_accumulation_factor"])
+    warmup_steps = hparams["rates"]["warmup_steps"]
+    if not 0 <= warmup_steps < steps:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} must be 0 or more, and fewer than the "
+            f"{steps:.0f} steps of {epochs} epochs"
+        )
+    share = warmup_steps / steps
+    return hparams["lr_schedule"](number_of_epochs=epochs, warmup_share=share)
+
+
+def claim(run: Run, settings: dict[str, Any]) -> None:
+    """Claims the output folder; refuses one that holds another run."""
+    hparams, this = run.hparams, dict(settings)
+    this |= split_digest(run.clips.rows, run.split)
+    this["backbone"] = identity_of_weights(hparams["start_from"]["backbone"])
+    if run.parts.teacher is not None:
+        this["teacher"] = run.parts.teacher.identity(())
+    done = [
+        found for name in ("save/CKPT*", "model") for found in run.folder.glob(name)
+    ]
+    claim_folder(run.folder, this, started=bool(done))
+
+
+def train_and_test(run: Run, run_opts: Any) -> None:
+    """Trains a detector, and writes the best one with its scores."""
+    hparams, split = run.hparams, run.split
+    brain = EventBrain(
+        modules=run.parts.modules,
+        opt_class=hparams["opt_class"],
+        hparams=hparams | run.parts._asdict(),
+        run_opts=run_opts,
+        checkpointer=run.parts.checkpointer,
+    )
+    train_set = Clips(
+        run.clips.rows.select(split.train),
+        run.reader,
+        hparams["waveform_augment"],
+        hparams["waveform_mix"],
+        hparams["seed"],
+        replace_unreadable=True,
+    )
+    sampler = draws(run.clips, split, hparams)
+    brain.fit(
+        run.parts.epoch_counter,
+        train_set,
+        run.on(split.valid) if split.valid else None,
+        train_loader_kwargs=hparams["train_loader"] | {"sampler": sampler},
+        valid_loader_kwargs=dict(hparams["eval_loader"]),
+    )
+    brain.on_evaluate_start(max_key="PSDS1" if split.valid else None)
+    run_on_main(finish, args=(brain, run))
+
+
+def draws(clips: EventClips, split: Split, hparams: dict[str, Any]) -> Draws:
+    """Draws the clips of an epoch; rare classes more often if the YAML says so."""
+    weights, sampling = None, hparams["sampling"]
+    rows = clips.rows.select(split.train)
+    if sampling["class_balanced"]:
+        indices = summarize_rows(rows, clips.labels).indices
+        weights = class_balanced_weights(indices, len(clips.labels))
+    found = Draws(len(rows), sampling["clips_per_epoch"], weights, hparams["seed"])
+    batch_size = hparams["train_loader"]["batch_size"]
+    per_step = batch_size * hparams["grad_accumulation_factor"]
+    if len(found) // world_size() < per_step:
+        raise ValueError(
+            f"batch_size={batch_size} and grad_accumulation_factor="
+            f"{hparams['grad_accumulation_factor']} need {per_step} clips a step "
+            f"and process, but an epoch has {len(found) // world_size()}; lower them, "
+            "or raise clips_per_epoch"
+        )
+    return found
+
+
+def finish(brain: EventBrain, run: Run) -> None:
+    """Writes the model, scores it, and prints the scores and where the model is.
+
+    The scores are those that ``EventDetector`` gets from the model folder, on whole
+    sounds.
+    """
+    folder = run.folder
+    model = trained_model(
+        run.hparams, run.parts.student, run.clips.labels, "multilabel"
+    )
+    write_model_folder(folder / "model", model, describe_origin(run, brain, {}))
+    write_split(folder / "split.csv", run.split, run.clips.rows["video_id"])
+    found: dict[str, DetectionScores] = {}
+    if run.split.test:
+        scores = test(run, str(brain.device))
+        brain.log_test(scores)
+        write_scores(folder, scores, run.clips.labels)
+        found[f"test, {scores.num_clips} clips"] = scores
+        write_model_folder(folder / "model", model, describe_origin(run, brain, found))
+    epochs = run.hparams["history"].epochs
+    scores = next(iter(found.values()), brain.scores)
+    lines = [RunResult("each epoch", scores, None, epochs, "validation")]
+    plot_curves(folder / "curves.png", lines)
+    if run.split.valid:
+        print(f"Epoch {brain.loaded_epoch} of {len(epochs)} is kept")
+    for name, scores in found.items():
+        print(f"{name}: {scores}")
+    if not found:
+        print("There are no test clips, so this model has no score.")
+    print(f"The model is in {folder / 'model'}")
+
+
+def test(run: Run, device: str) -> DetectionScores:
+    """Scores the model folder on the test clips, from beginning to end."""
+    detector = EventDetector.from_hparams(
+        str(run.folder / "model"), run_opts={"device": device}
+    )
+    stats = DetectionStats(
+        run.clips.events,
+        run.clips.seconds,
+        run.clips.labels.names,
+        detector.frame_samples / detector.sample_rate,
+        **run.hparams["scoring"],
+    )
+    skipped = SkippedClips(run.hparams["max_unreadable_share"])
+    rows = run.clips.rows.select(run.split.test)
+    for clip_id, scores in whole_clip_frames(detector, rows, skipped):
+        stats.append([clip_id], torch.from_numpy(scores.T[None]))
+    return stats.summarize()
+
+
+def describe_origin(
+    run: Run, brain: EventBrain, scores: dict[str, DetectionScores]
+) -> Provenance:
+    """Describes the origin of the model, for its card."""
+    dataset, split = run.hparams["dataset"], run.split
+    taught = "without a teacher"
+    if run.parts.teacher is not None and run.hparams["loss"].kd_weight:
+        taught = f"taught by {name_of(run.hparams['teacher'])}"
+    return Provenance(
+        name=f"{Path(dataset).resolve().name}, events",
+        started_from=run.hparams["start_from"]["backbone"],
+        data=f"{name_of(dataset)}: {len(split.train)} clips for training, {taught}; "
+        f"{len(split.valid)} to choose epoch {brain.loaded_epoch}",
+        data_licence=run.clips.rows.info.license or "",
+        scores=scores,
+    )
+
+
+if __name__ == "__main__":
+    start(main, refusals=(TooManyUnreadable,))

@@ -1,0 +1,127 @@
+"""Sounds are joined with their events, and what is known of each stays apart."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from efficientat_plugin.contracts import Clip
+from efficientat_plugin.data.clips import Clips, collate
+from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
+from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
+
+RATE = 16000
+SECONDS = {"timed": 2.0, "weak": 1.0, "empty": 1.0, "unknown": 1.0}
+TABLE = """filename,onset,offset,event_label
+timed.wav,0.25,0.5,dog
+timed.wav,1.5,1.9,cat
+empty.wav,,,
+weak.wav,,,cat
+"""
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    for name, seconds in SECONDS.items():
+        noise = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * RATE))
+        soundfile.write(tmp_path / f"{name}.wav", noise, RATE)
+    (tmp_path / "events.csv").write_text(TABLE)
+    return tmp_path
+
+
+@pytest.fixture
+def opened(sounds):
+    return open_event_clips(sounds, sounds / "events.csv")
+
+
+@pytest.fixture
+def reader(opened):
+    return EventClipReader(opened, 25, clip_seconds=1.0, sample_rate=RATE)
+
+
+def _batch(opened, reader, **more):
+    clips = Clips(opened.rows, reader, **more)
+    batch = collate([clips[number] for number in range(len(clips))])
+    return {name: row for row, name in enumerate(batch.clip_id)}, batch
+
+
+def test_each_kind_of_knowledge_is_kept(opened, reader):
+    place, batch = _batch(opened, reader)
+    assert opened.labels.names == ("cat", "dog")
+    assert batch.strong.shape == (4, 2, 25)
+    known = {name: float(batch.strong_known[row]) for name, row in place.items()}
+    assert known == {"timed": 1.0, "weak": 0.0, "empty": 1.0, "unknown": 0.0}
+    labelled = {name: float(batch.labelled[row]) for name, row in place.items()}
+    assert labelled == {"timed": 1.0, "weak": 1.0, "empty": 1.0, "unknown": 0.0}
+    assert batch.labels[place["weak"]].tolist() == [1.0, 0.0]
+    assert not batch.strong[place["weak"]].any()
+    assert not batch.strong[place["empty"]].any()
+
+
+def test_events_behind_the_cut_are_in_neither_label(opened, reader):
+    place, batch = _batch(opened, reader)
+    strong = batch.strong[place["timed"]]
+    assert strong[1].nonzero()[:, 0].tolist() == [*range(6, 13)]  # 0.25 to 0.5 s
+    assert not strong[0].any()  # at 1.5 s, of a clip of 1 s
+    assert batch.labels[place["timed"]].tolist() == [0.0, 1.0]
+
+
+def test_a_mix_has_the_mixed_labels_of_frames(opened, reader):
+    clips = Clips(opened.rows, reader)
+    whole = [clips[number] for number in range(4)]
+    mixed = Clips(opened.rows, reader, waveform_mix=WaveformMix(probability=1.0))
+    by_name = {clip.clip_id: clip for clip in whole}
+    for number in range(4):
+        found: Clip = mixed[number]
+        share, partner = found.partner_share, by_name[found.partner_id]
+        own = by_name[found.clip_id]
+        expected = (1 - share) * own.strong + share * partner.strong
+        assert torch.allclose(found.strong, expected)
+        known = (1 - share) * own.strong_known + share * partner.strong_known
+        assert found.strong_known == pytest.approx(known)
+
+
+def test_a_roll_moves_the_labels_of_frames(opened, reader):
+    augment = WaveformAugment(roll_samples=8000)
+    rolled = Clips(opened.rows, reader, augment)
+    for number, name in enumerate(opened.rows["video_id"]):
+        if name == "timed":
+            moved = rolled[number].strong[1].sum()
+            assert moved == 7  # circularly, by whole frames
+            before = Clips(opened.rows, reader)[number].strong
+            assert not torch.equal(rolled[number].strong, before)
+
+
+def test_labels_of_folders_are_weak_labels(tmp_path):
+    for name in ("dog", "cat"):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "1.wav", np.zeros(RATE), RATE)
+    opened = open_event_clips(tmp_path, None)
+    assert opened.labels.names == ("cat", "dog") and not opened.events
+    assert opened.judged == {"cat/1", "dog/1"}
+
+
+def test_events_of_other_sounds_are_refused(sounds):
+    path = sounds / "others.csv"
+    path.write_text(TABLE.replace("timed", "a").replace("weak", "b").replace("emp", ""))
+    with pytest.raises(ValueError, match="none of the 3 sounds .* is among the 4"):
+        open_event_clips(sounds, path)
+
+
+def test_events_in_milliseconds_are_refused(sounds):
+    path = sounds / "ms.csv"
+    path.write_text("filename,onset,offset,event_label\ntimed.wav,250,500,dog\n")
+    with pytest.raises(ValueError, match="would fit in milliseconds; pass unit='ms'"):
+        open_event_clips(sounds, path)
+    opened = open_event_clips(sounds, path, event_options={"unit": "ms"})
+    assert opened.events["timed"][0].end_seconds == 0.5
+
+
+def test_two_tables_with_events_of_one_clip_are_refused(sounds):
+    with pytest.raises(ValueError, match="events of the same clips: empty, timed"):
+        open_event_clips(sounds, [sounds / "events.csv"] * 2)
+
+
+def test_repeated_clips_are_refused(opened):
+    with pytest.raises(ValueError, match="short_clips='repeat' would repeat events"):
+        EventClipReader(opened, 25, short_clips="repeat")
