@@ -1,6 +1,7 @@
 """Prints a Markdown table of published students and teachers: costs and scores.
 
     python benchmarks/students_table.py
+    python benchmarks/students_table.py fmn04_strong fmn10_tf_256_strong
     python benchmarks/students_table.py mn04_as passt_s_kd_p16_128_ap486 --no-latency
 
 Nothing is downloaded: costs do not depend on the values of weights, and the mAP is
@@ -27,7 +28,7 @@ from efficientat_plugin.pretrained.published import (
     published,
 )
 from efficientat_plugin.pretrained.published_passt import TEACHERS, PublishedTeacher
-from efficientat_plugin.pretrained.weights import FAMILIES
+from efficientat_plugin.pretrained.weights import FAMILIES, FRAME_FAMILIES
 from efficientat_plugin.students.passt import PaSST
 from efficientat_plugin.students.student import Student
 
@@ -41,6 +42,10 @@ COLUMNS = {
     "receptive field": "---",
     "mAP": "---:",
     "ms per clip": "---:",
+}
+FRAME_COLUMNS = {
+    name: COLUMNS.get(name, "---:")
+    for name in "student,parameters,MACs,peak memory,PSDS1,ms per clip".split(",")
 }
 
 
@@ -56,9 +61,15 @@ def main_students() -> list[str]:
 
 def build(entry: PublishedStudent | PublishedTeacher, device: str) -> Student:
     """The network with weights by chance; on the meta device with none."""
-    family = PaSST if isinstance(entry, PublishedTeacher) else FAMILIES[entry.family]
+    families = {**FAMILIES, **FRAME_FAMILIES}
+    family = PaSST if isinstance(entry, PublishedTeacher) else families[entry.family]
     with torch.device(device):
         return family(**entry.options())
+
+
+def scores_frames(entry: PublishedStudent | PublishedTeacher) -> bool:
+    """Whether it detects events, so that it has another table."""
+    return isinstance(entry, PublishedStudent) and entry.family in FRAME_FAMILIES
 
 
 def memory_and_field(
@@ -85,14 +96,21 @@ def row(entry: PublishedStudent | PublishedTeacher, rounds: int) -> list[str]:
     n_mels = log_mel.n_mels
     n_frames = log_mel.num_frames(CLIP_SECONDS * log_mel.sample_rate)
     student = build(entry, "meta")
-    cells = [
-        entry.name,
-        f"{count_parameters(student) / 1e6:.3f} M",
-        f"{count_state(student) / 1e6:.3f} M",
-        f"{count_macs(student, n_mels, n_frames) / 1e9:.3f} G",
-        *memory_and_field(entry, student, log_mel),
-        "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
-    ]
+    parameters = f"{count_parameters(student) / 1e6:.3f} M"
+    macs = f"{count_macs(student, n_mels, n_frames) / 1e9:.3f} G"
+    if isinstance(entry, PublishedStudent) and scores_frames(entry):
+        memory = f"{peak_memory(student, n_mels, n_frames) / 1e6:.2f} MB"
+        psds1 = "-" if entry.psds1 is None else f"{entry.psds1:.1f}"
+        cells = [entry.name, parameters, macs, memory, psds1]
+    else:
+        cells = [
+            entry.name,
+            parameters,
+            f"{count_state(student) / 1e6:.3f} M",
+            macs,
+            *memory_and_field(entry, student, log_mel),
+            "-" if entry.mean_ap is None else f"{entry.mean_ap:.1f}",
+        ]
     if rounds:
         real = build(entry, "cpu")
         cells.append(f"{measure_latency(real, n_mels, n_frames, rounds):.1f}")
@@ -118,22 +136,23 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     rounds = 0 if arguments.no_latency else arguments.rounds
-    columns = dict(COLUMNS)
-    if not rounds:
-        del columns["ms per clip"]
-    lines = [list(columns), list(columns.values())]
+    rows: dict[bool, list[list[str]]] = {False: [], True: []}
     with tqdm(entries, desc="students", unit="student") as bar:
         for entry in bar:
             bar.set_postfix_str(entry.name)
-            lines.append(row(entry, rounds))
-    for cells in lines:
-        print("| " + " | ".join(cells) + " |")
-    print()
+            rows[scores_frames(entry)].append(row(entry, rounds))
+    for of_frames, lines in rows.items():
+        columns = dict(FRAME_COLUMNS if of_frames else COLUMNS)
+        if not rounds:
+            del columns["ms per clip"]
+        for cells in [list(columns), list(columns.values()), *lines] if lines else ():
+            print("| " + " | ".join(cells) + " |")
+        print()
     print(
         f"Per clip of {CLIP_SECONDS} s, float32. Peak memory: the input and the output "
         "of the most demanding layer, and the shortcuts around it. Receptive field: of "
         "the convolutions; squeeze-excite and dynamic blocks depend on the whole clip. "
-        "mAP: published, AudioSet evaluation, percent."
+        "mAP: published, AudioSet evaluation, percent; PSDS1: AudioSet strong."
     )
     if rounds:
         print(

@@ -291,6 +291,7 @@ def claim(run: Run, settings: dict[str, Any]) -> None:
     """Claims the output folder; refuses one that holds another run."""
     hparams, this = run.hparams, dict(settings)
     this |= split_digest(run.clips.rows, run.split)
+    this["events"] = run.clips.digest()  # wherever they are written
     this["backbone"] = identity_of_weights(hparams["start_from"]["backbone"])
     if run.parts.teacher is not None:
         this["teacher"] = run.parts.teacher.identity(())

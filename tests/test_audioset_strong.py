@@ -1,6 +1,7 @@
 """Training of detectors ends, resumes bit for bit, and scores what it says."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -151,3 +152,31 @@ def test_what_cannot_be_trained_on_is_refused(data, place, tmp_path, options, se
     assert sentence in text, text[-800:]
     assert "Traceback" not in text
     assert not (tmp_path / "out" / "save").exists()
+
+
+def _listing(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def _halve_the_starts(table: Path) -> None:
+    head, *lines = table.read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
+    for row in rows:
+        row[1] = str(float(row[1]) / 2)
+    table.write_text("\n".join([head, *("\t".join(row) for row in rows)]) + "\n")
+
+
+def test_another_run_is_refused_and_touches_nothing(data, left_alone, tmp_path):
+    """Of other settings or events; the same events may be elsewhere."""
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    shutil.copytree(left_alone, tmp_path / "run")
+    command = event_command(moved, tmp_path / "run")
+    assert "test, 4 clips: PSDS1" in run_to_end(command)
+    before = _listing(tmp_path / "run")
+    text = run_to_end([*command, "--lr", "0.5"], expect=1)
+    assert "--output_folder" in text and "lr" in text
+    _halve_the_starts(moved / "events" / "train.tsv")
+    assert "--output_folder" in run_to_end(command, expect=1)
+    assert _listing(tmp_path / "run") == before

@@ -392,6 +392,10 @@ def test_student_refuses_what_is_no_batch_of_log_mels(shape):
         shared_member("none", 0.1)(torch.zeros(shape))
 
 
-def test_student_has_no_stages():
-    with pytest.raises(ValueError, match="FrameMN has no stages"):
-        shared_member("none", 0.1).stages()
+def test_stages_are_the_published_ones():
+    """Their numbers decide about the learning rates."""
+    student = shared_member("tf", 0.1)
+    stages = student.stages()
+    assert len(stages) == 17
+    parameters = {id(each) for stage in stages for each in stage.parameters()}
+    assert parameters == {id(each) for each in student.backbone.parameters()}

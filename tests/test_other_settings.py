@@ -176,4 +176,5 @@ def test_a_store_is_not_imported_over_another(tmp_path):
 
 def test_every_recipe_is_tested_here_or_where_it_is_trained():
     recipes = {path.stem for path in (REPOSITORY / "recipes").glob("*.py")}
-    assert recipes == {*OPTIONS, "import_teacher_logits", "audioset_kd"}
+    trained = {"audioset_kd", "audioset_strong"}
+    assert recipes == {*OPTIONS, "import_teacher_logits", "make_soundscapes", *trained}

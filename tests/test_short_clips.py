@@ -60,7 +60,8 @@ def test_other_ways_are_refused(short_clips):
 
 @pytest.mark.parametrize("path", HPARAMS, ids=lambda path: path.stem)
 def test_every_yaml_with_clips_sets_it(path):
-    assert "short_clips: " in path.read_text()
+    makes_clips = path.stem == "soundscapes"  # and reads none
+    assert makes_clips != ("short_clips: " in path.read_text())
 
 
 def _about(short_clips):

@@ -143,7 +143,7 @@ EVENTS |= {"classes": None, "teacher": None, "warmup_steps": 0, "width": 0.1}
 EVENTS |= {"sequence_dim": 16, "clip_seconds": 3.0, "clips_per_epoch": 4}
 EVENTS |= {"grad_accumulation_factor": 1, "fold": None}
 RUNS["fmn10_tf256"] = ("audioset_strong", [EVENTS | {"backbone": "7.pt"}])
-SAMPLED = EVENTS | {"folder": "sample", "number": 3}
+SAMPLED = EVENTS | {"folder": "soundscapes", "number": 3}
 RUNS["events_quickstart"] = (
     "audioset_strong",
     [SAMPLED],

@@ -1,5 +1,6 @@
 """Labelled sounds joined with a table of events, and the clips made of both."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,24 @@ class EventClips(NamedTuple):
             f"{len(self.rows)} clips of {len(self.labels)} classes: {events} events in "
             f"{len(self.events)} clips, {weak} clips with weak labels only, "
             f"{len(self.rows) - len(self.judged)} without labels"
+        )
+
+    def digest(self) -> str:
+        """Computes a digest of all that is known of the clips but their sound.
+
+        Example
+        -------
+        >>> rows = datasets.Dataset.from_dict({"video_id": ["a"]})
+        >>> known = {"a": [Event("dog", 0.0, 1.0)]}
+        >>> EventClips(rows, LabelTable("d", "d"), known, {"a"}, {}).digest()
+        '1 events in 1 clips (digest b701a925)'
+        """
+        known = hashlib.sha256()
+        for clip_id in sorted(self.judged | self.events.keys()):
+            known.update(repr((clip_id, self.events.get(clip_id))).encode())
+        return (
+            f"{sum(map(len, self.events.values()))} events in {len(self.events)} clips "
+            f"(digest {known.hexdigest()[:8]})"
         )
 
 

@@ -31,7 +31,7 @@ SAME_RESULT |= {"compare_without_teacher", "num_seeds", "final"}
 # Where data and weights are: their digests are compared instead
 SAME_RESULT |= {"dataset", "dataset_config", "transfer_set", "audio_folder"}
 SAME_RESULT |= {"load_rows", "sample", "sample_folder", "sample_teacher"}
-SAME_RESULT |= {"split", "fold", "teacher_logits", "teacher_name"}
+SAME_RESULT |= {"split", "fold", "teacher_logits", "teacher_name", "events"}
 # SpeechBrain's own options: which machine computes, how fast, and what it shows
 SAME_RESULT |= {"test_only", "device", "distributed_backend", "distributed_launch"}
 SAME_RESULT |= {"data_parallel_backend", "data_parallel_count", "log_config"}
