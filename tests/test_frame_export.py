@@ -435,3 +435,11 @@ def test_frames_that_are_not_finite_are_not_written(name):
     bad = parity.worst_of([good, good._replace(**{name: np.nan})])
     with pytest.raises(ValueError, match="nothing was written"):
         parity.judge(bad, "fp32", "a")
+
+
+def test_frames_may_differ_by_the_rounding_of_a_front_end_and_no_more():
+    good = parity.Parity(0.0, 90.0, 90.0, 1.0, 1, ("a",), 1.4e-4, 90.0)
+    parity.judge(good, "fp32", "a")
+    for bad in (good._replace(frame_error=2e-3), good._replace(frame_decibels=50.0)):
+        with pytest.raises(ValueError, match="of frames 0.001, and 60 dB"):
+            parity.judge(bad, "fp32", "a")
