@@ -181,27 +181,6 @@ def test_an_interruption_is_reported_once(name, then, tmp_path):
     assert printed == f"\n{what}; rerun the same command to resume.\n"
 
 
-def test_the_sentence_is_the_last_that_is_printed(capsys):
-    """A progress bar in a generator is closed before, not after it."""
-
-    def counted():
-        try:
-            yield from range(3)
-        finally:
-            print("a bar", file=sys.stderr)
-
-    def interrupted(_arguments):
-        numbers = counted()
-        for _ in numbers:
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(SystemExit):
-        start(interrupted)
-    assert capsys.readouterr().err == (
-        "a bar\n\nInterrupted; rerun the same command to resume.\n"
-    )
-
-
 CLAIMING = ("distil", "finetune", "esc50", "fsd50k", "openmic", "tau2020")
 
 

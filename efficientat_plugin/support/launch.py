@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -115,17 +114,9 @@ def start(
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             number = arrived[0] if arrived else signal.SIGINT
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
-            _close_what_was_running(error)
             if if_main_process():
                 print(f"\n{what}; rerun the same command to {again}.", file=sys.stderr)
             sys.exit(128 + number)
-
-
-def _close_what_was_running(error: BaseException | None) -> None:
-    """Closes generators that the error left, whose progress bars write a last line."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
 
 
 def _escaped(message: str) -> str:
