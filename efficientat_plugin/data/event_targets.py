@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.frame_events import FRAME_SECONDS
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.support.plain_text import shown
 
-FRAME_SECONDS = 0.04  # of the published frame-wise networks
 DIGITS = 6  # of a time in frames: 0.28 / 0.04 is 7.000000000000001
 
 

@@ -1,4 +1,4 @@
-"""From scores over time to events: smoothing, thresholds, merging.
+"""From scores over time to events: smoothing and thresholds.
 
 What labels, evaluation and detection have to do alike stands here, in numpy alone. An
 event is ``(start, end, label)`` with times in seconds from the start of its clip.

@@ -49,12 +49,15 @@ class FrameTeacher(OnlineTeacher):
     def logits_of(self, output: Any) -> Tensor:
         """Returns the logits of frames of what a member computes: [B, K, T']."""
         if not isinstance(output, FrameOutput):
-            raise ValueError(
-                f"the teacher {self.name} does not score frames, so it cannot teach "
-                "when a class is active; use a FrameMN or a FramePaSST, such as "
-                "fmn10_tf_256_strong"
-            )
+            raise self._scores_no_frames()
         return output.strong.float()
+
+    def _scores_no_frames(self) -> ValueError:
+        return ValueError(
+            f"the teacher {self.name} does not score frames, so it cannot teach when a "
+            "class is active; use a FrameMN or a FramePaSST, such as "
+            "fmn10_tf_256_strong"
+        )
 
     def check_frames(self, frame_seconds: float) -> None:
         """Refuses a teacher of clips, and one whose frames are not the student's."""
@@ -66,11 +69,7 @@ class FrameTeacher(OnlineTeacher):
             ):
                 stride = own.frame_samples
             if stride is None:
-                raise ValueError(
-                    f"the teacher {self.name} does not score frames, so it cannot teach"
-                    " when a class is active; use a FrameMN or a FramePaSST, such as "
-                    "fmn10_tf_256_strong"
-                )
+                raise self._scores_no_frames()
             theirs = stride / own.sample_rate
             if abs(theirs - frame_seconds) > TOLERANCE:
                 raise ValueError(
