@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -101,3 +103,39 @@ def test_a_signal_that_python_drops_is_known_and_does_not_outlive_the_block():
 
 def test_bytes_are_read_as_before():
     assert sum(len(block) for block in decode_blocks(flac(), 16000)) == 48000
+
+
+INTERRUPTED_IN_A_QUEUE = """
+import os, signal
+import torch, tqdm
+from efficientat_plugin.support import launch
+
+launch.EXIT_SECONDS = 1
+
+def main(argv):
+    numbers = tqdm.tqdm(range(10**6), desc="Counting", mininterval=0)
+    workers = iter(torch.utils.data.DataLoader(range(10**6), num_workers=2))
+    for _ in numbers:
+        next(workers)
+        # As a signal leaves it that arrives within `put`.
+        workers._index_queues[1]._notempty.acquire()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+launch.start(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_lock_that_an_interruption_left_does_not_keep_the_process():
+    """Nor is anything drawn behind the sentence that tells how to resume."""
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IN_A_QUEUE],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 128 + signal.SIGTERM, ended.stderr
+    sentence = "Terminated; rerun the same command to resume.\n"
+    assert ended.stderr.endswith(sentence), ended.stderr
+    assert "Counting" in ended.stderr

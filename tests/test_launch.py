@@ -116,6 +116,7 @@ def test_an_interrupted_recipe_says_what_to_do(name, monkeypatch, capsys):
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", interrupted)
     monkeypatch.setattr(sys, "argv", [name, str(DISTIL)])
+    monkeypatch.setattr("atexit.register", lambda *_: None)  # of this process
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(REPOSITORY / "recipes" / f"{name}.py"), run_name="__main__")
     again = {"make_soundscapes", "make_transfer_set", "import_teacher_logits"}

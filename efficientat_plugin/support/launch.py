@@ -1,7 +1,9 @@
 """Starts a recipe: its arguments, its YAML, its processes, its folder."""
 
+import atexit
 import dataclasses
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +17,7 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 from speechbrain.utils.distributed import ddp_init_group, if_main_process
 from speechbrain.utils.run_opts import RunOptions
+from tqdm import tqdm
 
 from efficientat_plugin.support.console import (
     escape_what_stdout_lacks,
@@ -56,6 +59,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 REFUSALS = (ImportError, OSError, ValueError)  # errors whose message is enough
+EXIT_SECONDS = 10  # after an interruption
 NO_SHARED_MEMORY = (
     "loader workers pass clips on in shared memory (/dev/shm), which is too small "
     "here; pass --num_workers 0, or a smaller --batch_size, or start the container "
@@ -91,6 +95,8 @@ def start(
     with interruptible() as arrived, console:
         try:
             main(sys.argv[1:])
+            if torch.distributed.is_initialized():  # its threads may abort an exit
+                torch.distributed.destroy_process_group()
         except BaseException as error:
             again = "resume" if resumes else "start over"
             if not arrived and _lost_another_process(error):
@@ -110,13 +116,40 @@ def start(
                     error.code = _escaped(error.code)
                 raise
             # An interruption, or an error that follows from interrupted workers
-            if hasattr(signal, "SIGCHLD"):  # torch's handler raises as workers end
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             number = arrived[0] if arrived else signal.SIGINT
+            _abandon(error, 128 + number)
             what = "Terminated" if number == signal.SIGTERM else "Interrupted"
             if if_main_process():
                 print(f"\n{what}; rerun the same command to {again}.", file=sys.stderr)
             sys.exit(128 + number)
+
+
+_abandoned: list[BaseException] = []
+
+
+def _abandon(error: BaseException, status: int) -> None:
+    """Ends the work of an interrupted run, without what might wait for ever.
+
+    A signal may have come between the moment when a library took a lock and the one
+    when it remembers to release it. Then a destructor that needs the lock, as that of a
+    loader does, never ends, so the frames of the run live until the process has begun
+    to exit, when such destructors do nothing. Nor does an exit function that needs it.
+    """
+    if hasattr(signal, "SIGCHLD"):  # torch's handler raises as workers end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _abandoned.append(error)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    for bar in list(getattr(tqdm, "_instances", ())):  # or it is drawn again later
+        bar.close()
+    atexit.register(_end_soon, status)
+
+
+def _end_soon(status: int) -> None:
+    """Leaves exit functions some seconds."""
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(status))
+        signal.alarm(EXIT_SECONDS)
 
 
 def _escaped(message: str) -> str:
