@@ -229,8 +229,9 @@ def open_teacher(
 ) -> FrameTeacher | StoredFrameTeacher | None:
     """Opens and checks the teacher, if there is one."""
     source, teaching = hparams["teacher"], hparams["teaching"]
+    options, folder = teaching["teacher_options"], teaching["teacher_logits"]
     if source is None:
-        if teaching["teacher_logits"] is not None:
+        if folder is not None:
             raise ValueError(
                 "--teacher_logits keeps the logits of a teacher, and there is none; "
                 "pass --teacher NAME, or the folder itself as --teacher"
@@ -249,7 +250,7 @@ def open_teacher(
             source,
             log_mel,
             savedir=hparams["start_from"]["pretrained_folder"],
-            options=teaching["teacher_options"],
+            options=options,
         )
         lines = [teacher.check(summary, clips.labels)]
     if if_main_process():

@@ -161,10 +161,17 @@ def test_a_clip_without_a_row_adds_nothing(opened, reader, labels_as_logits, tmp
 
 
 def _network(opened):
+    """A teacher whose probabilities differ from frame to frame, untrained as it is."""
     torch.manual_seed(5)
     network = FrameMN(len(opened.labels), width=0.2)
     torch.nn.init.normal_(network.strong_head.weight, std=0.5)
-    return WaveformStudent(LogMel(**LOG_MEL), network).eval()
+    teacher = WaveformStudent(LogMel(**LOG_MEL), network)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # statistics are those of the next batch
+    with torch.no_grad():
+        teacher.train()(torch.randn(4, 32000) * torch.rand(4, 32000))
+    return teacher.eval()
 
 
 def test_stored_is_online_for_clips_as_they_are(opened, reader, tmp_path):
