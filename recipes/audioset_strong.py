@@ -230,6 +230,7 @@ def open_teacher(
     """Opens and checks the teacher, if there is one."""
     source, teaching = hparams["teacher"], hparams["teaching"]
     options, folder = teaching["teacher_options"], teaching["teacher_logits"]
+    coverage = teaching["min_teacher_coverage"]
     if source is None:
         if folder is not None:
             raise ValueError(
@@ -242,7 +243,7 @@ def open_teacher(
     if is_store(source):
         teacher = StoredFrameTeacher(source)
         lines = [
-            teacher.check(summary, clips.labels),
+            teacher.check(summary, clips.labels, coverage),
             teacher.describe(summary.clip_ids),
         ]
     else:

@@ -171,7 +171,7 @@ def test_what_is_no_such_file_is_refused(tmp_path, write, text):
 def test_without_h5py_it_says_what_to_install(tmp_path, monkeypatch):
     file = _as_published(tmp_path / "e.hdf5", IDS, _logits())
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ImportError, match="is HDF5, which needs h5py; run: pip inst"):
+    with pytest.raises(ImportError, match="is HDF5, which needs the package h5py; pip"):
         import_frame_logits(file, tmp_path / "s", **ABOUT)
 
 

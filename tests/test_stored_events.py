@@ -183,7 +183,10 @@ def test_clips_without_a_row_are_counted(data, store, labels, tmp_path):
     with StoreWriter(tmp_path / "s", **about) as writer:
         writer.append(few, kept.logits(kept.rows(few)))
     options = {"teacher": tmp_path / "s", "number_of_epochs": 1, "warmup_steps": 0}
-    text = run_to_end(event_command(data, tmp_path / "out", **options))
+    command = event_command(data, tmp_path / "out", **options)
+    strict = [*command, "--min_teacher_coverage", "0.99"]
+    assert "the store has 91.7% of 12 clips" in run_to_end(strict, expect=1)
+    text = run_to_end(command)
     assert "1 of 12 clips have none and are trained on their labels alone" in text
 
 

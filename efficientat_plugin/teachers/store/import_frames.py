@@ -141,7 +141,8 @@ def _opened(path: Path) -> Any:
         import h5py
     except ImportError:
         raise ImportError(
-            f"{path} is HDF5, which needs h5py; run: pip install h5py"
+            f"{path} is HDF5, which needs the package h5py; pip install "
+            "'efficientat_plugin[hdf5]', or pip install h5py"
         ) from None
     try:
         return h5py.File(path, "r")
