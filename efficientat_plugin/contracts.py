@@ -83,6 +83,9 @@ class Clip(NamedTuple):
     # For sound event detection; None for tagging, which knows no times
     strong: Tensor | None = None  # [K, T'], labels of frames, 0 to 1; zeros if unknown
     strong_known: float = 0.0  # share of the strong labels that is known, 0 to 1
+    # How far the waveform was moved, circularly, as strong labels were; above 0: later
+    moved_samples: int = 0
+    partner_moved_samples: int = 0
 
 
 class ClipBatch(NamedTuple):
@@ -97,6 +100,8 @@ class ClipBatch(NamedTuple):
     skipped: list[Skipped]
     strong: Tensor | None = None  # [B, K, T'], of event detection, as in `Clip`
     strong_known: Tensor | None = None  # [B]
+    moved_samples: Tensor | None = None  # [B], int64, as in `Clip`; None: not at all
+    partner_moved_samples: Tensor | None = None
 
 
 class Mix(NamedTuple):

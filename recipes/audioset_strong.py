@@ -54,10 +54,13 @@ from efficientat_plugin.support.launch import (
 from efficientat_plugin.tagging.event_detector import EventDetector
 from efficientat_plugin.tagging.whole_clips import whole_clip_frames
 from efficientat_plugin.teachers.online_frames import FrameTeacher
+from efficientat_plugin.teachers.stored import is_store
+from efficientat_plugin.teachers.stored_frames import StoredFrameTeacher
 from efficientat_plugin.training.event_brain import EventBrain
 from efficientat_plugin.training.recipe_parts import (
     checkpointer_of,
     modules_of,
+    store_logits,
     trained_model,
 )
 from efficientat_plugin.training.short_runs import prepare_for_short_run
@@ -86,7 +89,7 @@ class Parts(NamedTuple):
 
     student: FrameStudent
     modules: dict[str, torch.nn.Module]
-    teacher: FrameTeacher | None
+    teacher: FrameTeacher | StoredFrameTeacher | None
     make_stats: partial[DetectionStats]
     lr_schedule: Any
     layer_decay: float
@@ -110,7 +113,8 @@ def main(argv: list[str]) -> None:
             str(run.folder), **yaml_to_save(hparams_file, overrides)
         )
         keep_log()
-        train_and_test(run, run_opts)
+        device = run_opts.device or sb.utils.distributed.infer_device()
+        train_and_test(with_stored_logits(run, device), run_opts)
 
 
 def prepare(hparams: dict[str, Any]) -> Run:
@@ -140,6 +144,13 @@ def prepare(hparams: dict[str, Any]) -> Run:
             f"{log_mel.sample_rate} Hz of log_mel; set both to one rate"
         )
     teacher = open_teacher(hparams, clips, split, log_mel)
+    if isinstance(teacher, StoredFrameTeacher):
+        teacher.check_frames(
+            num_frames,
+            frame_seconds,
+            hparams["clip"]["clip_seconds"],
+            reader.short_clips,
+        )
     draws(clips, split, hparams)  # refuses too few clips before anything is written
     parts = build_parts(hparams, clips, split, student, teacher, frame_seconds)
     return Run(clips, split, hparams, reader, parts)
@@ -215,21 +226,61 @@ def split_clips(clips: EventClips, hparams: dict[str, Any]) -> Split:
 
 def open_teacher(
     hparams: dict[str, Any], clips: EventClips, split: Split, log_mel: LogMel
-) -> FrameTeacher | None:
+) -> FrameTeacher | StoredFrameTeacher | None:
     """Opens and checks the teacher, if there is one."""
-    if hparams["teacher"] is None:
+    source, teaching = hparams["teacher"], hparams["teaching"]
+    options, folder = teaching["teacher_options"], teaching["teacher_logits"]
+    coverage = teaching["min_teacher_coverage"]
+    if source is None:
+        if folder is not None:
+            raise ValueError(
+                "--teacher_logits keeps the logits of a teacher, and there is none; "
+                "pass --teacher NAME, or the folder itself as --teacher"
+            )
         return None
-    teacher = FrameTeacher(
-        hparams["teacher"],
-        log_mel,
-        savedir=hparams["start_from"]["pretrained_folder"],
-        options=hparams["teacher_options"],
-    )
     summary = summarize_rows(clips.rows.select(split.train), clips.labels)
-    verdict = teacher.check(summary, clips.labels)
+    teacher: FrameTeacher | StoredFrameTeacher
+    if is_store(source):
+        teacher = StoredFrameTeacher(source)
+        lines = [
+            teacher.check(summary, clips.labels, coverage),
+            teacher.describe(summary.clip_ids),
+        ]
+    else:
+        teacher = FrameTeacher(
+            source,
+            log_mel,
+            savedir=hparams["start_from"]["pretrained_folder"],
+            options=options,
+        )
+        lines = [teacher.check(summary, clips.labels)]
     if if_main_process():
-        print(f"Teacher: {verdict}")
+        for line in lines:
+            print(f"Teacher: {line}")
     return teacher
+
+
+def with_stored_logits(run: Run, device: str) -> Run:
+    """Lets stored logits teach, if the YAML says so; computes those not yet stored."""
+    teacher, path = run.parts.teacher, run.hparams["teaching"]["teacher_logits"]
+    if path is None or not isinstance(teacher, FrameTeacher):
+        return run
+    rows = run.clips.rows.select(run.split.train)
+    network: Any = teacher.model
+    stored = store_logits(
+        run.hparams,
+        path,
+        run.hparams["teacher"],
+        network.to(device),
+        run.clips.labels,
+        rows,
+        device,
+        of_frames=True,
+    )
+    assert isinstance(stored, StoredFrameTeacher)
+    if if_main_process():
+        print(f"Teacher: {stored.describe(train_ids(run))}")
+    return run._replace(parts=run.parts._replace(teacher=stored))
 
 
 def build_parts(
@@ -237,7 +288,7 @@ def build_parts(
     clips: EventClips,
     split: Split,
     student: FrameStudent,
-    teacher: FrameTeacher | None,
+    teacher: FrameTeacher | StoredFrameTeacher | None,
     frame_seconds: float,
 ) -> Parts:
     """Builds the objects that depend on the data."""
@@ -294,11 +345,20 @@ def claim(run: Run, settings: dict[str, Any]) -> None:
     this["events"] = run.clips.digest()  # wherever they are written
     this["backbone"] = identity_of_weights(hparams["start_from"]["backbone"])
     if run.parts.teacher is not None:
-        this["teacher"] = run.parts.teacher.identity(())
+        clip_ids = train_ids(run)
+        this["teacher"] = run.parts.teacher.identity(clip_ids)
+        if hparams["teaching"]["teacher_logits"] is not None:
+            this["teacher"] += ", stored"
     done = [
         found for name in ("save/CKPT*", "model") for found in run.folder.glob(name)
     ]
     claim_folder(run.folder, this, started=bool(done))
+
+
+def train_ids(run: Run) -> list[str]:
+    """Returns the ids of the clips to train on."""
+    rows = run.clips.rows.select(run.split.train).select_columns(["video_id"])
+    return [str(clip_id) for clip_id in rows["video_id"][:]]
 
 
 def train_and_test(run: Run, run_opts: Any) -> None:
@@ -409,7 +469,10 @@ def describe_origin(
     dataset, split = run.hparams["dataset"], run.split
     taught = "without a teacher"
     if run.parts.teacher is not None and run.hparams["loss"].kd_weight:
-        taught = f"taught by {name_of(run.hparams['teacher'])}"
+        teacher, name = run.parts.teacher, run.hparams["teacher"]
+        if isinstance(teacher, StoredFrameTeacher):
+            name = teacher.name
+        taught = f"taught by {name_of(name)}"
     return Provenance(
         name=f"{Path(dataset).resolve().name}, events",
         started_from=run.hparams["start_from"]["backbone"],

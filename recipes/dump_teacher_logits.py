@@ -4,6 +4,8 @@
       --dataset PATH --split bal_train --teachers mn40_as_ext
 > torchrun --nproc_per_node 8 recipes/dump_teacher_logits.py ... (as before)
 
+With `--frames True` they are those of every frame, for `audioset_strong.py`.
+
 Rerun the same command to resume an interrupted run, with any number of processes. Run
 it with another split or data set to append that to the same store.
 """
@@ -52,6 +54,7 @@ def main(argv: list[str]) -> None:
             hparams["short_clips"],
             batch_size=hparams["batch_size"],
             precision=run_opts.precision,
+            of_frames=hparams["frames"],
             num_clips=hparams["num_clips"],
             num_workers=hparams["num_workers"],
         )

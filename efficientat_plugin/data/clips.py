@@ -121,6 +121,8 @@ class Clips(torch.utils.data.Dataset):
             skipped=skipped,
             strong=strong,
             strong_known=draw.weight * clip.strong_known + share * partner.strong_known,
+            moved_samples=clip.moved_samples,
+            partner_moved_samples=partner.moved_samples,
         )
 
 
@@ -240,7 +242,8 @@ def _augmented(clip: Clip, augment: WaveformAugment, rng: np.random.Generator) -
     clip = clip._replace(waveform=torch.from_numpy(waveform), labels=labels)
     if clip.strong is None:
         return clip
-    return clip._replace(strong=draw.labels(clip.strong, len(waveform)))
+    strong = draw.labels(clip.strong, len(waveform))
+    return clip._replace(strong=strong, moved_samples=draw.shift_samples)
 
 
 def _empty_place(skipped: Sequence[Skipped]) -> Clip:
@@ -254,6 +257,8 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
     present = [clip for clip in clips if clip.clip_id]
     strong = [clip.strong for clip in present if clip.strong is not None]
     known = [clip.strong_known for clip in present]
+    moved = [clip.moved_samples for clip in present]
+    partner_moved = [clip.partner_moved_samples for clip in present]
     return ClipBatch(
         clip_id=[clip.clip_id for clip in present],
         waveform=_stack([clip.waveform for clip in present]),
@@ -264,6 +269,8 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
         skipped=[skipped for clip in clips for skipped in clip.skipped],
         strong=_stack(strong) if strong else None,
         strong_known=torch.tensor(known) if strong else None,
+        moved_samples=torch.tensor(moved) if strong else None,
+        partner_moved_samples=torch.tensor(partner_moved) if strong else None,
     )
 
 

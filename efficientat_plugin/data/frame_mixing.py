@@ -106,6 +106,37 @@ def shift_frames(
     return _rolled(scores, (shift.mel_frames / mel_frames_per_frame).round().long())
 
 
+def roll_frames(
+    scores: Tensor, moved_samples: Tensor | None, num_samples: int
+) -> Tensor:
+    """Shifts scores of frames as `WaveformAugment` moved the waveforms of their clips.
+
+    Arguments
+    ---------
+    scores : Tensor
+        [B, K, T'], or whatever has student frames on its last axis.
+    moved_samples : Tensor or None
+        [B], as in `ClipBatch`; None: the scores as they are.
+    num_samples : int
+        N, length of the waveforms.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape, moved by whole frames, halves to the even one, as labels are.
+
+    Example
+    -------
+    >>> labels = torch.tensor([[[1.0, 0, 0, 0]]])
+    >>> roll_frames(labels, torch.tensor([700]), num_samples=1600)
+    tensor([[[0., 0., 1., 0.]]])
+    """
+    if moved_samples is None or not bool(moved_samples.any()):
+        return scores
+    frames = moved_samples.double() * scores.shape[-1] / num_samples
+    return _rolled(scores, frames.round().long())
+
+
 def _rolled(values: Tensor, steps: Tensor) -> Tensor:
     """Rolls each row of a batch along the last axis by a number of its own."""
     if len(steps) != len(values):

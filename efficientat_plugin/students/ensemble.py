@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from efficientat_plugin.contracts import StudentOutput
+from efficientat_plugin.contracts import FrameOutput, StudentOutput
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.students.student import Student
@@ -69,6 +69,8 @@ class WaveformStudent(nn.Module):
 class Ensemble(nn.Module):
     """Averages the logits of several students and concatenates their embeddings.
 
+    If all of them score frames, so does the ensemble; their frames must be the same.
+
     Arguments
     ---------
     members : Sequence[nn.Module]
@@ -122,12 +124,24 @@ class Ensemble(nn.Module):
         self.frame_samples = frames.pop() if len(frames) == 1 else None
         self.weights = None if weights is None else _shares(weights, len(members))
 
-    def forward(self, waveform: Tensor) -> StudentOutput:
+    def forward(self, waveform: Tensor) -> StudentOutput | FrameOutput:
         """Computes logits and embeddings: [B, N] -> [B, K], [B, sum of all D]."""
         outputs = [member(waveform) for member in self.members]
-        return StudentOutput(
-            self.average(torch.stack([output.logits for output in outputs])),
-            torch.cat([output.embedding for output in outputs], dim=1),
+        logits = self.average(torch.stack([output.logits for output in outputs]))
+        of_frames = [output for output in outputs if isinstance(output, FrameOutput)]
+        if len(of_frames) < len(outputs):
+            embeddings = [_of_clip(output) for output in outputs]
+            return StudentOutput(logits, torch.cat(embeddings, dim=1))
+        found = {tuple(output.strong.shape[1:]) for output in of_frames}
+        if len(found) > 1:
+            raise ValueError(
+                f"the members of an ensemble have [classes, frames] of {sorted(found)};"
+                " give members whose frames are the same"
+            )
+        return FrameOutput(
+            self.average(torch.stack([output.strong for output in of_frames])),
+            logits,
+            torch.cat([output.embedding for output in of_frames], dim=2),
         )
 
     def average(self, logits: Tensor) -> Tensor:
@@ -145,6 +159,12 @@ class Ensemble(nn.Module):
         if self.weights is not None:
             digest.update(repr(self.weights).encode())
         return digest.hexdigest()
+
+
+def _of_clip(output: StudentOutput | FrameOutput) -> Tensor:
+    """Returns the embedding of the clip: [B, D]."""
+    embedding = output.embedding
+    return embedding.mean(dim=1) if isinstance(output, FrameOutput) else embedding
 
 
 def digest_of_state(network: nn.Module) -> "hashlib._Hash":

@@ -102,6 +102,13 @@ class Resampled(nn.Module):
         needed = getattr(self.member, "min_samples", 1)
         return math.ceil(needed * self.sample_rate / self.own_rate)
 
+    @property
+    def frame_samples(self) -> float | None:
+        """Samples to each frame that the member scores, at the rate of the waveforms;
+        None: only clips are scored."""
+        own = getattr(self.member, "frame_samples", None)
+        return None if own is None else own * self.sample_rate / self.own_rate
+
     def forward(self, waveform: Tensor) -> Any:
         """[B, N] -> [B, K], [B, D]"""
         return self.member(self.resample(waveform))

@@ -20,6 +20,7 @@ from efficientat_plugin.teachers.store.manifest import MANIFEST
 from efficientat_plugin.teachers.store.verify import verify
 
 LOOKED_UP = 500  # clips whose logits enter the digest of a store
+LOOKED_UP_OF_FRAMES = 50  # whose rows are larger
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class StoredTeacher:
     Raises
     ------
     FileNotFoundError, ValueError
-        As ``LogitsStore``.
+        As ``LogitsStore``; and for logits of frames, which a `StoredFrameTeacher` has.
 
     Example
     -------
@@ -46,8 +47,20 @@ class StoredTeacher:
     FileNotFoundError: no logits store at ...
     """
 
+    of_frames = False  # which kind of logits it looks up
+
     def __init__(self, store: LogitsStore | str | Path) -> None:
         self.store = store if isinstance(store, LogitsStore) else LogitsStore(store)
+        if self.of_frames != (self.store.manifest.num_frames is not None):
+            theirs, ours = (
+                ("clips", "frames") if self.of_frames else ("frames", "clips")
+            )
+            raise ValueError(
+                f"{self.store.path} holds logits of {theirs}, and logits of {ours} are "
+                "needed; recipes/audioset_strong.py learns from those of frames, which "
+                "dump_teacher_logits.py stores with --frames True, the other recipes "
+                "from those of clips"
+            )
 
     @property
     def name(self) -> str:
@@ -103,7 +116,8 @@ class StoredTeacher:
         digest = hashlib.sha256(json.dumps(manifest.kind, sort_keys=True).encode())
         digest.update(np.packbits(known).tobytes())
         places = np.flatnonzero(known)
-        some = places[:: max(1, len(places) // LOOKED_UP)]
+        number = LOOKED_UP_OF_FRAMES if self.of_frames else LOOKED_UP
+        some = places[:: max(1, len(places) // number)]
         logits = self.store.lookup([clip_ids[place] for place in some]).logits
         digest.update(logits.numpy().tobytes())
         return f"{manifest.teacher} (digest {digest.hexdigest()[:8]})"

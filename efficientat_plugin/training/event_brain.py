@@ -151,7 +151,7 @@ class EventBrain(DistillationBrain):
     differ in these:
 
     - ``loss``: an `EventLoss`;
-    - ``teacher``: a `FrameTeacher`, or None;
+    - ``teacher``: a `FrameTeacher` or a `StoredFrameTeacher`, or None;
     - ``make_stats``: returns a new ``DetectionStats``;
     - ``lr_schedule``: a function of the epochs done, which is called for the middle
       of every step, a fraction of epochs, as the published warm-up counts steps;

@@ -19,6 +19,7 @@ from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
 from efficientat_plugin.teachers.store.dump import fill_store
 from efficientat_plugin.teachers.stored import StoredTeacher
+from efficientat_plugin.teachers.stored_frames import StoredFrameTeacher
 
 
 def plain_clips(
@@ -94,10 +95,11 @@ def store_logits(
     labels: LabelTable,
     rows: datasets.Dataset,
     device: str,
+    of_frames: bool = False,
 ) -> StoredTeacher:
     """Computes a teacher's logits of clips, unless they are stored at ``path``.
 
-    ``name`` is the teacher's, for the store.
+    ``name`` is the teacher's, for the store; ``of_frames`` asks for those of frames.
     """
     fill_store(
         path,
@@ -109,6 +111,7 @@ def store_logits(
         device,
         hparams["max_unreadable_share"],
         short_clips=hparams["clip"]["short_clips"],
+        of_frames=of_frames,
         **hparams["eval_loader"],
     )
-    return StoredTeacher(path)
+    return StoredFrameTeacher(path) if of_frames else StoredTeacher(path)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from speechbrain.utils.distributed import get_rank
 from torch import Tensor, nn
 
+from efficientat_plugin.contracts import FrameOutput, StudentOutput
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.labels import LabelTable
@@ -47,7 +48,8 @@ class Scored(NamedTuple):
     """What a process computed from a batch of clips."""
 
     clip_id: list[str]
-    logits: Tensor  # [B, K], on the CPU
+    logits: Tensor  # [B, K], or [B, K, T'] of frames; on the CPU
+    weak: Tensor | None  # [B, K], of the clips beside those of their frames
     digest: list[str]  # of the samples
     classes: list[list[int]]
 
@@ -114,13 +116,20 @@ def compute_logits(
     ValueError
         If the device runs out of memory; suggests a smaller batch size.
     """
+    return compute_output(teacher, waveform, device, precision).logits.float().cpu()
+
+
+def compute_output(
+    teacher: nn.Module, waveform: Tensor, device: str | torch.device, precision: str
+) -> StudentOutput | FrameOutput:
+    """Computes a teacher's output, on its device, as `compute_logits` does."""
     kind = torch.device(device).type
     reduced = precision != "fp32"
     try:
         with torch.autocast(
             kind, dtype=PRECISIONS[precision] if reduced else None, enabled=reduced
         ):
-            return teacher(waveform.to(device)).logits.float().cpu()
+            return teacher(waveform.to(device))
     except torch.OutOfMemoryError as error:
         size = len(waveform)
         smaller = f"pass --batch_size {size // 2}"
@@ -141,6 +150,7 @@ def fill_store(
     max_unreadable_share: float = 0.01,
     short_clips: str = "zero_pad",
     precision: str = "fp32",
+    of_frames: bool = False,
     **options: Any,
 ) -> list[tuple[str, list[int]]]:
     """Computes and appends the logits of all clips that are not stored yet.
@@ -169,6 +179,9 @@ def fill_store(
         How shorter sound is lengthened: "zero_pad" or "repeat".
     precision : str
         Precision of the teacher: "fp32", "bf16" or "fp16" (not on a CPU).
+    of_frames : bool
+        Whether to store the logits of frames, and beside them those of the clip, if
+        they are of the same classes.
     **options
         Options of ``store_logits``, e.g. ``batch_size=32``.
 
@@ -196,6 +209,8 @@ def fill_store(
         "short_clips": short_clips,
         "precision": precision,
     }
+    if of_frames:
+        about |= frames_of(teacher, clip_seconds, device)
     writes = not get_rank()
     reader = ClipReader(labels, clip_seconds, teacher.sample_rate, short_clips)
     with (
@@ -219,6 +234,41 @@ def fill_store(
             everyone=everyone,
             **options,
         )
+
+
+@torch.inference_mode()
+def frames_of(
+    teacher: Ensemble, clip_seconds: float, device: str | torch.device = "cpu"
+) -> dict[str, Any]:
+    """Finds out which frames of a clip a teacher scores, as ``StoreWriter`` takes them.
+
+    Raises
+    ------
+    ValueError
+        If it does not score frames.
+
+    Example
+    -------
+    >>> from efficientat_plugin import FrameMN, LogMel
+    >>> from efficientat_plugin.students.ensemble import WaveformStudent
+    >>> log_mel = LogMel(sample_rate=16000, hop_length=160, f_max=7000.0)
+    >>> teacher = Ensemble([WaveformStudent(log_mel, FrameMN(3, width=0.1))]).eval()
+    >>> frames_of(teacher, clip_seconds=10.0)
+    {'num_frames': 250, 'frame_seconds': 0.04, 'has_weak': True}
+    """
+    silence = torch.zeros(1, round(clip_seconds * teacher.sample_rate), device=device)
+    output, frame_samples = teacher(silence), teacher.frame_samples
+    if not isinstance(output, FrameOutput) or frame_samples is None:
+        raise ValueError(
+            "a teacher does not score frames, or not the same ones as the others; use "
+            "a FrameMN or a FramePaSST, such as fmn10_tf_256_strong, or store the "
+            "logits of clips"
+        )
+    return {
+        "num_frames": output.strong.shape[2],
+        "frame_seconds": frame_samples / teacher.sample_rate,
+        "has_weak": output.weak.shape[1] == output.strong.shape[1],
+    }
 
 
 @torch.inference_mode()
@@ -305,7 +355,7 @@ def store_logits(
     own = (
         Scored(
             batch.clip_id,
-            compute_logits(teacher, batch.waveform, device, precision),
+            *_logits_for(stored, teacher, batch.waveform, device, precision),
             [waveform_digest(clip.numpy()) for clip in batch.waveform],
             [labels.nonzero()[:, 0].tolist() for labels in batch.labels],
         )
@@ -333,6 +383,22 @@ def _of_all(own: Iterator[Scored], everyone: Any) -> Iterator[Scored]:
         yield from filter(None, found)
 
 
+def _logits_for(
+    stored: LogitsStore,
+    teacher: nn.Module,
+    waveform: Tensor,
+    device: str | torch.device,
+    precision: str,
+) -> tuple[Tensor, Tensor | None]:
+    """Computes what the store keeps: logits of clips, or of frames and of clips."""
+    if stored.manifest.num_frames is None:
+        return compute_logits(teacher, waveform, device, precision), None
+    output = compute_output(teacher, waveform, device, precision)
+    assert isinstance(output, FrameOutput)  # `frames_of` refuses others
+    weak = output.weak.float().cpu() if stored.manifest.has_weak else None
+    return output.strong.float().cpu(), weak
+
+
 def _append(writer: StoreWriter, scored: Scored) -> None:
     """Appends the clips that are not in the store; a stream may repeat a clip."""
     place_of = {clip: n for n, clip in reversed([*enumerate(scored.clip_id)])}
@@ -341,6 +407,7 @@ def _append(writer: StoreWriter, scored: Scored) -> None:
         [scored.clip_id[n] for n in new],
         scored.logits[new],
         [scored.digest[n] for n in new],
+        None if scored.weak is None else scored.weak[new],
     )
 
 
@@ -387,7 +454,8 @@ def refuse_changed(
         logger.warning("%s; delete the store to compute all logits again", changed)
     for clip in same[:NUM_RESCORED]:
         before = stored.lookup([clip.clip_id]).logits[0]
-        now = compute_logits(teacher, clip.waveform[None], device, precision)[0]
+        sound = clip.waveform[None]
+        now = _logits_for(stored, teacher, sound, device, precision)[0][0]
         now = now.clamp(-FLOAT16_MAX, FLOAT16_MAX)
         difference = (now - before).square().mean().sqrt()
         allowed = SAME_LOGITS * before.square().mean().sqrt() + 1e-3

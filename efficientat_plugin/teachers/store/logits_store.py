@@ -2,14 +2,16 @@
 
 A store is a folder of three files. ``manifest.json`` describes the logits and says how
 much of the other two files is committed. ``logits.f16`` is raw little-endian
-``[count, K]``. ``clips.tsv`` has the clip id of each row and, after a tab, the digest
-of the samples that were scored (may be empty). Bytes beyond the lengths in the manifest
-were never committed, so a job killed at any byte loses its last append and nothing
-else.
+``[count, K]``, or ``[count, K, T']`` of frames, where K more of the whole clip may
+follow those of each clip's frames. ``clips.tsv`` has the clip id of each row and, after
+a tab, the digest of the samples that were scored (may be empty). Bytes beyond the
+lengths in the manifest were never committed, so a job killed at any byte loses its last
+append and nothing else.
 """
 
 import io
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from efficientat_plugin.teachers.store.manifest import (
 
 MAX_ID_BYTES = 255  # of a clip id or digest: the arrays are as wide as the longest one
 LINES_AT_ONCE = 1 << 16
+NUMBERS_AT_ONCE = 1 << 22  # read to sum up rows: 16 MB in float32
 
 
 class LogitsStore:
@@ -135,13 +138,16 @@ class LogitsStore:
         Returns
         -------
         target : TeacherTarget
-            On the CPU, in float32.
+            [B, K], or [B, K, T'] of frames; on the CPU, in float32.
         """
         rows = self.rows(clip_ids)
-        known = rows >= 0
-        logits = np.zeros((len(rows), self.manifest.num_classes), np.float32)
-        logits[known] = self.logits(rows[known])
-        return TeacherTarget(torch.from_numpy(logits), torch.from_numpy(known))
+        known = torch.from_numpy(rows >= 0)
+        logits = self._read(rows[rows >= 0])
+        if not known.all():  # else, another copy would cost as much as reading
+            of_known = logits
+            logits = torch.zeros(len(rows), *self.manifest.shape)
+            logits[known] = of_known
+        return TeacherTarget(logits, known)
 
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Reads the logits of some rows.
@@ -154,15 +160,77 @@ class LogitsStore:
         Returns
         -------
         logits : np.ndarray
-            [B, K], float32.
+            [B, K], or [B, K, T'] of frames; float32.
 
         Raises
         ------
         OSError
             If the file was cut short since the store was opened.
         """
+        return self._read(rows).numpy()
+
+    def _read(self, rows: np.ndarray) -> torch.Tensor:
         self._refuse_cut_file()  # reading missing rows would crash the process
-        return self._rows[rows].astype(np.float32)
+        shape = self.manifest.shape
+        numbers = self._rows[rows].astype(np.float16, copy=False)  # whole rows: faster
+        # torch converts many times faster than numpy does
+        found = torch.from_numpy(numbers)[:, : math.prod(shape)].float()
+        return found.reshape(len(rows), *shape)
+
+    def weak_logits(self, rows: np.ndarray) -> np.ndarray | None:
+        """Reads the logits of whole clips that a teacher of frames also computed.
+
+        Arguments
+        ---------
+        rows : np.ndarray
+            [B], from 0 to ``len(store) - 1``.
+
+        Returns
+        -------
+        logits : np.ndarray or None
+            [B, K], float32; None: the store has none.
+
+        Raises
+        ------
+        OSError
+            If the file was cut short since the store was opened.
+        """
+        if not self.manifest.has_weak:
+            return None
+        self._refuse_cut_file()
+        return self._rows[rows, math.prod(self.manifest.shape) :].astype(np.float32)
+
+    def clip_logits(self, rows: np.ndarray) -> np.ndarray:
+        """Reads one logit for each class of a clip: of frames, the largest.
+
+        The weak logits of a teacher of frames are not used, since few are trained on
+        weak labels.
+
+        Arguments
+        ---------
+        rows : np.ndarray
+            [B], from 0 to ``len(store) - 1``.
+
+        Returns
+        -------
+        logits : np.ndarray
+            [B, K], float32; where a frame is not finite, NaN.
+
+        Raises
+        ------
+        OSError
+            If the file was cut short since the store was opened.
+        """
+        if self.manifest.num_frames is None:
+            return self.logits(rows)
+        largest = np.empty((len(rows), self.manifest.num_classes), np.float32)
+        step = max(1, NUMBERS_AT_ONCE // self.manifest.row_numbers)
+        for start in range(0, len(rows), step):
+            frames = self._read(rows[start : start + step])
+            # 0 times a sum of numbers that are not all finite is NaN
+            found = frames.amax(dim=2) + 0 * frames.sum(dim=2)
+            largest[start : start + step] = found.numpy()
+        return largest
 
     def _refuse_cut_file(self) -> None:
         file, wanted = self.path / LOGITS, self.manifest.logits_bytes

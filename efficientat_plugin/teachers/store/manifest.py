@@ -11,10 +11,11 @@ import numpy as np
 
 FORMAT, VERSION = "logits store", 1
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_CLASSES = 1_000_000  # limits the memory of a lookup: K numbers per clip
+MAX_NUMBERS = 1 << 24  # of a row, which limits the memory of a lookup
 MANIFEST, LOGITS, CLIPS = "manifest.json", "logits.f16", "clips.tsv"
 ROW_TYPE = np.dtype("<f2")
 AMOUNTS = ("count", "logits_bytes", "clips_bytes")
+OF_FRAMES = ("num_frames", "frame_seconds", "has_weak")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Manifest:  # no named tuple: those have a method called count
     clips_bytes: int = 0
     short_clips: str = "zero_pad"  # how shorter sound was lengthened
     precision: str = "fp32"  # of the teacher
+    num_frames: int | None = None  # T', if frames were scored; None: clips were
+    frame_seconds: float | None = None  # from one frame to the next, s
+    has_weak: bool = False  # whether logits of the clip follow those of its frames
 
     def __post_init__(self) -> None:
         for name in ("teacher", "labels_sha256", "short_clips", "precision"):
@@ -48,35 +52,70 @@ class Manifest:  # no named tuple: those have a method called count
             raise ValueError(
                 f"teacher_sha256={self.teacher_sha256!r:.80} must be a string or None"
             )
-        for name in ("num_classes", "sample_rate", *AMOUNTS):
+        frames = () if self.num_frames is None else ("num_frames",)
+        for name in ("num_classes", "sample_rate", *frames, *AMOUNTS):
             value, least = getattr(self, name), int(name not in AMOUNTS)
             if type(value) is not int or value < least:
                 raise ValueError(
                     f"{name}={value!r:.80} must be an int of {least} or more"
                 )
-        if self.num_classes > MAX_CLASSES:
+        _check_seconds("clip_seconds", self.clip_seconds)
+        if self.num_frames is not None:
+            _check_seconds("frame_seconds", self.frame_seconds)
+        elif self.frame_seconds is not None or self.has_weak is not False:
             raise ValueError(
-                f"num_classes={self.num_classes!r:.80} is above {MAX_CLASSES}"
+                f"frame_seconds={self.frame_seconds!r:.80} and has_weak="
+                f"{self.has_weak!r:.80} are of frames, so they need num_frames"
             )
-        seconds = self.clip_seconds
-        if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
-            raise ValueError(f"clip_seconds={seconds!r:.80} must be above 0 and finite")
-        if self.logits_bytes != self.count * self.num_classes * ROW_TYPE.itemsize:
+        if type(self.has_weak) is not bool:
+            raise ValueError(f"has_weak={self.has_weak!r:.80} must be true or false")
+        if self.row_numbers > MAX_NUMBERS:
+            raise ValueError(
+                f"num_classes={self.num_classes!r:.80} and num_frames="
+                f"{self.num_frames!r:.80} are more than {MAX_NUMBERS} numbers a clip"
+            )
+        if self.logits_bytes != self.count * self.row_numbers * ROW_TYPE.itemsize:
             raise ValueError(
                 f"logits_bytes={self.logits_bytes} is not count={self.count} rows of "
-                f"{self.num_classes} classes in float16"
+                f"{self.row_in_words} in float16"
             )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes of the logits of one clip: [K], or [K, T'] of frames."""
+        if self.num_frames is None:
+            return (self.num_classes,)
+        return self.num_classes, self.num_frames
+
+    @property
+    def row_numbers(self) -> int:
+        """The numbers in a row: K; K T' of frames, and K more of the clip."""
+        return math.prod(self.shape) + self.num_classes * self.has_weak
+
+    @property
+    def row_in_words(self) -> str:
+        """What a row holds."""
+        if self.num_frames is None:
+            return f"{self.num_classes} classes"
+        more = " and the whole clip" if self.has_weak else ""
+        return f"{self.num_classes} classes in {self.num_frames} frames{more}"
 
     @property
     def kind(self) -> dict[str, Any]:
         """The fields that all logits of a store have in common."""
-        return {name: v for name, v in asdict(self).items() if name not in AMOUNTS}
+        left_out = AMOUNTS if self.num_frames is not None else AMOUNTS + OF_FRAMES
+        return {name: v for name, v in asdict(self).items() if name not in left_out}
 
     def to_json(self) -> str:
         """Returns the text of the file."""
-        return json.dumps(
-            {"format": FORMAT, "version": VERSION, **asdict(self)}, indent=2
-        )
+        amounts = {name: getattr(self, name) for name in AMOUNTS}
+        about = {"format": FORMAT, "version": VERSION, **self.kind, **amounts}
+        return json.dumps(about, indent=2)
+
+
+def _check_seconds(name: str, seconds: Any) -> None:
+    if type(seconds) not in (int, float) or not 0 < seconds < math.inf:
+        raise ValueError(f"{name}={seconds!r:.80} must be above 0 and finite")
 
 
 def file_size(path: Path) -> int:
@@ -174,7 +213,7 @@ def _read_entries(path: Path) -> dict[str, Any]:
 
 def map_rows(path: Path, manifest: Manifest) -> np.ndarray:
     """Maps the rows of a store into memory, as they are on disk."""
-    shape = (manifest.count, manifest.num_classes)
+    shape = (manifest.count, manifest.row_numbers)
     if not manifest.count:  # an empty file cannot be mapped
         return np.empty(shape, ROW_TYPE)
     return np.memmap(path / LOGITS, dtype=ROW_TYPE, mode="r", shape=shape)

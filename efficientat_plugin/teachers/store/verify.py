@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from efficientat_plugin.support.plain_text import some_of
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
+from efficientat_plugin.teachers.store.manifest import Manifest
 
 MIN_LABELLED = 20  # labelled clips; fewer give no verdict
 MIN_SIGMAS = 6.0  # above shuffled, for the store as a whole
@@ -24,6 +26,7 @@ EXPECTED_BLOCK_SIGMAS = 9.0
 MIN_BLOCK, MAX_BLOCKS = 100, 100  # clips; blocks
 MAX_SAMPLE = 20000  # clips whose logits are read
 LOOKED_AT = 500  # rows checked for probabilities instead of logits
+FRAMES_LOOKED_AT = 50  # of frames, whose rows are larger
 MIN_NUMBERS = 20  # fewer could be logits from 0 to 1 by chance
 MIN_PAIRS_RIGHT = 0.9  # real teachers exceed this; chance is 0.5
 DRAWS = 16  # other clips that each clip is compared with
@@ -72,6 +75,8 @@ class StoreReport(NamedTuple):
     classes_match: bool = True  # as many classes as in the data set's label table
     are_probabilities: bool = False  # the store holds them instead of logits
     pairs_right: float = 1.0  # share of pairs where a clip's own labels fit better
+    frames: str | None = None  # which ones the store has; None: logits of clips
+    not_finite: tuple[str, ...] = ()  # clips with a logit that is none
 
     @property
     def fault(self) -> str | None:
@@ -85,6 +90,12 @@ class StoreReport(NamedTuple):
             return (
                 "the store has another number of classes than the data set's label "
                 "table; rebuild it with the table that the teacher was trained with"
+            )
+        if self.not_finite:
+            some = some_of(self.not_finite)
+            return (
+                f"{len(self.not_finite)} of the rows read are not finite, those of "
+                f"{some}, so the file is corrupt; rebuild the store, or copy it again"
             )
         if self.are_probabilities:
             return (
@@ -130,8 +141,9 @@ class StoreReport(NamedTuple):
 
     def __str__(self) -> str:
         labels = {True: "equal", False: "different", None: "not compared"}
+        frames = "" if self.frames is None else f"{self.frames}, "
         known = (
-            f"{self.coverage:.1%} of {self.clips} clips stored, label tables "
+            f"{self.coverage:.1%} of {self.clips} clips stored, {frames}label tables "
             f"{labels[self.labels_match]}, "
         )
         if self.fault is not None:
@@ -165,13 +177,13 @@ def verify(
 ) -> StoreReport:
     """Compares a store with the labels of a data set.
 
-    Logits are standardised per class. A clip's score is the sum over its labels,
-    compared with what it would be if the rows were shuffled among the clips. The
-    whole store is judged, and so are consecutive blocks (at least 100 clips and a
-    hundredth of all; the halves of a small set), so a stretch of wrong rows is found if
-    it is as long as two blocks. Labels cannot reveal rows exchanged between clips with
-    the same labels. If the data set is sorted by class, a block may also be refused
-    because the teacher does not know its class.
+    Logits are standardised per class; of frames, the largest counts. A clip's score is
+    the sum over its labels, compared with what it would be if the rows were shuffled
+    among the clips. The whole store is judged, and so are consecutive blocks (at least
+    100 clips and a hundredth of all; the halves of a small set), so a stretch of wrong
+    rows is found if it is as long as two blocks. Labels cannot reveal rows exchanged
+    between clips with the same labels. If the data set is sorted by class, a block may
+    also be refused because the teacher does not know its class.
 
     Source: mean and variance under shuffling are exact, by Hoeffding, "A
     Combinatorial Central Limit Theorem", 1951, theorem 2; no shuffle is drawn.
@@ -215,6 +227,7 @@ def verify(
     if not count:
         raise ValueError("clips is empty; give a pair of id and classes for each clip")
     rows = np.array([row for row, _ in sample.items], dtype=np.int64)
+    scores = store.clip_logits(rows)
     report = StoreReport(
         store=str(store.path),
         clips=count,
@@ -232,13 +245,17 @@ def verify(
         bad_stretch=None,
         classes_match=num_classes in (None, store.manifest.num_classes),
         are_probabilities=_are_probabilities(store),
+        frames=frames_in_words(store.manifest),
+        not_finite=_not_finite(store, rows, scores),
     )
+    if report.not_finite:
+        return report
     if len(rows) < MIN_LABELLED:
         return report
     marks = np.zeros((len(rows), store.manifest.num_classes), np.float32)
     for mark, (_, classes) in zip(marks, sample.items, strict=True):
         mark[classes] = 1.0
-    shuffled = _Shuffled(_standardise(store.logits(rows)), marks)
+    shuffled = _Shuffled(_standardise(scores), marks)
     everything = np.arange(len(rows))
     if shuffled.deviation(everything) < MIN_DEVIATION:  # the same labels everywhere
         return report._replace(labelled=0)
@@ -273,9 +290,45 @@ def look_like_probabilities(numbers: np.ndarray) -> bool:
     return bool(0 <= lowest < highest <= 1)
 
 
+def _looked_at(store: LogitsStore) -> np.ndarray:
+    """Returns rows that are spread over the store; of frames, fewer."""
+    if not len(store):
+        return np.empty(0, np.int64)
+    number = LOOKED_AT if store.manifest.num_frames is None else FRAMES_LOOKED_AT
+    return np.unique(np.linspace(0, len(store) - 1, number).astype(int))
+
+
 def _are_probabilities(store: LogitsStore) -> bool:
-    rows = np.unique(np.linspace(0, len(store) - 1, LOOKED_AT).astype(int))
-    return len(store) > 0 and look_like_probabilities(store.logits(rows))
+    return look_like_probabilities(store.logits(_looked_at(store)))
+
+
+def _not_finite(
+    store: LogitsStore, rows: np.ndarray, scores: np.ndarray
+) -> tuple[str, ...]:
+    """Returns the clips with logits that are not finite, of all rows that are read."""
+    bad = {*rows[~np.isfinite(scores).all(axis=1)].tolist()}
+    spread = _looked_at(store)
+    bad |= {*spread[~np.isfinite(store.clip_logits(spread)).all(axis=1)].tolist()}
+    return tuple(store.clip(row)[0] for row in sorted(bad))
+
+
+def frames_in_words(manifest: Manifest) -> str | None:
+    """Says which frames a store has; None: logits of clips.
+
+    Example
+    -------
+    >>> about = {"teacher_sha256": None, "labels_sha256": "0", "num_classes": 447}
+    >>> about |= {"sample_rate": 16000, "clip_seconds": 10.0, "num_frames": 250}
+    >>> frames_in_words(Manifest("fmn10", frame_seconds=0.04, **about))
+    '447 classes in 250 frames of 0.04 s'
+    """
+    if manifest.num_frames is None:
+        return None
+    weak = " and in the whole clip" if manifest.has_weak else ""
+    return (
+        f"{manifest.num_classes} classes in {manifest.num_frames} frames of "
+        f"{manifest.frame_seconds:g} s{weak}"
+    )
 
 
 class _Shuffled:

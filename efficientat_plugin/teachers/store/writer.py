@@ -1,5 +1,6 @@
 """Writes a logits store; a job killed at any byte loses one append at most."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -106,6 +107,12 @@ class StoreWriter:
         Digest of the teacher's weights.
     precision : str
         Precision of the teacher: "fp32", "bf16" or "fp16".
+    num_frames : int or None
+        T', if logits of frames are stored; None: those of clips.
+    frame_seconds : float or None
+        From one frame to the next, s; needed with ``num_frames``.
+    has_weak : bool
+        Whether logits of whole clips are stored beside those of their frames.
 
     Raises
     ------
@@ -130,6 +137,9 @@ class StoreWriter:
         teacher_sha256: str | None = None,
         short_clips: str = "zero_pad",
         precision: str = "fp32",
+        num_frames: int | None = None,
+        frame_seconds: float | None = None,
+        has_weak: bool = False,
     ) -> None:
         wanted = Manifest(
             teacher,
@@ -140,6 +150,9 @@ class StoreWriter:
             clip_seconds,
             short_clips=short_clips,
             precision=precision,
+            num_frames=num_frames,
+            frame_seconds=frame_seconds,
+            has_weak=has_weak,
         )
         self.path = Path(os.path.abspath(path))
         _prepare_folder(self.path)
@@ -180,6 +193,7 @@ class StoreWriter:
         clip_ids: Sequence[str],
         logits: Tensor | np.ndarray,
         digests: Sequence[str] | None = None,
+        weak: Tensor | np.ndarray | None = None,
     ) -> None:
         """Appends rows and commits them.
 
@@ -188,9 +202,12 @@ class StoreWriter:
         clip_ids : Sequence[str]
             B new ids; skip those for which ``clip_id in writer``.
         logits : torch.Tensor or np.ndarray
-            [B, K], finite. Stored in float16, clamped to its range, +-65504.
+            [B, K], or [B, K, T'] of frames; finite. Stored in float16, clamped to its
+            range, +-65504.
         digests : Sequence[str] or None
             B digests of the samples that were scored; may be empty.
+        weak : torch.Tensor, np.ndarray or None
+            [B, K], likewise, of the clips of a store that ``has_weak``.
 
         Raises
         ------
@@ -203,7 +220,17 @@ class StoreWriter:
             )
         digests = [""] * len(clip_ids) if digests is None else digests
         self._refuse_bad_names(clip_ids, digests)
-        rows = self._as_float16(logits, clip_ids)
+        shape = self.manifest.shape
+        rows = self._as_float16(logits, clip_ids, shape)
+        if self.manifest.has_weak != (weak is not None):
+            raise ValueError(
+                f"has_weak={self.manifest.has_weak} of {self.path}: give weak logits "
+                "with every append, or with none"
+            )
+        if weak is not None:
+            of_clips = self._as_float16(weak, clip_ids, shape[:1])
+            flat = rows.reshape(len(rows), math.prod(shape))
+            rows = np.concatenate([flat, of_clips], axis=1)
         if not len(clip_ids):
             return
         lines = "".join(f"{i}\t{d}\n" for i, d in zip(clip_ids, digests, strict=True))
@@ -255,24 +282,26 @@ class StoreWriter:
             seen.add(clip_id)
 
     def _as_float16(
-        self, logits: Tensor | np.ndarray, clip_ids: Sequence[str]
+        self,
+        logits: Tensor | np.ndarray,
+        clip_ids: Sequence[str],
+        shape: tuple[int, ...],
     ) -> np.ndarray:
         if isinstance(logits, Tensor):
             # numpy has no bfloat16, and float32 would make 1e39 infinite.
             logits = logits.detach().cpu().double().numpy()
         rows = np.asarray(logits)
-        if (
-            rows.shape != (len(clip_ids), self.manifest.num_classes)
-            or rows.dtype.kind not in "fiu"
-        ):
+        wanted = (len(clip_ids), *shape)
+        if rows.shape != wanted or rows.dtype.kind not in "fiu":
+            frames = ", a frame on the last axis" if len(shape) > 1 else ""
             raise ValueError(
                 f"logits of shape {list(rows.shape)} and type {rows.dtype} must be "
-                f"numbers of shape [{len(clip_ids)}, {self.manifest.num_classes}]: a "
-                "row per clip, a column per class"
+                f"numbers of shape {list(wanted)}: a row per clip, a column per class"
+                f"{frames}"
             )
         finite = np.isfinite(rows)
         if not finite.all():
-            bad = int(np.flatnonzero(~finite.all(axis=1))[0])
+            bad = int(np.argwhere(~finite)[0, 0])
             raise ValueError(
                 f"row {bad} of the logits, clip {clip_ids[bad]!r}, is not finite; all "
                 "must be, so check the teacher's output for that clip, or let it "
