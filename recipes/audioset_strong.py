@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import speechbrain as sb
 import torch
+from numpy.typing import NDArray
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.data.clips import Clips
@@ -24,8 +26,10 @@ from efficientat_plugin.data.event_reader import (
     EventClips,
     open_event_clips,
 )
+from efficientat_plugin.data.halves import HalvedDraws, Halves
 from efficientat_plugin.data.labelled import runs_of, split_in_words
 from efficientat_plugin.data.labels import LabelTable, audioset_strong_labels
+from efficientat_plugin.data.mixing import Mixup
 from efficientat_plugin.data.rows import summarize_rows
 from efficientat_plugin.data.sampling import Draws, class_balanced_weights
 from efficientat_plugin.data.skipped import SkippedClips, TooManyUnreadable
@@ -151,8 +155,9 @@ def prepare(hparams: dict[str, Any]) -> Run:
             hparams["clip"]["clip_seconds"],
             reader.short_clips,
         )
-    draws(clips, split, hparams)  # refuses too few clips before anything is written
-    parts = build_parts(hparams, clips, split, student, teacher, frame_seconds)
+    drawn = draws(clips, split, hparams)  # refuses before anything is written
+    number = drawn.clips_per_epoch
+    parts = build_parts(hparams, clips, number, student, teacher, frame_seconds)
     return Run(clips, split, hparams, reader, parts)
 
 
@@ -286,7 +291,7 @@ def with_stored_logits(run: Run, device: str) -> Run:
 def build_parts(
     hparams: dict[str, Any],
     clips: EventClips,
-    split: Split,
+    clips_per_epoch: int,
     student: FrameStudent,
     teacher: FrameTeacher | StoredFrameTeacher | None,
     frame_seconds: float,
@@ -314,7 +319,7 @@ def build_parts(
         modules=modules,
         teacher=teacher,
         make_stats=make_stats,
-        lr_schedule=schedule_of(hparams, len(split.train)),
+        lr_schedule=schedule_of(hparams, clips_per_epoch),
         layer_decay=rates["layer_decay"],
         head_scale=1.0 if head_lr is None else head_lr / lr,
         epoch_counter=counter,
@@ -322,12 +327,11 @@ def build_parts(
     )
 
 
-def schedule_of(hparams: dict[str, Any], num_clips: int) -> Any:
+def schedule_of(hparams: dict[str, Any], clips_per_epoch: int) -> Any:
     """Builds the schedule of the learning rate, whose warm-up counts steps."""
     epochs = hparams["number_of_epochs"]
-    clips = hparams["sampling"]["clips_per_epoch"] or num_clips
     per_step = hparams["train_loader"]["batch_size"] * world_size()
-    steps = epochs * clips / (per_step * hparams["grad_accumulation_factor"])
+    steps = epochs * clips_per_epoch / (per_step * hparams["grad_accumulation_factor"])
     warmup_steps = hparams["rates"]["warmup_steps"]
     if not 0 <= warmup_steps < steps:
         raise ValueError(
@@ -371,6 +375,7 @@ def train_and_test(run: Run, run_opts: Any) -> None:
         run_opts=run_opts,
         checkpointer=run.parts.checkpointer,
     )
+    brain.halves = halves = halves_of(hparams)
     train_set = Clips(
         run.clips.rows.select(split.train),
         run.reader,
@@ -378,6 +383,7 @@ def train_and_test(run: Run, run_opts: Any) -> None:
         hparams["waveform_mix"],
         hparams["seed"],
         replace_unreadable=True,
+        is_strong=None if halves is None else which_are_strong(run.clips, split),
     )
     sampler = draws(run.clips, split, hparams)
     brain.fit(
@@ -392,14 +398,27 @@ def train_and_test(run: Run, run_opts: Any) -> None:
 
 
 def draws(clips: EventClips, split: Split, hparams: dict[str, Any]) -> Draws:
-    """Draws the clips of an epoch; rare classes more often if the YAML says so."""
-    weights, sampling = None, hparams["sampling"]
+    """Draws the clips of an epoch, as the YAML says: by class, or in two halves."""
+    sampling, seed, weights = hparams["sampling"], hparams["seed"], None
+    number, is_strong = sampling["clips_per_epoch"], which_are_strong(clips, split)
+    strong_clips = sampling["strong_clips"]
+    in_halves = strong_clips is not None
+    if sampling["weak_mixup_alpha"] is not None and not in_halves:
+        raise ValueError(
+            "weak_mixup_alpha mixes the weak half of a batch; pass strong_clips, the "
+            "size of the other half, too"
+        )
     rows = clips.rows.select(split.train)
     if sampling["class_balanced"]:
-        indices = summarize_rows(rows, clips.labels).indices
+        weighted = rows.select(np.flatnonzero(~is_strong)) if in_halves else rows
+        indices = summarize_rows(weighted, clips.labels).indices
         weights = class_balanced_weights(indices, len(clips.labels))
-    found = Draws(len(rows), sampling["clips_per_epoch"], weights, hparams["seed"])
     batch_size = hparams["train_loader"]["batch_size"]
+    found = (
+        HalvedDraws(is_strong, strong_clips, batch_size, number, weights, seed)
+        if in_halves
+        else Draws(len(rows), number, weights, seed)
+    )
     per_step = batch_size * hparams["grad_accumulation_factor"]
     if len(found) // world_size() < per_step:
         raise ValueError(
@@ -409,6 +428,20 @@ def draws(clips: EventClips, split: Split, hparams: dict[str, Any]) -> Draws:
             "or raise clips_per_epoch"
         )
     return found
+
+
+def halves_of(hparams: dict[str, Any]) -> Halves | None:
+    """How the halves of a batch are mixed; None: batches have no halves."""
+    alpha = hparams["sampling"]["weak_mixup_alpha"]
+    if hparams["sampling"]["strong_clips"] is None:
+        return None
+    return Halves(hparams["mixup"], None if alpha is None else Mixup(alpha))
+
+
+def which_are_strong(clips: EventClips, split: Split) -> NDArray[np.bool_]:
+    """[rows to train on], whether the events of a clip are known."""
+    names = clips.rows.select(split.train)["video_id"]
+    return np.array([name in clips.events for name in names], bool)
 
 
 def finish(brain: EventBrain, run: Run) -> None:

@@ -1,6 +1,7 @@
 """Training of detectors ends, resumes bit for bit, and scores what it says."""
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from event_runs import event_command, write_events
+from event_runs import event_command, write_events, write_half
 from recipe_runs import RecipeProcess, launch, run_to_end, start_both
 
 from efficientat_plugin.data.event_tables import read_events
@@ -81,12 +82,17 @@ def test_the_folder_scores_what_the_run_reported(left_alone, data, load):
 
 def test_a_killed_run_ends_like_one_left_alone(data, left_alone, tmp_path):
     command = event_command(data, tmp_path / "killed", ckpt_interval_steps=1)
-    command += ["--ckpt_interval_minutes", "0"]
+    _kill_and_finish(command, tmp_path / "killed")
+    _assert_same(_outcome(tmp_path / "killed"), _outcome(left_alone))
+
+
+def _kill_and_finish(command: list, output: Path) -> None:
+    command = [*command, "--ckpt_interval_minutes", "0"]
     kills = 0
     while kills < 3:
         child = RecipeProcess(command)
-        before = {*(tmp_path / "killed" / "save").glob("CKPT*")}
-        while {*(tmp_path / "killed" / "save").glob("CKPT*")} <= before:
+        before = {*(output / "save").glob("CKPT*")}
+        while {*(output / "save").glob("CKPT*")} <= before:
             if child.poll() is not None:
                 break
             time.sleep(0.01)
@@ -96,12 +102,45 @@ def test_a_killed_run_ends_like_one_left_alone(data, left_alone, tmp_path):
         kills += 1
     assert kills >= 2, "the run was over before it could be killed twice"
     run_to_end(command)
-    _assert_same(_outcome(tmp_path / "killed"), _outcome(left_alone))
 
 
 def test_two_processes_train_one_detector(data, tmp_path):
     options = {"batch_size": 2, "number_of_epochs": 1, "layer_decay": 0.9}
     children = start_both(event_command(data, tmp_path / "two", **options))
+    texts = [child.wait() for child in children]
+    assert [child.poll() for child in children] == [0, 0], texts
+    assert "test, 4 clips: PSDS1" in texts[0]
+
+
+@pytest.fixture(scope="module")
+def halves(data, left_alone, tmp_path_factory) -> tuple[Path, dict]:
+    """Data of which half the clips to train on have no events, and options for it."""
+    half = tmp_path_factory.mktemp("half") / "events"
+    shutil.copytree(data, half)
+    options = {"events": write_half(half) / "events" / "half.tsv", "strong_clips": 2}
+    options |= {"weak_mixup_alpha": 0.3, "teacher": left_alone / "model"}
+    return half, options | {"weak_weight": 0.0, "clips_per_epoch": 24}
+
+
+def test_a_killed_run_of_halves_ends_like_one_left_alone(halves, tmp_path):
+    """Half of a batch learns from the teacher alone, and an epoch is of whole steps."""
+    half, options = halves
+    text = run_to_end(event_command(half, tmp_path / "alone", **options))
+    assert "in 14 clips, 6 clips with weak labels only" in text, text[:800]
+    history = _outcome(tmp_path / "alone")[1]
+    falls = (6 - 1) / (12 - 1)  # after the first epoch's steps, one of warm-up
+    expected = 0.004 * (1 + math.cos(math.pi * falls)) / 2
+    assert history[0]["lr"] == pytest.approx(expected, rel=1e-6)
+    killed = tmp_path / "killed"
+    options = options | {"ckpt_interval_steps": 1}
+    _kill_and_finish(event_command(half, killed, **options), killed)
+    _assert_same(_outcome(killed), _outcome(tmp_path / "alone"))
+
+
+def test_two_processes_share_the_batches_of_halves(halves, tmp_path):
+    half, options = halves
+    options = options | {"number_of_epochs": 1}
+    children = start_both(event_command(half, tmp_path / "two", **options))
     texts = [child.wait() for child in children]
     assert [child.poll() for child in children] == [0, 0], texts
     assert "test, 4 clips: PSDS1" in texts[0]
@@ -129,6 +168,8 @@ REFUSED = [
     ({"events": "nowhere.tsv"}, "nowhere.tsv"),
     ({"grad_accumulation_factor": 8, "warmup_steps": 0}, "need 32 clips a step"),
     ({"classes": "lion,bear"}, "but none of the 2 classes"),
+    ({"strong_clips": 2}, "2 clips with strong labels and 2 without, but there are 12"),
+    ({"weak_mixup_alpha": 0.3}, "mixes the weak half of a batch; pass strong_clips"),
 ]
 
 

@@ -100,6 +100,15 @@ def test_a_sound_without_events_is_in_the_table(detect, three_sounds, tmp_path):
         (["--hop-seconds", 0.4], {"hop_seconds": 0.4}),
         (["--off-threshold", 0.01], {"off_threshold": 0.01}),
         (["--off-threshold", "dog=0.01"], {"off_threshold": {"Dog": 0.01}}),
+        (["--boxes"], {"boxes": True}),
+        (
+            ["--boxes", "--box-step-seconds", 0.2, "--box-merge-ratio", 1.01],
+            {"boxes": True, "box_step_seconds": 0.2, "box_merge_ratio": 1.01},
+        ),
+        (
+            ["--boxes", "--box-merge-difference", 0.001],
+            {"boxes": True, "box_merge_difference": 0.001, "box_merge_ratio": None},
+        ),
         (["--classes", "dog"], {"classes": ["Dog"]}),
         (
             ["--classes", "child speech, kid speaking,/m/c"],
@@ -240,6 +249,18 @@ def test_nothing_readable_leaves_what_was_there(detect, tmp_path):
         (["--hop-seconds", "0"], "'0' is given; give seconds above 0"),
         (["--hop-seconds", "5"], "the hop must be from 1 to the window"),
         (["--median-seconds", "-1"], "'-1' is given; give seconds, 0 or more"),
+        (
+            ["--box-merge-ratio", "2"],
+            "--box-merge-ratio is an option of boxes",
+        ),
+        (
+            ["--boxes", "--max-gap-seconds", "1"],
+            "max_gap_seconds=1.0 does nothing to",
+        ),
+        (
+            ["--boxes", "--box-merge-ratio", "0.5"],
+            "'0.5' is given; give a number of 1 or more",
+        ),
         (["--model", "fmn99"], "neither a published model nor a file"),
         (["--format", "audacity"], "takes one sound, 3 were given; give --output-fo"),
         (["--figure", "x.png"], "--figure takes one sound, 3 were given"),

@@ -130,8 +130,11 @@ def test_chunks_that_disagree_leave_no_seam():
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])
-def test_a_stream_has_the_events_of_the_whole(detector, sound, rate):
-    options = {"threshold": middle_of(detector, sound), "max_gap_seconds": 0.1}
+@pytest.mark.parametrize(
+    "more", [{"max_gap_seconds": 0.1}, {"boxes": True, "box_merge_ratio": 1.01}]
+)
+def test_a_stream_has_the_events_of_the_whole(detector, sound, rate, more):
+    options = {"threshold": middle_of(detector, sound)} | more
     whole = detector.events(sound, rate, **options)
     stream, found = detector.event_stream(rate, **options), []
     place, rng = 0, np.random.default_rng(3)

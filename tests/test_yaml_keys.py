@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from event_runs import write_events
+from event_runs import write_events, write_half
 from recipe_runs import REPOSITORY, arguments_of, run_to_end
 from small_rows import EVAL_IDS, TRAIN_IDS, rows_of, write_parquet
 from speechbrain.utils.run_opts import RunOptions
@@ -142,7 +142,11 @@ EVENTS["events"] += ",event_sample/events/valid.tsv,event_sample/events/test.tsv
 EVENTS |= {"classes": None, "teacher": None, "warmup_steps": 0, "width": 0.1}
 EVENTS |= {"sequence_dim": 16, "clip_seconds": 3.0, "clips_per_epoch": 4}
 EVENTS |= {"grad_accumulation_factor": 1, "fold": None}
-RUNS["fmn10_tf256"] = ("audioset_strong", [EVENTS | {"backbone": "7.pt"}])
+for _name in ("fmn10", "fmn10_tf256", "fmn10_gru256", "fmn10_hybrid256"):
+    RUNS[_name] = ("audioset_strong", [EVENTS | {"backbone": "7.pt"}])
+HALVES = {"events": "event_sample/events/half.tsv", "strong_clips": 2}
+HALVES |= {"class_balanced": False, "backbone": "7.pt"}
+RUNS["fmn10_tf256_advanced"] = ("audioset_strong", [EVENTS | HALVES])
 SAMPLED = EVENTS | {"folder": "soundscapes", "number": 3}
 RUNS["events_quickstart"] = (
     "audioset_strong",
@@ -160,6 +164,7 @@ def place(tmp_path_factory):
     (place / "ear.py").write_text(TEACHER)
     (place / "facts.yaml").write_text("form: class_folders\n")
     write_events(place / "event_sample", 12)
+    write_half(place / "event_sample")
     torch.manual_seed(0)
     for num_classes in (7, 527):
         state = MN(num_classes, width=0.1).state_dict()

@@ -75,6 +75,22 @@ def seconds(text: str) -> float:
     return value
 
 
+def ratio(text: str) -> float:
+    """Parses a number of at least 1.
+
+    Example
+    -------
+    >>> ratio("1.5")
+    1.5
+    """
+    value = _number(text)
+    if not 1 <= value < math.inf:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is given; give a number of 1 or more"
+        )
+    return value
+
+
 def add_sounds(parser: argparse.ArgumentParser) -> None:
     """Adds the files and folders to process, one or more."""
     parser.add_argument(

@@ -9,6 +9,7 @@ from efficientat_plugin.cli.arguments import (
     duration,
     places_of_classes,
     probability,
+    ratio,
     seconds,
 )
 
@@ -56,6 +57,7 @@ def add_event_options(parser: argparse.ArgumentParser) -> None:
             metavar="S",
             help=f"{text} (default: {shown_default})",
         )
+    _add_box_options(parser)
     group = parser.add_argument_group("what is scored at a time")
     group.add_argument(
         "--window-seconds",
@@ -71,6 +73,40 @@ def add_event_options(parser: argparse.ArgumentParser) -> None:
         help="time between the starts of pieces, at most their length (default: 0.8 "
         "of it; of a model that scores clips, 0.25 s, to which it tells times)",
     )
+
+
+def _add_box_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("bounding boxes")
+    group.add_argument(
+        "--boxes",
+        action="store_true",
+        help="find events whose ends do not depend on the threshold, which the mean of "
+        "their scores exceeds; without a median filter",
+    )
+    for option, read, unit, text in (
+        (
+            "--box-step-seconds",
+            seconds,
+            "S",
+            "how much of the scores around a place decides whether an event begins or "
+            "ends there (default: 0.48 s)",
+        ),
+        (
+            "--box-merge-difference",
+            probability,
+            "P",
+            "merge events of a class if the scores between them fall by less than this "
+            "(default: any)",
+        ),
+        (
+            "--box-merge-ratio",
+            ratio,
+            "R",
+            "and if those of the events are less than this many times as high "
+            "(default: 2; with a difference, any)",
+        ),
+    ):
+        group.add_argument(option, type=read, metavar=unit, help=text)
 
 
 def named_threshold(text: str) -> NamedThreshold:
@@ -120,11 +156,26 @@ def event_options_of(
         )
         if getattr(arguments, name) is not None
     }
+    options |= _box_options_of(arguments)
     if places is not None:
         options["classes"] = [labels.mids[place] for place in sorted(places)]
     if off_threshold is not None:
         options["off_threshold"] = off_threshold
     return options | {"threshold": threshold}
+
+
+def _box_options_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = {
+        name: getattr(arguments, name)
+        for name in ("box_step_seconds", "box_merge_difference", "box_merge_ratio")
+        if getattr(arguments, name) is not None
+    }
+    if given and not arguments.boxes:
+        option = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{option} is an option of boxes; pass --boxes, too")
+    if "box_merge_difference" in given:
+        given.setdefault("box_merge_ratio", None)
+    return {"boxes": True} | given if arguments.boxes else {}
 
 
 def _by_id(

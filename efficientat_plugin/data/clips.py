@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -37,6 +38,10 @@ class Clips(torch.utils.data.Dataset):
     replace_unreadable : bool
         Whether the next readable row replaces an unreadable one, so that training
         batches keep their size; if False, the place stays empty.
+    is_strong : array or None
+        [rows], whether a clip has strong labels, if batches are made of halves: then a
+        row is replaced by one of its half, and ``waveform_mix`` mixes clips with strong
+        labels, with one another. None: all rows are alike.
 
     Example
     -------
@@ -57,6 +62,7 @@ class Clips(torch.utils.data.Dataset):
         waveform_mix: WaveformMix | None = None,
         seed: int = 0,
         replace_unreadable: bool = False,
+        is_strong: NDArray[np.bool_] | None = None,
     ) -> None:
         self.rows = rows
         self.reader = reader
@@ -64,6 +70,10 @@ class Clips(torch.utils.data.Dataset):
         self.waveform_mix = waveform_mix
         self.seed = seed
         self.replace_unreadable = replace_unreadable
+        self.is_strong = is_strong
+        self._halves: tuple[NDArray[np.intp], NDArray[np.intp]] | None = None
+        if is_strong is not None:
+            self._halves = np.flatnonzero(~is_strong), np.flatnonzero(is_strong)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -75,15 +85,24 @@ class Clips(torch.utils.data.Dataset):
         clip = self._read(draw.row)
         if clip.clip_id and self.augment is not None:
             clip = _augmented(clip, self.augment, rng)
-        if clip.clip_id and self.waveform_mix is not None:
-            clip = self._mixed(clip, self.waveform_mix, rng)
+        is_mixed = self.is_strong is None or self.is_strong[draw.row]
+        if clip.clip_id and self.waveform_mix is not None and is_mixed:
+            clip = self._mixed(clip, self._alike(draw.row), self.waveform_mix, rng)
         return clip
+
+    def _alike(self, index: int) -> Sequence[int] | NDArray[np.intp]:
+        """Returns the rows that may stand in for a row, in order."""
+        if self._halves is None or self.is_strong is None:
+            return range(len(self))
+        return self._halves[int(self.is_strong[index])]
 
     def _read(self, index: int) -> Clip:
         skipped: list[Skipped] = []
-        tries = min(MAX_REPLACEMENTS, len(self)) if self.replace_unreadable else 1
+        alike = self._alike(index)
+        place = index if self._halves is None else int(np.searchsorted(alike, index))
+        tries = min(MAX_REPLACEMENTS, len(alike)) if self.replace_unreadable else 1
         for offset in range(tries):
-            row = self.rows[(index + offset) % len(self)]
+            row = self.rows[int(alike[(place + offset) % len(alike)])]
             try:
                 clip = self.reader.read(row)
             except UnreadableClip as error:
@@ -97,11 +116,17 @@ class Clips(torch.utils.data.Dataset):
             )
         return _empty_place(skipped)
 
-    def _mixed(self, clip: Clip, mix: WaveformMix, rng: np.random.Generator) -> Clip:
-        draw = mix.draw(len(self), rng)
+    def _mixed(
+        self,
+        clip: Clip,
+        alike: Sequence[int] | NDArray[np.intp],
+        mix: WaveformMix,
+        rng: np.random.Generator,
+    ) -> Clip:
+        draw = mix.draw(len(alike), rng)
         if draw is None:
             return clip
-        partner = self._read(draw.partner)
+        partner = self._read(int(alike[draw.partner]))
         skipped = clip.skipped + partner.skipped
         if not partner.clip_id:
             return clip._replace(skipped=skipped)

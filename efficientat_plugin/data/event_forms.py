@@ -34,12 +34,14 @@ from efficientat_plugin.data.event_columns import (
 )
 from efficientat_plugin.data.table_sources import read_table_file
 from efficientat_plugin.data.text_tables import refuse_too_large, text_of
+from efficientat_plugin.data.textgrids import is_textgrid, read_textgrid
 from efficientat_plugin.support.files import open_file
 from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
-FORMS = ("auto", "audioset", "dcase", "maestro", "audacity", "raven", "table")
+FORMS = ("auto", "audioset", "dcase", "maestro", "audacity", "raven", "textgrid")
+FORMS += ("table",)
 SNIFFED_BYTES = 1 << 16
 
 
@@ -73,6 +75,9 @@ def read_annotations(path: Path, reading: Reading, sound: str | None) -> Annotat
     form = reading.form
     if form in ("auto", "raven"):
         form = _form_of(path, form)
+    if form == "textgrid":
+        name = sound or sound_of(path.name)
+        return read_textgrid(path, name, reading.label_column)
     if form in ("track", "audacity", "maestro"):
         return _read_track(path, form, reading, sound or sound_of(path.name))
     if form == "no selections":
@@ -95,7 +100,8 @@ def sound_of(name: str) -> str:
     >>> sound_of("a.txt"), sound_of("b.wav.txt"), sound_of("c.Table.1.selections.txt")
     ('a', 'b.wav', 'c')
     """
-    stem = re.sub(r"\.(txt|tsv|csv|json|jsonl|parquet)$", "", name, flags=re.I)
+    suffix = r"\.(txt|tsv|csv|json|jsonl|parquet|textgrid)$"
+    stem = re.sub(suffix, "", name, flags=re.I)
     raven = r"(\.Table\.\d+)?(\.BirdNET)?\.selections?(\.table)?$"
     return re.sub(raven, "", stem, flags=re.I)
 
@@ -105,7 +111,10 @@ def _form_of(path: Path, form: str) -> str:
     if path.suffix.lower() in (".parquet", ".json", ".jsonl", ".ndjson"):
         return form if form != "auto" else "table"
     with open_file(path) as file:
-        head = file.read(SNIFFED_BYTES).decode("utf-8-sig", errors="replace")
+        content = file.read(SNIFFED_BYTES)
+    if form == "auto" and is_textgrid(content):
+        return "textgrid"
+    head = content.decode("utf-8-sig", errors="replace")
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise ValueError(

@@ -43,16 +43,17 @@ def read_events(
 
     The form is found by content: a table of AudioSet's strong labels, of DCASE (strong
     or weak), of Raven, or any table with columns of sounds, classes and times; or the
-    label track of one sound, as of Audacity or MAESTRO Real, named after it. See
-    ``docs/events.md``.
+    label track of one sound, as of Audacity or MAESTRO Real, or its TextGrid, as of
+    Praat, named after it. See ``docs/events.md``.
 
     Arguments
     ---------
     path : str or Path
         A table (CSV, TSV, JSON, JSONL, Parquet), a label track, or a folder with one
-        text file (``.txt``) for each sound, at any depth.
+        text file (``.txt`` or ``.TextGrid``) for each sound, at any depth.
     form : str
-        "auto", "audioset", "dcase", "maestro", "audacity", "raven" or "table".
+        "auto", "audioset", "dcase", "maestro", "audacity", "raven", "textgrid" or
+        "table".
     classes : LabelTable or sequence of str or None
         Events of other classes are left out; labels become the names of the table. A
         label is an id or, in any case, a name. None: any class.
@@ -70,7 +71,8 @@ def read_events(
     unit : str or None
         Unit of times, "s" or "ms"; None: ms for columns such as ``onset_ms``, else s.
     audio_column, label_column : str or None
-        Columns of the sounds' names and of the classes; None: usual names.
+        Columns of the sounds' names and of the classes; None: usual names. For a
+        TextGrid, ``label_column`` is the name of a tier; None: all tiers.
 
     Returns
     -------
@@ -143,14 +145,14 @@ def _read_folder(folder: Path, reading: Reading) -> tuple[Annotations, list[str]
     paths = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() == ".txt"
+        if path.suffix.lower() in (".txt", ".textgrid")
         and path.is_file()
         and not any(map(is_hidden, path.relative_to(folder).parts))
     ]
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no label tracks (.txt, one for each sound); name a table "
-            "to read it"
+            f"{folder} holds no label tracks (.txt or .TextGrid, one for each sound); name "
+            "a table to read it"
         )
     parts, others, empty = [], {}, []
     rows = 0

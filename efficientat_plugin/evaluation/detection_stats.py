@@ -3,23 +3,30 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.frame_events import FRAME_SECONDS, median_filter
-from efficientat_plugin.evaluation.detection_scores import DetectionScores
+from efficientat_plugin.evaluation.detection_scores import DetectionScores, FloatArray
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.events import PSDS1, psds
-from efficientat_plugin.evaluation.metrics import ClipStats, FloatArray
+from efficientat_plugin.evaluation.score_file import (
+    ScoreFile,
+    ScoresOfClips,
+    StoredScores,
+)
 from efficientat_plugin.evaluation.segment_scores import segment_scores
 
+CLIPS_AT_ONCE = 64  # that a process hands to the others
 
-class DetectionStats(ClipStats):
+
+class DetectionStats:
     """Collects the scores of frames of clips, and computes `DetectionScores`.
 
     Call ``append`` for each batch and ``summarize`` at the end. Clips without a table
-    of events are left out. All scores are kept in memory, as 32-bit numbers: 447
-    classes of 10 s take 0.45 MB a clip.
+    of events are left out. Scores are kept in a temporary file, as 32-bit numbers: 447
+    classes of 10 s take 0.45 MB a clip. They are evaluated clip by clip.
 
     Arguments
     ---------
@@ -59,7 +66,6 @@ class DetectionStats(ClipStats):
         threshold: float = 0.5,
         logits: bool = False,
     ) -> None:
-        super().__init__()
         if not 0 < threshold < 1 or not median_seconds >= 0:
             raise ValueError(
                 f"threshold={threshold} must be a probability between 0 and 1, and "
@@ -69,13 +75,37 @@ class DetectionStats(ClipStats):
         self.frame_seconds, self.threshold = frame_seconds, threshold
         self.median_frames = 2 * int(median_seconds / (2 * frame_seconds) + 1e-6) + 1
         self.logits = logits
+        self._file = ScoreFile()
+        self.places: dict[str, StoredScores] = {}  # of clips in it
 
     def append(self, ids: Sequence[str], scores: Tensor) -> None:
         """Adds a batch of scores (or logits) of frames, [B, K, T']."""
         arrays = scores.detach().float().cpu().numpy()
         for clip_id, array in zip(ids, arrays, strict=True):
             if clip_id in self.events and clip_id in self.seconds:
-                self.clips[clip_id] = (array.T.copy(),)
+                filtered = median_filter(array.T, self.median_frames)
+                self.places[clip_id] = self._file.append(filtered)
+
+    def gather(self) -> None:
+        """Gathers the clips of all processes in every process, some at a time."""
+        if not torch.distributed.is_initialized():
+            return
+        own, rank = list(self.places.items()), torch.distributed.get_rank()
+        count = torch.distributed.get_world_size()
+        counts: list = [None] * count
+        torch.distributed.all_gather_object(counts, len(own))
+        places: list[dict[str, StoredScores]] = [{} for _ in range(count)]
+        places[rank] = self.places
+        for first in range(0, max(counts), CLIPS_AT_ONCE):
+            part = own[first : first + CLIPS_AT_ONCE]
+            parts: list = [None] * count
+            scores = [(clip_id, self._file.read(place)) for clip_id, place in part]
+            torch.distributed.all_gather_object(parts, scores)
+            for sender, theirs in enumerate(parts):
+                if sender != rank:
+                    for clip_id, array in theirs:
+                        places[sender][clip_id] = self._file.append(array)
+        self.places = {name: place for each in places for name, place in each.items()}
 
     def summarize(self) -> DetectionScores:
         """Computes the scores over all clips appended so far.
@@ -85,16 +115,13 @@ class DetectionStats(ClipStats):
         ValueError
             If there are none, or none has an event, or a score is not finite.
         """
-        if not self.clips:
+        if not self.places:
             raise ValueError(
                 "no clip with a table of events was scored; evaluate on clips whose "
                 "events are known"
             )
-        ids = sorted(self.clips)  # whatever process scored which
-        scores = {
-            clip_id: median_filter(self.clips[clip_id][0], self.median_frames)
-            for clip_id in ids
-        }
+        ids = sorted(self.places)  # whatever process scored which
+        scores = ScoresOfClips(self._file, {name: self.places[name] for name in ids})
         seconds = {clip_id: self.seconds[clip_id] for clip_id in ids}
         events = {
             clip_id: [

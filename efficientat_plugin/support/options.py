@@ -40,9 +40,9 @@ __all__ = [
 
 # Values that a YAML leaves open with null or auto are text, except for these keys.
 WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
-WHOLE |= {"teacher_sample_rate"}
+WHOLE |= {"strong_clips", "teacher_sample_rate"}
 REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
-REAL |= {"head_lr", "prior"}
+REAL |= {"head_lr", "prior", "weak_mixup_alpha"}
 OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
 OBJECTS |= {"frame_shift", "mixup"}
 TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object

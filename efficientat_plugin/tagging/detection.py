@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from efficientat_plugin.contracts import Event, ScanWindow
 from efficientat_plugin.data.decoding import Resampler, mono_samples
 from efficientat_plugin.data.labels import LabelTable
+from efficientat_plugin.tagging.box_finder import BoxFinder
 from efficientat_plugin.tagging.event_finder import EventFinder, EventOptions
 from efficientat_plugin.tagging.frames import (
     ChunkCutter,
@@ -179,7 +180,7 @@ class EventStream:
     resampler : Resampler
         From the rate of the chunks to the student's.
     scorer : FrameScorer
-    finder : EventFinder
+    finder : EventFinder or BoxFinder
     sample_rate : int
         The student's, Hz.
     """
@@ -188,7 +189,7 @@ class EventStream:
         self,
         resampler: Resampler,
         scorer: FrameScorer,
-        finder: EventFinder,
+        finder: EventFinder | BoxFinder,
         sample_rate: int,
     ) -> None:
         self._resampler, self._scorer, self._finder = resampler, scorer, finder
@@ -358,7 +359,9 @@ class DetectsEvents:
 
     # --- Steps ------------------------------------------------------------------
 
-    def _finder(self, scorer: FrameScorer, options: dict[str, Any]) -> EventFinder:
+    def _finder(
+        self, scorer: FrameScorer, options: dict[str, Any]
+    ) -> EventFinder | BoxFinder:
         step, start = scorer.frame / self.sample_rate, scorer.start / self.sample_rate
         try:
             chosen = EventOptions(**options)
@@ -368,7 +371,8 @@ class DetectsEvents:
                 f"events has no option {', '.join(unknown)}; its options are "
                 f"{', '.join(EventOptions._fields)}"
             ) from error
-        return EventFinder(self.labels, step, chosen, start)
+        finder = BoxFinder if chosen.boxes else EventFinder
+        return finder(self.labels, step, chosen, start)
 
     def _scorer(
         self,

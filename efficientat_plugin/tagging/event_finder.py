@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.frame_events import median_filter
 from efficientat_plugin.data.labels import LabelTable, places_of
+from efficientat_plugin.data.score_boxes import USUAL, BoxOptions
 
 # One threshold for all classes, or one for each class that is named
 Threshold = float | Mapping[str, float]
@@ -40,6 +41,12 @@ class EventOptions(NamedTuple):
         Events are not merged into a longer one than this.
     classes : sequence of str or None
         Names or MIDs of the classes to find; None: all.
+    boxes : bool
+        Whether events are sound event bounding boxes instead, whose ends no threshold
+        moves (see `BoxOptions`): those with a mean score above ``threshold``. Scores
+        are not filtered then, and options that extend or merge events have no place.
+    box_step_seconds, box_merge_difference, box_merge_ratio
+        ``step_seconds``, ``merge_difference`` and ``merge_ratio`` of `BoxOptions`.
     """
 
     threshold: Threshold = 0.5
@@ -49,13 +56,32 @@ class EventOptions(NamedTuple):
     max_gap_seconds: float = 0.0
     max_seconds: float = math.inf
     classes: Sequence[str] | None = None
+    boxes: bool = False
+    box_step_seconds: float = USUAL.step_seconds
+    box_merge_difference: float | None = USUAL.merge_difference
+    box_merge_ratio: float | None = USUAL.merge_ratio
+
+    @property
+    def of_boxes(self) -> BoxOptions:
+        """The options of boxes."""
+        return BoxOptions(
+            self.box_step_seconds, self.box_merge_difference, self.box_merge_ratio
+        )
 
     def check(self) -> None:
-        """Raises a ``ValueError`` for times that are negative or not numbers."""
+        """Raises a ``ValueError`` for options out of range, or without effect."""
+        plain = self._field_defaults
+        for name in ("off_threshold", "max_gap_seconds", "max_seconds"):
+            if self.boxes and getattr(self, name) != plain[name]:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} does nothing to boxes; merge them by"
+                    " box_merge_difference or box_merge_ratio, or leave out boxes"
+                )
         for name in ("median_seconds", "min_seconds", "max_gap_seconds", "max_seconds"):
             value = getattr(self, name)
             if not value >= 0:  # nor NaN
                 raise ValueError(f"{name}={value} must be 0 or more")
+        self.of_boxes.check()
 
 
 class ClassThresholds(NamedTuple):
@@ -254,9 +280,14 @@ class EventFinder:
         return Event(self._thresholds.names[place], start, end, stretch.score)
 
     def _long_enough(self, events: Sequence[Event]) -> list[Event]:
-        shortest = self._options.min_seconds - 1e-9
-        long = [e for e in events if e.end_seconds - e.start_seconds >= shortest]
-        return sorted(long, key=lambda each: (each.start_seconds, each.label))
+        return long_enough(events, self._options.min_seconds)
+
+
+def long_enough(events: Sequence[Event], min_seconds: float) -> list[Event]:
+    """Sorts the events that are long enough by their start."""
+    shortest = min_seconds - 1e-9
+    long = [e for e in events if e.end_seconds - e.start_seconds >= shortest]
+    return sorted(long, key=lambda each: (each.start_seconds, each.label))
 
 
 class _Stretch(NamedTuple):

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Subset
 
 from efficientat_plugin.contracts import (
     ClipBatch,
+    Mix,
     Shift,
     SoftTarget,
     StudentOutput,
@@ -152,8 +153,7 @@ class DistillationBrain(sb.Brain):
         if stage == TRAIN:
             log_mel, batch, shift = self._moved(log_mel, batch)
             log_mel = self.modules.spec_mask(log_mel)
-            if self.hparams.mixup is not None:
-                log_mel, mix = self.hparams.mixup(log_mel)
+            log_mel, mix = self._mixed(log_mel, batch)
         output = self._on_device(self.modules.student, stage)(log_mel.unsqueeze(1))
         return output, TeacherInput(batch, log_mel, mix, shift)
 
@@ -165,6 +165,12 @@ class DistillationBrain(sb.Brain):
         A shift of whole clips can stand in the place of ``spec_mask``.
         """
         return log_mel, batch, None
+
+    def _mixed(self, log_mel: Tensor, batch: ClipBatch) -> tuple[Tensor, Mix | None]:
+        """Mixes the log-mels of a batch, if there is a ``mixup``."""
+        del batch
+        mixup = self.hparams.mixup
+        return (log_mel, None) if mixup is None else mixup(log_mel)
 
     def compute_objectives(
         self,

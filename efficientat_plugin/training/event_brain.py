@@ -9,12 +9,14 @@ from torch import Tensor
 from efficientat_plugin.contracts import (
     ClipBatch,
     FrameOutput,
+    Mix,
     Shift,
     SoftTarget,
     TeacherInput,
     TeacherTarget,
 )
 from efficientat_plugin.data.frame_mixing import shift_frames, shifted
+from efficientat_plugin.data.halves import Halves
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.training.brain import TRAIN, DistillationBrain
 from efficientat_plugin.training.losses import DistillationLoss
@@ -158,6 +160,10 @@ class EventBrain(DistillationBrain):
     - ``frame_shift``: None, or a ``FrameShift``, which is one of the ``modules``, too;
     - ``layer_decay`` and ``head_scale``: see `event_groups`.
 
+    Set ``halves`` if its batches are drawn so. Then each half is mixed by itself, with
+    a mixup of its own; only the strong half is moved in time; and strong labels are
+    averaged over the clips that have them.
+
     Arguments
     ---------
     *args, **kwargs
@@ -166,6 +172,7 @@ class EventBrain(DistillationBrain):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.halves: Halves | None = None
         self._groups = event_groups(
             self.hparams.student, self.hparams.layer_decay, self.hparams.head_scale
         )
@@ -178,8 +185,28 @@ class EventBrain(DistillationBrain):
             return log_mel, batch, None
         assert batch.strong is not None  # an EventClipReader's
         shift = self.modules.frame_shift.draw(len(log_mel))
+        if self.halves is not None and shift is not None:
+            shift = Shift(shift.mel_frames * _is_strong(batch))
         strong = shift_frames(batch.strong, shift, self.hparams.student.frame_stride)
         return shifted(log_mel, shift), batch._replace(strong=strong), shift
+
+    def _mixed(self, log_mel: Tensor, batch: ClipBatch) -> tuple[Tensor, Mix | None]:
+        """Mixes the log-mels of a batch, or of each of its halves."""
+        if self.halves is None:
+            return super()._mixed(log_mel, batch)
+        is_strong = _is_strong(batch).to(log_mel.device)
+        mixed, weight = log_mel.clone(), log_mel.new_ones(len(log_mel))
+        partner = torch.arange(len(log_mel), device=log_mel.device)
+        any_mix = False
+        for half, mixup in zip((is_strong, ~is_strong), self.halves, strict=True):
+            places = half.nonzero().squeeze(1)
+            if mixup is None or not len(places):
+                continue
+            mixed[places], mix = mixup(log_mel[places])
+            if mix is not None:
+                any_mix = True
+                weight[places], partner[places] = mix.weight, places[mix.partner]
+        return mixed, Mix(weight, partner) if any_mix else None
 
     def compute_objectives(  # type: ignore[override]
         self,
@@ -204,6 +231,11 @@ class EventBrain(DistillationBrain):
         strong, known = inputs.batch.strong, inputs.batch.strong_known
         assert strong is not None and known is not None  # an EventClipReader's
         target = SoftTarget(strong.to(self.device), known.to(self.device))
+        if self.halves is not None and self.modules.student.training:
+            # The loss averages over the batch.
+            share = _is_strong(inputs.batch).float().mean().clamp(min=1 / len(known))
+            scale = 1 / share.to(self.device)
+            target = SoftTarget(target.scores * scale, target.weight * scale)
         return target.followed(inputs.mix)
 
     def on_fit_batch_start(self, batch: ClipBatch, should_step: bool) -> None:
@@ -228,3 +260,9 @@ class EventBrain(DistillationBrain):
         done = clips / draws.clips_per_epoch
         # `WarmupCosine` takes the middle of an epoch.
         self._set_rate(self.hparams.lr_schedule(self.epoch - 1 + done - 0.5))
+
+
+def _is_strong(batch: ClipBatch) -> Tensor:
+    """[B], which clips have strong labels."""
+    assert batch.strong_known is not None  # an EventClipReader's
+    return batch.strong_known > 0
