@@ -151,8 +151,8 @@ def _read_folder(folder: Path, reading: Reading) -> tuple[Annotations, list[str]
     ]
     if not paths:
         raise FileNotFoundError(
-            f"{folder} holds no label tracks (.txt or .TextGrid, one for each sound); name "
-            "a table to read it"
+            f"{folder} holds no label tracks (.txt or .TextGrid, one for each sound); "
+            "name a table to read it"
         )
     parts, others, empty = [], {}, []
     rows = 0

@@ -232,7 +232,8 @@ class BoxSearch:
         self._end[labels] = 0
 
     def _taken(self) -> Boxes:
-        parts = self._found or [Boxes(*[np.zeros(0, np.intp)] * 3, np.zeros(0))]
+        none = np.zeros(0, np.intp)
+        parts = self._found or [Boxes(none, none, none, np.zeros(0))]
         self._found = []
         return Boxes(*map(np.concatenate, zip(*parts, strict=True)))
 

@@ -100,7 +100,8 @@ def _tiers(path: Path) -> Iterator[Tier]:
         rows: list[tuple[float, float | None, str]] = []
         for _ in range(parts.count()):
             start, *end = parts.numbers(2 if kind == INTERVALS else 1)
-            rows.append((start, end[0] if end else None, *parts.words(1)))
+            [text] = parts.words(1)
+            rows.append((start, end[0] if end else None, text))
         yield Tier(name, rows)
 
 

@@ -364,7 +364,7 @@ def load_encoder(
         if not isinstance(student, tuple(FAMILIES.values())):
             raise ValueError(
                 f"{pretrained} is a {student.describe()}, which embeds frames instead "
-                "of clips; give an MN or a DyMN"
+                "of clips; give an MN or a DyMN, or use interfaces.hear for frames"
             )
         if log_mel is not None:
             check_front_end(pretrained, student, log_mel)

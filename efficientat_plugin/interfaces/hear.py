@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from efficientat_plugin.features import LogMel
+from efficientat_plugin.interfaces.frame_embeddings import FrameEmbedding
 from efficientat_plugin.pretrained.weights import load_student
 from efficientat_plugin.students.embeddings import DEFAULT_SOURCES, LayerEmbedding
+from efficientat_plugin.students.frame_student import FrameStudent
 
 DEFAULT_STUDENT = "mn10_as"
 SCENE_WINDOW_SECONDS, SCENE_HOP_SECONDS = 10.0, 2.5
@@ -97,7 +99,7 @@ def load_model(
     pooling: str = "avg",
     timestamp_window_ms: float = 160.0,
     **student_options: Any,
-) -> HearModel:
+) -> HearModel | FrameEmbedding:
     """Loads a model for the functions below.
 
     Arguments
@@ -117,8 +119,9 @@ def load_model(
 
     Returns
     -------
-    HearModel
-        On the CPU, in evaluation mode.
+    HearModel or FrameEmbedding
+        On the CPU, in evaluation mode. A student of frames embeds those; ``sources``,
+        ``pooling`` and ``timestamp_window_ms`` are of the others.
 
     Raises
     ------
@@ -134,13 +137,20 @@ def load_model(
     600
     """
     student = load_student(model_file_path or DEFAULT_STUDENT, **student_options)
-    embedding = LayerEmbedding(student, sources, pooling)
     log_mel = LogMel(**student.front_end)
+    if isinstance(student, FrameStudent):
+        if (sources, pooling, timestamp_window_ms) != (DEFAULT_SOURCES, "avg", 160.0):
+            raise ValueError(
+                "sources, pooling and timestamp_window_ms are options of students of "
+                f"clips; {student.describe()} embeds its frames, so leave them out"
+            )
+        return FrameEmbedding(student, log_mel).eval()
+    embedding = LayerEmbedding(student, sources, pooling)
     return HearModel(embedding, log_mel, timestamp_window_ms).eval()
 
 
 @torch.no_grad()
-def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+def get_scene_embeddings(audio: Tensor, model: HearModel | FrameEmbedding) -> Tensor:
     """Computes one embedding per sound.
 
     Sounds of up to ten seconds are embedded as a whole. For longer ones, embeddings
@@ -185,12 +195,14 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 
 @torch.no_grad()
-def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbeddings:
-    """Computes an embedding every 50 ms of each sound.
+def get_timestamp_embeddings(
+    audio: Tensor, model: HearModel | FrameEmbedding
+) -> TimestampEmbeddings:
+    """Computes an embedding every 50 ms of each sound; of students of frames, each.
 
     Timestamps are the middles of windows: 0, 50, ... up to the sound's duration. Both
     ends are extended by half a window of reflected sound; a shorter sound is reflected
-    repeatedly.
+    repeatedly. Those of frames are their middles: 20, 60, ... for frames of 40 ms.
 
     Arguments
     ---------
@@ -222,6 +234,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbedd
     """
     _check_audio(audio)
     model.eval()  # in training, the front end jitters and norms use the batch
+    if isinstance(model, FrameEmbedding):
+        return _of_frames(audio, model)
     window = model.timestamp_window
     hop = round(TIMESTAMP_HOP_SECONDS * model.sample_rate)
     padded = _reflected(audio, window // 2)
@@ -231,6 +245,14 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> TimestampEmbedd
     timestamps = (1000 * positions / model.sample_rate).float()
     timestamps = timestamps.repeat(len(audio), 1).to(embeddings.device)
     return TimestampEmbeddings(embeddings, timestamps)
+
+
+def _of_frames(audio: Tensor, model: FrameEmbedding) -> TimestampEmbeddings:
+    device = model.log_mel.window.device
+    embeddings = torch.stack([model.over_time(sound) for sound in audio]).to(device)
+    frames = torch.arange(embeddings.shape[1], dtype=torch.float64, device=device)
+    timestamps = (1000 * (frames + 0.5) * model.frame_seconds).float()
+    return TimestampEmbeddings(embeddings, timestamps.repeat(len(audio), 1))
 
 
 def _check_audio(audio: Tensor) -> None:
@@ -255,7 +277,7 @@ def _reflected(audio: Tensor, margin: int) -> Tensor:
     return audio
 
 
-def _embed(windows: Tensor, model: HearModel) -> Tensor:
+def _embed(windows: Tensor, model: HearModel | FrameEmbedding) -> Tensor:
     """Embeds windows in batches of limited duration: [B, n, N] -> [B, n, D]."""
     device = model.log_mel.window.device
     sounds, per_sound, length = windows.shape
