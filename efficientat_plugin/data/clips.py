@@ -72,20 +72,20 @@ class Clips(torch.utils.data.Dataset):
         if not isinstance(draw, Draw):
             draw = Draw(row=int(draw), epoch=0, position=int(draw))
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
-        clip = self._read(draw.row)
+        clip = self._read(draw.row, rng)
         if clip.clip_id and self.augment is not None:
             clip = _augmented(clip, self.augment, rng)
         if clip.clip_id and self.waveform_mix is not None:
             clip = self._mixed(clip, self.waveform_mix, rng)
         return clip
 
-    def _read(self, index: int) -> Clip:
+    def _read(self, index: int, rng: np.random.Generator) -> Clip:
         skipped: list[Skipped] = []
         tries = min(MAX_REPLACEMENTS, len(self)) if self.replace_unreadable else 1
         for offset in range(tries):
             row = self.rows[(index + offset) % len(self)]
             try:
-                clip = self.reader.read(row)
+                clip = self.reader.read(row, rng)
             except UnreadableClip as error:
                 skipped.append(Skipped(str(row["video_id"]), str(error)))
             else:
@@ -101,7 +101,7 @@ class Clips(torch.utils.data.Dataset):
         draw = mix.draw(len(self), rng)
         if draw is None:
             return clip
-        partner = self._read(draw.partner)
+        partner = self._read(draw.partner, rng)
         skipped = clip.skipped + partner.skipped
         if not partner.clip_id:
             return clip._replace(skipped=skipped)
