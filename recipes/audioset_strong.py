@@ -235,9 +235,9 @@ def table_of_classes(classes: str | None) -> LabelTable | None:
 
 def split_clips(clips: EventClips, hparams: dict[str, Any]) -> Split:
     """Splits the clips; those to validate and test on have known events."""
-    splitting = hparams["splitting"]
+    splitting, rows = hparams["splitting"], clips.rows_to_split()
     runs = runs_of(
-        clips.rows,
+        rows,
         splitting["split"],
         splitting["fold"],
         splitting["valid_share"],
@@ -250,9 +250,9 @@ def split_clips(clips: EventClips, hparams: dict[str, Any]) -> Split:
             "one --output_folder for each"
         )
     if if_main_process():
-        print(f"split: {split_in_words(clips.rows, runs, hparams['seed'])}")
+        print(f"split: {split_in_words(rows, runs, hparams['seed'])}")
     (split,) = runs.values()
-    names = clips.rows["video_id"][:]
+    names = rows["video_id"][:]
     sides = {}
     for side in ("valid", "test"):
         places = getattr(split, side)

@@ -8,8 +8,10 @@ import torch
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
 from efficientat_plugin.data.sampling import Draw
+from efficientat_plugin.data.splits import split_rows
 
 RATE = 16000
 SECONDS = {"timed": 2.0, "weak": 1.0, "empty": 1.0, "unknown": 1.0}
@@ -126,6 +128,15 @@ def test_two_tables_with_events_of_one_clip_are_refused(sounds):
 def test_repeated_clips_are_refused(opened):
     with pytest.raises(ValueError, match="short_clips='repeat' would repeat events"):
         EventClipReader(opened, 25, short_clips="repeat")
+
+
+@pytest.mark.parametrize("classes", [["dog"], ["dog", "cat"]])
+def test_clips_of_one_class_are_split_too(sounds, classes):
+    labels = LabelTable(classes, classes)
+    opened = open_event_clips(sounds, sounds / "events.csv", labels)
+    split = split_rows(opened.rows_to_split(), 0.25, 0.25, seed=0)
+    assert sorted(place for side in split for place in side) == [0, 1, 2, 3]
+    assert min(map(len, split)) > 0
 
 
 # --- Parts of longer sounds -----------------------------------------------------------

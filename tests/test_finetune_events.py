@@ -110,7 +110,7 @@ def test_thresholds_are_told_stored_and_shown(done):
     detector = EventDetector.from_hparams(folder / "model", run_opts={"device": "cpu"})
     thresholds = detector.event_options["threshold"]
     assert len(set(thresholds.values())) > 1
-    assert "validation clips, thresholds of" in text and "chosen by event_F" in text
+    assert "validation clips, thresholds of" in text and "chosen by segment_F" in text
     card = (folder / "model" / "README.md").read_text()
     assert "detector.events(" in card and "| threshold |" in card
     lines = (folder / "per_class.csv").read_text().splitlines()

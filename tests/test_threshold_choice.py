@@ -57,7 +57,7 @@ def test_no_other_threshold_is_better(seed, chosen_by):
 
 def test_few_events_tell_little_and_the_console_says_so():
     scores, events = _data(0)
-    known = (scores, events, SECONDS, CLASSES, 0.4)
+    known = (scores, events, SECONDS, CLASSES, 0.4, "event_F")
     counts = choose_thresholds(*known, fewest_events=1).num_events
     limit = max(counts)
     assert min(counts[:2]) < limit  # one class has fewer
@@ -72,7 +72,9 @@ def test_few_events_tell_little_and_the_console_says_so():
 def test_a_class_never_detected_right_keeps_the_default():
     scores = {"a": np.full((100, 1), 0.3, np.float32)}
     events = {"a": [Event("dog", number, number + 0.2) for number in range(4)]}
-    chosen = choose_thresholds(scores, events, {"a": 4.0}, ["dog"], fewest_events=1)
+    chosen = choose_thresholds(
+        scores, events, {"a": 4.0}, ["dog"], chosen_by="event_F", fewest_events=1
+    )
     assert (chosen.thresholds, chosen.kept) == ([0.5], ["dog"])
 
 
@@ -81,6 +83,7 @@ def test_onsets_alone_choose_other_thresholds():
     column = np.zeros((100, 1), np.float32)
     column[25:50], column[28:35] = 0.3, 0.8
     data = ({"a": column}, {"a": [Event("dog", 1.0, 2.0)]}, {"a": 4.0}, ["dog"])
+    data += (0.5, "event_F")
     both = choose_thresholds(*data, fewest_events=1).thresholds
     onset = choose_thresholds(*data, fewest_events=1, onsets_only=True).thresholds
     assert both == pytest.approx([0.15]) and onset == pytest.approx([0.4])

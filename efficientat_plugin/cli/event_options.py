@@ -134,7 +134,7 @@ def event_options_of(
         options["off_threshold"] = off_threshold
     defaults = EventOptions._field_defaults
     named = {name: defaults[name] for name in NAMED}
-    return named | tagger.event_options | options | {"threshold": threshold}
+    return named | {**tagger.event_options, **options, "threshold": threshold}
 
 
 def _by_id(

@@ -15,6 +15,7 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.event_sorting import EventTable
 from efficientat_plugin.data.event_tables import read_events
 from efficientat_plugin.data.event_targets import frame_targets
+from efficientat_plugin.data.labelled import without_labels
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.summary import seconds_of_clips
 from efficientat_plugin.data.tables import read_table
@@ -42,6 +43,13 @@ class EventClips(NamedTuple):
             f"{len(self.events)} clips, {weak} clips with weak labels only, "
             f"{len(self.rows) - len(self.judged)} without labels"
         )
+
+    def rows_to_split(self) -> datasets.Dataset:
+        """Returns the rows, without labels if all have one class.
+
+        Clips of two classes or more are split so that each side has its share of all.
+        """
+        return self.rows if len(self.labels) > 1 else without_labels(self.rows)
 
     def digest(self) -> str:
         """Computes a digest of all that is known of the clips but their sound.

@@ -73,14 +73,14 @@ class DetectionStats(ClipStats):
         frame_seconds: float = FRAME_SECONDS,
         median_seconds: float = 0.36,
         threshold: Threshold = 0.5,
-        thresholds_by: str | None = "event_F",
-        fewest_events: int = 10,
+        thresholds_by: str | None = "segment_F",
+        fewest_events: int = 5,
         onsets_only: bool = False,
         logits: bool = False,
     ) -> None:
         super().__init__()
-        several = isinstance(threshold, Mapping)
-        if not (several or 0 < threshold < 1) or not median_seconds >= 0:
+        legal = isinstance(threshold, Mapping) or 0 < threshold < 1
+        if not legal or not median_seconds >= 0:
             raise ValueError(
                 f"threshold={threshold} must be a probability between 0 and 1, and "
                 f"median_seconds={median_seconds} 0 or more"

@@ -38,7 +38,7 @@ class ChosenThresholds(NamedTuple):
         if self.kept:
             text += (
                 f"; {self.default:g} is kept for those with fewer than "
-                f"{self.fewest_events} events, or of which no event is detected right: "
+                f"{self.fewest_events} events, or of which nothing is detected right: "
                 f"{shown(some_of(self.kept))}"
             )
         return text
@@ -60,15 +60,17 @@ def choose_thresholds(
     seconds: Durations,
     classes: Sequence[str],
     default: float = 0.5,
-    chosen_by: str = "event_F",
-    fewest_events: int = 10,
+    chosen_by: str = "segment_F",
+    fewest_events: int = 5,
     onsets_only: bool = False,
     frame_seconds: float = FRAME_SECONDS,
 ) -> ChosenThresholds:
     """Chooses for each class the threshold with its highest F-score.
 
-    A class with few events keeps the default: the best threshold for five events tells
-    little about others. So does a class of which no event is detected right.
+    F-scores of segments are the better guide with few clips, also to the F-score of
+    events: a class has many more segments, and they are right or wrong by themselves.
+    A class with few events keeps the default, since the best threshold for two or three
+    tells little about others. So does a class of which nothing is detected right.
 
     Arguments
     ---------
@@ -100,13 +102,13 @@ def choose_thresholds(
     Example
     -------
     >>> import numpy as np
-    >>> scores = {"a": np.array([[0.1], [0.4], [0.4]]), "b": np.full((3, 1), 0.2)}
+    >>> scores = {"a": np.array([[0.1], [0.75], [0.75]]), "b": np.full((3, 1), 0.25)}
     >>> events = {"a": [(0.04, 0.12, "dog")], "b": []}
     >>> known = (events, {"a": 0.12, "b": 0.12}, ["dog"])
     >>> choose_thresholds(scores, *known, fewest_events=1).thresholds
-    [0.3]
-    >>> print(choose_thresholds(scores, *known))
-    thresholds of 0 of 1 classes are chosen by event_F; 0.5 is kept for those with ...
+    [0.5]
+    >>> print(choose_thresholds(scores, *known, fewest_events=9))
+    thresholds of 0 of 1 classes are chosen by segment_F; 0.5 is kept for those with ...
     """
     check_choice_options(chosen_by, fewest_events)
     best: FScores

@@ -63,7 +63,7 @@ def decide_settings(hparams: Mapping[str, Any], clips: EventClips) -> dict[str, 
     if "auto" not in (hparams["number_of_epochs"], splitting["valid_share"]):
         return decided
     split, *_ = runs_of(
-        clips.rows,
+        clips.rows_to_split(),
         splitting["split"],
         splitting["fold"],
         0.0,
