@@ -8,6 +8,7 @@ processes. The model folder is OUTPUT_FOLDER/model; ``EventDetector.from_hparams
 loads it.
 """
 
+import copy
 import math
 import sys
 from functools import partial
@@ -37,10 +38,15 @@ from efficientat_plugin.data.splits import Split, split_digest, write_split
 from efficientat_plugin.evaluation.detection_scores import DetectionScores
 from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.evaluation.report import RunResult, plot_curves, write_scores
+from efficientat_plugin.evaluation.threshold_choice import ChosenThresholds
 from efficientat_plugin.features import LogMel
-from efficientat_plugin.pretrained.backbone import load_backbone
+from efficientat_plugin.pretrained.backbone import (
+    detects,
+    load_backbone,
+    start_detector,
+)
 from efficientat_plugin.pretrained.card import name_of
-from efficientat_plugin.pretrained.description import identity_of_weights
+from efficientat_plugin.pretrained.description import Unstated, identity_of_weights
 from efficientat_plugin.pretrained.folder import Provenance, write_model_folder
 from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.support.checkpoints import AtomicCheckpointer
@@ -61,6 +67,7 @@ from efficientat_plugin.teachers.online_frames import FrameTeacher
 from efficientat_plugin.teachers.stored import is_store
 from efficientat_plugin.teachers.stored_frames import StoredFrameTeacher
 from efficientat_plugin.training.event_brain import EventBrain
+from efficientat_plugin.training.event_settings import decide_settings
 from efficientat_plugin.training.recipe_parts import (
     checkpointer_of,
     modules_of,
@@ -85,7 +92,9 @@ class Run(NamedTuple):
 
     def on(self, places: list[int]) -> Clips:
         """Returns clips to score, without augmentation."""
-        return Clips(self.clips.rows.select(places), self.reader)
+        reader = copy.copy(self.reader)
+        reader.random_crop = False
+        return Clips(self.clips.rows.select(places), reader)
 
 
 class Parts(NamedTuple):
@@ -108,8 +117,19 @@ def main(argv: list[str]) -> None:
     hparams_file, run_opts, overrides = parse_and_join(argv)
     if run_opts.test_only:
         sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
+    train_detector(hparams_file, run_opts, overrides)
+
+
+def train_detector(hparams_file: str, run_opts: Any, overrides: dict[str, Any]) -> None:
+    """Does all that ``main`` does with a command line that is read."""
     hparams = load_hparams(hparams_file, overrides)
-    run = prepare(hparams)
+    clips = open_clips(hparams)
+    if decided := decide_settings(hparams, clips):
+        if if_main_process():
+            print(", ".join(f"{name}: {value}" for name, value in decided.items()))
+        overrides |= decided
+        hparams = load_hparams(hparams_file, overrides)
+    run = prepare(hparams, clips)
     settings = settings_of(hparams_file, overrides, run_opts)
     with explain_write_errors(run.folder):
         claim(run, settings)
@@ -121,23 +141,24 @@ def main(argv: list[str]) -> None:
         train_and_test(with_stored_logits(run, device), run_opts)
 
 
-def prepare(hparams: dict[str, Any]) -> Run:
-    """Opens and splits the clips, and builds the student and its teacher."""
-    clips = open_clips(hparams)
+def prepare(hparams: dict[str, Any], clips: EventClips) -> Run:
+    """Splits the clips, and builds the student and its teacher."""
     split = split_clips(clips, hparams)
-    log_mel = hparams["log_mel"]
-    student = hparams["student"](num_classes=len(clips.labels))
+    student = make_student(hparams, clips.labels)
     if not isinstance(student, FrameStudent):
         raise ValueError(
             f"a {type(student).__name__} does not score frames; use a FrameMN or a "
             "FramePaSST"
         )
-    begin = hparams["start_from"]
-    folder, momentum = begin["pretrained_folder"], begin["batch_norm_momentum"]
-    if begin["backbone"] is not None:
-        load_backbone(student, begin["backbone"], folder)
-    if begin["prior"] is not None:
-        prepare_for_short_run(student, begin["prior"], momentum)
+    begin, log_mel, clip = (hparams[name] for name in ("start_from", "log_mel", "clip"))
+    prior, momentum = begin["prior"], begin["batch_norm_momentum"]
+    if prior is not None and not continues(hparams, clips.labels):
+        prepare_for_short_run(student, prior, momentum)
+    if isinstance(log_mel, partial):  # the rest comes with the weights
+        log_mel = log_mel(**student.front_end)
+    if clip["sample_rate"] is None:
+        clip = clip | {"sample_rate": log_mel.sample_rate}
+    hparams = hparams | {"log_mel": log_mel, "clip": clip}
     frame_seconds = student.frame_stride * log_mel.hop_length / log_mel.sample_rate
     num_samples = round(hparams["clip"]["clip_seconds"] * log_mel.sample_rate)
     num_frames = math.ceil(log_mel.num_frames(num_samples) / student.frame_stride)
@@ -159,6 +180,37 @@ def prepare(hparams: dict[str, Any]) -> Run:
     number = drawn.clips_per_epoch
     parts = build_parts(hparams, clips, number, student, teacher, frame_seconds)
     return Run(clips, split, hparams, reader, parts)
+
+
+def make_student(hparams: dict[str, Any], labels: LabelTable) -> Any:
+    """Builds the student, from scratch or from the weights that the YAML names."""
+    begin, log_mel = hparams["start_from"], hparams["log_mel"]
+    folder = begin["pretrained_folder"]
+    if begin.get("pretrained") is None:
+        student = hparams["student"](num_classes=len(labels))
+        if begin["backbone"] is not None:
+            load_backbone(student, begin["backbone"], folder)
+        return student
+    stated = {k: v for k, v in log_mel.keywords.items() if "jitter" not in k}
+    options = hparams["student"].keywords
+    try:
+        return start_detector(begin["pretrained"], labels, folder, stated, **options)
+    except Unstated as error:
+        how = '--log_mel "{n_mels: ..., hop_length: ...}"'
+        raise ValueError(error.sentence({"front end": how})) from error
+
+
+def continues(hparams: dict[str, Any], labels: LabelTable) -> bool:
+    """Whether training starts from a detector of the same classes."""
+    begin = hparams["start_from"]
+    source = begin.get("pretrained")
+    return source is not None and detects(source, labels, begin["pretrained_folder"])
+
+
+def source_of(hparams: dict[str, Any]) -> str | None:
+    """Returns what the student starts from: all of it, or its backbone."""
+    begin = hparams["start_from"]
+    return begin.get("pretrained") or begin.get("backbone")
 
 
 def open_clips(hparams: dict[str, Any]) -> EventClips:
@@ -199,9 +251,9 @@ def table_of_classes(classes: str | None) -> LabelTable | None:
 
 def split_clips(clips: EventClips, hparams: dict[str, Any]) -> Split:
     """Splits the clips; those to validate and test on have known events."""
-    splitting = hparams["splitting"]
+    splitting, rows = hparams["splitting"], clips.rows_to_split()
     runs = runs_of(
-        clips.rows,
+        rows,
         splitting["split"],
         splitting["fold"],
         splitting["valid_share"],
@@ -214,9 +266,9 @@ def split_clips(clips: EventClips, hparams: dict[str, Any]) -> Split:
             "one --output_folder for each"
         )
     if if_main_process():
-        print(f"split: {split_in_words(clips.rows, runs, hparams['seed'])}")
+        print(f"split: {split_in_words(rows, runs, hparams['seed'])}")
     (split,) = runs.values()
-    names = clips.rows["video_id"][:]
+    names = rows["video_id"][:]
     sides = {}
     for side in ("valid", "test"):
         places = getattr(split, side)
@@ -333,6 +385,8 @@ def schedule_of(hparams: dict[str, Any], clips_per_epoch: int) -> Any:
     per_step = hparams["train_loader"]["batch_size"] * world_size()
     steps = epochs * clips_per_epoch / (per_step * hparams["grad_accumulation_factor"])
     warmup_steps = hparams["rates"]["warmup_steps"]
+    if warmup_steps is None:
+        warmup_steps = steps / 10
     if not 0 <= warmup_steps < steps:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be 0 or more, and fewer than the "
@@ -347,7 +401,7 @@ def claim(run: Run, settings: dict[str, Any]) -> None:
     hparams, this = run.hparams, dict(settings)
     this |= split_digest(run.clips.rows, run.split)
     this["events"] = run.clips.digest()  # wherever they are written
-    this["backbone"] = identity_of_weights(hparams["start_from"]["backbone"])
+    this["backbone"] = identity_of_weights(source_of(hparams))
     if run.parts.teacher is not None:
         clip_ids = train_ids(run)
         this["teacher"] = run.parts.teacher.identity(clip_ids)
@@ -420,7 +474,7 @@ def draws(clips: EventClips, split: Split, hparams: dict[str, Any]) -> Draws:
         else Draws(len(rows), number, weights, seed)
     )
     per_step = batch_size * hparams["grad_accumulation_factor"]
-    if len(found) // world_size() < per_step:
+    if len(found) // world_size() < per_step and hparams["train_loader"]["drop_last"]:
         raise ValueError(
             f"batch_size={batch_size} and grad_accumulation_factor="
             f"{hparams['grad_accumulation_factor']} need {per_step} clips a step "
@@ -454,15 +508,20 @@ def finish(brain: EventBrain, run: Run) -> None:
     model = trained_model(
         run.hparams, run.parts.student, run.clips.labels, "multilabel"
     )
-    write_model_folder(folder / "model", model, describe_origin(run, brain, {}))
+    write_model_folder(folder / "model", model, describe_origin(run, brain))
+    device = str(brain.device)
+    chosen = choose_thresholds(run, device)
+    model = model._replace(event_options=event_options_of(run, chosen))
+    origin = describe_origin(run, brain)._replace(thresholds=chosen)
+    write_model_folder(folder / "model", model, origin)
     write_split(folder / "split.csv", run.split, run.clips.rows["video_id"])
     found: dict[str, DetectionScores] = {}
     if run.split.test:
-        scores = test(run, str(brain.device))
+        scores = score(run, run.split.test, device, chosen).summarize()
         brain.log_test(scores)
         write_scores(folder, scores, run.clips.labels)
         found[f"test, {scores.num_clips} clips"] = scores
-        write_model_folder(folder / "model", model, describe_origin(run, brain, found))
+        write_model_folder(folder / "model", model, origin._replace(scores=found))
     epochs = run.hparams["history"].epochs
     scores = next(iter(found.values()), brain.scores)
     lines = [RunResult("each epoch", scores, None, epochs, "validation")]
@@ -476,8 +535,33 @@ def finish(brain: EventBrain, run: Run) -> None:
     print(f"The model is in {folder / 'model'}")
 
 
-def test(run: Run, device: str) -> DetectionScores:
-    """Scores the model folder on the test clips, from beginning to end."""
+def choose_thresholds(run: Run, device: str) -> ChosenThresholds | None:
+    """Chooses the thresholds of classes on validation clips; None: all keep one."""
+    stats = run.parts.make_stats()
+    if stats.thresholds_by is None:
+        return None
+    if not run.split.valid:
+        print(f"No validation clips: the threshold of all classes is {stats.threshold}")
+        return None
+    chosen = score(run, run.split.valid, device).choose_thresholds()
+    print(f"On {len(run.split.valid)} validation clips, {chosen}")
+    return chosen
+
+
+def event_options_of(run: Run, chosen: ChosenThresholds | None) -> dict[str, Any]:
+    """Returns how scores become events, as they were scored, for the model folder."""
+    scoring = run.hparams["scoring"]
+    threshold = scoring["threshold"] if chosen is None else chosen.thresholds
+    return {"median_seconds": scoring["median_seconds"], "threshold": threshold}
+
+
+def score(
+    run: Run, places: list[int], device: str, chosen: ChosenThresholds | None = None
+) -> DetectionStats:
+    """Scores the frames of clips by the model folder, from beginning to end."""
+    scoring = dict(run.hparams["scoring"])
+    if chosen is not None:
+        scoring["threshold"] = dict(zip(chosen.classes, chosen.thresholds, strict=True))
     detector = EventDetector.from_hparams(
         str(run.folder / "model"), run_opts={"device": device}
     )
@@ -486,18 +570,16 @@ def test(run: Run, device: str) -> DetectionScores:
         run.clips.seconds,
         run.clips.labels.names,
         detector.frame_samples / detector.sample_rate,
-        **run.hparams["scoring"],
+        **scoring,
     )
     skipped = SkippedClips(run.hparams["max_unreadable_share"])
-    rows = run.clips.rows.select(run.split.test)
+    rows = run.clips.rows.select(places)
     for clip_id, scores in whole_clip_frames(detector, rows, skipped):
         stats.append([clip_id], torch.from_numpy(scores.T[None]))
-    return stats.summarize()
+    return stats
 
 
-def describe_origin(
-    run: Run, brain: EventBrain, scores: dict[str, DetectionScores]
-) -> Provenance:
+def describe_origin(run: Run, brain: EventBrain) -> Provenance:
     """Describes the origin of the model, for its card."""
     dataset, split = run.hparams["dataset"], run.split
     taught = "without a teacher"
@@ -508,11 +590,11 @@ def describe_origin(
         taught = f"taught by {name_of(name)}"
     return Provenance(
         name=f"{Path(dataset).resolve().name}, events",
-        started_from=run.hparams["start_from"]["backbone"],
+        started_from=source_of(run.hparams),
         data=f"{name_of(dataset)}: {len(split.train)} clips for training, {taught}; "
         f"{len(split.valid)} to choose epoch {brain.loaded_epoch}",
         data_licence=run.clips.rows.info.license or "",
-        scores=scores,
+        scores={},
     )
 
 

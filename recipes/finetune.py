@@ -1,10 +1,12 @@
-"""Fine-tunes a published tagger on labelled sounds: your own, ESC-50, FSD50K.
+"""Fine-tunes a published tagger or detector on labelled sounds: your own, ESC-50, ...
 
 > python recipes/finetune.py hparams/finetune.yaml --dataset PATH
 > python recipes/finetune.py hparams/esc50.yaml --dataset ashraq/esc50 --fold 3
+> python recipes/finetune.py hparams/finetune_events.yaml --dataset PATH --events TABLE
 
 Rerun the same command to resume an interrupted run. The model folder is
-OUTPUT_FOLDER/model; ``AudioTagger.from_hparams`` loads it.
+OUTPUT_FOLDER/model; ``AudioTagger.from_hparams`` loads it, ``EventDetector`` one of
+events.
 """
 
 import copy
@@ -74,6 +76,7 @@ from efficientat_plugin.support.launch import (
     world_size,
     yaml_to_save,
 )
+from efficientat_plugin.support.options import read_yaml
 from efficientat_plugin.support.plain_text import shown, some_of
 from efficientat_plugin.tagging.torch_tagger import AudioTagger
 from efficientat_plugin.tagging.whole_clips import whole_clip_stats
@@ -142,6 +145,11 @@ def main(argv: list[str]) -> None:
     hparams_file, run_opts, overrides = parse_and_join(argv)
     if run_opts.test_only:
         sys.exit("--test_only works in audioset_kd.py only; runs here end with a test")
+    if "events" in read_yaml(hparams_file):  # those of a detector
+        from audioset_strong import train_detector
+
+        train_detector(hparams_file, run_opts, overrides)
+        return
     hparams = load_hparams(hparams_file, overrides)
     if (keep := hparams["stopping"]["keep_epoch"]) not in KEEP_EPOCH:
         raise ValueError(f"keep_epoch={keep!r} must be one of {KEEP_EPOCH}")

@@ -8,7 +8,10 @@ import torch
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.clips import Clips, collate
 from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
+from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
+from efficientat_plugin.data.sampling import Draw
+from efficientat_plugin.data.splits import split_rows
 
 RATE = 16000
 SECONDS = {"timed": 2.0, "weak": 1.0, "empty": 1.0, "unknown": 1.0}
@@ -125,3 +128,74 @@ def test_two_tables_with_events_of_one_clip_are_refused(sounds):
 def test_repeated_clips_are_refused(opened):
     with pytest.raises(ValueError, match="short_clips='repeat' would repeat events"):
         EventClipReader(opened, 25, short_clips="repeat")
+
+
+@pytest.mark.parametrize("classes", [["dog"], ["dog", "cat"]])
+def test_clips_of_one_class_are_split_too(sounds, classes):
+    labels = LabelTable(classes, classes)
+    opened = open_event_clips(sounds, sounds / "events.csv", labels)
+    split = split_rows(opened.rows_to_split(), 0.25, 0.25, seed=0)
+    assert sorted(place for side in split for place in side) == [0, 1, 2, 3]
+    assert min(map(len, split)) > 0
+
+
+# --- Parts of longer sounds -----------------------------------------------------------
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """Ten seconds whose samples tell the time, and an event in every odd second."""
+    samples = np.arange(10 * RATE) / (10 * RATE)
+    soundfile.write(tmp_path / "long.wav", samples, RATE, "FLOAT")
+    soundfile.write(tmp_path / "weak.wav", samples, RATE, "FLOAT")
+    rows = [f"long.wav,{second},{second + 1},dog" for second in (1, 3, 5, 7, 9)]
+    table = ["filename,onset,offset,event_label", *rows, "weak.wav,,,dog"]
+    (tmp_path / "events.csv").write_text("\n".join(table))
+    return open_event_clips(tmp_path, tmp_path / "events.csv")
+
+
+def _cropped(ramp, **options):
+    reader = EventClipReader(ramp, 50, clip_seconds=2.0, sample_rate=RATE, **options)
+    return Clips(ramp.rows, reader, seed=3)
+
+
+def test_parts_of_longer_sounds_keep_their_labels(ramp):
+    clips, begins = _cropped(ramp, random_crop=True), set()
+    row = [*ramp.rows["video_id"]].index("long")
+    for epoch in range(40):
+        clip = clips[Draw(row=row, epoch=epoch, position=0)]
+        begin = float(clip.waveform[0]) * 10
+        assert begin / 0.04 == pytest.approx(round(begin / 0.04), abs=1e-3)
+        assert len(clip.waveform) == 2 * RATE and begin <= 8 + 1e-6
+        times = begin + (np.arange(50) + 0.5) * 0.04
+        active = (times % 2 >= 1).astype(np.float32)
+        # A frame that an event touches has its label
+        assert np.abs(clip.strong[0].numpy() - active).sum() <= 2
+        assert clip.labels.tolist() == [float(clip.strong.max())]
+        begins.add(round(begin, 2))
+    assert len(begins) > 20 and min(begins) < 1 and max(begins) > 7
+    again = clips[Draw(row=row, epoch=5, position=0)]
+    assert torch.equal(again.waveform, clips[Draw(row, 5, 0)].waveform)
+
+
+def test_weak_labels_are_of_the_whole_sound(ramp):
+    row = [*ramp.rows["video_id"]].index("weak")
+    clip = _cropped(ramp, random_crop=True)[Draw(row=row, epoch=1, position=0)]
+    assert (clip.labels.tolist(), clip.strong_known) == ([1.0], 0.0)
+
+
+def test_without_it_clips_are_the_beginning(ramp):
+    for clip in map(_cropped(ramp).__getitem__, range(2)):
+        assert float(clip.waveform[0]) == 0.0
+
+
+def test_sounds_that_are_not_longer_are_read_whole(sounds, opened):
+    """With and without, the same, and later random draws are the same, too."""
+    options = {"clip_seconds": 2.0, "sample_rate": RATE}
+    mixed = {"waveform_mix": WaveformMix(probability=1.0), "seed": 1}
+    waveforms = []
+    for crops in (False, True):
+        reader = EventClipReader(opened, 50, random_crop=crops, **options)
+        clips = Clips(opened.rows, reader, **mixed)
+        waveforms.append(torch.stack([clips[place].waveform for place in range(4)]))
+    assert torch.equal(*waveforms)

@@ -13,6 +13,7 @@ from speechbrain.utils.run_opts import RunOptions
 from efficientat_plugin.support import options
 from efficientat_plugin.support.launch import load_hparams
 from efficientat_plugin.support.options import (
+    NEVER_NULL,
     OBJECTS,
     REAL,
     SWITCH,
@@ -115,7 +116,7 @@ def test_a_number_is_one_or_is_refused(path):
         assert read_options([str(path), *argv])[2] == dict.fromkeys(keys, value)
         for key, text in zip(sorted(keys), bad * len(keys), strict=False):
             assert f"--{key}: {text!r} {printed}" in _refusal(path, f"--{key}={text}")
-    may_be_null = set(_values(path)) & (WHOLE | REAL)
+    may_be_null = set(_values(path)) & (WHOLE | REAL) - NEVER_NULL
     argv = [f"--{key}=null" for key in may_be_null]
     assert read_options([str(path), *argv])[2] == dict.fromkeys(may_be_null)
 

@@ -410,6 +410,7 @@ def test_options_may_be_those_of_one_of_several(place, request, monkeypatch):
 TAKES_A_TEACHER = ["distil", "dump_teacher_logits", "finetune", "esc50", "fsd50k"]
 TAKES_A_TEACHER += ["openmic", "tau2020", "cmkd_cnn_from_transformer"]
 TAKES_A_TEACHER += ["cmkd_transformer_from_cnn", "fmn10_tf256", "events_quickstart"]
+TAKES_A_TEACHER += ["finetune_events", "dcase16_t2"]
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "hparams").glob("*.yaml")))

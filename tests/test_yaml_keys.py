@@ -70,6 +70,7 @@ def init_and_note(self, modules=None, opt_class=None, hparams=None, **others):
 
 launch.load_hyperpyyaml = lambda *given: Recorded(load(*given))
 sb.Brain.__init__ = init_and_note
+sys.path.append(os.path.dirname(os.environ["RECIPE"]))  # as of a script
 runpy.run_path(os.environ["RECIPE"], run_name="__main__")
 """
 FRONT_END = "{n_mels: 128, hop_length: 320}"
@@ -152,6 +153,10 @@ RUNS["events_quickstart"] = (
     "audioset_strong",
     [SAMPLED],
 )
+OWN_EVENTS = {name: EVENTS[name] for name in EVENTS if name != "width"}
+OWN_EVENTS |= {"pretrained": "7.pt", "log_mel": FRONT_END}
+RUNS["finetune_events"] = ("finetune", [OWN_EVENTS])
+RUNS["dcase16_t2"] = ("finetune", [OWN_EVENTS])
 for _name in ("finetune", "esc50", "fsd50k", "openmic", "tau2020"):
     RUNS[_name] = ("finetune", [TUNE])
 

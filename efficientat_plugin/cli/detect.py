@@ -100,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     from efficientat_plugin.cli.load_model import tagger_of
 
     tagger = tagger_of(arguments)
-    options = event_options_of(arguments, tagger.labels)
+    options = event_options_of(arguments, tagger)
     tagger.event_stream(**options)  # refuses what is illegal before anything is written
     if tagger.frame_samples is None:
         from efficientat_plugin.tagging.detection import SCORES_CLIPS

@@ -15,7 +15,10 @@ from efficientat_plugin.cli.arguments import (
 
 if TYPE_CHECKING:
     from efficientat_plugin.data.labels import LabelTable
+    from efficientat_plugin.tagging.base import SoundTagger
 
+# Options whose defaults are among the settings that a resumed run compares
+NAMED = ("median_seconds", "min_seconds", "max_gap_seconds")
 NamedThreshold = tuple[str | None, float]  # None: of all classes without a name
 
 
@@ -28,7 +31,8 @@ def add_event_options(parser: argparse.ArgumentParser) -> None:
             "--threshold",
             "minimum probability that an event reaches, of all classes or of one: "
             "either may be given, or both; repeat it for more classes. Without a "
-            "number for all, classes that are not named have no events (default: 0.5)",
+            "number for all, classes that are not named have no events (default: the "
+            "thresholds stored with the model, else 0.5)",
         ),
         (
             "--off-threshold",
@@ -44,18 +48,16 @@ def add_event_options(parser: argparse.ArgumentParser) -> None:
             help=text,
         )
     for option, default, text in (
-        ("--median-seconds", 0.36, "length of the median filter over the scores"),
-        ("--min-seconds", 0.0, "leave out shorter events"),
-        ("--max-gap-seconds", 0.0, "merge events of a class across gaps up to this"),
-        ("--max-seconds", None, "do not merge events into a longer one than this"),
+        ("--median-seconds", "0.36 s", "length of the median filter over the scores"),
+        ("--min-seconds", "0 s", "leave out shorter events"),
+        ("--max-gap-seconds", "0 s", "merge events of a class across gaps up to this"),
+        ("--max-seconds", "any", "do not merge events into a longer one than this"),
     ):
-        shown_default = "any length" if default is None else f"{default:g} s"
         group.add_argument(
             option,
             type=duration,
-            default=default,
             metavar="S",
-            help=f"{text} (default: {shown_default})",
+            help=f"{text} (default: the model's, else {default})",
         )
     _add_box_options(parser)
     group = parser.add_argument_group("what is scored at a time")
@@ -126,19 +128,25 @@ def named_threshold(text: str) -> NamedThreshold:
 
 
 def event_options_of(
-    arguments: argparse.Namespace, labels: "LabelTable"
+    arguments: argparse.Namespace, tagger: "SoundTagger"
 ) -> dict[str, Any]:
     """Returns the options as arguments of ``SoundTagger.event_stream``.
 
-    They are JSON; classes are given by their ids.
+    They are JSON; classes are given by their ids. Those that are stored with the model
+    are among them, as results depend on them.
 
     Raises
     ------
     ValueError
         For classes that the model lacks, or that have no threshold.
     """
+    from efficientat_plugin.tagging.event_finder import EventOptions
+
+    labels = tagger.labels
     places = places_of_classes(arguments, labels)
-    threshold = _by_id(arguments.threshold or [(None, 0.5)], labels)
+    threshold = _by_id(arguments.threshold or [], labels)
+    if threshold is None:
+        threshold = tagger.event_options.get("threshold", 0.5)
     off_threshold = _by_id(arguments.off_threshold or [], labels)
     if places is not None and isinstance(threshold, dict):
         for place in places:
@@ -161,7 +169,9 @@ def event_options_of(
         options["classes"] = [labels.mids[place] for place in sorted(places)]
     if off_threshold is not None:
         options["off_threshold"] = off_threshold
-    return options | {"threshold": threshold}
+    defaults = EventOptions._field_defaults
+    named = {name: defaults[name] for name in NAMED}
+    return named | {**tagger.event_options, **options, "threshold": threshold}
 
 
 def _box_options_of(arguments: argparse.Namespace) -> dict[str, Any]:

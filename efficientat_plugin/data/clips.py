@@ -82,7 +82,7 @@ class Clips(torch.utils.data.Dataset):
         if not isinstance(draw, Draw):
             draw = Draw(row=int(draw), epoch=0, position=int(draw))
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position])
-        clip = self._read(draw.row)
+        clip = self._read(draw.row, rng)
         if clip.clip_id and self.augment is not None:
             clip = _augmented(clip, self.augment, rng)
         is_mixed = self.is_strong is None or self.is_strong[draw.row]
@@ -96,7 +96,7 @@ class Clips(torch.utils.data.Dataset):
             return range(len(self))
         return self._halves[int(self.is_strong[index])]
 
-    def _read(self, index: int) -> Clip:
+    def _read(self, index: int, rng: np.random.Generator) -> Clip:
         skipped: list[Skipped] = []
         alike = self._alike(index)
         place = index if self._halves is None else int(np.searchsorted(alike, index))
@@ -104,7 +104,7 @@ class Clips(torch.utils.data.Dataset):
         for offset in range(tries):
             row = self.rows[int(alike[(place + offset) % len(alike)])]
             try:
-                clip = self.reader.read(row)
+                clip = self.reader.read(row, rng)
             except UnreadableClip as error:
                 skipped.append(Skipped(str(row["video_id"]), str(error)))
             else:
@@ -126,7 +126,7 @@ class Clips(torch.utils.data.Dataset):
         draw = mix.draw(len(alike), rng)
         if draw is None:
             return clip
-        partner = self._read(int(alike[draw.partner]))
+        partner = self._read(int(alike[draw.partner]), rng)
         skipped = clip.skipped + partner.skipped
         if not partner.clip_id:
             return clip._replace(skipped=skipped)

@@ -350,8 +350,11 @@ class ClipReader:
         self.num_samples = round(clip_seconds * sample_rate)
         self.short_clips = short_clips
 
-    def read(self, row: dict[str, Any]) -> Clip:
-        """Decodes a row; raises ``UnreadableClip`` if that fails."""
+    def read(self, row: dict[str, Any], rng: np.random.Generator | None = None) -> Clip:
+        """Decodes a row; raises ``UnreadableClip`` if that fails.
+
+        A subclass may draw a part of a longer sound by ``rng``; None: its beginning.
+        """
         import torch  # here, so that sound can be decoded without torch
 
         if not row["video_id"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import torch
 
 from efficientat_plugin.contracts import Clip, Event
@@ -14,6 +15,7 @@ from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.event_sorting import EventTable
 from efficientat_plugin.data.event_tables import read_events
 from efficientat_plugin.data.event_targets import frame_targets
+from efficientat_plugin.data.labelled import without_labels
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.summary import seconds_of_clips
 from efficientat_plugin.data.tables import read_table
@@ -41,6 +43,13 @@ class EventClips(NamedTuple):
             f"{len(self.events)} clips, {weak} clips with weak labels only, "
             f"{len(self.rows) - len(self.judged)} without labels"
         )
+
+    def rows_to_split(self) -> datasets.Dataset:
+        """Returns the rows, without labels if all have one class.
+
+        Clips of two classes or more are split so that each side has its share of all.
+        """
+        return self.rows if len(self.labels) > 1 else without_labels(self.rows)
 
     def digest(self) -> str:
         """Computes a digest of all that is known of the clips but their sound.
@@ -189,6 +198,9 @@ class EventClipReader(ClipReader):
         T', the frames that the student scores in a clip.
     frame_seconds : float
         Distance of the frames.
+    random_crop : bool
+        Whether training takes a part of a longer sound that is drawn anew each time, in
+        whole frames; evaluation, and otherwise both, take its beginning.
     **options
         Arguments of `ClipReader`.
 
@@ -210,6 +222,7 @@ class EventClipReader(ClipReader):
         clips: EventClips,
         num_frames: int,
         frame_seconds: float = 0.04,
+        random_crop: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(clips.labels, **options)
@@ -220,11 +233,24 @@ class EventClipReader(ClipReader):
             )
         self.events, self.judged = clips.events, clips.judged
         self.num_frames, self.frame_seconds = num_frames, frame_seconds
+        self.seconds, self.random_crop = clips.seconds, random_crop
 
-    def read(self, row: dict[str, Any]) -> Clip:
+    def read(self, row: dict[str, Any], rng: np.random.Generator | None = None) -> Clip:
         """Decodes a row; raises ``UnreadableClip`` if that fails."""
+        begin = 0.0
+        if self.random_crop and rng is not None:
+            row, begin = self._cropped(row, rng)
         clip = super().read(row)
         events = self.events.get(clip.clip_id)
+        if begin and events is not None:
+            events = [
+                each._replace(
+                    start_seconds=max(0.0, each.start_seconds - begin),
+                    end_seconds=each.end_seconds - begin,
+                )
+                for each in events
+                if each.end_seconds > begin
+            ]
         targets = frame_targets(
             events or (), self.labels, self.num_frames, self.frame_seconds
         )
@@ -237,3 +263,16 @@ class EventClipReader(ClipReader):
             strong=torch.from_numpy(targets),
             strong_known=float(events is not None),
         )
+
+    def _cropped(
+        self, row: dict[str, Any], rng: np.random.Generator
+    ) -> tuple[dict[str, Any], float]:
+        """Draws the part of a sound to read; returns where it begins, s."""
+        wanted = self.num_samples / self.sample_rate
+        longer = self.seconds.get(str(row["video_id"]), 0.0) - wanted
+        if longer < self.frame_seconds:
+            return row, 0.0
+        begin = float(rng.integers(int(longer / self.frame_seconds) + 1))
+        begin *= self.frame_seconds
+        start = (row.get("start") or 0.0) + begin
+        return row | {"start": start, "end": start + wanted}, begin

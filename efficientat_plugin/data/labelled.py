@@ -120,6 +120,22 @@ def open_labelled(
     return LabelledClips(rows, labels, target)
 
 
+def without_labels(rows: datasets.Dataset) -> datasets.Dataset:
+    """Returns the same rows without a label, to split them whatever their classes.
+
+    Example
+    -------
+    >>> rows = datasets.Dataset.from_dict({"video_id": ["a"], "labels": [["x"]]})
+    >>> without_labels(rows)[0]
+    {'video_id': 'a', 'labels': []}
+    """
+    none = datasets.Dataset.from_dict(
+        {"labels": [[]] * len(rows)},
+        datasets.Features(labels=datasets.List(datasets.Value("string"))),
+    )
+    return datasets.concatenate_datasets([rows.remove_columns("labels"), none], axis=1)
+
+
 def runs_of(
     rows: datasets.Dataset,
     kind: str = "auto",

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.event_rows import DcaseWriter, decimal
-from efficientat_plugin.data.labelled import runs_of
+from efficientat_plugin.data.labelled import runs_of, without_labels
 from efficientat_plugin.data.parquet import to_pcm
 from efficientat_plugin.data.soundscape_mixing import (
     Sounds,
@@ -222,7 +222,7 @@ def _opened(
     if isinstance(rows, str | Path):
         rows = read_table(rows, form="sounds" if is_background else "auto")
     if is_background:
-        rows = _unlabelled(rows)
+        rows = without_labels(rows)
     try:
         split = _split(rows, valid_share, test_share, seed)
     except ValueError as error:
@@ -244,7 +244,7 @@ def _split(
         return split
     if len({name for names in rows["labels"] for name in names or ()}) < 2:
         # There are no classes to keep in proportion.
-        rows = _unlabelled(rows)
+        rows = without_labels(rows)
     groups = rows["group"][:] if "group" in rows.column_names else [None] * len(rows)
     num_units = groups.count(None) + len({*groups} - {None})
     if num_units >= len(Split._fields):  # a few long backgrounds give each side one
@@ -266,14 +266,6 @@ def _refuse_divided(rows: datasets.Dataset, split: Split) -> None:
             f"the column of splits puts recordings of one group on several sides: "
             f"{some_of(divided)}; leave it out to have them split by group"
         )
-
-
-def _unlabelled(rows: datasets.Dataset) -> datasets.Dataset:
-    none = datasets.Dataset.from_dict(
-        {"labels": [[]] * len(rows)},
-        datasets.Features(labels=datasets.List(datasets.Value("string"))),
-    )
-    return datasets.concatenate_datasets([rows.remove_columns("labels"), none], axis=1)
 
 
 def _made_before(folder: Path, made: dict[str, Any]) -> Soundscapes | None:

@@ -13,14 +13,15 @@ class DetectionScores(NamedTuple):
     """Scores of detection, over ``num_clips`` clips and the classes of their events."""
 
     PSDS1: float  # mean of the classes
-    event_F: float  # macro F-score of events, at the threshold
-    segment_F: float  # macro F-score of segments of 1 s, at the threshold
+    event_F: float  # macro F-score of events, at the thresholds
+    segment_F: float  # macro F-score of segments of 1 s, likewise
     num_clips: int
     num_classes: int  # classes with an event, which the averages are over
     psds_of_classes: FloatArray  # [K], NaN without an event
     event_F_of_classes: FloatArray  # [K]
     segment_F_of_classes: FloatArray  # [K]
     positives: IntArray  # [K], clips with an event of the class
+    thresholds: FloatArray  # [K], what probabilities have to exceed for the F-scores
 
     @property
     def main(self) -> str:
@@ -50,9 +51,10 @@ class DetectionScores(NamedTuple):
         }
 
     def per_class(self) -> dict[str, FloatArray]:
-        """Returns scores per class by name, [K] each; NaN without an event."""
+        """Returns numbers per class by name, [K] each; scores are NaN without event."""
         return {
             "PSDS1": self.psds_of_classes,
             "event_F": self.event_F_of_classes,
             "segment_F": self.segment_F_of_classes,
+            "threshold": self.thresholds,
         }

@@ -11,12 +11,18 @@ from efficientat_plugin.data.frame_events import FRAME_SECONDS, median_filter
 from efficientat_plugin.evaluation.detection_scores import DetectionScores, FloatArray
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.events import PSDS1, psds
+from efficientat_plugin.evaluation.f_scores import Threshold, floor_of
 from efficientat_plugin.evaluation.score_file import (
     ScoreFile,
     ScoresOfClips,
     StoredScores,
 )
 from efficientat_plugin.evaluation.segment_scores import segment_scores
+from efficientat_plugin.evaluation.threshold_choice import (
+    ChosenThresholds,
+    check_choice_options,
+    choose_thresholds,
+)
 
 CLIPS_AT_ONCE = 64  # that a process hands to the others
 
@@ -41,8 +47,17 @@ class DetectionStats:
     median_seconds : float
         Length of the median filter over scores, rounded down to an odd number of
         frames; 0: none.
-    threshold : float
-        Probability that an event has to exceed, for the F-scores; PSDS1 has none.
+    threshold : float or mapping
+        Probability that an event has to exceed, for the F-scores, or one for each class
+        by name; PSDS1 has none.
+    thresholds_by : str or None
+        "event_F" or "segment_F": what ``choose_thresholds`` maximises. None: it is not
+        called, and ``threshold`` is kept.
+    fewest_events : int
+        Events of a class from which its threshold is chosen; with fewer, ``threshold``
+        is kept.
+    onsets_only : bool
+        Whether the F-score of events is of their starts alone.
     logits : bool
         Whether scores are logits; otherwise they are probabilities.
 
@@ -63,10 +78,14 @@ class DetectionStats:
         classes: Sequence[str],
         frame_seconds: float = FRAME_SECONDS,
         median_seconds: float = 0.36,
-        threshold: float = 0.5,
+        threshold: Threshold = 0.5,
+        thresholds_by: str | None = "segment_F",
+        fewest_events: int = 5,
+        onsets_only: bool = False,
         logits: bool = False,
     ) -> None:
-        if not 0 < threshold < 1 or not median_seconds >= 0:
+        legal = isinstance(threshold, Mapping) or 0 < threshold < 1
+        if not legal or not median_seconds >= 0:
             raise ValueError(
                 f"threshold={threshold} must be a probability between 0 and 1, and "
                 f"median_seconds={median_seconds} 0 or more"
@@ -74,7 +93,10 @@ class DetectionStats:
         self.events, self.seconds, self.classes = events, seconds, list(classes)
         self.frame_seconds, self.threshold = frame_seconds, threshold
         self.median_frames = 2 * int(median_seconds / (2 * frame_seconds) + 1e-6) + 1
-        self.logits = logits
+        if thresholds_by is not None:
+            check_choice_options(thresholds_by, fewest_events)
+        self.thresholds_by, self.fewest_events = thresholds_by, fewest_events
+        self.onsets_only, self.logits = onsets_only, logits
         self._file = ScoreFile()
         self.places: dict[str, StoredScores] = {}  # of clips in it
 
@@ -115,6 +137,64 @@ class DetectionStats:
         ValueError
             If there are none, or none has an event, or a score is not finite.
         """
+        scores, events, seconds = self._scored()
+        names, step = self.classes, self.frame_seconds
+        found = psds(scores, events, seconds, names, **PSDS1, frame_seconds=step)
+        of_events = event_scores(
+            *(scores, events, seconds, names, self._exceeded()),
+            onsets_only=self.onsets_only,
+            frame_seconds=step,
+        )
+        of_segments = segment_scores(
+            *(scores, events, seconds, names, self._exceeded()), frame_seconds=step
+        )
+        present = [{each.label for each in some} for some in events.values()]
+        positives = [sum(name in some for some in present) for name in self.classes]
+        return DetectionScores(
+            PSDS1=found.macro,
+            event_F=of_events.macro,
+            segment_F=of_segments.macro,
+            num_clips=len(scores),
+            num_classes=sum(count > 0 for count in positives),
+            psds_of_classes=self._in_order(found.per_class),
+            event_F_of_classes=self._in_order(of_events.per_class),
+            segment_F_of_classes=self._in_order(of_segments.per_class),
+            positives=np.array(positives),
+            thresholds=floor_of(self.threshold, self.classes),
+        )
+
+    def choose_thresholds(self) -> ChosenThresholds:
+        """Chooses the thresholds of classes on the clips appended so far.
+
+        Raises
+        ------
+        ValueError
+            As in ``summarize``; and for logits, or thresholds that differ by class.
+        """
+        if self.thresholds_by is None:
+            raise ValueError(
+                "thresholds_by=None keeps the threshold; give what to choose them by"
+            )
+        if self.logits or isinstance(self.threshold, Mapping):
+            raise ValueError(
+                "thresholds are chosen from probabilities, with one default for all "
+                f"classes; logits={self.logits} and threshold={self.threshold} were "
+                "given"
+            )
+        return choose_thresholds(
+            *self._scored(),
+            self.classes,
+            self.threshold,
+            self.thresholds_by,
+            self.fewest_events,
+            onsets_only=self.onsets_only,
+            frame_seconds=self.frame_seconds,
+        )
+
+    def _scored(
+        self,
+    ) -> tuple[ScoresOfClips, dict[str, list[Event]], dict[str, float]]:
+        """Returns smoothed scores, events and seconds by clip id."""
         if not self.places:
             raise ValueError(
                 "no clip with a table of events was scored; evaluate on clips whose "
@@ -131,29 +211,15 @@ class DetectionStats:
             ]
             for clip_id in ids
         }
-        above = float(np.log(self.threshold / (1 - self.threshold)))
-        threshold, step = above if self.logits else self.threshold, self.frame_seconds
-        names = self.classes
-        found = psds(scores, events, seconds, names, **PSDS1, frame_seconds=step)
-        of_events = event_scores(
-            scores, events, seconds, names, threshold, frame_seconds=step
-        )
-        of_segments = segment_scores(
-            scores, events, seconds, names, threshold, frame_seconds=step
-        )
-        present = [{each.label for each in some} for some in events.values()]
-        positives = [sum(name in some for some in present) for name in self.classes]
-        return DetectionScores(
-            PSDS1=found.macro,
-            event_F=of_events.macro,
-            segment_F=of_segments.macro,
-            num_clips=len(ids),
-            num_classes=sum(count > 0 for count in positives),
-            psds_of_classes=self._in_order(found.per_class),
-            event_F_of_classes=self._in_order(of_events.per_class),
-            segment_F_of_classes=self._in_order(of_segments.per_class),
-            positives=np.array(positives),
-        )
+        return scores, events, seconds
+
+    def _exceeded(self) -> Threshold:
+        """Returns what scores, which may be logits, have to exceed."""
+        if not self.logits:
+            return self.threshold
+        if isinstance(self.threshold, Mapping):
+            return {name: logit(each) for name, each in self.threshold.items()}
+        return logit(self.threshold)
 
     @staticmethod
     def _is_inside(event: Event, seconds: float) -> bool:
@@ -161,3 +227,15 @@ class DetectionStats:
 
     def _in_order(self, per_class: Mapping[str, float]) -> FloatArray:
         return np.array([per_class[name] for name in self.classes])
+
+
+def logit(probability: float) -> float:
+    """Returns the logarithm of the odds, infinite for 0 and 1.
+
+    Example
+    -------
+    >>> logit(0.5), logit(0.0)
+    (0.0, -inf)
+    """
+    with np.errstate(divide="ignore"):
+        return float(np.log(probability) - np.log1p(-probability))

@@ -114,4 +114,5 @@ def facts_of(source: Source, precision: str, front_end: str) -> ModelFacts:
         precision=precision,
         frame_samples=source.frame_samples,
         max_frames=source.max_frames,
+        event_options=model.event_options,
     )

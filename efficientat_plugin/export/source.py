@@ -26,6 +26,7 @@ from efficientat_plugin.runtime.model_file import (
 from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.frame_student import FrameStudent
 from efficientat_plugin.students.mn import MN
+from efficientat_plugin.tagging.event_finder import options_of_model
 
 
 class Source(NamedTuple):
@@ -162,6 +163,7 @@ def _check_settings(source: Source) -> None:
             f"{source.name} has clip_seconds={model.clip_seconds:g}; it must be "
             f"{shortest:.3f} or more, the shortest sound that its front end takes"
         )
+    options_of_model(model.event_options, model.labels)
     for name, value in model.student.state_dict().items():
         if not value.isfinite().all():
             raise ValueError(

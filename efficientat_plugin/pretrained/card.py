@@ -15,6 +15,7 @@ from efficientat_plugin import __version__
 from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.evaluation.metrics import Scores
+from efficientat_plugin.evaluation.threshold_choice import ChosenThresholds
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.published import find_published
 from efficientat_plugin.students.frame_student import FrameStudent
@@ -33,6 +34,8 @@ class TrainedModel(NamedTuple):
     target: str  # "multilabel" or "multiclass"
     clip_seconds: float  # length of its training clips
     short_clips: str = "repeat"  # how shorter sound is lengthened
+    # Of `EventOptions`, unless the user gives others; thresholds in order of classes
+    event_options: Mapping[str, Any] = {}
 
 
 class Provenance(NamedTuple):
@@ -43,6 +46,7 @@ class Provenance(NamedTuple):
     data: str  # training data and its size
     data_licence: str
     scores: Mapping[str, Scores]  # keyed by the data they were computed on
+    thresholds: ChosenThresholds | None = None  # of a detector, on validation clips
 
 
 def model_card(model: TrainedModel, provenance: Provenance) -> str:
@@ -60,17 +64,9 @@ def model_card(model: TrainedModel, provenance: Provenance) -> str:
 
 # {_plain(provenance.name)}
 
-An audio tagger of efficientat_plugin: {type(model.student).__name__}, \
-{len(model.labels)} classes, {model.target}.
+{_introduction(model)}
 
-```python
-from efficientat_plugin import AudioTagger
-
-tagger = AudioTagger.from_hparams("this folder, or its name on the hub")
-print(tagger.tag("sound.wav"))
-```
-
-{_use(model.student)}
+{_use(model.student)}{_thresholds(model, provenance)}
 
 ## Scores
 
@@ -101,6 +97,40 @@ Measured on the machine that wrote this card, threads: {torch.get_num_threads()}
 
 {class_table(model, provenance)}
 """
+
+
+def _introduction(model: TrainedModel) -> str:
+    """Says what it is, and how it is loaded."""
+    kind, name, variable = "An audio tagger", "AudioTagger", "tagger"
+    use = f"{variable}.tag"
+    if isinstance(model.student, FrameStudent):
+        kind, name, variable = "A sound event detector", "EventDetector", "detector"
+        use = f"{variable}.events"
+    return f"""\
+{kind} of efficientat_plugin: {type(model.student).__name__}, \
+{len(model.labels)} classes, {model.target}.
+
+```python
+from efficientat_plugin import {name}
+
+{variable} = {name}.from_hparams("this folder, or its name on the hub")
+print({use}("sound.wav"))
+```"""
+
+
+def _thresholds(model: TrainedModel, provenance: Provenance) -> str:
+    """Says what scores have to exceed to be an event, and how that was chosen."""
+    if "threshold" not in model.event_options:
+        return ""
+    stored = model.event_options["threshold"]
+    how = f"is {stored:g}" if isinstance(stored, float) else "is listed below by class"
+    text = (
+        "\n\nThe probability that an event has to exceed, unless another is given, "
+        f"{how}."
+    )
+    if provenance.thresholds is not None:
+        text += f" On validation clips, {_plain(str(provenance.thresholds))}."
+    return text
 
 
 def _use(student: Student) -> str:
@@ -259,6 +289,9 @@ def class_table(model: TrainedModel, provenance: Provenance) -> str:
     names = [_plain(name) for name in model.labels.names]
     order = sorted(range(len(names)), key=lambda k: (names[k].casefold(), k))
     found = scores_of_classes(provenance)
+    thresholds = model.event_options.get("threshold")
+    if found is None and isinstance(thresholds, list):
+        return _bullets([f"{names[k]}, threshold {thresholds[k]:.3f}" for k in order])
     if found is None:
         return _bullets([names[index] for index in order])
     what, scores = found
@@ -268,8 +301,11 @@ def class_table(model: TrainedModel, provenance: Provenance) -> str:
         if model.target == "multiclass"
         else "probabilities of 0.5 or more"
     )
+    how = f"Precision, recall and F1 are for {decided}."
+    if "threshold" in numbers:
+        how = "F-scores are at the thresholds."
     lines = [
-        f"On {_plain(what)}. Precision, recall and F1 are for {decided}.",
+        f"On {_plain(what)}. {how}",
         "",
         f"| class | clips | {' | '.join(numbers)} |".replace("average_precision", "AP"),
         "|---|" + "---:|" * (1 + len(numbers)),

@@ -126,6 +126,7 @@ class Described(NamedTuple):
     target: str | None = None  # "multilabel" or "multiclass"
     clip_seconds: float | None = None
     short_clips: str | None = None  # "repeat", "zero_pad" or "as_is"
+    event_options: Mapping[str, Any] = {}  # as in `TrainedModel`
 
     def front_end_with(self, stated: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the arguments of `LogMel`: the known ones, updated by those stated.
@@ -410,7 +411,19 @@ def _with_settings(described: Described, settings: Mapping[str, Any]) -> Describ
         target=str(settings["target"]),
         clip_seconds=float(settings["clip_seconds"]),
         short_clips=str(settings["short_clips"]),
+        event_options=_event_options_of(settings),
     )
+
+
+def _event_options_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns numbers, and lists of them; older folders have none."""
+    if "event_options" not in settings:
+        return {}
+    options = plain_values(settings["event_options"], settings)
+    return {
+        str(name): [*map(float, each)] if isinstance(each, list) else float(each)
+        for name, each in options.items()
+    }
 
 
 def _part(settings: Mapping[str, Any], name: str) -> Any:

@@ -55,6 +55,9 @@ EMBEDDING_SLOTS = """\
   embedding_model: !new:efficientat_plugin.StudentEncoder
     student: !ref <student>
 """
+EVENT_OPTIONS = """\
+event_options:  # of `EventOptions`; thresholds are in the order of labels
+"""
 CLASSIFIER_SLOT = """\
   classifier: !new:efficientat_plugin.StudentClassifier
     student: !ref <student>
@@ -206,6 +209,7 @@ def trained_model(
         target or known.target or "multilabel",
         float(clip_seconds or known.clip_seconds or 0),
         short_clips or known.short_clips or "repeat",
+        known.event_options,
     )
 
 
@@ -288,13 +292,16 @@ def hyperparams(model: TrainedModel) -> str:
     slots = "" if isinstance(student, PaSST | FrameStudent) else EMBEDDING_SLOTS
     if slots and classifies_embeddings(student):
         slots += CLASSIFIER_SLOT
+    events = ""
+    if model.event_options:
+        events = EVENT_OPTIONS + _arguments(model.event_options)
     return f"""\
 # A student of efficientat_plugin, for AudioTagger.from_hparams and for SpeechBrain.
 sample_rate: {sample_rate}  # Hz
 clip_seconds: {model.clip_seconds}  # s, length of the training clips
 target: {model.target}
 short_clips: {model.short_clips}  # how shorter sound is lengthened
-audio_normalizer: !new:efficientat_plugin.SoxrNormalizer
+{events}audio_normalizer: !new:efficientat_plugin.SoxrNormalizer
   sample_rate: !ref <sample_rate>
 
 labels: !new:efficientat_plugin.LabelTable

@@ -10,6 +10,7 @@ from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.runtime.front_end import FrontEndSettings
 from efficientat_plugin.support.limits import MAX_BANK, MAX_WINDOW_SECONDS, SAMPLE_RATES
 from efficientat_plugin.support.plain_text import shown
+from efficientat_plugin.tagging.event_finder import options_of_model
 
 FORMAT_VERSION = 1
 MAX_SIZE = 1 << 16  # of mel bands, and samples per frame
@@ -38,6 +39,8 @@ class ModelFacts(NamedTuple):
     # Samples from one frame of scores to the next; None: the student scores clips only
     frame_samples: int | None = None
     max_frames: int | None = None  # T, if the student takes no more
+    # Of `EventOptions`, thresholds in the order of labels; older files have none
+    event_options: Mapping[str, Any] = {}
 
     def as_texts(self) -> dict[str, str]:
         """Converts the facts to file metadata: a JSON text by name."""
@@ -106,8 +109,9 @@ def read_facts(texts: Mapping[str, str], origin: str) -> ModelFacts:
             number = getattr(facts, name)
             if number is not None and not (type(number) is int and number > 0):
                 raise ValueError(f"{name}={number!r}")
+        options_of_model(facts.event_options, facts.labels)
         return facts
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{origin} has metadata that cannot be read ({shown(error)[:200]}); export "
             "the model again"

@@ -22,6 +22,7 @@ from efficientat_plugin.runtime.model_file import (
 from efficientat_plugin.runtime.sessions import OpenVinoSession, Session, open_session
 from efficientat_plugin.support.files import sha256_of
 from efficientat_plugin.tagging.base import Model, SoundTagger
+from efficientat_plugin.tagging.event_finder import options_of_model
 from efficientat_plugin.tagging.overlap import window_log_mels
 from efficientat_plugin.tagging.streams import clips_of
 
@@ -83,6 +84,7 @@ class Tagger(SoundTagger):
         self.takes_only_clips = self.facts.num_frames is not None
         self.min_samples = self.facts.front_end.framing.min_samples
         self.frame_samples = self.facts.frame_samples
+        self.event_options = options_of_model(self.facts.event_options, self.labels)
         self._log_mel = LogMel(self.facts.front_end)
         if self.frame_samples and isinstance(self._session, OpenVinoSession):
             # OpenVINO 2026.4 compiles attention at its first use. If it is of a single

@@ -40,9 +40,10 @@ __all__ = [
 
 # Values that a YAML leaves open with null or auto are text, except for these keys.
 WHOLE = {"clips_per_epoch", "num_clips", "number_of_epochs", "sample_rate"}
-WHOLE |= {"strong_clips", "teacher_sample_rate"}
+WHOLE |= {"strong_clips", "teacher_sample_rate", "warmup_steps"}
 REAL = {"clip_seconds", "max_seconds", "probe_ridge", "quality", "valid_share"}
-REAL |= {"head_lr", "prior", "weak_mixup_alpha"}
+REAL |= {"head_lr", "lr", "prior", "weak_mixup_alpha"}
+NEVER_NULL = {"lr"}  # but a YAML may have auto
 OBJECTS = {"temperature_schedule", "waveform_augment", "waveform_mix"}
 OBJECTS |= {"frame_shift", "mixup"}
 TEXT_TOO = {"dataset", "facts", "teacher"}  # where a YAML may have an object
@@ -407,7 +408,7 @@ def _reader_of(
         read = partial(_or_open, _whole, key in WHOLE, default)
         return partial(_in_bounds, key, read), "NUMBER"
     if key in REAL or isinstance(default, float):
-        read = partial(_or_open, _real, key in REAL, default)
+        read = partial(_or_open, _real, key in REAL - NEVER_NULL, default)
         return partial(_in_bounds, key, read), "NUMBER"
     if open_ended and key in OBJECTS:
         return _nothing, "null"

@@ -1,7 +1,7 @@
 """Detects sound events in files, arrays and streams, independent of the backend."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -237,6 +237,8 @@ class DetectsEvents:
     # Samples from one frame to the next, if the model scores frames; None: clips only
     frame_samples: int | None = None
     takes_only_clips: bool = False  # and no windows of another length
+    # Of `EventOptions`, where ``events`` is given no other: those of the model
+    event_options: Mapping[str, Any] = {}
 
     def frames(
         self,
@@ -301,7 +303,8 @@ class DetectsEvents:
             As for ``frames``.
         **options
             Fields of `EventOptions`, such as ``threshold``, ``median_seconds`` and
-            ``classes``.
+            ``classes``; those of ``event_options`` if they are stored with the model,
+            such as thresholds chosen on validation clips.
 
         Returns
         -------
@@ -364,7 +367,7 @@ class DetectsEvents:
     ) -> EventFinder | BoxFinder:
         step, start = scorer.frame / self.sample_rate, scorer.start / self.sample_rate
         try:
-            chosen = EventOptions(**options)
+            chosen = EventOptions(**{**self.event_options, **options})
         except TypeError as error:
             unknown = [name for name in options if name not in EventOptions._fields]
             raise TypeError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.frame_events import median_filter
 from efficientat_plugin.data.labels import LabelTable, places_of
 from efficientat_plugin.data.score_boxes import USUAL, BoxOptions
+from efficientat_plugin.support.plain_text import shown
 
 # One threshold for all classes, or one for each class that is named
 Threshold = float | Mapping[str, float]
@@ -82,6 +83,63 @@ class EventOptions(NamedTuple):
             if not value >= 0:  # nor NaN
                 raise ValueError(f"{name}={value} must be 0 or more")
         self.of_boxes.check()
+
+
+def options_of_model(stored: Mapping[str, Any], labels: LabelTable) -> dict[str, Any]:
+    """Reads and checks the options of events that are stored with a model.
+
+    Arguments
+    ---------
+    stored : mapping
+        Fields of `EventOptions`; its ``threshold`` may be a list, in the order of
+        ``labels``.
+    labels : LabelTable
+        The model's.
+
+    Returns
+    -------
+    dict
+        Arguments of `EventOptions`, with thresholds by MID.
+
+    Raises
+    ------
+    ValueError
+        For anything else, and for illegal options.
+
+    Example
+    -------
+    >>> labels = LabelTable(["/m/1", "/m/2"], ["Dog", "Cat"])
+    >>> options_of_model({"threshold": [0.2, 0.6]}, labels)
+    {'threshold': {'/m/1': 0.2, '/m/2': 0.6}}
+    """
+    legal = [name for name in EventOptions._fields if name != "classes"]
+    if unknown := [name for name in stored if name not in legal]:
+        raise ValueError(
+            f"event_options has {shown(unknown[0])}; its options are {', '.join(legal)}"
+        )
+    options: dict[str, Any] = {}
+    for name, value in stored.items():
+        if isinstance(value, list) and name.endswith("threshold"):
+            if len(value) != len(labels):
+                raise ValueError(
+                    f"event_options has {len(value)} numbers as {name}, but there are "
+                    f"{len(labels)} classes; give one for each, in their order"
+                )
+            options[name] = {
+                mid: _number(each) for mid, each in zip(labels.mids, value, strict=True)
+            }
+        else:
+            options[name] = _number(value)
+    chosen = EventOptions(**options)
+    chosen.check()
+    class_thresholds(chosen, labels)
+    return options
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"event_options has {value!r:.80} in the place of a number")
+    return float(value)
 
 
 class ClassThresholds(NamedTuple):

@@ -36,6 +36,7 @@ from efficientat_plugin.support.hub import look_up
 from efficientat_plugin.support.limits import MAX_WINDOW_SECONDS
 from efficientat_plugin.support.yaml_text import Refused
 from efficientat_plugin.tagging.base import Model, SoundTagger
+from efficientat_plugin.tagging.event_finder import options_of_model
 from efficientat_plugin.tagging.overlap import window_log_mels
 from efficientat_plugin.tagging.streams import clips_of
 
@@ -113,7 +114,8 @@ class AudioTagger(SoundTagger, Pretrained):
     - ``sample_rate``: Hz;
     - ``clip_seconds``: length of the clips that the student was trained on;
     - ``target``: "multilabel" (sigmoid) or "multiclass" (softmax);
-    - ``short_clips``: "repeat", "zero_pad" or "as_is".
+    - ``short_clips``: "repeat", "zero_pad" or "as_is";
+    - ``event_options``, if any: a mapping as in `TrainedModel`.
 
     Arguments
     ---------
@@ -167,6 +169,8 @@ class AudioTagger(SoundTagger, Pretrained):
             "t" in getattr(member.student, "se_dims", "")
             for member in self.ensemble.members
         )
+        stored = vars(self.hparams).get("event_options", {})
+        self.event_options = options_of_model(stored, self.labels)
         self._fast = FastEnsemble(self.ensemble)
 
     def _check_fit(self) -> None:
@@ -336,6 +340,8 @@ class AudioTagger(SoundTagger, Pretrained):
         members = [WaveformStudent(LogMel(**each.front_end), each) for each in students]
         ensemble = Ensemble(members).eval()
         first = models[0]
+        if len(models) > 1:  # thresholds of one do not suit the average
+            first = first._replace(event_options={})
         for name, other in zip(sources, models, strict=True):
             _refuse_unlike(f"{name} and {sources[0]}", other, first)
         settings = _settings_of(first, ensemble.sample_rate)
@@ -425,6 +431,7 @@ def _settings_of(model: TrainedModel, sample_rate: int) -> dict[str, Any]:
         "clip_seconds": model.clip_seconds,
         "target": model.target,
         "short_clips": model.short_clips,
+        "event_options": model.event_options,
         "audio_normalizer": AudioNormalizer(sample_rate),
     }
 
