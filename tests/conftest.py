@@ -3,6 +3,7 @@
 import own_home  # before anything that looks for its home
 
 # isort: split
+import gc
 import os
 import sys
 from pathlib import Path
@@ -50,6 +51,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Small networks gain nothing by more, and test runs beside each other do not spin.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays, and is not searched for garbage again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,13 @@ import speechbrain as sb
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 # What recipes import as they run.
 LATER = [
+    "efficientat_plugin.training.schedules",
+    "efficientat_plugin.training.train_log",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "PIL.JpegImagePlugin",
+    "scipy.io.wavfile",
+    "speechbrain.utils.train_logger",
     "torch._dynamo",  # with the first optimizer
     "torch.utils.flop_counter",
 ]
