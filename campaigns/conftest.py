@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import (  # noqa: F401
     _datasets_cache,
     _keeps_to_its_places,
+    _one_cost,
     _seed,
     shared,
     touched,

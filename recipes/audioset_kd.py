@@ -18,7 +18,7 @@ import datasets
 import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from efficientat_plugin.cost.complexity import measure
+from efficientat_plugin.cost.complexity import measure_once
 from efficientat_plugin.data.clips import Clips, ClipStream
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.digests import digest_of_clips, sounds_of
@@ -488,7 +488,7 @@ def evaluate(
         RunResult(
             one.name,
             one.scores,
-            measure(one.student, log_mel.n_mels, num_frames, rounds=100),
+            measure_once(one.student, log_mel.n_mels, num_frames),
             one.epochs,
         )
         for one in trained

@@ -3,10 +3,16 @@
 import own_home  # before anything that looks for its home
 
 # isort: split
+import functools
+import gc
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
+# Before any import of numpy: test runs beside each other, and what they start, do not
+# spin for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Before any import of datasets: tests never look for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -39,8 +45,11 @@ from small_rows import (
     write_parquet,
 )
 
+from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.decoding import ClipReader
 from efficientat_plugin.data.rows import load_rows
+from efficientat_plugin.pretrained import card
+from efficientat_plugin.students.mn import MN
 
 # Doctest would import both by one name.
 collect_ignore = ["conftest.py", "own_home"]
@@ -48,8 +57,20 @@ collect_ignore = ["conftest.py", "own_home"]
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-# Small networks gain nothing by more, and test runs beside each other do not spin.
+# Small networks gain nothing by more.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left alone with one."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays, and is not searched for garbage again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -69,6 +90,15 @@ def _datasets_cache(tmp_path_factory):
     import datasets
 
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("hf_datasets")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_cost():
+    """To measure a student is the slow part of its card; runs of recipes measure it."""
+    cost = functools.cache(lambda: measure(MN(3, width=0.1), n_frames=50, rounds=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(card, "measure_once", lambda *_: cost())
+        yield
 
 
 @pytest.fixture(autouse=True)

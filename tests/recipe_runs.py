@@ -52,11 +52,14 @@ class RecipeProcess:
     arguments : list
     folder : str or Path, optional
         To run in; the present one if not given.
+    at_once : bool
+        Whether Python need not take itself apart at the end of the recipe, which takes
+        half a second. Where something is killed or interrupted, it does.
     environment
         Variables besides those of this process.
     """
 
-    def __init__(self, arguments, folder=None, **environment):
+    def __init__(self, arguments, folder=None, at_once=False, **environment):
         server, output = _server()
         self.output = Path(output.name, str(next(_numbers)))
         request = {
@@ -64,6 +67,7 @@ class RecipeProcess:
             "folder": str(folder or Path.cwd()),
             "environment": os.environ | ENVIRONMENT | environment,
             "output": str(self.output),
+            "at_once": at_once,
         }
         print(json.dumps(request), file=server.stdin, flush=True)
         answer = server.stdout.readline()
@@ -97,7 +101,7 @@ class RecipeProcess:
 
 def run_to_end(arguments, expect=0, folder=None, **environment):
     """What a recipe printed that ended with status ``expect``."""
-    process = RecipeProcess(arguments, folder, **environment)
+    process = RecipeProcess(arguments, folder, at_once=True, **environment)
     text = process.wait()
     assert process.poll() == expect, text[-3000:]
     return text
@@ -145,7 +149,7 @@ def run_recipe(recipe, calls, folder=None, expect=0):
     path = REPOSITORY / "recipes" / f"{recipe}.py"
     texts, highest = [], 0
     for call in calls:
-        process = RecipeProcess([path, *call], folder)
+        process = RecipeProcess([path, *call], folder, at_once=True)
         texts.append(process.wait())
         highest = max(highest, abs(process.poll()))
     printed = "".join(texts)

@@ -5,6 +5,7 @@ from this one, which did nothing but import, and runs in it as `python RECIPE` d
 A request is a line of JSON, the answer the id of the process; a file tells its end.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -15,6 +16,7 @@ import random
 import runpy
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -25,8 +27,13 @@ import speechbrain as sb
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 # What recipes import as they run.
 LATER = [
+    "efficientat_plugin.training.schedules",
+    "efficientat_plugin.training.train_log",
     "matplotlib.backends.backend_agg",
     "matplotlib.figure",
+    "PIL.JpegImagePlugin",
+    "scipy.io.wavfile",
+    "speechbrain.utils.train_logger",
     "torch._dynamo",  # with the first optimizer
     "torch.utils.flop_counter",
 ]
@@ -63,7 +70,9 @@ def _fork() -> int:
         return os.fork()
 
 
-def _start(arguments: list, folder: str, environment: dict, output: str) -> None:
+def _start(
+    arguments: list, folder: str, environment: dict, output: str, at_once: bool
+) -> None:
     """Runs a recipe in a child, and waits for its end."""
     child = _fork()
     if child:
@@ -85,8 +94,29 @@ def _start(arguments: list, folder: str, environment: dict, output: str) -> None
     random.seed()
     np.random.seed()
     sys.argv, sys.path[0] = arguments, str(Path(arguments[0]).parent)
-    runpy.run_path(arguments[0], run_name="__main__")
-    sys.exit()
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+        sys.exit()
+    except SystemExit as end:
+        if not at_once:
+            raise
+        code = end.code
+    _end(code)
+
+
+def _end(code) -> None:
+    """Ends as Python does, but for taking each module apart.
+
+    To do so touches, and hence copies, most of the memory of the first process.
+    """
+    if not isinstance(code, int | None):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
 
 
 def _redirect(path: str, flags: int, stream) -> None:

@@ -5,20 +5,11 @@ import pytest
 from huggingface_hub import ModelCard
 from trained_models import NAMES, trained_model, write_model
 
-from efficientat_plugin.cost.complexity import measure
+from efficientat_plugin.cost.complexity import count_macs, measure_once
 from efficientat_plugin.evaluation.metrics import classification_scores, tagging_scores
+from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained import card as model_card
 from efficientat_plugin.pretrained.folder import Provenance, write_model_folder
-from efficientat_plugin.students.mn import MN
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _measured_once():
-    """The cost of a student is the slow part of a card, and always the same."""
-    cost = measure(MN(3, width=0.1), n_frames=50, rounds=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_card, "measure", lambda *_: cost)
-        yield
 
 
 def test_the_hub_reads_the_card(tmp_path):
@@ -40,6 +31,16 @@ def test_the_hub_reads_the_card(tmp_path):
     assert all(np.isfinite(value) for value in results.values())
     assert {r.dataset_name for r in card.data.eval_results} == {"my-pets-2024"}
     assert card.text.strip().startswith("# my pets/2024")
+
+
+def test_a_card_states_the_cost_of_its_student(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_card, "measure_once", measure_once)  # not one for all
+    model = trained_model()
+    text = (write_model(tmp_path / "model", model) / "README.md").read_text()
+    log_mel = LogMel(**model.student.front_end)
+    frames = log_mel.num_frames(round(model.clip_seconds * log_mel.sample_rate))
+    macs = count_macs(model.student, log_mel.n_mels, frames)
+    assert f"{macs / 1e6:,.3f} M per clip" in text
 
 
 def test_a_card_has_a_table_of_classes_versions_and_limits(tmp_path):

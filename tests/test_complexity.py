@@ -16,6 +16,7 @@ from efficientat_plugin.cost.complexity import (
     count_state,
     measure,
     measure_latency,
+    measure_once,
     peak_memory,
     receptive_field,
 )
@@ -260,6 +261,23 @@ def test_complexity_reads_as_a_list_with_units():
     assert lines[0].split(":")[1].strip() == "123,783"
     assert lines[4].endswith("595 mel frames")
     assert result.describe(LogMel()).splitlines()[4].endswith("595 mel frames, 5965 ms")
+
+
+def test_a_student_of_one_shape_is_measured_once():
+    """Trained or frozen in between; another clip, or a layer more, is another shape."""
+    student = MN(width=0.1)
+    first = measure_once(student, 40, 50)
+    with torch.no_grad():
+        for part in student.parameters():
+            part += 1
+    assert measure_once(student, 40, 50) == first
+    student.classifier.requires_grad_(False)
+    frozen = measure_once(student, 40, 50)
+    assert frozen == first._replace(parameters=count_parameters(student)) != first
+    assert measure_once(student, 40, 60).macs > first.macs
+    student.more = nn.Linear(2, 2)
+    assert measure_once(student, 40, 50).state_values == first.state_values + 6
+    assert measure_once(MN(width=0.1, num_classes=3), 40, 50).macs < first.macs
 
 
 @pytest.mark.parametrize("count", [count_macs, peak_memory, measure_latency])

@@ -96,7 +96,7 @@ def _command(sounds, weights, output, yaml="finetune", **more):
         "clip_seconds": 0.5,
         "num_workers": 0,
         "batch_size": 8,
-        "number_of_epochs": 24,
+        "number_of_epochs": 10,
         "lr": 0.01,
         "freeze_batch_norm": True,  # few steps to learn statistics in
         "mixup": "null",

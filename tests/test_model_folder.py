@@ -11,13 +11,11 @@ from speechbrain.inference.classifiers import EncoderClassifier
 from trained_models import NAMES, trained_model, write_model
 
 from efficientat_plugin.cli.load_model import load_tagger
-from efficientat_plugin.cost.complexity import measure
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.export.source import find_source
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.interfaces import hear
 from efficientat_plugin.interfaces.encoders import load_encoder
-from efficientat_plugin.pretrained import card as model_card
 from efficientat_plugin.pretrained.folder import (
     TrainedModel,
     read_model_folder,
@@ -68,15 +66,6 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
   custom_hooks:  # all of the weights or none: SpeechBrain's own takes what fits
     student: !name:efficientat_plugin.load_published_state
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _measured_once():
-    """The cost of a student is the slow part of a card, and always the same."""
-    cost = measure(MN(3, width=0.1), n_frames=50, rounds=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_card, "measure", lambda *_: cost)
-        yield
 
 
 # --- Names that last -----------------------------------------------------------------

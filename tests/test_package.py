@@ -96,6 +96,21 @@ def test_what_only_reports_need_is_imported_for_them():
     assert done.stdout.strip() == "[]"
 
 
+def test_loading_a_network_does_not_import_the_compiler_of_torch():
+    """Which takes longer than all else that a tagger needs to load."""
+    code = (
+        "import sys, efficientat_plugin as e;"
+        "from efficientat_plugin.pretrained.weights import _built;"
+        "_built(e.PaSST, {});"
+        "[_built(each, {'width': 0.1}) for each in (e.MN, e.DyMN, e.FrameMN)];"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
 def _plain(name):
     return re.sub("[-_.]+", "-", name).lower()
 

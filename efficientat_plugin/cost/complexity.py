@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -199,19 +200,7 @@ def count_macs(student: nn.Module, n_mels: int = 128, n_frames: int = 1000) -> i
     >>> count_macs(torch.nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)
     1600
     """
-    # Imported here, since it imports the compiler Triton, which tagging does not need.
-    from torch.utils.flop_counter import FlopCounterMode
-
-    student = _shapes_of(student)
-    clip = _silence(student, n_mels, n_frames)
-    with (
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-        _Biases() as biases,
-    ):
-        student(clip)
-    # A multiply-accumulate is two floating-point operations.
-    return counter.get_total_flops() // 2 + biases.additions
+    return _walk(student, n_mels, n_frames)[0]
 
 
 def peak_memory(
@@ -255,34 +244,8 @@ def peak_memory(
     >>> peak_memory(nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)
     720
     """
-    if bytes_per_value < 1:
-        raise ValueError(
-            f"bytes_per_value={bytes_per_value} must be 1 or more; give 4 for float32"
-        )
-    most = 0
-    shortcuts: list[Tensor] = []
-
-    def begin_block(block: nn.Module, args: tuple[Tensor, ...]) -> None:
-        shortcuts.append(args[0])
-
-    def end_block(block: nn.Module, args: Any, result: Tensor) -> None:
-        shortcuts.pop()
-
-    def end_layer(layer: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-        nonlocal most
-        held = {id(each): each.numel() for each in (args[0], result, *shortcuts)}
-        most = max(most, sum(held.values()))
-
-    student = _shapes_of(student)
-    for part in student.modules():
-        if getattr(part, "has_residual", False):
-            part.register_forward_pre_hook(begin_block)
-            part.register_forward_hook(end_block)
-        if isinstance(part, nn.Conv2d | nn.Linear | DynamicConv):
-            part.register_forward_hook(end_layer)
-    with torch.no_grad():
-        student(_silence(student, n_mels, n_frames))
-    return most * bytes_per_value
+    _refuse_no_bytes(bytes_per_value)
+    return _walk(student, n_mels, n_frames)[1] * bytes_per_value
 
 
 def receptive_field(student: Student) -> ReceptiveField:
@@ -425,14 +388,104 @@ def measure(
     >>> measure(torch.nn.Conv2d(1, 8, 3, padding=1), n_mels=4, n_frames=5)[:2]
     (80, 1600)
     """
+    _refuse_no_bytes(bytes_per_value)
+    macs, most_values = _walk(student, n_mels, n_frames)
     return Complexity(
         count_parameters(student),
-        count_macs(student, n_mels, n_frames),
+        macs,
         measure_latency(student, n_mels, n_frames, rounds),
         count_state(student),
-        peak_memory(student, n_mels, n_frames, bytes_per_value),
+        most_values * bytes_per_value,
         _field_if_any(student),
     )
+
+
+_measured: WeakKeyDictionary[nn.Module, dict[tuple, Complexity]] = WeakKeyDictionary()
+
+
+def measure_once(
+    student: nn.Module, n_mels: int = 128, n_frames: int = 1000
+) -> Complexity:
+    """Returns what `measure` does, which it asks once for a student of this shape.
+
+    Training changes none of the figures but the number of trainable parameters, which
+    is counted anew. So all tables and cards of a run state one latency.
+
+    Arguments
+    ---------
+    student : torch.nn.Module
+        Takes [B, 1, F, T].
+    n_mels : int
+        F, at least 1.
+    n_frames : int
+        T, at least 1.
+
+    Returns
+    -------
+    Complexity
+
+    Raises
+    ------
+    ValueError
+        As for `measure`.
+
+    Example
+    -------
+    >>> conv = torch.nn.Conv2d(1, 8, 3, padding=1)
+    >>> measure_once(conv, n_mels=4, n_frames=5) == measure_once(conv, 4, 5)
+    True
+    """
+    device = next((each.device for each in student.parameters()), None)
+    state = count_state(student), device, torch.get_num_threads()
+    known = _measured.setdefault(student, {})
+    key = (n_mels, n_frames, *state)
+    if key not in known:
+        known[key] = measure(student, n_mels, n_frames)
+    return known[key]._replace(parameters=count_parameters(student))
+
+
+def _refuse_no_bytes(bytes_per_value: int) -> None:
+    if bytes_per_value < 1:
+        raise ValueError(
+            f"bytes_per_value={bytes_per_value} must be 1 or more; give 4 for float32"
+        )
+
+
+def _walk(student: nn.Module, n_mels: int, n_frames: int) -> tuple[int, int]:
+    """Computes the shapes of one clip: multiply-accumulates, most values at a layer."""
+    # Imported here, since it imports the compiler Triton, which tagging does not need.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    most = 0
+    shortcuts: list[Tensor] = []
+
+    def begin_block(block: nn.Module, args: tuple[Tensor, ...]) -> None:
+        shortcuts.append(args[0])
+
+    def end_block(block: nn.Module, args: Any, result: Tensor) -> None:
+        shortcuts.pop()
+
+    def end_layer(layer: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
+        nonlocal most
+        held = {id(each): each.numel() for each in (args[0], result, *shortcuts)}
+        most = max(most, sum(held.values()))
+
+    student = _shapes_of(student)
+    for part in student.modules():
+        if getattr(part, "has_residual", False):
+            part.register_forward_pre_hook(begin_block)
+            part.register_forward_hook(end_block)
+        if isinstance(part, nn.Conv2d | nn.Linear | DynamicConv):
+            part.register_forward_hook(end_layer)
+    clip = _silence(student, n_mels, n_frames)
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        _Biases() as biases,
+    ):
+        student(clip)
+    # A multiply-accumulate is two floating-point operations.
+    return counter.get_total_flops() // 2 + biases.additions, most
 
 
 def _field_if_any(student: nn.Module) -> ReceptiveField | None:

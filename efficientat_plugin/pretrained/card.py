@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCardData
 
 from efficientat_plugin import __version__
-from efficientat_plugin.cost.complexity import measure
+from efficientat_plugin.cost.complexity import measure_once
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.evaluation.metrics import Scores
 from efficientat_plugin.evaluation.threshold_choice import ChosenThresholds
@@ -53,7 +53,7 @@ def model_card(model: TrainedModel, provenance: Provenance) -> str:
     """Writes the README of a model folder: use, scores, cost, limits and origin."""
     log_mel = LogMel(**model.student.front_end)
     num_frames = log_mel.num_frames(round(model.clip_seconds * log_mel.sample_rate))
-    cost = measure(model.student, log_mel.n_mels, num_frames)
+    cost = measure_once(model.student, log_mel.n_mels, num_frames)
     tested = provenance.scores.items()
     scores = "\n".join(f"- {_plain(name)}: {found}" for name, found in tested)
     scores = scores or "None: it was not tested."

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from efficientat_plugin.features import LogMel
 from efficientat_plugin.pretrained.architecture import head_options
@@ -466,9 +467,23 @@ def _network_of(
     return network.eval()
 
 
+class _WithoutDrawing(TorchFunctionMode):
+    """Without memory there is nothing to draw, and trying imports torch's compiler."""
+
+    STEPS = ("normal_", "erfinv_", "clamp_")
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", None) in self.STEPS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _built(kind: type[Student], options: Mapping[str, Any]) -> Student:
     """Builds a network of bounded size; a PaSST without memory, which takes seconds."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutDrawing():
         network = kind(**options)
     if sum(each.numel() for each in network.parameters()) > MAX_PARAMETERS:
         raise ValueError(

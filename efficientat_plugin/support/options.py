@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -137,6 +137,8 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Reads the keys and values of the YAML of a run; builds no objects.
 
+    What it returns is not to be changed: a file that is read again is not parsed again.
+
     Raises
     ------
     SystemExit
@@ -148,7 +150,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     32
     """
     try:
-        document = YAML().load(read_text(path, MAX_SETTINGS_BYTES))
+        document = _parsed(read_text(path, MAX_SETTINGS_BYTES))
         if not isinstance(document, dict):
             raise ValueError("it has no named options")
     except (OSError, ValueError, YAMLError) as error:
@@ -157,6 +159,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             "argument must be one, such as hparams/distil.yaml"
         )
     return document
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    return YAML().load(text)
 
 
 def option_places(document: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
