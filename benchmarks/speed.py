@@ -78,7 +78,7 @@ CASES += [
     ),
     *(Case("train", model, 16, 2.5) for model in FRAME_MODELS),
     *(
-        Case(task, "fmn10_tf", 1)
+        Case(task, "fmn04_tf", 1)
         for task in ("events", "events_onnxruntime", "events_openvino")
     ),
 ]
@@ -211,6 +211,7 @@ def make_frame_weights(folder: Path) -> None:
                 module.momentum = None
         with torch.no_grad():
             student(log_mel.unsqueeze(1))
+            student.strong_head.bias.sub_(4.0)  # most classes are absent
         torch.save(student.state_dict(), folder / f"{name}.pt")
 
 

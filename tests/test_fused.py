@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from efficientat_plugin import DyMN, FrameMN
+from efficientat_plugin.students.cpu import fused as fused_layers
 from efficientat_plugin.students.cpu.fused import (
     FusedConv2d,
     PackedLinear,
@@ -116,6 +117,19 @@ def test_packed_weights_are_neither_copied_nor_outdated(again):
         near(fused(maps), 2 * before)
         near(copied(maps), before)
     assert [*state] == ["layer.weight", "layer.bias"]
+
+
+def test_without_the_operations_everything_is_left_to_torch(monkeypatch, packings):
+    monkeypatch.setattr(fused_layers, "HAS_OPERATIONS", False)
+    torch.manual_seed(0)
+    student = FrameMN(3, width=0.1, sequence_model="tf", sequence_dim=32).eval()
+    log_mel = torch.randn(1, 1, 128, 100)
+    with torch.inference_mode():
+        for found, expected in zip(
+            inference_form(student)(log_mel), student(log_mel), strict=True
+        ):
+            near(found, expected)
+    assert packings == []
 
 
 def test_only_activations_that_are_known_are_fused():

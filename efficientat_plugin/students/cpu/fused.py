@@ -10,6 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Private names of torch, which another version may lack
+OPERATIONS = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
+OPERATIONS += ("_reorder_convolution_weight", "_reorder_linear_weight")
+HAS_OPERATIONS = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in OPERATIONS
+)
 ACTIVATIONS = {nn.Identity: "none", nn.ReLU: "relu", nn.Hardswish: "hardswish"}
 
 
@@ -47,7 +53,7 @@ class Packing(nn.Module):
         return (
             maps.device.type == "cpu"
             and maps.dtype == weight.dtype == torch.float32
-            and torch.backends.mkldnn.is_available()
+            and HAS_OPERATIONS
             and not (
                 torch.is_grad_enabled() and (maps.requires_grad or weight.requires_grad)
             )
