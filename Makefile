@@ -35,11 +35,14 @@ format: tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# EVENTS_REFERENCE=/a/checkout/of/EfficientSED, too
 bench: install  ## beside the published code: REFERENCE=/a/checkout/of/EfficientAT
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,openvino]"
-	$(BIN)/pip install --quiet --no-deps --target $(VENV)/bench torchvision==0.26.0
+	$(BIN)/pip install --quiet --no-deps --target $(VENV)/bench torchvision==0.26.0 \
+		einops==0.8.2 einx==0.4.3 frozendict==2.5.1 rotary-embedding-torch==0.9.1
 	$(BIN)/python benchmarks/speed.py --torchvision $(VENV)/bench \
-		$(if $(REFERENCE),--reference $(abspath $(REFERENCE)))
+		$(if $(REFERENCE),--reference $(abspath $(REFERENCE))) \
+		$(if $(EVENTS_REFERENCE),--events_reference $(abspath $(EVENTS_REFERENCE)))
 
 litert:  ## the export to LiteRT, in an environment of its own
 	$(PYTHON) -m venv $(VENV)/litert

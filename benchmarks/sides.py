@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,10 +34,15 @@ Work = Callable[[], Any]
 
 
 def clips(batch: int) -> torch.Tensor:
+    """Noise of changing loudness: [B, N]"""
+    return noise(batch, SAMPLE_RATE * CLIP_SECONDS)
+
+
+def noise(batch: int, num_samples: int) -> torch.Tensor:
     """Noise of changing loudness, so that clips differ: [B, N]"""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(batch, SAMPLE_RATE * CLIP_SECONDS, generator=generator)
-    return 0.1 * noise * torch.linspace(0.1, 1, batch)[:, None]
+    alike = torch.randn(batch, num_samples, generator=generator)
+    return 0.1 * alike * torch.linspace(0.1, 1, batch)[:, None]
 
 
 def targets(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -371,15 +376,28 @@ def peak_mb() -> float:
     return int(found[0].split()[1]) / 1024
 
 
-def main() -> None:
-    """Sets up, and works on request."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def serve(
+    ours: Any,
+    published: Any,
+    models: Iterable[str],
+    alone: Sequence[str],
+    in_folder: Sequence[str],
+) -> None:
+    """Sets up what the command line asks for, and works on request.
+
+    Arguments
+    ---------
+    ours, published : type
+        The classes of the two sides.
+    models : iterable of str
+        Legal names.
+    alone, in_folder : sequence of str
+        Tasks, which are methods of both: those that need no folder, and those that do.
+    """
+    parser = argparse.ArgumentParser()
     parser.add_argument("side", choices=("ours", "published"))
-    alone = ("mel", "network")
-    in_folder = ("network_openvino", "train", "profile", "curve", "scan")
-    in_folder += ("scan_onnxruntime", "scan_openvino")
-    parser.add_argument("task", choices=alone + in_folder)
-    parser.add_argument("model", choices=WIDTHS)
+    parser.add_argument("task", choices=(*alone, *in_folder))
+    parser.add_argument("model", choices=models)
     parser.add_argument("batch", type=int)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--result", required=True, help="where the last one is kept")
@@ -389,27 +407,33 @@ def main() -> None:
     parser.add_argument("--run_opts", default="{}", help="of SpeechBrain, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model, batch, weights = arguments.model, arguments.batch, arguments.weights
-    side: Ours | Published
+    given = arguments.model, arguments.weights, arguments.batch
     if arguments.side == "ours":
-        run_opts = json.loads(arguments.run_opts)
-        side = Ours(model, weights, batch, arguments.keep_memory, run_opts)
+        side = ours(*given, arguments.keep_memory, json.loads(arguments.run_opts))
     else:
-        side = Published(model, weights, batch, arguments.checkout)
+        side = published(*given, arguments.checkout)
     with TemporaryDirectory() as folder:
         needs_folder = arguments.task in in_folder
         work = getattr(side, arguments.task)(*[Path(folder)] * needs_folder)
         print("ready", flush=True)
         for line in sys.stdin:
             times = int(line)
-            before = time.perf_counter()
+            before, cpu_before = time.perf_counter(), time.process_time()
             for _ in range(times):
                 result = work()
             seconds = (time.perf_counter() - before) / times
+            cpu_seconds = (time.process_time() - cpu_before) / times
             np.save(arguments.result, np.asarray(result))
-            answer = {"seconds": seconds, "peak_mb": peak_mb()}
-            print(json.dumps(answer), flush=True)
+            answer = {"seconds": seconds, "cpu_seconds": cpu_seconds}
+            print(json.dumps(answer | {"peak_mb": peak_mb()}), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    scans = ("scan", "scan_onnxruntime", "scan_openvino")
+    serve(
+        Ours,
+        Published,
+        WIDTHS,
+        alone=("mel", "network"),
+        in_folder=("network_openvino", "train", "profile", "curve", *scans),
+    )

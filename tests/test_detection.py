@@ -172,6 +172,21 @@ def test_a_file_an_array_and_any_rate_of_reading_are_alike(detector, sound, tmp_
     assert_alike(detector.events(sound, RATE, batch_size=1, **options), expected)
 
 
+def test_chunks_of_a_long_sound_are_scored_in_batches(monkeypatch):
+    detector = detector_of(random_weights(FrameMN(3, width=0.1)), clip_seconds=0.4)
+    sizes = []
+    score = detector._score_frames
+
+    def counted(waveforms):
+        sizes.append(len(waveforms))
+        return score(waveforms)
+
+    monkeypatch.setattr(detector, "_score_frames", counted)
+    detector.frames(torch.randn(20 * RATE) * 0.1, RATE, batch_size=32)
+    # A block of samples that was read may end within a batch.
+    assert sum(sizes) > 60 and sizes[0] == 32 and len(sizes) <= 4
+
+
 def test_events_are_sorted_and_within_the_sound(detector, sound):
     events = detector.events(sound, RATE, threshold=middle_of(detector, sound))
     starts = [event.start_seconds for event in events]

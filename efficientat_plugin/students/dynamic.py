@@ -144,8 +144,9 @@ class DynamicConv(nn.Module):
         groups = batch * channels
         grouped = maps.reshape(1, groups, *maps.shape[2:])
         weight = weight.reshape(groups, 1, self.kernel, self.kernel)
-        if self.training and learns_faster(grouped, weight, self.stride, self.dilation):
-            filtered = DepthwiseConvolution.apply(grouped, weight, self.stride)
+        stride = self.stride, self.stride
+        if self.training and learns_faster(grouped, weight, stride, self.dilation):
+            filtered = DepthwiseConvolution.apply(grouped, weight, stride)
         else:
             filtered = functional.conv2d(
                 grouped,

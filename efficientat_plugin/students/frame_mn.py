@@ -91,7 +91,9 @@ class FrameBackbone(nn.Module):
 
     def forward(self, log_mel: Tensor) -> Tensor:
         maps = self.features(log_mel)  # [B, C, F', T'], F' is 1 for up to 128 bands
-        return maps.mean(2).transpose(1, 2)
+        # A mean of one band would copy it, into another layout.
+        bands = maps.squeeze(2) if maps.shape[2] == 1 else maps.mean(2)
+        return bands.transpose(1, 2)
 
 
 class FrameMN(FrameStudent):

@@ -20,11 +20,6 @@ class HeadLayers(NamedTuple):
     weak: Tensor  # [B, T', K']
 
 
-def mean_of_frames(scores: HeadLayers) -> Tensor:
-    """Averages the weak layer over frames: -> [B, K']"""
-    return scores.weak.mean(1)
-
-
 def attention_over_frames(scores: HeadLayers) -> Tensor:
     """Averages the strong probabilities, weighted by the weak layer: -> [B, K]
 
@@ -48,9 +43,29 @@ def attention_over_frames(scores: HeadLayers) -> Tensor:
     return on.logsumexp(1) - off.logsumexp(1)
 
 
-FRAME_HEADS: dict[str, Callable[[HeadLayers], Tensor]] = {
-    "linear": mean_of_frames,
-    "attention": attention_over_frames,
+class Scored(NamedTuple):
+    """What a head computes the score of a clip from."""
+
+    frames: Tensor  # [B, T', D]
+    strong: Tensor  # [B, T', K], their logits
+
+
+def linear_head(scored: Scored, layer: nn.Module) -> Tensor:
+    """Averages the weak layer over frames: -> [B, K']
+
+    The layer is linear, so the mean is taken first.
+    """
+    return layer(scored.frames.mean(1))
+
+
+def attention_head(scored: Scored, layer: nn.Module) -> Tensor:
+    """Applies `attention_over_frames` to the weak layer: -> [B, K]"""
+    return attention_over_frames(HeadLayers(scored.strong, layer(scored.frames)))
+
+
+FRAME_HEADS: dict[str, Callable[[Scored, nn.Module], Tensor]] = {
+    "linear": linear_head,
+    "attention": attention_head,
 }
 
 
@@ -116,6 +131,6 @@ class FrameStudent(Student):
         """Computes logits of frames and clip, and what they are computed from."""
         self.check_input(log_mel)
         frames = self.frames(log_mel)  # [B, T', D]
-        scores = HeadLayers(self.strong_head(frames), self.weak_head(frames))
-        weak = FRAME_HEADS[self.head](scores)
-        return FrameOutput(scores.strong.transpose(1, 2), weak, frames)
+        strong = self.strong_head(frames)
+        weak = FRAME_HEADS[self.head](Scored(frames, strong), self.weak_head)
+        return FrameOutput(strong.transpose(1, 2), weak, frames)

@@ -2,7 +2,8 @@
 
 In evaluation a batch norm is a scale and a shift, which can be folded into the
 convolution before it. The folded student then runs in the memory layout, and on the
-number of clips at once, that is fastest on a CPU.
+number of clips at once, that is fastest on a CPU, and each convolution there applies
+its activation, or adds the residual, by itself.
 """
 
 import copy
@@ -13,13 +14,19 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from efficientat_plugin.contracts import StudentOutput
-from efficientat_plugin.students.blocks import ConvNormActivation
+from efficientat_plugin.students.blocks import (
+    ConcurrentSqueezeExcite,
+    ConvNormActivation,
+    InvertedResidual,
+)
+from efficientat_plugin.students.cpu.fused import FusedConv2d, PackedLinear, is_fused
 from efficientat_plugin.students.dynamic import (
     ContextGenerator,
     DynamicConv,
     DynamicInvertedResidual,
     StaticConv,
 )
+from efficientat_plugin.students.frame_mn import FrameMN
 from efficientat_plugin.students.student import Student
 from efficientat_plugin.support.memory import keep_blocks_of_a_few_clips
 
@@ -32,7 +39,7 @@ class InferenceForm(nn.Module):
     Arguments
     ---------
     student : Student
-        Already folded by `folded_student`.
+        Already folded by `folded_student`, and perhaps fused by `fuse_`.
 
     Shape
     -----
@@ -110,7 +117,90 @@ def inference_form(student: Student) -> InferenceForm:
     torch.Size([9, 3])
     """
     keep_blocks_of_a_few_clips()
-    return InferenceForm(folded_student(student))
+    return InferenceForm(fuse_(folded_student(student)))
+
+
+class FusedResidual(nn.Module):
+    """An `InvertedResidual` for inference, which works in place where it can.
+
+    Arguments
+    ---------
+    block : InvertedResidual
+        With `FusedConv2d` for its convolutions.
+
+    Shape
+    -----
+    maps : [B, in_channels, F, T], overwritten if the block has a residual
+    result : [B, out_channels, F', T']
+    """
+
+    def __init__(self, block: InvertedResidual) -> None:
+        super().__init__()
+        *layers, projection = block.block
+        self.layers = nn.Sequential(*map(_gate_in_place, layers))
+        self.projection, self.has_residual = projection, block.has_residual
+
+    def forward(self, maps: Tensor) -> Tensor:
+        expanded = self.layers(maps)
+        if self.has_residual:
+            return self.projection.add_to(maps, expanded)
+        return self.projection(expanded)
+
+
+class GateInPlace(nn.Module):
+    """Multiplies maps by the gate of a squeeze-excite in place."""
+
+    def __init__(self, squeeze_excite: nn.Module) -> None:
+        super().__init__()
+        self.squeeze_excite = squeeze_excite
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mul_(self.squeeze_excite(maps))
+
+
+def fuse_(student: Student) -> Student:
+    """Replaces layers of a folded student by ones that are computed in one pass.
+
+    Arguments
+    ---------
+    student : Student
+        Already folded by `folded_student`.
+
+    Returns
+    -------
+    Student
+        The same one.
+    """
+    for module in list(student.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, ConvNormActivation):
+                setattr(module, name, _fused(child))
+    for module in list(student.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, InvertedResidual) and child.block:
+                setattr(module, name, FusedResidual(child))
+    if isinstance(student, FrameMN):
+        student.strong_head = PackedLinear(student.strong_head)
+        for module in list(student.seq_model.modules()):
+            for name, child in list(module.named_children()):
+                if type(child) is nn.Linear:
+                    setattr(module, name, PackedLinear(child))
+    return student
+
+
+def _fused(layers: ConvNormActivation) -> nn.Module:
+    """Joins a folded convolution and its activation, if oneDNN knows it."""
+    convolution, _, *rest = layers
+    activation = rest[0] if rest else nn.Identity()
+    if isinstance(convolution, nn.Conv2d) and is_fused(activation):
+        return FusedConv2d(convolution, activation)
+    return layers
+
+
+def _gate_in_place(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, ConcurrentSqueezeExcite) and len(layer.conc_se_layers) == 1:
+        return GateInPlace(layer.conc_se_layers[0])
+    return layer
 
 
 def _fold_into(module: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -17,7 +17,13 @@ from efficientat_plugin.tagging.frames import (
     CrossFader,
     FrameScores,
 )
-from efficientat_plugin.tagging.streams import Sound, batches, blocks_of, cut
+from efficientat_plugin.tagging.streams import (
+    Sound,
+    batches,
+    blocks_of,
+    cut,
+    gathered,
+)
 from efficientat_plugin.tagging.windows import Window, WindowCutter
 
 if TYPE_CHECKING:
@@ -40,6 +46,7 @@ class FrameScorer(Protocol):
     frame: int  # samples from one frame to the next
     start: int  # sample at which the first frame begins, at most 0
     look_ahead: int  # samples behind a frame that its score needs
+    batch_samples: int  # from one full batch to the next
 
     @property
     def num_samples(self) -> int:
@@ -86,6 +93,7 @@ class ChunkScorer:
         self._score, self._cutter, self._lengthen = score, cutter, lengthen
         self._batch_size = batch_size
         self.frame, self.start, self.look_ahead = cutter.frame, 0, cutter.window
+        self.batch_samples = batch_size * cutter.hop
         self._fader = CrossFader(
             cutter.window // cutter.frame, cutter.hop // cutter.frame
         )
@@ -137,7 +145,7 @@ class WindowScorer:
         middle = (cutter.window - cutter.hop) // 2  # where the first one's frame starts
         self._num_before = -(-middle // cutter.hop)
         self.frame, self.start = cutter.hop, middle - self._num_before * cutter.hop
-        self.look_ahead = cutter.window
+        self.look_ahead, self.batch_samples = cutter.window, batch_size * cutter.hop
         self._last: Scores | None = None  # of the window before, [1, K]
         self._num_frames = 0
 
@@ -282,6 +290,7 @@ class DetectsEvents:
         """
         scorer = self._scorer(window_seconds, hop_seconds, batch_size)
         blocks = blocks_of(sound, sample_rate, self.sample_rate)
+        blocks = gathered(blocks, scorer.batch_samples)  # or no batch would be full
         pieces = [each for each in cut(blocks, scorer, sound) if len(each)]
         start, step = scorer.start / self.sample_rate, scorer.frame / self.sample_rate
         return FrameScores(np.concatenate(pieces), start, step)
@@ -324,6 +333,7 @@ class DetectsEvents:
         scorer = self._scorer(window_seconds, hop_seconds, batch_size)
         finder = self._finder(scorer, options)
         blocks = blocks_of(sound, sample_rate, self.sample_rate)
+        blocks = gathered(blocks, scorer.batch_samples)  # or no batch would be full
         events: list[Event] = []
         for scores in cut(blocks, scorer, sound):
             if len(scores):

@@ -134,6 +134,32 @@ class Cutter(Protocol[Piece]):
         """Ends the sound; returns the pieces that are left."""
 
 
+def gathered(
+    blocks: Iterable[NDArray[np.float32]], num_samples: int
+) -> Iterator[NDArray[np.float32]]:
+    """Joins blocks to ones of at least ``num_samples``; the last one may be shorter.
+
+    Example
+    -------
+    >>> blocks = [np.zeros(3, np.float32)] * 5
+    >>> [len(block) for block in gathered(blocks, 5)]
+    [6, 6, 3]
+    """
+    held: list[NDArray[np.float32]] = []
+    try:
+        for block in blocks:
+            held.append(block)
+            if sum(map(len, held)) >= num_samples:
+                yield np.concatenate(held)
+                held = []
+    except UnreadableClip:  # yields what was read before the error first
+        if held:
+            yield np.concatenate(held)
+        raise
+    if held:
+        yield np.concatenate(held)
+
+
 def cut(
     blocks: Iterable[NDArray[np.float32]], cutter: Cutter[Piece], sound: Sound
 ) -> Iterator[Piece]:

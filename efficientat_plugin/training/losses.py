@@ -155,11 +155,16 @@ class DistillationLoss(torch.nn.Module):
         self, logits: Tensor, labels: SoftTarget, teacher: SoftTarget | None = None
     ) -> Tensor:
         """Computes the loss of the student's logits [B, K] for labels and teacher."""
-        label_loss = self._term(logits, self._weighted(labels))
-        if teacher is None:
-            return label_loss
-        teacher_loss = self._term(logits, teacher)
-        return (1 - self.kd_weight) * label_loss + self.kd_weight * teacher_loss
+        target = self._weighted(labels)
+        if teacher is not None:
+            # Both terms are linear in their targets, so the targets are mixed instead.
+            weight = torch.lerp(
+                *torch.broadcast_tensors(target.full_weight, teacher.full_weight),
+                self.kd_weight,
+            )
+            scores = torch.lerp(target.scores, teacher.scores, self.kd_weight)
+            target = SoftTarget(scores, weight)
+        return self._term(logits, target)
 
     def teacher_target(
         self, teacher: TeacherTarget, inputs: TeacherInput
