@@ -12,6 +12,7 @@ from efficientat_plugin.evaluation.detection_scores import DetectionScores, Floa
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.events import PSDS1, psds
 from efficientat_plugin.evaluation.score_file import (
+    AboveThreshold,
     ScoreFile,
     ScoresOfClips,
     StoredScores,
@@ -133,13 +134,14 @@ class DetectionStats:
         }
         above = float(np.log(self.threshold / (1 - self.threshold)))
         threshold, step = above if self.logits else self.threshold, self.frame_seconds
+        events_only = AboveThreshold(scores, threshold)
         names = self.classes
         found = psds(scores, events, seconds, names, **PSDS1, frame_seconds=step)
         of_events = event_scores(
-            scores, events, seconds, names, threshold, frame_seconds=step
+            events_only, events, seconds, names, 0.5, frame_seconds=step
         )
         of_segments = segment_scores(
-            scores, events, seconds, names, threshold, frame_seconds=step
+            events_only, events, seconds, names, 0.5, frame_seconds=step
         )
         present = [{each.label for each in some} for some in events.values()]
         positives = [sum(name in some for some in present) for name in self.classes]
