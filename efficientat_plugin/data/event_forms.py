@@ -40,8 +40,10 @@ from efficientat_plugin.support.plain_text import shown
 
 logger = logging.getLogger(__name__)
 
-FORMS = ("auto", "audioset", "dcase", "maestro", "audacity", "raven", "textgrid")
-FORMS += ("table",)
+FORMS = (
+    *("auto", "audioset", "dcase", "maestro", "audacity"),
+    *("raven", "textgrid", "table"),
+)
 SNIFFED_BYTES = 1 << 16
 
 
