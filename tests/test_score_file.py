@@ -11,8 +11,12 @@ import pytest
 import torch
 
 from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.frame_events import median_filter
 from efficientat_plugin.evaluation.detection_stats import DetectionStats
+from efficientat_plugin.evaluation.event_scores import event_scores
+from efficientat_plugin.evaluation.events import PSDS1, psds
 from efficientat_plugin.evaluation.score_file import ScoreFile, ScoresOfClips
+from efficientat_plugin.evaluation.segment_scores import segment_scores
 
 
 @pytest.mark.parametrize("in_memory", [1, 2**20])
@@ -116,6 +120,34 @@ def test_processes_share_what_they_scored(tmp_path):
     ]
     texts = [child.communicate(timeout=120)[0] for child in children]
     assert all("alike" in text for text in texts)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_scores_are_those_of_all_scores_in_memory(logits):
+    """Not equal by chance: levels are few, and one of them is the threshold."""
+    rng, ids = np.random.default_rng(4), [f"clip {n}" for n in range(12)]
+    names = ["dog", "cat", "rain"]
+    begins = rng.uniform(0, 8, len(ids))
+    events = {
+        name: [Event(names[n % 3], begins[n], begins[n] + 1.5)]
+        for n, name in enumerate(ids)
+    }
+    levels = rng.integers(0, 5, (len(ids), 3, 25)).repeat(10, axis=2) / 4
+    for n, name in enumerate(ids):
+        frames = slice(*(int(25 * each) for each in events[name][0][1:3]))
+        levels[n, n % 3, frames] = rng.choice([0.5, 0.75, 1.0])
+    scores = (8 * levels - 4 if logits else levels).astype(np.float32)
+    seconds = dict.fromkeys(ids, 10.0)
+    stats = DetectionStats(events, seconds, names, logits=logits)
+    stats.append(ids, torch.from_numpy(scores))
+    whole = {name: median_filter(scores[n].T, 9) for n, name in enumerate(ids)}
+    found, at = stats.summarize(), 0.0 if logits else 0.5
+    assert found.PSDS1 == psds(whole, events, seconds, names, **PSDS1).macro
+    expected = event_scores(whole, events, seconds, names, at)
+    assert found.event_F == expected.macro and 0 < expected.macro < 1
+    assert found.event_F_of_classes.tolist() == [*expected.per_class.values()]
+    expected = segment_scores(whole, events, seconds, names, at)
+    assert found.segment_F == expected.macro and 0 < expected.macro < 1
 
 
 def test_a_clip_that_is_scored_twice_counts_once():

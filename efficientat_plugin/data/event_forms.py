@@ -41,8 +41,8 @@ from efficientat_plugin.support.plain_text import shown
 logger = logging.getLogger(__name__)
 
 FORMS = (
-    *("auto", "audioset", "dcase", "maestro", "audacity", "raven", "textgrid"),
-    "table",
+    *("auto", "audioset", "dcase", "maestro", "audacity"),
+    *("raven", "textgrid", "table"),
 )
 SNIFFED_BYTES = 1 << 16
 

@@ -13,6 +13,7 @@ from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.events import PSDS1, psds
 from efficientat_plugin.evaluation.f_scores import Threshold, floor_of
 from efficientat_plugin.evaluation.score_file import (
+    AboveThreshold,
     ScoreFile,
     ScoresOfClips,
     StoredScores,
@@ -140,13 +141,14 @@ class DetectionStats:
         scores, events, seconds = self._scored()
         names, step = self.classes, self.frame_seconds
         found = psds(scores, events, seconds, names, **PSDS1, frame_seconds=step)
+        detected = AboveThreshold(scores, floor_of(self._exceeded(), names))
         of_events = event_scores(
-            *(scores, events, seconds, names, self._exceeded()),
+            *(detected, events, seconds, names, 0.5),
             onsets_only=self.onsets_only,
             frame_seconds=step,
         )
         of_segments = segment_scores(
-            *(scores, events, seconds, names, self._exceeded()), frame_seconds=step
+            detected, events, seconds, names, 0.5, frame_seconds=step
         )
         present = [{each.label for each in some} for some in events.values()]
         positives = [sum(name in some for some in present) for name in self.classes]

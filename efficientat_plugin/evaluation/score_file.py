@@ -100,3 +100,37 @@ class ScoresOfClips(Mapping[str, NDArray[np.float32]]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+class AboveThreshold(Mapping[str, NDArray[np.float32]]):
+    """The scores of clips as 1 where they exceed a threshold, and 0 elsewhere.
+
+    At a threshold of 0.5 they have the events that the scores have at theirs, and none
+    at others, for which an evaluation would need memory.
+
+    Arguments
+    ---------
+    scores : mapping
+        [T', K] by clip id.
+    threshold : float or NDArray
+        For all classes, or for each: [K].
+
+    Example
+    -------
+    >>> AboveThreshold({"a": np.array([[-1.0], [2.0]])}, threshold=0.0)["a"][:, 0]
+    array([0., 1.], dtype=float32)
+    """
+
+    def __init__(
+        self, scores: Mapping[str, NDArray], threshold: float | NDArray[np.float64]
+    ) -> None:
+        self._scores, self._threshold = scores, threshold
+
+    def __getitem__(self, clip_id: str) -> NDArray[np.float32]:
+        return (self._scores[clip_id] > self._threshold).astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
