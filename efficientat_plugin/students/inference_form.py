@@ -138,7 +138,8 @@ class FusedResidual(nn.Module):
         super().__init__()
         *layers, projection = block.block
         self.layers = nn.Sequential(*map(_gate_in_place, layers))
-        self.projection, self.has_residual = projection, block.has_residual
+        self.projection: Any = projection
+        self.has_residual = block.has_residual
 
     def forward(self, maps: Tensor) -> Tensor:
         expanded = self.layers(maps)
@@ -180,7 +181,8 @@ def fuse_(student: Student) -> Student:
             if isinstance(child, InvertedResidual) and child.block:
                 setattr(module, name, FusedResidual(child))
     if isinstance(student, FrameMN):
-        student.strong_head = PackedLinear(student.strong_head)
+        heads: Any = student
+        heads.strong_head = PackedLinear(heads.strong_head)
         for module in list(student.seq_model.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is nn.Linear:

@@ -158,10 +158,10 @@ class DistillationLoss(torch.nn.Module):
         target = self._weighted(labels)
         if teacher is not None:
             # Both terms are linear in their targets, so the targets are mixed instead.
-            weight = torch.lerp(
-                *torch.broadcast_tensors(target.full_weight, teacher.full_weight),
-                self.kd_weight,
+            own, taught = torch.broadcast_tensors(
+                target.full_weight, teacher.full_weight
             )
+            weight = torch.lerp(own, taught, self.kd_weight)
             scores = torch.lerp(target.scores, teacher.scores, self.kd_weight)
             target = SoftTarget(scores, weight)
         return self._term(logits, target)

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 # Private names of torch, which another version may lack
-OPERATIONS = ("_convolution_pointwise", "_convolution_pointwise_", "_linear_pointwise")
-OPERATIONS += ("_reorder_convolution_weight", "_reorder_linear_weight")
+OPERATIONS = (
+    "_convolution_pointwise",
+    "_convolution_pointwise_",
+    "_linear_pointwise",
+    "_reorder_convolution_weight",
+    "_reorder_linear_weight",
+)
 HAS_OPERATIONS = torch.backends.mkldnn.is_available() and all(
     hasattr(torch.ops.mkldnn, name) for name in OPERATIONS
 )
