@@ -12,9 +12,10 @@ soundscape. Everything runs on the CPU; ``OMP_NUM_THREADS=1`` keeps it to one co
 
 The soundscapes are split by source recording. These are compared:
 
-- strong: a FrameMN of width 0.4 and a small transformer, on the events of the training
-  soundscapes. Its backbone is that of one such detector, trained from ``mn04_as``: its
-  strides differ from the tagger's, so the features have to be trained again;
+- first: a FrameMN of width 0.4 and a small transformer, from ``mn04_as``, on the events
+  of the training soundscapes. Its strides differ from the tagger's, so features have to
+  be trained again;
+- strong: the same with other seeds, in fewer epochs, with the first one's backbone;
 - taught: the same, taught by the average of all ``strong`` detectors, too;
 - teacher: that average;
 - tagger: ``mn04_as`` on windows of 2 s every 0.25 s, as published. The score of a class
@@ -81,12 +82,12 @@ STUDENT = {
     **{"batch_size": 8, "grad_accumulation_factor": 1, "eval_batch_size": 16},
     **{"lr": 0.005, "layer_decay": 1.0, "warmup_steps": 40},
 }
-SYSTEMS = ("strong", "taught", "teacher", "probe", "tagger")
+SYSTEMS = ("first", "strong", "taught", "teacher", "probe", "tagger")
 CHOICE_EPOCHS, BACKBONE_SEED = 2, 100
 KD_WEIGHTS = (0.5, 0.9)  # tried with the first seed
 PENALTIES = (1e-4, 1e-3, 1e-2)  # C of the probe
-MEDIANS = (0.0, 0.36, 0.68, 1.0)  # s
-THRESHOLDS = np.round(np.geomspace(0.02, 0.9, 40), 4)
+MEDIANS = (0.0, 0.36, 0.68, 1.0, 1.5, 2.0, 3.0)  # s
+THRESHOLDS = np.round(np.geomspace(0.02, 0.9, 25), 4)
 
 Frames = dict[str, NDArray[np.float32]]  # [T', K] by clip id
 
@@ -238,7 +239,8 @@ class Study:
         """Trains with the average of all detectors of strong labels as teacher."""
         names = ",".join(str(folder / "model") for folder in teachers)
         options = {"teacher": names, "kd_weight": weight}
-        return self._trained(choices, f"taught_{weight}_{seed}", seed, **options)
+        name = f"taught_by_{len(teachers)}_{weight}_{seed}"
+        return self._trained(choices, name, seed, **options)
 
     def choose_kd_weight(self, choices: dict[str, Any], teachers: list[Path]) -> None:
         """Chooses the weight of the teacher on validation, with the first seed."""
@@ -266,6 +268,8 @@ class Study:
         """Trains what is to be compared; of detectors, one with each seed."""
         found: dict[str, list[System]] = {}
         seeds = self.arguments.seeds
+        if "first" in names:
+            found["first"] = [self.detector(self.backbone(choices).parent)]
         if {"strong", "taught", "teacher"} & {*names}:
             strong = [self.strong(choices, seed) for seed in seeds]
             found["strong"] = [self.detector(folder) for folder in strong]
