@@ -117,7 +117,7 @@ def main() -> None:
     arguments = parse()
     study = Study(arguments)
     study.make()
-    choices = study.choose()
+    choices: dict[str, Any] = {}
     everyone = study.systems(choices, arguments.systems)
     for name, systems in everyone.items():
         for place, system in enumerate(systems):
@@ -268,6 +268,8 @@ class Study:
         """Trains what is to be compared; of detectors, one with each seed."""
         found: dict[str, list[System]] = {}
         seeds = self.arguments.seeds
+        if {"first", "strong", "taught", "teacher"} & {*names}:
+            choices |= self.choose()
         if "first" in names:
             found["first"] = [self.detector(self.backbone(choices).parent)]
         if {"strong", "taught", "teacher"} & {*names}:
