@@ -121,12 +121,15 @@ def launch(*arguments, **environment):
     return text
 
 
-def start_both(arguments, **environment):
-    """The two processes of a recipe that ``torchrun`` starts."""
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+        return str(free.getsockname()[1])
+
+
+def start_both(arguments, **environment):
+    """The two processes of a recipe that ``torchrun`` starts."""
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
     group |= {"LOCAL_WORLD_SIZE": "2"} | environment
     return [
         RecipeProcess(arguments, RANK=rank, LOCAL_RANK=rank, **group) for rank in "01"

@@ -104,6 +104,7 @@ HINTS = {
     "x.wav": "set audio_folder=audio, because audio/x.wav exists",
     "audio/x.wav": "set audio_folder=deep/er, because deep/er/audio/x.wav exists",
     "sounds/x.wav": "audio/x.wav exists: write such names in column file",
+    "udio/x.wav": "audio/x.wav exists: write such names in column file",
     "other.wav": "pass audio_folder, or another audio_column",
 }
 
@@ -152,9 +153,11 @@ NAMED_LIKE_YOUTUBE = (
 )
 
 
-def test_every_reader_gives_a_file_the_same_id(tmp_path):
-    names = [f"{c}/{name}" for c in ("cat", "dog") for name in NAMED_LIKE_YOUTUBE]
-    names = sorted([*names, "dog/caf\u00e9", "dog/twice.flac", "dog/twice.wav"])
+@pytest.mark.parametrize("named", [NAMED_LIKE_YOUTUBE, ["Yellowhammer_1"]])
+def test_every_reader_gives_a_file_the_same_id(named, tmp_path):
+    names = sorted(f"{c}/{name}" for c in ("cat", "dog") for name in named)
+    if len(named) > 1:  # some would be alike without their ends
+        names = sorted([*names, "dog/caf\u00e9", "dog/twice.flac", "dog/twice.wav"])
     for name in names:
         suffix = "" if "." in name else ".wav"
         write_sound(tmp_path / unicodedata.normalize("NFD", name + suffix))

@@ -323,7 +323,8 @@ def test_a_note_that_holds_no_digest_is_refused(text, tiny_body, tmp_path):
 
 
 def test_published_files_come_by_https_unless_asked_otherwise():
-    addresses = [BASE_URL, *(RELEASES + entry.release for entry in TEACHERS.values())]
+    addresses = [RELEASES + entry.release for entry in TEACHERS.values()]
+    addresses += [BASE_URL, *(entry.base_url for entry in PUBLISHED.values())]
     assert all(address.startswith("https://") for address in addresses)
 
 

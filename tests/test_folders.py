@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from efficientat_plugin.cli.inputs import Failures, find_sounds
-from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES
+from efficientat_plugin.data.clip_ids import AUDIO_SUFFIXES, is_audio
 from efficientat_plugin.data.folders import walk_sounds
 from efficientat_plugin.data.rows import load_rows
 from efficientat_plugin.data.tables import read_table
@@ -83,6 +83,13 @@ def test_every_way_names_a_sound_that_no_table_can_hold(way, folder, caplog, cap
         and "not UTF-8" in reported
         and "rename" in reported
     )
+
+
+def test_files_that_people_have_are_sounds():
+    named = ".wav .WAV .flac .ogg .oga .opus .mp3 .aif .aiff .au .caf .w64"
+    named += " .m4a .mp4 .aac .webm .mka .mkv .wma"  # read with PyAV
+    assert all(is_audio(f"a{suffix}") for suffix in named.split())
+    assert not any(map(is_audio, ("a.txt", "a.csv", "wav", "a.wav.txt")))
 
 
 @pytest.mark.parametrize("way", WAYS)

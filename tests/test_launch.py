@@ -4,11 +4,12 @@ import argparse
 import re
 import runpy
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from recipe_runs import launch, run_to_end
+from recipe_runs import free_port, launch, run_to_end
 
 from efficientat_plugin.support.launch import (
     claim_folder,
@@ -235,3 +236,37 @@ def test_too_little_shared_memory_is_reported_in_a_sentence(text):
 
     with pytest.raises(SystemExit, match=r"--num_workers 0, .* larger --shm-size"):
         start(main)
+
+
+SLURM = """
+scontrol() { echo 127.0.0.1; }
+srun() {
+    for number in 0 1; do SLURM_PROCID=$number SLURM_LOCALID=$number "$@" & done; wait
+}
+export SLURM_JOB_NODELIST=node SLURM_NTASKS=2
+"""
+JOINING = """
+import sys
+import torch
+from efficientat_plugin.support.launch import parse_and_join
+
+parse_and_join(sys.argv[1:])
+total = torch.ones(1)
+torch.distributed.all_reduce(total)
+print(f"{torch.distributed.get_rank()} of {int(total)}\\n", end="", flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_the_lines_for_slurm_join_its_tasks(tmp_path):
+    text = (REPOSITORY / "docs" / "distil.md").read_text()
+    lines = [line for line in text.splitlines() if "SLURM" in line and "#" not in line]
+    assert len(lines) == 2
+    (tmp_path / "join.py").write_text(JOINING)
+    command = f"{sys.executable} {tmp_path}/join.py {DISTIL} --device cpu"
+    script = "\n".join(lines).replace("python recipes/audioset_kd.py ...", command)
+    assert command in script and "29500" in script
+    script = SLURM + script.replace("29500", str(free_port()))
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert sorted(done.stdout.split("\n")) == ["", "0 of 2", "1 of 2"], done.stderr

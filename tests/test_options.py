@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from recipe_runs import launch
 from speechbrain.utils.run_opts import RunOptions
 
 from efficientat_plugin.support import options
@@ -88,6 +89,33 @@ def test_text_of_the_command_line_stays_text(path, tmp_path):
         assert set(hparams.values()) == {text}
     argv = [f"--{key}=null" for key in keys]
     assert read_options([str(path), *argv])[2] == dict.fromkeys(keys)
+
+
+def test_text_that_would_be_a_reference_is_refused(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("name: null\nfree: null\nplace: !ref results/<name>\n")
+    for text in ("<free>", "run <1>", "!ref <name>", "<>"):
+        assert "has angle brackets" in _refusal(path, "--name", text)
+        overrides = read_options([str(path), "--free", text])[2]
+        assert load_hparams(path, overrides)["free"] == text
+    for text in ("a < b", "a > b", "> <"):
+        overrides = read_options([str(path), "--name", text])[2]
+        assert load_hparams(path, overrides)["place"] == f"results/{text}"
+
+
+FIRST = """
+import sys
+from efficientat_plugin.support.launch import load_hparams
+print(load_hparams(sys.argv[1], {"a": "(1, 2)"}))
+"""
+
+
+@pytest.mark.slow
+def test_text_in_brackets_is_text_in_the_first_yaml_too(tmp_path):
+    """HyperPyYAML writes and reads it as it should from the second load on."""
+    path = tmp_path / "a.yaml"
+    path.write_text("a: null\nb: !ref <a>\n")
+    assert launch("-c", FIRST, path) == "{'a': '(1, 2)', 'b': '(1, 2)'}\n"
 
 
 @every_yaml
@@ -300,6 +328,27 @@ def test_help_lists_the_keys_of_the_yaml(recipe, gives_yaml, monkeypatch, capsys
         assert default in printed or not value.strip()
         assert " ".join(comment.split()) in printed
     assert "--device TEXT" in printed and "SpeechBrain's own" in printed
+
+
+# Numbers with a unit that their names do not tell, and the unit
+UNITS = {"sample_rate": "Hz", "hop_length": "samples", "f_min_jitter": "Hz"}
+UNITS |= {"f_max_jitter": "Hz", "clip_seconds": "s", "batch_size": "clips"}
+UNITS |= {"eval_batch_size": "clips", "gain_db": "dB", "roll_samples": "samples"}
+UNITS |= {"max_bins": "mel bins", "max_frames": "frames", "patience": "epochs"}
+
+
+@every_yaml
+def test_help_gives_units(path):
+    document, lines = read_yaml(path), path.read_text().splitlines()
+    places = option_places(document)
+    known = UNITS.keys() & _values(path).keys()
+    assert known
+    for name in known:
+        *groups, key = places[name]
+        node = functools.reduce(lambda node, key: node[key], groups, document)
+        number, _ = node.lc.key(key)
+        described = options._described(lines, number, name, node[key])
+        assert re.search(rf"\b{UNITS[name]}\b", described), (name, described)
 
 
 def _options_in_messages():

@@ -137,6 +137,16 @@ def test_what_is_imported_is_declared_and_nothing_else():
     assert found == declared
 
 
+def test_datasets_are_as_new_as_what_is_tested():
+    """What older ones take for a loader of theirs, such as a folder ``pandas``."""
+    setup, pinned = (
+        (REPOSITORY / name).read_text() for name in ("setup.cfg", "constraints.txt")
+    )
+    oldest = re.search(r"^ +datasets>=([\d.]+)$", setup, re.MULTILINE)
+    tested = re.search(r"^datasets==([\d.]+)$", pinned, re.MULTILINE)
+    assert tested[1].startswith(f"{oldest[1]}.")
+
+
 def test_every_file_is_small():
     """Nothing over 1 MB goes in."""
     tracked = subprocess.run(

@@ -72,6 +72,21 @@ def test_a_folder_of_parquet_that_swells_is_refused(tmp_path):
         read_table(tmp_path)
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.bool_])
+@pytest.mark.parametrize("is_list", [True, False])
+def test_numbers_that_repeat_are_counted(kind, is_list, tmp_path, monkeypatch):
+    """As a hundred million zeros, which take a few bytes."""
+    monkeypatch.setattr(packed, "MAX_TABLE_BYTES", 10**6)
+    column = pa.array(np.zeros(2 * 10**6, kind))
+    if is_list:
+        ends = pa.array([0, len(column)], pa.int32())
+        column = pa.ListArray.from_arrays(ends, column)
+    path = write_packed(tmp_path / "x.parquet", {"n": column})
+    assert path.stat().st_size < 10**4
+    with pytest.raises(ValueError, match="takes more than 1000000 bytes of memory"):
+        read_table(path)
+
+
 def test_parquet_of_more_rows_than_any_table_is_refused(tmp_path):
     nothing = pa.nulls(2 * 10**7 + 1)
     path = write_packed(tmp_path / "x.parquet", {"n": nothing})

@@ -104,7 +104,7 @@ def test_segments_of_a_file_are_never_on_two_sides(groups, folder):
             assert all(len(side & together) != 1 for side in sides)
 
 
-def test_segments_of_one_file_alone_are_split_by_a_column_or_not_at_all(folder):
+def test_segments_of_one_file_alone_are_split_by_a_column_or_not_at_all(folder, caplog):
     lines = [["audio/a.wav", n / 50, (n + 1) / 50, "xyxy"[n]] for n in range(4)]
     write_csv(folder / "clips.csv", ["file", "start", "end", "label"], lines)
     found = read_table(folder / "clips.csv")
@@ -116,6 +116,7 @@ def test_segments_of_one_file_alone_are_split_by_a_column_or_not_at_all(folder):
     write_csv(folder / "clips.csv", header, [[*line, side] for line, side in sides])
     found = read_table(folder / "clips.csv")
     assert len(runs_of(found, valid_share=0.0)["given"].test) == 2
+    assert "1 groups are on several sides of the given split: /" in caplog.text
 
 
 def test_files_that_are_cut_already_are_read_whole(folder, caplog):

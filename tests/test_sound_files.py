@@ -58,23 +58,36 @@ def mp3(num_frames: int) -> bytes:
     return file.getvalue()
 
 
-def uncounted_mp3(rate: int = RATE, num_frames: int = NUM_FRAMES) -> bytes:
-    """An MP3 of variable rate, as ffmpeg writes it to a pipe: without a count.
+def uncounted_mp3(
+    rate: int = RATE,
+    num_frames: int = NUM_FRAMES,
+    mode: str = "VARIABLE",
+    counts: bytes = b"",
+) -> bytes:
+    """An MP3 of variable or average rate, as ffmpeg writes it to a pipe: uncounted.
 
-    It begins with silence, which takes few bytes, so that it seems longer than it is;
-    or with noise, so that it seems shorter.
+    It begins with noise, which takes many bytes, so that it seems shorter than it is.
+    ``counts`` replace those of the encoder.
     """
     file = io.BytesIO()
     sound = recording(num_frames, rate)
     sound[num_frames // 4 :] *= 1e-3
     with soundfile.SoundFile(
-        file, "w", rate, 1, format="MP3", bitrate_mode="VARIABLE", compression_level=0.2
+        file,
+        "w",
+        rate,
+        1,
+        format="MP3",
+        bitrate_mode=mode,
+        compression_level={"VARIABLE": 0.2, "AVERAGE": 0.8}[mode],
     ) as mp3:
         mp3.write(sound)
     content = file.getvalue()
     start = content.index(b"Xing") - 13  # the frame that holds the count
     length = frame_length(content[start:])
-    return content[:start] + content[start + length :]
+    head = content[start:][:4] + bytes(32) + counts
+    head = head.ljust(length, b"\0") if counts else b""
+    return content[:start] + head + content[start + length :]
 
 
 def frame_length(head: bytes) -> int:
@@ -172,8 +185,15 @@ def test_a_playlist_is_not_handed_to_ffmpeg(tmp_path):
         joined(path)
 
 
-def test_an_mp3_without_a_count_is_read_whole(tmp_path):
-    content = uncounted_mp3()
+# Counts of Fraunhofer's encoders, of 36684 bytes and 263 frames
+VBRI = b"VBRI\0\1\0\0\0\0\0\0\x8f\x4c\0\0\1\7\0\0\0\1\0\2\0\1"
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"mode": "AVERAGE"}, {"counts": VBRI}], ids=["VBR", "ABR", "VBRI"]
+)
+def test_an_mp3_without_a_count_is_read_whole(tmp_path, how):
+    content = uncounted_mp3(**how)
     path = tmp_path / "piped.mp3"
     path.write_bytes(content)
     assert soundfile.info(path).frames < 0.9 * NUM_FRAMES  # where libsndfile stops

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from memory_limit import memory_limit
 
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.writer import StoreWriter
@@ -411,6 +412,17 @@ def test_a_manifest_of_any_length_is_refused(tmp_path):
     os.truncate(manifest, 1 << 30)
     with pytest.raises(ValueError, match="has at most 1048576"):
         LogitsStore(tmp_path / "s")
+
+
+def test_clips_that_take_no_room_are_not_read_whole(tmp_path):
+    manifest = write(tmp_path / "s", ["a", "b"]) / "manifest.json"
+    os.truncate(tmp_path / "s" / "clips.tsv", 10**9)
+    many = json.loads(manifest.read_text()) | {"clips_bytes": 10**9}
+    manifest.write_text(json.dumps(many))
+    message = r"clips.tsv is not 2 lines .* so it is corrupt"
+    with memory_limit(3 * 10**8), pytest.raises(ValueError, match=message) as refusal:
+        LogitsStore(tmp_path / "s")
+    assert len(str(refusal.value)) < 1000
 
 
 @pytest.mark.parametrize("classes", ["x" * 10**5, 2**30 - 1], ids=["long", "many"])

@@ -7,9 +7,11 @@ import re
 import numpy as np
 import pytest
 
+from efficientat_plugin.data.labels import LabelTable, summarize_labels
 from efficientat_plugin.teachers.store.logits_store import LogitsStore
 from efficientat_plugin.teachers.store.verify import verify
 from efficientat_plugin.teachers.store.writer import StoreWriter
+from efficientat_plugin.teachers.stored import StoredTeacher
 
 ABOUT = {
     "teacher": "passt",
@@ -47,9 +49,9 @@ def teacher_logits(clips, num_classes=20, separation=4.0, seed=1):
     return logits.astype(np.float32)
 
 
-def store_of(path, clips, logits, order=None):
+def store_of(path, clips, logits, order=None, **about):
     order = np.arange(len(clips)) if order is None else order
-    about = ABOUT | {"num_classes": logits.shape[1]}
+    about = ABOUT | {"num_classes": logits.shape[1]} | about
     with StoreWriter(path, **about) as writer:
         writer.append([clips[i][0] for i in order], logits[order])
     return LogitsStore(path)
@@ -151,6 +153,24 @@ def test_another_number_of_classes_is_refused(tmp_path):
     verify(store, clips, num_classes=20).raise_if_bad()
     with pytest.raises(ValueError, match="has another number of classes than"):
         verify(store, clips, num_classes=21).raise_if_bad()
+
+
+@pytest.mark.parametrize("kind", ["another number", "probabilities"])
+def test_training_on_other_logits_is_refused(tmp_path, kind):
+    """Though the digest is that of the label table."""
+    names = [f"/m/{number}" for number in range(20)]
+    labels, clips = LabelTable(names, names), labelled_clips(200, num_classes=19)
+    ids, indices = zip(*clips, strict=True)
+    given = [[names[index] for index in classes] for classes in indices]
+    summary = summarize_labels(ids, given, labels)
+    logits = teacher_logits(clips)
+    about = {"labels_sha256": labels.sha256}
+    good = StoredTeacher(store_of(tmp_path / "good", clips, logits, **about))
+    assert good.check(summary, labels).startswith("ok: ")
+    other = logits[:, :19] if kind == "another number" else 1 / (1 + np.exp(-logits))
+    bad = StoredTeacher(store_of(tmp_path / "bad", clips, other, **about))
+    with pytest.raises(ValueError, match="another number of classes|probabilities"):
+        bad.check(summary, labels)
 
 
 @pytest.mark.parametrize("labelled", [True, False])

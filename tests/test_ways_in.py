@@ -143,7 +143,9 @@ def test_arrays_and_tensors_are_scored_alike(tagger):
     clips = np.stack([SOUND, SOUND[::-1]])
     expected = tagger.score(clips)
     assert expected.shape == (2, 7)
-    for same in (torch.from_numpy(clips), clips.astype(np.float64), clips.tolist()):
+    tensor = torch.from_numpy(clips)
+    with_gradient = torch.tensor(clips, requires_grad=True)
+    for same in (tensor, with_gradient, clips.astype(np.float64), clips.tolist()):
         np.testing.assert_allclose(tagger.score(same), expected, atol=1e-6)
     for other in (SOUND, clips[:0], clips.astype(int)):
         with pytest.raises(ValueError, match=r"\[B, N\], floating point"):

@@ -443,14 +443,15 @@ def _begins_mp3(head: bytes) -> bool:
 
 
 def _counts_of(head: bytes) -> tuple[int, int]:
-    """Returns the frames and bytes of an MP3 as its first frame gives them; 0: none."""
+    """Returns the frames and bytes of an MP3 as its first frame gives them; 0: none.
+
+    libsndfile does not read the counts of Fraunhofer's encoders (VBRI), so files with
+    these have none.
+    """
     if found := re.search(rb"Xing|Info", head[:44]):
         flags, *counts = _numbers(head[found.end() :], 3)
         frames = counts.pop(0) if flags & 1 else 0
         return frames, counts.pop(0) if flags & 2 else 0
-    if head[36:40] == b"VBRI":
-        length, frames = _numbers(head[46:], 2)
-        return frames, length
     return 0, 0
 
 

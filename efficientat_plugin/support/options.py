@@ -122,6 +122,7 @@ def read_options(argv: list[str]) -> tuple[str, RunOptions, dict[str, Any]]:
             else f"{shown(repr(unknown[0]))} is not an option; give --name value"
         )
     overrides = {key: value for key, value in vars(given).items() if key in places}
+    _refuse_references(path, overrides, places)
     run_opts = RunOptions.from_dictionary(
         {key: value for key, value in vars(given).items() if key not in places}
     )
@@ -326,6 +327,23 @@ def _find_yaml(argv: list[str]) -> tuple[str, list[str]]:
         "the first argument must be the YAML of a run, such as "
         + (named.group() if named else "hparams/distil.yaml")
     )
+
+
+def _refuse_references(
+    path: str, overrides: Mapping[str, Any], places: Mapping[str, tuple[str, ...]]
+) -> None:
+    """Refuses text with ``<name>`` where the YAML refers to it.
+
+    HyperPyYAML would take it for a reference in turn.
+    """
+    text = read_text(path, MAX_SETTINGS_BYTES)
+    for name, value in overrides.items():
+        is_reference = isinstance(value, str) and re.search("<[^>]*>", value)
+        if is_reference and re.search(rf"<{places[name][0]}\b", text):
+            sys.exit(
+                f"--{name}: {shown(repr(value))} has angle brackets, which would be "
+                "taken for a reference to another value; give a name without them"
+            )
 
 
 # --- Values of options -------------------------------------------------------------

@@ -9,12 +9,12 @@ lengths in the manifest were never committed, so a job killed at any byte loses 
 append and nothing else.
 """
 
-import io
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from efficientat_plugin.teachers.store.manifest import (
 )
 
 MAX_ID_BYTES = 255  # of a clip id or digest: the arrays are as wide as the longest one
+MAX_LINE_BYTES = 2 * MAX_ID_BYTES + 2
 LINES_AT_ONCE = 1 << 16
 NUMBERS_AT_ONCE = 1 << 22  # read to sum up rows: 16 MB in float32
 
@@ -292,15 +293,15 @@ class LogitsStore:
 def _read_clips(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]:
     """Reads the committed clip ids and digests as arrays of bytes, [count] each."""
     ids, digests = [np.empty(0, "S1")], [np.empty(0, "S1")]
-    with open(path, "rb") as file:
-        lines = io.BytesIO(file.read(manifest.clips_bytes))
     try:
-        # Some lines at a time, to avoid millions of Python strings
-        while some := list(itertools.islice(lines, LINES_AT_ONCE)):
-            b"".join(some).decode()  # refuses what is not UTF-8
-            pairs = [_clip_and_digest(line) for line in some]
-            ids.append(np.array([clip_id for clip_id, _ in pairs]))
-            digests.append(np.array([digest for _, digest in pairs]))
+        with open(path, "rb") as file:
+            lines = _lines(file, manifest.clips_bytes)
+            # Some lines at a time, to avoid millions of Python strings
+            while some := list(itertools.islice(lines, LINES_AT_ONCE)):
+                b"".join(some).decode()  # refuses what is not UTF-8
+                pairs = [_clip_and_digest(line) for line in some]
+                ids.append(np.array([clip_id for clip_id, _ in pairs]))
+                digests.append(np.array([digest for _, digest in pairs]))
         if sum(map(len, ids)) != manifest.count:
             raise ValueError("another number of lines")
     except ValueError as error:
@@ -309,6 +310,16 @@ def _read_clips(path: Path, manifest: Manifest) -> tuple[np.ndarray, np.ndarray]
             f"({error}), so it is corrupt; rebuild the store"
         ) from None
     return np.concatenate(ids), np.concatenate(digests)
+
+
+def _lines(file: BinaryIO, num_bytes: int) -> Iterator[bytes]:
+    """Yields the lines of the first bytes of a file, in pieces if they are too long.
+
+    A sparse file is one line of any length, which would fill the memory.
+    """
+    while line := file.readline(min(num_bytes, MAX_LINE_BYTES)):
+        num_bytes -= len(line)
+        yield line
 
 
 def _clip_and_digest(line: bytes) -> tuple[bytes, bytes]:
