@@ -176,6 +176,13 @@ def prepare(hparams: dict[str, Any], clips: EventClips) -> Run:
             hparams["clip"]["clip_seconds"],
             reader.short_clips,
         )
+    stores = hparams["teaching"]["teacher_logits"] is not None
+    if reader.random_crop and (stores or isinstance(teacher, StoredFrameTeacher)):
+        raise ValueError(
+            "stored logits are of the beginning of each clip, and random_crop trains on"
+            " other parts, too; pass --random_crop False, or a teacher by its name "
+            "without --teacher_logits"
+        )
     drawn = draws(clips, split, hparams)  # refuses before anything is written
     number = drawn.clips_per_epoch
     parts = build_parts(hparams, clips, number, student, teacher, frame_seconds)

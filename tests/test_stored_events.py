@@ -217,6 +217,15 @@ def test_a_store_that_does_not_fit_is_refused(data, store, tmp_path, other, sent
     assert "Traceback" not in text and not (tmp_path / "out" / "save").exists()
 
 
+def test_random_parts_of_clips_are_refused(data, store, tmp_path):
+    recipe, yaml, *others = event_command(data, tmp_path / "out", teacher=store)
+    text = Path(yaml).read_text()
+    own, line = tmp_path / "own.yaml", "  short_clips: zero_pad\n"
+    own.write_text(text.replace(line, f"{line}  random_crop: True\n"))
+    text = run_to_end([recipe, own, *others], expect=1)
+    assert "stored logits are of the beginning of each clip" in text, text[-800:]
+
+
 def test_logits_of_no_teacher_and_a_teacher_of_clips_are_refused(
     data, tmp_path, teachers
 ):
