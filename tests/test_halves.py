@@ -136,7 +136,8 @@ class _Reader:
     def __init__(self, unreadable=()):
         self.unreadable = unreadable
 
-    def read(self, row):
+    def read(self, row, rng=None):
+        del rng  # of clips that are cut from longer sounds
         number = int(row["video_id"])
         if number in self.unreadable:
             raise UnreadableClip("it is not there")
