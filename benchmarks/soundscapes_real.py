@@ -57,7 +57,7 @@ from efficientat_plugin import (
     read_events,
 )
 from efficientat_plugin.data.decoding import decode_blocks
-from efficientat_plugin.data.frame_events import FRAME_SECONDS, median_filter
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS, median_filter
 from efficientat_plugin.evaluation.events import PSDS1, PSDS2
 from efficientat_plugin.support.files import atomic_file
 

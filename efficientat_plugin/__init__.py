@@ -18,7 +18,8 @@ A folder is a stage or a slot. This is the path of the signal through the packag
 ``features``        `LogMel`, and `SpecMask` for training
 ``data``            folders, tables and hub data sets become batches; ``data.prepare``
                     writes them as shards, ``data.sample`` is the embedded sample,
-                    ``data.soundscapes`` mixes events at known times
+                    ``data.events`` reads labels with times, ``data.soundscapes``
+                    mixes sounds at known times
 ``students``        `MN`, `DyMN`, `PaSST`: one contract, tested over all of them;
                     `FrameMN`, `FramePaSST` score every frame; ``sequence`` has
                     models over frames
@@ -57,7 +58,7 @@ _HOME = {
     "AudioTagger": "tagging.torch_tagger",
     "ClipEncoder": "data.prepare.encoding",
     "Clips": "data.clips",
-    "BoxOptions": "data.score_boxes",
+    "BoxOptions": "data.events.score_boxes",
     "DistillationBrain": "training.brain",
     "DistillationLoss": "training.losses",
     "DyMN": "students.dymn",
@@ -106,9 +107,9 @@ _HOME = {
     "WaveformMix": "data.mixing",
     "audioset_labels": "data.labels",
     "audioset_strong_labels": "data.labels",
-    "box_scores": "data.score_boxes",
+    "box_scores": "data.events.score_boxes",
     "event_scores": "evaluation.event_scores",
-    "frame_targets": "data.event_targets",
+    "frame_targets": "data.events.event_targets",
     "inference_form": "students.inference_form",
     "label_encoder": "interfaces.classifiers",
     "list_students": "pretrained.published",
@@ -122,7 +123,7 @@ _HOME = {
     "make_soundscapes": "data.soundscapes",
     "prepare_for_short_run": "training.short_runs",
     "psds": "evaluation.events",
-    "read_events": "data.event_tables",
+    "read_events": "data.events.event_tables",
     "read_table": "data.tables",
     "sample_teacher": "data.sample.sample_set",
     "segment_auroc": "evaluation.segment_scores",

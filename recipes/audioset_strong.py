@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from efficientat_plugin.data.clips import Clips
-from efficientat_plugin.data.event_reader import (
+from efficientat_plugin.data.events.event_reader import (
     EventClipReader,
     EventClips,
     open_event_clips,

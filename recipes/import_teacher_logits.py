@@ -15,7 +15,7 @@ table of strong labels completes ids that the published code has cut.
 import argparse
 import sys
 
-from efficientat_plugin.data.event_tables import read_events
+from efficientat_plugin.data.events.event_tables import read_events
 from efficientat_plugin.data.labels import audioset_labels, audioset_strong_labels
 from efficientat_plugin.support.launch import start
 from efficientat_plugin.teachers.store.import_frames import import_frame_logits, is_hdf5

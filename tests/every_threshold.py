@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from small_detections import Case, Event
 
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 
 
 def thresholds_of(case: Case, label: int) -> list[float]:

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_targets import merge_events
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.event_targets import merge_events
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 
 TimedLabel = tuple[float, float, str]
 

@@ -13,8 +13,8 @@ import torch
 from event_runs import event_command, write_events, write_half
 from recipe_runs import RecipeProcess, launch, run_to_end, start_both
 
-from efficientat_plugin.data.event_tables import read_events
-from efficientat_plugin.data.frame_events import median_filter
+from efficientat_plugin.data.events.event_tables import read_events
+from efficientat_plugin.data.events.frame_events import median_filter
 from efficientat_plugin.data.tables import read_table
 from efficientat_plugin.evaluation.events import PSDS1, psds
 from efficientat_plugin.students.mn import MN

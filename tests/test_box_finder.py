@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.frame_events import events_above, frame_times
+from efficientat_plugin.data.events.frame_events import events_above, frame_times
+from efficientat_plugin.data.events.score_boxes import BoxOptions, box_scores
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.score_boxes import BoxOptions, box_scores
 from efficientat_plugin.tagging.box_finder import BoxFinder
 from efficientat_plugin.tagging.event_finder import EventOptions
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_targets import frame_targets
-from efficientat_plugin.data.frame_events import median_filter
+from efficientat_plugin.data.events.event_targets import frame_targets
+from efficientat_plugin.data.events.frame_events import median_filter
 from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.evaluation.events import PSDS1, psds
 

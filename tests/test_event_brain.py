@@ -16,7 +16,10 @@ from efficientat_plugin.contracts import (
     TeacherTarget,
 )
 from efficientat_plugin.data.clips import Clips
-from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
+from efficientat_plugin.data.events.event_reader import (
+    EventClipReader,
+    open_event_clips,
+)
 from efficientat_plugin.data.sampling import Draws
 from efficientat_plugin.data.soundscapes import make_soundscapes
 from efficientat_plugin.evaluation.detection_stats import DetectionStats

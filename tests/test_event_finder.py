@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.frame_events import (
+from efficientat_plugin.data.events.frame_events import (
     events_above,
     frame_times,
     median_filter,

@@ -14,7 +14,7 @@ from efficientat_plugin.cli.event_formats import (
     files_of_sounds,
     write_events,
 )
-from efficientat_plugin.data.event_targets import class_table, merge_events
+from efficientat_plugin.data.events.event_targets import class_table, merge_events
 from efficientat_plugin.data.labels import LabelTable
 
 READABLE = [name for name in EVENT_FORMATS if name != "srt"]

@@ -11,7 +11,7 @@ import pandas as pd
 import sed_eval
 from sed_scores_eval import collar_based, intersection_based, segment_based
 
-from efficientat_plugin.data.frame_events import (
+from efficientat_plugin.data.events.frame_events import (
     events_above,
     frame_times,
 )

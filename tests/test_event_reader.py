@@ -7,7 +7,10 @@ import torch
 
 from efficientat_plugin.contracts import Clip
 from efficientat_plugin.data.clips import Clips, collate
-from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
+from efficientat_plugin.data.events.event_reader import (
+    EventClipReader,
+    open_event_clips,
+)
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.mixing import WaveformAugment, WaveformMix
 from efficientat_plugin.data.sampling import Draw

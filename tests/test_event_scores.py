@@ -9,7 +9,7 @@ from golden_vectors import GOLDEN
 from sklearn.metrics import roc_curve
 from small_detections import Case, random_case
 
-from efficientat_plugin.data.frame_events import (
+from efficientat_plugin.data.events.frame_events import (
     events_above,
     frame_times,
     median_filter,

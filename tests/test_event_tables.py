@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from efficientat_plugin import Event, read_events
-from efficientat_plugin.data.event_forms import FORMS
+from efficientat_plugin.data.events.event_forms import FORMS
 from efficientat_plugin.data.labels import LabelTable
 
 EVENTS = {

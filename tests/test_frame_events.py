@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from small_detections import merged, random_case
 
-from efficientat_plugin.data.frame_events import (
+from efficientat_plugin.data.events.frame_events import (
     events_above,
     frame_times,
     median_filter,

@@ -11,7 +11,7 @@ from golden_vectors import GOLDEN
 from small_detections import Case, merged, random_case, random_criteria
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.frame_events import frame_times
+from efficientat_plugin.data.events.frame_events import frame_times
 from efficientat_plugin.evaluation import count_curves, detections
 from efficientat_plugin.evaluation.events import PSDS1, PSDS2, psds
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from efficientat_plugin.data.score_boxes import (
+from efficientat_plugin.data.events.score_boxes import (
     FLOOR,
     USUAL,
     BoxOptions,

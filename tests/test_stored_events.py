@@ -11,7 +11,7 @@ from event_runs import event_command, write_events
 from recipe_runs import REPOSITORY, RecipeProcess, arguments_of, run_to_end
 from trained_models import write_model
 
-from efficientat_plugin.data.event_reader import open_event_clips
+from efficientat_plugin.data.events.event_reader import open_event_clips
 from efficientat_plugin.pretrained.card import TrainedModel
 from efficientat_plugin.students.frame_mn import FrameMN
 from efficientat_plugin.teachers.store.logits_store import LogitsStore

@@ -7,7 +7,10 @@ import torch
 from speechbrain import Stage
 
 from efficientat_plugin.data.clips import Clips, collate
-from efficientat_plugin.data.event_reader import EventClipReader, open_event_clips
+from efficientat_plugin.data.events.event_reader import (
+    EventClipReader,
+    open_event_clips,
+)
 from efficientat_plugin.data.frame_mixing import FrameShift
 from efficientat_plugin.data.mixing import Mixup, WaveformAugment, WaveformMix
 from efficientat_plugin.data.rows import summarize_rows

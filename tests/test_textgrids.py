@@ -3,7 +3,7 @@
 import pytest
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_tables import read_events
+from efficientat_plugin.data.events.event_tables import read_events
 
 # As in Praat's manual, "TextGrid file formats", with texts of our own
 LONG = """File type = "ooTextFile"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_targets import frame_targets
+from efficientat_plugin.data.events.event_targets import frame_targets
 from efficientat_plugin.evaluation.detection_stats import DetectionStats
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.segment_scores import segment_scores

@@ -8,7 +8,7 @@ from typing import Protocol, TextIO
 
 from efficientat_plugin.contracts import Event
 from efficientat_plugin.data.clip_ids import ids_of_files
-from efficientat_plugin.data.event_rows import (
+from efficientat_plugin.data.events.event_rows import (
     DECIMALS,
     CsvEventWriter,
     DcaseWriter,

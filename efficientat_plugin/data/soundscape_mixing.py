@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_targets import in_time
+from efficientat_plugin.data.events.event_targets import in_time
 from efficientat_plugin.support.limits import SAMPLE_RATES
 
 Waveform = NDArray[np.float64]

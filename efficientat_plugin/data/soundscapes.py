@@ -21,7 +21,7 @@ import soundfile
 from tqdm import tqdm
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_rows import DcaseWriter, decimal
+from efficientat_plugin.data.events.event_rows import DcaseWriter, decimal
 from efficientat_plugin.data.labelled import runs_of, without_labels
 from efficientat_plugin.data.parquet import to_pcm
 from efficientat_plugin.data.soundscape_mixing import (

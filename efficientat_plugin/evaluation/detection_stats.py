@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.frame_events import FRAME_SECONDS, median_filter
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS, median_filter
 from efficientat_plugin.evaluation.detection_scores import DetectionScores, FloatArray
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.events import PSDS1, psds

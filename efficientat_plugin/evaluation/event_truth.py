@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_targets import merge_events
-from efficientat_plugin.data.frame_events import TimedLabel, frame_times
+from efficientat_plugin.data.events.event_targets import merge_events
+from efficientat_plugin.data.events.frame_events import TimedLabel, frame_times
 from efficientat_plugin.support.plain_text import shown, some_of
 
 logger = logging.getLogger(__name__)

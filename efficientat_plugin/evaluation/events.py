@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 from efficientat_plugin.evaluation.count_curves import CountCurves, Curve
 from efficientat_plugin.evaluation.detections import (
     Detections,

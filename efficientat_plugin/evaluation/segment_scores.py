@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 from efficientat_plugin.evaluation.count_curves import Curve
 from efficientat_plugin.evaluation.event_truth import (
     ClipScores,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 from efficientat_plugin.evaluation.event_scores import event_scores
 from efficientat_plugin.evaluation.event_truth import (
     Durations,

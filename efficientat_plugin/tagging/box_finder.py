@@ -5,8 +5,8 @@ import math
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
+from efficientat_plugin.data.events.score_boxes import Boxes, BoxSearch
 from efficientat_plugin.data.labels import LabelTable
-from efficientat_plugin.data.score_boxes import Boxes, BoxSearch
 from efficientat_plugin.tagging.event_finder import (
     EventOptions,
     class_thresholds,

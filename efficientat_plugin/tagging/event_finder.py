@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.frame_events import median_filter
+from efficientat_plugin.data.events.frame_events import median_filter
+from efficientat_plugin.data.events.score_boxes import USUAL, BoxOptions
 from efficientat_plugin.data.labels import LabelTable, places_of
-from efficientat_plugin.data.score_boxes import USUAL, BoxOptions
 from efficientat_plugin.support.plain_text import shown
 
 # One threshold for all classes, or one for each class that is named

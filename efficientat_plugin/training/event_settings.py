@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from efficientat_plugin.data.event_reader import EventClips
+from efficientat_plugin.data.events.event_reader import EventClips
 from efficientat_plugin.data.labelled import runs_of
 from efficientat_plugin.data.summary import fitting_seconds
 from efficientat_plugin.pretrained.backbone import is_detector

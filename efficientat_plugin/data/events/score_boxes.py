@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 
 Integers = NDArray[np.int64]
 ROUNDING = 1e-5  # of averages of probabilities

@@ -12,9 +12,9 @@ import torch
 
 from efficientat_plugin.contracts import Clip, Event
 from efficientat_plugin.data.decoding import ClipReader
-from efficientat_plugin.data.event_sorting import EventTable
-from efficientat_plugin.data.event_tables import read_events
-from efficientat_plugin.data.event_targets import frame_targets
+from efficientat_plugin.data.events.event_sorting import EventTable
+from efficientat_plugin.data.events.event_tables import read_events
+from efficientat_plugin.data.events.event_targets import frame_targets
 from efficientat_plugin.data.labelled import without_labels
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.data.summary import seconds_of_clips

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from efficientat_plugin.data.event_columns import (
+from efficientat_plugin.data.events.event_columns import (
     Annotations,
     found_nothing,
     number_in,

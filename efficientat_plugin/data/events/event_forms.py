@@ -14,8 +14,8 @@ from efficientat_plugin.data.columns import (
     plain_name,
 )
 from efficientat_plugin.data.dataset_facts import Facts
-from efficientat_plugin.data.event_clips import videos_of
-from efficientat_plugin.data.event_columns import (
+from efficientat_plugin.data.events.event_clips import videos_of
+from efficientat_plugin.data.events.event_columns import (
     CLIP_NAMES,
     EVENT_NAMES,
     SPECIES_NAMES,
@@ -32,9 +32,9 @@ from efficientat_plugin.data.event_columns import (
     times_in,
     with_names,
 )
+from efficientat_plugin.data.events.textgrids import is_textgrid, read_textgrid
 from efficientat_plugin.data.table_sources import read_table_file
 from efficientat_plugin.data.text_tables import refuse_too_large, text_of
-from efficientat_plugin.data.textgrids import is_textgrid, read_textgrid
 from efficientat_plugin.support.files import open_file
 from efficientat_plugin.support.plain_text import shown
 

@@ -4,16 +4,24 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from efficientat_plugin.data.event_clips import ids_of_clips
-from efficientat_plugin.data.event_columns import UNITS, Annotations, found_nothing
-from efficientat_plugin.data.event_forms import (
+from efficientat_plugin.data.events.event_clips import ids_of_clips
+from efficientat_plugin.data.events.event_columns import (
+    UNITS,
+    Annotations,
+    found_nothing,
+)
+from efficientat_plugin.data.events.event_forms import (
     FORMS,
     Reading,
     read_annotations,
     sound_of,
 )
-from efficientat_plugin.data.event_sorting import NO_LABELS, EventSorter, EventTable
-from efficientat_plugin.data.event_targets import class_table
+from efficientat_plugin.data.events.event_sorting import (
+    NO_LABELS,
+    EventSorter,
+    EventTable,
+)
+from efficientat_plugin.data.events.event_targets import class_table
 from efficientat_plugin.data.folders import is_hidden
 from efficientat_plugin.data.labels import LabelTable, most_frequent
 from efficientat_plugin.support.files import refuse_special

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.frame_events import FRAME_SECONDS
+from efficientat_plugin.data.events.frame_events import FRAME_SECONDS
 from efficientat_plugin.data.labels import LabelTable
 from efficientat_plugin.support.plain_text import shown
 

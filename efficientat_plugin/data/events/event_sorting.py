@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from efficientat_plugin.contracts import Event
-from efficientat_plugin.data.event_columns import Annotations
-from efficientat_plugin.data.event_targets import in_time, merge_events
+from efficientat_plugin.data.events.event_columns import Annotations
+from efficientat_plugin.data.events.event_targets import in_time, merge_events
 from efficientat_plugin.data.labels import LabelTable, most_frequent
 from efficientat_plugin.support.plain_text import some_of
 

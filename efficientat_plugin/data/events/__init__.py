@@ -1,0 +1,1 @@
+"""Labels with times: read from tables of many makers, and found in scores."""
