@@ -152,7 +152,7 @@ class Tones:
 
     ROWS = [("low", 0.4, 1.2), ("high", 1.0, 1.4), ("low", 3.2, 4.0), ("high", 0.0, 4)]
 
-    def read(self, row):
+    def read(self, row, rng=None):
         waveform, labels = tone(*self.ROWS[row["number"]])
         name = str(row["number"])
         return Clip(name, waveform, labels, torch.tensor(1.0))

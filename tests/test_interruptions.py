@@ -19,6 +19,14 @@ from efficientat_plugin.support.interruptions import interruptible, uninterrupte
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_not_ignored():
+    """As it is by what starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(io.BytesIO):
     """A file that a signal arrives in, with the nth call of its methods."""
 
