@@ -20,6 +20,7 @@ from efficientat_plugin.students.blocks import (
     InvertedResidual,
 )
 from efficientat_plugin.students.cpu.fused import FusedConv2d, PackedLinear, is_fused
+from efficientat_plugin.students.dymn import DyMN
 from efficientat_plugin.students.dynamic import (
     ContextGenerator,
     DynamicConv,
@@ -117,7 +118,10 @@ def inference_form(student: Student) -> InferenceForm:
     torch.Size([9, 3])
     """
     keep_blocks_of_a_few_clips()
-    return InferenceForm(fuse_(folded_student(student)))
+    folded = folded_student(student)
+    if isinstance(folded, DyMN):  # its few plain convolutions gain nothing
+        return InferenceForm(folded)
+    return InferenceForm(fuse_(folded))
 
 
 class FusedResidual(nn.Module):
