@@ -98,6 +98,14 @@ def test_a_roll_moves_the_labels_of_frames(opened, reader):
             assert not torch.equal(rolled[number].strong, before)
 
 
+def test_a_folder_of_sounds_alone_needs_no_labels(sounds, opened):
+    (sounds / "events.csv").rename(sounds.parent / "elsewhere.csv")
+    clips = open_event_clips(sounds, sounds.parent / "elsewhere.csv")
+    assert clips.digest() == opened.digest() and len(clips.rows) == len(SECONDS)
+    with pytest.raises(FileNotFoundError, match="class folders"):
+        open_event_clips(sounds, None)
+
+
 def test_labels_of_folders_are_weak_labels(tmp_path):
     for name in ("dog", "cat"):
         (tmp_path / name).mkdir()

@@ -1,12 +1,13 @@
 """Detectors of own events: fine-tuned by one command, and what they say is true."""
 
 import json
+import time
 
 import numpy as np
 import pytest
 import torch
 from event_runs import SIDES, write_events
-from recipe_runs import REPOSITORY, arguments_of, run_to_end
+from recipe_runs import REPOSITORY, RecipeProcess, arguments_of, run_to_end
 
 from efficientat_plugin import EventDetector, read_events, read_table
 from efficientat_plugin.students.mn import MN
@@ -64,6 +65,21 @@ def test_what_is_auto_is_decided_and_printed(done):
     assert "clips with weak labels only" in text and "0 clips with weak" not in text
     settings = json.loads((done[0] / "run.json").read_text())
     assert (settings["lr"], settings["clip_seconds"]) == (0.003, 3.0)
+
+
+def test_the_number_of_epochs_is_decided_and_printed(place):
+    """By a run that is ended as soon as it trains."""
+    command = _command(place, place / "auto", number_of_epochs="default")
+    process = RecipeProcess(command, place)
+    trains = "Going into epoch 1"
+    text = ""
+    while process.poll() is None and trains not in text:
+        time.sleep(0.05)
+        text = process.output.read_text() if process.output.exists() else ""
+    assert process.poll() is None and "number_of_epochs: 80" in text, text
+    process.kill()
+    settings = json.loads((place / "auto" / "run.json").read_text())
+    assert settings["number_of_epochs"] == 80  # the most, of few clips
 
 
 def _pairs(found, known):

@@ -96,7 +96,8 @@ def open_event_clips(
         Further arguments of `read_events`, such as ``{"unit": "ms"}``.
     **table
         Arguments of `read_table`. Where a table of events is in the folder of the
-        sounds, the form is "sounds" unless another is given.
+        sounds, or that folder has neither a table nor class folders, the form is
+        "sounds" unless another is given.
 
     Returns
     -------
@@ -121,9 +122,7 @@ def open_event_clips(
     1 clips of 1 classes: 1 events in 1 clips, 0 clips with weak labels only, 0 ...
     """
     paths = [events] if isinstance(events, str | Path) else [*(events or [])]
-    if "form" not in table and any(_lies_in(each, dataset) for each in paths):
-        table["form"] = "sounds"  # else, events would be read as the table of clips
-    rows = read_table(dataset, **table)
+    rows = _read_rows(dataset, paths, table)
     seconds = seconds_of_clips(rows)
     names = [str(each) for each in rows["video_id"][:]]
     known = EventTable({}, {}, [])
@@ -151,6 +150,22 @@ def open_event_clips(
         labels = LabelTable(ordered, ordered)
     labels = labels.with_names()
     return _joined(rows, labels, known, of_rows, seconds)
+
+
+def _read_rows(
+    dataset: str | Path, events: Sequence[str | Path], table: dict[str, Any]
+) -> datasets.Dataset:
+    """Reads the sounds; those of a folder need no labels where there are events."""
+    if "form" in table or not events:
+        return read_table(dataset, **table)
+    if any(_lies_in(each, dataset) for each in events):  # or they were taken for labels
+        return read_table(dataset, form="sounds", **table)
+    try:
+        return read_table(dataset, **table)
+    except FileNotFoundError:
+        if not Path(dataset).is_dir():
+            raise
+        return read_table(dataset, form="sounds", **table)
 
 
 def _lies_in(path: str | Path, folder: str | Path) -> bool:
