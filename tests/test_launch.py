@@ -18,6 +18,7 @@ from efficientat_plugin.support.launch import (
     settings_of,
     start,
 )
+from efficientat_plugin.support.options import read_yaml, unset_placeholders
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DISTIL = REPOSITORY / "hparams" / "distil.yaml"
@@ -106,6 +107,19 @@ def test_a_yaml_for_another_recipe_is_refused_in_a_sentence(recipe, yaml, tmp_pa
     assert re.search(
         "which this recipe needs|number_of_epochs=auto", str(refusal.value)
     )
+
+
+# Quickstarts make their own sound, and are run as they are.
+YAMLS = [p for p in (REPOSITORY / "hparams").glob("*.yaml") if "quick" not in p.stem]
+
+
+@pytest.mark.parametrize("path", sorted(YAMLS), ids=lambda path: path.stem)
+def test_every_yaml_is_built_with_its_defaults(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    document, given = read_yaml(path), {}
+    while unset := unset_placeholders(given, document):
+        given[unset[0]] = "given"
+    assert load_hparams(path, given)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 REFUSALS = (ImportError, OSError, ValueError)  # errors whose message is enough
-EXIT_SECONDS = 10  # after an interruption
+EXIT_SECONDS = 10  # for the exit functions of an interrupted run
 NO_SHARED_MEMORY = (
     "loader workers pass clips on in shared memory (/dev/shm), which is too small "
     "here; pass --num_workers 0, or a smaller --batch_size, or start the container "
@@ -133,7 +133,8 @@ def _abandon(error: BaseException, status: int) -> None:
     A signal may have come between the moment when a library took a lock and the one
     when it remembers to release it. Then a destructor that needs the lock, as that of a
     loader does, never ends, so the frames of the run live until the process has begun
-    to exit, when such destructors do nothing. Nor does an exit function that needs it.
+    to exit, when such destructors do nothing. An exit function that needs it would not
+    end either, so all of them together have `EXIT_SECONDS`.
     """
     if hasattr(signal, "SIGCHLD"):  # torch's handler raises as workers end
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -146,7 +147,7 @@ def _abandon(error: BaseException, status: int) -> None:
 
 
 def _end_soon(status: int) -> None:
-    """Leaves exit functions some seconds."""
+    """Ends the process with ``status`` if its exit functions take too long."""
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGALRM, lambda *_: os._exit(status))
         signal.alarm(EXIT_SECONDS)
